@@ -1,0 +1,60 @@
+/*
+ * objects.c: the object search of PKCS #11 on tokens that hold no objects.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#include "sessions.h"
+
+static CK_RV find_init(CK_SESSION_HANDLE handle, const CK_ATTRIBUTE *attributes, CK_ULONG count)
+{
+    if (attributes == NULL && count > 0)
+        return CKR_ARGUMENTS_BAD;
+    struct session *session = session_find(handle);
+    if (session == NULL)
+        return CKR_SESSION_HANDLE_INVALID;
+    if (session->searching)
+        return CKR_OPERATION_ACTIVE;
+    session->searching = true;
+    return CKR_OK;
+}
+
+CK_RV C_FindObjectsInit(CK_SESSION_HANDLE hSession, CK_ATTRIBUTE_PTR pTemplate, CK_ULONG ulCount)
+{
+    RETURN_LOCKED_CALL(C_FindObjectsInit, find_init(hSession, pTemplate, ulCount));
+}
+
+static CK_RV find(CK_SESSION_HANDLE handle, const CK_OBJECT_HANDLE *objects, CK_ULONG_PTR count)
+{
+    if (objects == NULL || count == NULL)
+        return CKR_ARGUMENTS_BAD;
+    const struct session *session = session_find(handle);
+    if (session == NULL)
+        return CKR_SESSION_HANDLE_INVALID;
+    if (!session->searching)
+        return CKR_OPERATION_NOT_INITIALIZED;
+    *count = 0;
+    return CKR_OK;
+}
+
+CK_RV C_FindObjects(CK_SESSION_HANDLE hSession, CK_OBJECT_HANDLE_PTR phObject,
+                    CK_ULONG ulMaxObjectCount, CK_ULONG_PTR pulObjectCount)
+{
+    (void)ulMaxObjectCount;
+    RETURN_LOCKED_CALL(C_FindObjects, find(hSession, phObject, pulObjectCount));
+}
+
+static CK_RV find_final(CK_SESSION_HANDLE handle)
+{
+    struct session *session = session_find(handle);
+    if (session == NULL)
+        return CKR_SESSION_HANDLE_INVALID;
+    if (!session->searching)
+        return CKR_OPERATION_NOT_INITIALIZED;
+    session->searching = false;
+    return CKR_OK;
+}
+
+CK_RV C_FindObjectsFinal(CK_SESSION_HANDLE hSession)
+{
+    RETURN_LOCKED_CALL(C_FindObjectsFinal, find_final(hSession));
+}

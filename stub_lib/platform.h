@@ -1,0 +1,66 @@
+/*
+ * platform.h: everything the stand-in asks of the operating system. Another system needs another
+ * platform_*.c and nothing else.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#ifndef STUB_PLATFORM_H
+#define STUB_PLATFORM_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- mutexes of this process ---- */
+
+typedef pthread_mutex_t platform_mutex;
+#define PLATFORM_MUTEX_INITIALIZER PTHREAD_MUTEX_INITIALIZER
+
+void platform_mutex_lock(platform_mutex *mutex);
+void platform_mutex_unlock(platform_mutex *mutex);
+/* Free again, whoever held it: after a fork the holder may be a thread that no longer exists. */
+void platform_mutex_reset(platform_mutex *mutex);
+
+/* ---- a file mapped into memory and shared with other processes ---- */
+
+struct platform_file {
+    int fd;
+    void *memory;
+    size_t size;
+    struct platform_file *next; /* all open ones, for the child of a fork to close */
+    struct platform_file *previous;
+};
+
+/* 0 or an errno value; EBADMSG for something that is not a regular file or is empty. */
+int platform_open(const char *path, struct platform_file *file);
+void platform_close(struct platform_file *file);
+/* Makes the file whole or not at all, readable by its owner only; EEXIST when there is one. */
+int platform_create(const char *path, size_t size, void (*fill)(void *memory, const void *context),
+                    const void *context);
+
+/* Exclusive locks on single bytes of the file. They belong to the platform_file, so neither another
+   platform_file of this process nor its closing disturbs them, and the system drops them when the
+   process dies. `wait` false: EAGAIN when somebody else holds it. */
+int platform_byte_lock(struct platform_file *file, uint64_t offset, bool wait);
+void platform_byte_unlock(struct platform_file *file, uint64_t offset);
+/* Held by another platform_file? When the system cannot tell, yes: take nothing from the living. */
+bool platform_byte_locked(struct platform_file *file, uint64_t offset);
+
+/* ---- waiting ---- */
+
+/* Sleeps while *word == expected, at most so long; may return early for no reason. */
+void platform_wait(_Atomic uint32_t *word, uint32_t expected, uint32_t milliseconds);
+void platform_wake_one(_Atomic uint32_t *word);
+void platform_sleep(uint64_t microseconds);
+uint64_t platform_monotonic(void); /* microseconds */
+
+/* ---- the process ---- */
+
+int64_t platform_pid(void);
+bool platform_random(void *buffer, size_t size);
+/* Called in the child of every fork, when all platform_files are closed there. */
+void platform_on_fork(void (*child)(void));
+
+#endif

@@ -1,0 +1,34 @@
+/*
+ * random.c: the random number functions of PKCS #11, out of the system's generator.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#include "sessions.h"
+
+static CK_RV seed_random(CK_SESSION_HANDLE handle, const CK_BYTE *seed)
+{
+    if (seed == NULL)
+        return CKR_ARGUMENTS_BAD;
+    return session_find(handle) != NULL ? CKR_RANDOM_SEED_NOT_SUPPORTED
+                                        : CKR_SESSION_HANDLE_INVALID;
+}
+
+CK_RV C_SeedRandom(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pSeed, CK_ULONG ulSeedLen)
+{
+    (void)ulSeedLen;
+    RETURN_LOCKED_CALL(C_SeedRandom, seed_random(hSession, pSeed));
+}
+
+static CK_RV generate_random(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG length)
+{
+    if (data == NULL)
+        return CKR_ARGUMENTS_BAD;
+    if (session_find(handle) == NULL)
+        return CKR_SESSION_HANDLE_INVALID;
+    return platform_random(data, length) ? CKR_OK : CKR_DEVICE_ERROR;
+}
+
+CK_RV C_GenerateRandom(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pRandomData, CK_ULONG ulRandomLen)
+{
+    RETURN_LOCKED_CALL(C_GenerateRandom, generate_random(hSession, pRandomData, ulRandomLen));
+}

@@ -1,0 +1,34 @@
+/*
+ * registry.h: the cluster's table of applications: who is in it, who is alive, who lost its
+ * connection. An application is named by the word that its locks hold.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#ifndef STUB_REGISTRY_H
+#define STUB_REGISTRY_H
+
+#include "state.h"
+
+static inline uint32_t registry_index(uint64_t owner)
+{
+    return (uint32_t)owner - 1U;
+}
+
+static inline uint32_t registry_generation(uint64_t owner)
+{
+    return (uint32_t)(owner >> 32);
+}
+
+/* Makes this opening of the file an application: sets file->self. False: the table is full. */
+bool registry_enter(struct state_file *file);
+void registry_leave(struct state_file *file);
+
+/* Does its process live, with its connection? Asks the system, unless the word itself says no. */
+bool registry_alive(struct state_file *file, uint64_t owner);
+int64_t registry_pid(struct state_file *file, uint64_t owner);
+
+/* The word of the application in this entry of the table; 0: nobody alive. */
+uint64_t registry_at(struct state_file *file, uint32_t index);
+void registry_disconnect(struct state_file *file, uint64_t owner);
+
+#endif

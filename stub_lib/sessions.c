@@ -1,0 +1,151 @@
+/*
+ * sessions.c: the session management functions of PKCS #11, but for login, and the sessions.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#include "sessions.h"
+
+#include <string.h>
+
+static platform_mutex sessions_mutex = PLATFORM_MUTEX_INITIALIZER;
+static struct session sessions[SESSIONS_MAX];
+static struct token_use tokens[STATE_MAX_KEYRINGS];
+static CK_ULONG opened; /* makes a closed session's handle differ from its successor's */
+
+void sessions_forget(void)
+{
+    platform_mutex_reset(&sessions_mutex);
+    memset(sessions, 0, sizeof sessions);
+    memset(tokens, 0, sizeof tokens);
+}
+
+void sessions_lock(void)
+{
+    platform_mutex_lock(&sessions_mutex);
+}
+
+void sessions_unlock(void)
+{
+    platform_mutex_unlock(&sessions_mutex);
+}
+
+struct session *session_find(CK_SESSION_HANDLE handle)
+{
+    struct session *session = &sessions[handle % SESSIONS_MAX];
+    return handle != CK_INVALID_HANDLE && session->handle == handle ? session : NULL;
+}
+
+struct token_use *session_token(CK_SLOT_ID slot_id)
+{
+    return &tokens[slot_id - application_file()->first_slot];
+}
+
+CK_STATE session_state(const struct session *session)
+{
+    switch (session_token(session->slot_id)->login) {
+    case LOGIN_SO:
+        return CKS_RW_SO_FUNCTIONS;
+    case LOGIN_USER:
+        return session->read_write ? CKS_RW_USER_FUNCTIONS : CKS_RO_USER_FUNCTIONS;
+    default:
+        return session->read_write ? CKS_RW_PUBLIC_SESSION : CKS_RO_PUBLIC_SESSION;
+    }
+}
+
+static CK_RV open_session(CK_SLOT_ID slot_id, CK_FLAGS flags, CK_SESSION_HANDLE_PTR handle)
+{
+    if (handle == NULL)
+        return CKR_ARGUMENTS_BAD;
+    if (state_keyring(application_file(), slot_id) == NULL)
+        return CKR_SLOT_ID_INVALID;
+    if ((flags & CKF_SERIAL_SESSION) == 0)
+        return CKR_SESSION_PARALLEL_NOT_SUPPORTED;
+    bool read_write = (flags & CKF_RW_SESSION) != 0;
+    struct token_use *token = session_token(slot_id);
+    if (!read_write && token->login == LOGIN_SO)
+        return CKR_SESSION_READ_WRITE_SO_EXISTS;
+    uint32_t place = 0;
+    while (place < SESSIONS_MAX && sessions[place].handle != CK_INVALID_HANDLE)
+        place++;
+    if (place == SESSIONS_MAX)
+        return CKR_SESSION_COUNT;
+    CK_SESSION_HANDLE next = ++opened * SESSIONS_MAX + place;
+    if (next == CK_INVALID_HANDLE)
+        next = ++opened * SESSIONS_MAX + place;
+    sessions[place] = (struct session){.handle = next, .slot_id = slot_id,
+                                       .read_write = read_write};
+    token->sessions++;
+    if (read_write)
+        token->rw_sessions++;
+    *handle = next;
+    return CKR_OK;
+}
+
+CK_RV C_OpenSession(CK_SLOT_ID slotID, CK_FLAGS flags, CK_VOID_PTR pApplication, CK_NOTIFY Notify,
+                    CK_SESSION_HANDLE_PTR phSession)
+{
+    (void)pApplication; /* there is nothing to notify of */
+    (void)Notify;
+    RETURN_LOCKED_CALL(C_OpenSession, open_session(slotID, flags, phSession));
+}
+
+/* The last session of a token takes the login with it. */
+static void close_session(struct session *session)
+{
+    struct token_use *token = session_token(session->slot_id);
+    token->sessions--;
+    if (session->read_write)
+        token->rw_sessions--;
+    if (token->sessions == 0)
+        token->login = LOGIN_NONE;
+    session->handle = CK_INVALID_HANDLE;
+}
+
+static CK_RV close_one(CK_SESSION_HANDLE handle)
+{
+    struct session *session = session_find(handle);
+    if (session == NULL)
+        return CKR_SESSION_HANDLE_INVALID;
+    close_session(session);
+    return CKR_OK;
+}
+
+CK_RV C_CloseSession(CK_SESSION_HANDLE hSession)
+{
+    RETURN_LOCKED_CALL(C_CloseSession, close_one(hSession));
+}
+
+static CK_RV close_all(CK_SLOT_ID slot_id)
+{
+    if (state_keyring(application_file(), slot_id) == NULL)
+        return CKR_SLOT_ID_INVALID;
+    for (uint32_t i = 0; i < SESSIONS_MAX; i++) {
+        if (sessions[i].handle != CK_INVALID_HANDLE && sessions[i].slot_id == slot_id)
+            close_session(&sessions[i]);
+    }
+    return CKR_OK;
+}
+
+CK_RV C_CloseAllSessions(CK_SLOT_ID slotID)
+{
+    RETURN_LOCKED_CALL(C_CloseAllSessions, close_all(slotID));
+}
+
+static CK_RV get_session_info(CK_SESSION_HANDLE handle, CK_SESSION_INFO_PTR info)
+{
+    if (info == NULL)
+        return CKR_ARGUMENTS_BAD;
+    const struct session *session = session_find(handle);
+    if (session == NULL)
+        return CKR_SESSION_HANDLE_INVALID;
+    memset(info, 0, sizeof *info);
+    info->slotID = session->slot_id;
+    info->state = session_state(session);
+    info->flags = CKF_SERIAL_SESSION | (session->read_write ? CKF_RW_SESSION : 0);
+    return CKR_OK;
+}
+
+CK_RV C_GetSessionInfo(CK_SESSION_HANDLE hSession, CK_SESSION_INFO_PTR pInfo)
+{
+    RETURN_LOCKED_CALL(C_GetSessionInfo, get_session_info(hSession, pInfo));
+}

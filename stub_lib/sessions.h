@@ -1,0 +1,53 @@
+/*
+ * sessions.h: the sessions of this process and who is logged in to its tokens.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#ifndef STUB_SESSIONS_H
+#define STUB_SESSIONS_H
+
+#include "call.h"
+
+#define SESSIONS_MAX 1024U
+
+enum login { LOGIN_NONE, LOGIN_SO, LOGIN_USER };
+
+struct session {
+    CK_SESSION_HANDLE handle; /* CK_INVALID_HANDLE: the place is free */
+    CK_SLOT_ID slot_id;
+    bool read_write;
+    bool searching; /* between C_FindObjectsInit and C_FindObjectsFinal */
+};
+
+/* Login is per application and token, not per session. */
+struct token_use {
+    uint16_t sessions;
+    uint16_t rw_sessions;
+    enum login login;
+};
+
+/* As if the process had never had any. Only while no call is in flight. */
+void sessions_forget(void);
+
+/* The rest only inside RETURN_LOCKED_CALL. */
+
+void sessions_lock(void);
+void sessions_unlock(void);
+struct session *session_find(CK_SESSION_HANDLE handle); /* NULL: no such session */
+struct token_use *session_token(CK_SLOT_ID slot_id);    /* of a slot that exists */
+CK_STATE session_state(const struct session *session);
+
+/* RETURN_CALL for functions that look at sessions. A latency is slept out before the lock. */
+#define RETURN_LOCKED_CALL(function, answer)            \
+    do {                                                \
+        CK_RV call_rv;                                  \
+        if (call_enter(FUNCTION_##function, &call_rv)) { \
+            sessions_lock();                            \
+            call_rv = (answer);                         \
+            sessions_unlock();                          \
+            application_leave();                        \
+        }                                               \
+        return call_rv;                                 \
+    } while (0)
+
+#endif

@@ -1,0 +1,170 @@
+/*
+ * state.h: the state file, which is the cluster: its layout, and consistent access to its records.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#ifndef STUB_STATE_H
+#define STUB_STATE_H
+
+#include <stdalign.h>
+
+#include "functions.h"
+#include "platform.h"
+
+#define STATE_VERSION 1U
+#define STATE_MAX_KEYRINGS 3500U
+#define STATE_APPLICATIONS 1024U
+#define STATE_CLUSTER_ID_SIZE 64U
+#define STATE_LABEL_SIZE 32U
+#define STATE_SERIAL_SIZE 16U
+
+/* Locked bytes lie far beyond the end of the file, where no content can ever be. */
+#define STATE_WRITER_BYTE (UINT64_C(1) << 62)
+#define STATE_LIFE_BYTE(index) (STATE_WRITER_BYTE + 4096U + (index))
+
+_Static_assert(ATOMIC_INT_LOCK_FREE == 2 && ATOMIC_LLONG_LOCK_FREE == 2,
+               "atomics that take a lock do not work between processes");
+
+/* ---- records: what has to change as a whole ---- */
+
+#define STATE_PIN_MIN 4U
+#define STATE_PIN_MAX 64U
+#define STATE_PIN_TRIES 10U
+
+struct token_pin {
+    uint8_t value[STATE_PIN_MAX];
+    uint32_t length; /* 0: not set */
+    uint32_t failures;
+};
+
+struct token_record {
+    uint8_t label[STATE_LABEL_SIZE]; /* the first field: state_read_label() copies no further */
+    uint64_t initialised;
+    struct token_pin so_pin;
+    struct token_pin user_pin;
+};
+
+struct fault_rule {
+    uint64_t rv;
+    int64_t times; /* -1: always; 0: never */
+};
+
+/* Two copies of a record and a version whose low bit selects the current one. A writer fills the
+   other copy and then steps the version, so that being killed anywhere leaves old or new. */
+#define STATE_WORDS(type) (sizeof(type) / sizeof(uint64_t))
+#define STATE_RECORD(name, type)                              \
+    struct name {                                             \
+        _Atomic uint64_t version;                             \
+        _Atomic uint64_t copies[2][STATE_WORDS(struct type)]; \
+    };                                                        \
+    _Static_assert(sizeof(struct type) % sizeof(uint64_t) == 0, "records consist of words")
+
+STATE_RECORD(state_token, token_record);
+STATE_RECORD(state_rule, fault_rule);
+
+/* ---- the file ---- */
+
+enum switch_contention { CONTENTION_WAIT, CONTENTION_ERROR };
+enum switch_relock { RELOCK_GRANTED, RELOCK_WAIT, RELOCK_ERROR };
+enum switch_unlock_owner { UNLOCK_OWNER_UNCHECKED, UNLOCK_OWNER_CHECKED };
+
+/* Written when the file is made and never again. */
+struct state_header {
+    uint8_t magic[8];
+    uint32_t version;
+    uint32_t header_size;
+    uint32_t function_count;
+    uint32_t fault_size;
+    uint32_t application_count;
+    uint32_t application_size;
+    uint32_t keyring_count;
+    uint32_t keyring_size;
+    uint64_t first_slot; /* slot ID of the first keyring; the others follow */
+    uint64_t file_size;
+    char cluster_id[STATE_CLUSTER_ID_SIZE + 8]; /* NUL-terminated */
+};
+
+struct state_switches {
+    _Atomic uint32_t contention;
+    _Atomic uint32_t relock;
+    _Atomic uint32_t unlock_owner;
+};
+
+struct state_fault {
+    _Atomic uint32_t armed; /* 0: nothing below applies; all that an untroubled call looks at */
+    struct state_rule rule;
+    _Atomic uint64_t used; /* version of the rule << 32 | calls that it has struck */
+    _Atomic uint64_t latency;
+};
+
+struct state_application {
+    _Atomic uint32_t generation;   /* steps with every owner of the entry */
+    _Atomic uint32_t disconnected; /* the generation that lost its connection */
+    _Atomic int64_t pid;
+};
+
+struct state_keyring {
+    /* The cluster's half: the lock. */
+    alignas(64) _Atomic uint64_t owner; /* 0 or generation << 32 | application index + 1 */
+    _Atomic uint32_t sequence;          /* what waiters sleep on */
+    _Atomic uint32_t waiting;           /* somebody may be asleep */
+    uint8_t original_label[STATE_LABEL_SIZE];
+    /* The token's half. */
+    alignas(64) uint8_t serial[STATE_SERIAL_SIZE];
+    struct state_token token;
+};
+
+struct state {
+    alignas(64) struct state_header header;
+    alignas(64) struct state_switches switches;
+    alignas(64) struct state_fault faults[FUNCTION_COUNT];
+    alignas(64) struct state_application applications[STATE_APPLICATIONS];
+    struct state_keyring keyrings[];
+};
+
+/* ---- access ---- */
+
+/* One opened state file. Sizes are taken from the header once, when they have been checked. */
+struct state_file {
+    struct platform_file platform;
+    struct state *state;
+    uint32_t keyring_count;
+    uint64_t first_slot;
+    uint64_t self; /* the lock word of the application behind this opening; 0: none */
+    platform_mutex writer;
+};
+
+/* What a new cluster looks like. */
+struct state_plan {
+    const char *cluster_id;
+    const char *label;
+    uint32_t keyrings;
+    uint64_t first_slot;
+    uint64_t serial_base;
+};
+
+/* 0 or an errno value: EEXIST, EINVAL, ... */
+int state_create(const char *path, const struct state_plan *plan);
+/* 0 or an errno value, with the reason in words. EBADMSG: not a state file of this version. */
+int state_open(const char *path, struct state_file *file, const char **reason);
+void state_close(struct state_file *file);
+
+/* NULL when the slot is none of the cluster's. */
+static inline struct state_keyring *state_keyring(struct state_file *file, uint64_t slot_id)
+{
+    uint64_t index = slot_id - file->first_slot;
+    return index < file->keyring_count ? &file->state->keyrings[index] : NULL;
+}
+
+/* One writer on the whole machine between these two. False: no lock to be had. */
+bool state_write_begin(struct state_file *file);
+void state_write_end(struct state_file *file);
+
+void state_read_token(struct state_token *token, struct token_record *record);
+void state_write_token(struct state_token *token, const struct token_record *record);
+void state_read_label(struct state_token *token, uint8_t label[STATE_LABEL_SIZE]);
+/* The version it returns tells one rule from the next. */
+uint64_t state_read_rule(struct state_rule *rule, struct fault_rule *record);
+void state_write_rule(struct state_rule *rule, const struct fault_rule *record);
+
+#endif
