@@ -1,0 +1,122 @@
+"""Which client library to load: the argument, the environment, Chrystoki.conf, the default path."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from .errors import LibraryLoadError
+
+ENVIRONMENT_VARIABLE = "LUNA_EXT_LIBRARY"
+CONFIGURATION_VARIABLE = "ChrystokiConfigurationPath"
+SYSTEM_CONFIGURATION = Path("/etc/Chrystoki.conf")
+DEFAULT_LIBRARY = Path("/usr/safenet/lunaclient/lib/libCryptoki2_64.so")
+
+_SECTION = re.compile(r"(?P<name>[\w.]+)\s*=\s*\{(?P<body>[^}]*)\}")
+_ENTRY = re.compile(r"(?P<key>\w+)\s*=\s*(?P<value>[^;\n]*)")
+
+
+def find_library(path: str | os.PathLike[str] | None = None) -> str:
+    """Find the client library to load.
+
+    Looks at, in this order: `path`; the environment variable LUNA_EXT_LIBRARY; the entry
+    Chrystoki2/LibUNIX64 (Windows: LibNT) of the client's configuration file, which is in the
+    directory that the environment variable ChrystokiConfigurationPath names, else
+    /etc/Chrystoki.conf; /usr/safenet/lunaclient/lib/libCryptoki2_64.so. The first two are
+    somebody's explicit wish: if the file is not there, nothing else is tried.
+
+    Returns
+    -------
+    str
+        An absolute path of a file that exists.
+
+    Raises
+    ------
+    LibraryLoadError
+        There is none; the message lists every place.
+    """
+    if path is not None:
+        return _existing(path, "the path")
+    if wish := os.environ.get(ENVIRONMENT_VARIABLE):
+        return _existing(wish, f"{ENVIRONMENT_VARIABLE}, the path")
+    looked: list[str] = [f"the environment variable {ENVIRONMENT_VARIABLE}: not set"]
+    for place, candidate in (_configured(os.environ), (str(DEFAULT_LIBRARY), DEFAULT_LIBRARY)):
+        if candidate is None:
+            looked.append(place)
+        elif not candidate.is_absolute():
+            looked.append(f"{place}: names {candidate}, which is not an absolute path")
+        elif not candidate.is_file():
+            looked.append(f"{place}: no such file")
+        else:
+            return str(candidate)
+    raise LibraryLoadError(
+        "no Luna client library found. Install the Luna client, or name its libCryptoki2 as "
+        f"Library(path) or in the environment variable {ENVIRONMENT_VARIABLE}. Looked at:"
+        + "".join(f"\n  - {place}" for place in looked)
+    )
+
+
+def _existing(path: str | os.PathLike[str], what: str) -> str:
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError(f"the library's path is a str or os.PathLike[str], not {type(text).__name__}")
+    if "\0" in text:
+        raise LibraryLoadError(f"{what} {text!r} contains NUL; give the file's path")
+    separators = (os.sep, os.altsep) if os.altsep else (os.sep,)
+    if not any(separator in text for separator in separators):
+        raise LibraryLoadError(
+            f"{what} {text!r} has no slash: the system would search for it in places of its own "
+            f"choice. Give the file's path, such as {os.path.join(os.curdir, text or 'FILE')!r} or "
+            "an absolute one"
+        )
+    absolute = os.path.abspath(text)
+    if not os.path.exists(absolute):
+        raise LibraryLoadError(f"{what} {text!r} does not exist")
+    if not os.path.isfile(absolute):
+        raise LibraryLoadError(f"{what} {text!r} is not a file")
+    return absolute
+
+
+def _configured(environment: Mapping[str, str]) -> tuple[str, Path | None]:
+    """The library that the client's configuration names, after where that is said."""
+    windows = sys.platform == "win32"
+    directory = environment.get(CONFIGURATION_VARIABLE)
+    if directory:
+        file = Path(directory, "crystoki.ini" if windows else "Chrystoki.conf")
+    elif windows:
+        return f"the environment variable {CONFIGURATION_VARIABLE}: not set", None
+    else:
+        file = SYSTEM_CONFIGURATION
+    key = "LibNT" if windows else "LibUNIX64"
+    try:
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        return f"{file}: {error.strerror or error}", None
+    try:
+        value = _windows_entry(text, key) if windows else _unix_entry(text, key)
+    except configparser.Error as error:
+        return f"{file}: {error.message.splitlines()[0]}", None
+    if not value:
+        return f"{file}: has no entry {key} in its section Chrystoki2", None
+    return f"{file}: {key} = {value}", Path(value)
+
+
+def _unix_entry(text: str, key: str) -> str | None:
+    """Read `Chrystoki2 = { LibUNIX64 = /path; }`."""
+    for section in _SECTION.finditer(text):
+        if section["name"] == "Chrystoki2":
+            for entry in _ENTRY.finditer(section["body"]):
+                if entry["key"] == key:
+                    return entry["value"].strip().strip('"')
+    return None
+
+
+def _windows_entry(text: str, key: str) -> str | None:
+    """Read `[Chrystoki2]` and below it `LibNT=path`."""
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    parser.read_string(text)
+    return parser.get("Chrystoki2", key, fallback=None)

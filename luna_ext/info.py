@@ -1,0 +1,116 @@
+"""What the client and the device say about themselves, as plain immutable records."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import NamedTuple
+
+__all__ = [
+    "FunctionStats",
+    "LibraryInfo",
+    "SlotFlag",
+    "SlotInfo",
+    "TokenFlag",
+    "TokenInfo",
+    "Version",
+]
+
+
+class Version(NamedTuple):
+    """A CK_VERSION."""
+
+    major: int
+    minor: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor:02d}"
+
+
+class SlotFlag(enum.IntFlag):
+    """CK_SLOT_INFO.flags (PKCS #11 v2.40, section 3.2)."""
+
+    TOKEN_PRESENT = 0x1
+    REMOVABLE_DEVICE = 0x2
+    HW_SLOT = 0x4
+
+
+class TokenFlag(enum.IntFlag):
+    """CK_TOKEN_INFO.flags (PKCS #11 v2.40, section 3.2)."""
+
+    RNG = 0x1
+    WRITE_PROTECTED = 0x2
+    LOGIN_REQUIRED = 0x4
+    USER_PIN_INITIALIZED = 0x8
+    RESTORE_KEY_NOT_NEEDED = 0x20
+    CLOCK_ON_TOKEN = 0x40
+    PROTECTED_AUTHENTICATION_PATH = 0x100
+    DUAL_CRYPTO_OPERATIONS = 0x200
+    TOKEN_INITIALIZED = 0x400
+    SECONDARY_AUTHENTICATION = 0x800
+    USER_PIN_COUNT_LOW = 0x10000
+    USER_PIN_FINAL_TRY = 0x20000
+    USER_PIN_LOCKED = 0x40000
+    USER_PIN_TO_BE_CHANGED = 0x80000
+    SO_PIN_COUNT_LOW = 0x100000
+    SO_PIN_FINAL_TRY = 0x200000
+    SO_PIN_LOCKED = 0x400000
+    SO_PIN_TO_BE_CHANGED = 0x800000
+    ERROR_STATE = 0x1000000
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryInfo:
+    """CK_INFO, from C_GetInfo."""
+
+    cryptoki_version: Version
+    manufacturer: str
+    description: str
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class SlotInfo:
+    """CK_SLOT_INFO, from C_GetSlotInfo."""
+
+    description: str
+    manufacturer: str
+    flags: SlotFlag
+    hardware_version: Version
+    firmware_version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInfo:
+    """CK_TOKEN_INFO, from C_GetTokenInfo.
+
+    Memory sizes are bytes, PIN lengths are bytes, session limits of 0 mean "no limit"; None is
+    what the device does not tell.
+    """
+
+    label: str
+    manufacturer: str
+    model: str
+    serial_number: str
+    flags: TokenFlag
+    max_session_count: int | None
+    session_count: int | None
+    max_rw_session_count: int | None
+    rw_session_count: int | None
+    max_pin_length: int
+    min_pin_length: int
+    total_public_memory: int | None
+    free_public_memory: int | None
+    total_private_memory: int | None
+    free_private_memory: int | None
+    hardware_version: Version
+    firmware_version: Version
+    utc_time: str
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionStats:
+    """How often this process called one C function, and which errors it answered, by name."""
+
+    calls: int
+    errors: dict[str, int]
