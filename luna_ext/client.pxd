@@ -1,0 +1,86 @@
+from luna_ext.cryptoki cimport (
+    CK_FUNCTION_LIST,
+    CK_RV,
+    CKR_OK,
+    CA_GetSlotId_t,
+    CA_GetUnassignedSlot_t,
+    CA_LockClusteredSlot_t,
+    CA_UnlockClusteredSlot_t,
+)
+
+# C functions, as a Client counts them: indices into client.FUNCTION_NAMES.
+cdef enum:
+    C_INITIALIZE
+    C_FINALIZE
+    C_GET_INFO
+    C_GET_SLOT_LIST
+    C_GET_SLOT_INFO
+    C_GET_TOKEN_INFO
+    C_INIT_TOKEN
+    C_INIT_PIN
+    C_OPEN_SESSION
+    C_CLOSE_SESSION
+    C_LOGIN
+    C_LOGOUT
+    CA_GET_SLOT_ID
+    CA_GET_UNASSIGNED_SLOT
+    CA_LOCK_CLUSTERED_SLOT
+    CA_UNLOCK_CLUSTERED_SLOT
+    FUNCTION_COUNT
+
+# READY is the only state in which a call may begin.
+cdef enum State:
+    CLOSED
+    READY
+    CLOSING
+    FORKED
+
+
+cdef class Client:
+    cdef readonly str path                        # absolute, as it was first loaded
+    cdef readonly bint is_stub                    # it is the stand-in, not an HSM's client
+    cdef void *handle                             # from dlopen; never closed
+    cdef CK_FUNCTION_LIST *functions              # the C_ functions; published once, never changed
+    cdef CA_GetSlotId_t get_slot_id               # NULL: not exported; so the three below
+    cdef CA_GetUnassignedSlot_t get_unassigned_slot
+    cdef CA_LockClusteredSlot_t lock_clustered_slot
+    cdef CA_UnlockClusteredSlot_t unlock_clustered_slot
+    cdef State state
+    cdef bint initialised_here                    # our C_Initialize took effect, in this process
+    cdef Py_ssize_t users                         # open Library objects
+    cdef Py_ssize_t in_flight                     # device calls that have not come back
+    cdef unsigned long last_lease                 # the number of the newest user
+    cdef object transition                        # held while one thread initialises or finalises
+    cdef object drained                           # a lock that the last call back releases, or None
+    cdef readonly dict mutexes                    # slot ID -> its SlotMutex, one per process
+    cdef readonly object workers                  # threads for calls that somebody may give up on
+    cdef unsigned long long calls[<int> FUNCTION_COUNT]  # made by this process, by function
+    cdef dict errors                              # (function, CK_RV) -> how often
+
+    cdef int make_ready(self) except -1
+    cdef int count_error(self, int function, CK_RV rv) except -1
+    cdef int need(self, int function) except -1
+    cdef bint has(self, int function) noexcept
+
+
+cdef Client load_client(str path)
+cdef object error_of(CK_RV rv, int function, object slot_id)
+
+
+# Every device call stands between these two. The GIL is held at both and released between them,
+# so the plain counter is exact.
+cdef inline int begin_call(Client client) except -1:
+    if client.state != READY:
+        client.make_ready()
+    client.in_flight += 1
+    return 0
+
+
+cdef inline CK_RV end_call(Client client, int function, CK_RV rv) except? 0xFFFFFFFF:
+    client.in_flight -= 1
+    client.calls[function] += 1
+    if client.drained is not None and client.in_flight == 0:
+        client.drained.release()
+    if rv != CKR_OK:
+        client.count_error(function, rv)
+    return rv

@@ -1,0 +1,401 @@
+"""The loaded client library: its functions, C_Initialize, the calls in flight, fork, close."""
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+
+cimport cython
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from luna_ext.cryptoki cimport (
+    CK_C_GetFunctionList_t,
+    CK_C_INITIALIZE_ARGS,
+    CK_FUNCTION_LIST,
+    CK_RV,
+    CK_SLOT_ID,
+    CKF_OS_LOCKING_OK,
+    CKR_CRYPTOKI_ALREADY_INITIALIZED,
+    CKR_OK,
+    CA_GetSlotId_t,
+    CA_GetUnassignedSlot_t,
+    CA_LockClusteredSlot_t,
+    CA_UnlockClusteredSlot_t,
+)
+from luna_ext.loader cimport luna_open, luna_open_error, luna_path_t, luna_symbol
+
+from .errors import LibraryClosedError, LibraryLoadError, UnsupportedFunctionError, error_for, rv_name
+from .info import FunctionStats
+from .workers import Workers
+
+cdef extern from "pythread.h":
+    ctypedef void *PyThread_type_lock
+    PyThread_type_lock PyThread_allocate_lock() noexcept nogil
+    void PyThread_free_lock(PyThread_type_lock lock) noexcept nogil
+    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long us, int intr) noexcept nogil
+    void PyThread_release_lock(PyThread_type_lock lock) noexcept nogil
+    unsigned long PyThread_start_new_thread(void (*run)(void *) noexcept nogil, void *job)
+    const unsigned long PYTHREAD_INVALID_THREAD_ID
+
+cdef extern from "Python.h":
+    """
+    #ifdef _WIN32
+    #define luna_path_of(path) PyUnicode_AsWideCharString((path), NULL)
+    #define luna_path_free(path) PyMem_Free((void *)(path))
+    #else
+    #define luna_path_of(path) PyBytes_AsString(path)
+    #define luna_path_free(path) ((void)(path))
+    #endif
+    """
+    luna_path_t luna_path_of(object path) except NULL
+    void luna_path_free(luna_path_t path) noexcept
+
+FUNCTION_NAMES = (
+    "C_Initialize",
+    "C_Finalize",
+    "C_GetInfo",
+    "C_GetSlotList",
+    "C_GetSlotInfo",
+    "C_GetTokenInfo",
+    "C_InitToken",
+    "C_InitPIN",
+    "C_OpenSession",
+    "C_CloseSession",
+    "C_Login",
+    "C_Logout",
+    "CA_GetSlotId",
+    "CA_GetUnassignedSlot",
+    "CA_LockClusteredSlot",
+    "CA_UnlockClusteredSlot",
+)
+EXIT_SECONDS = 2.0
+
+_log = logging.getLogger("luna_ext")
+
+# The loaded libraries by their handle. dlopen gives one handle per library, by whatever path,
+# so that two Library objects on one library share its Client and through it every lock.
+_clients = {}
+
+
+cdef object error_of(CK_RV rv, int function, object slot_id):
+    return error_for(rv, FUNCTION_NAMES[function], slot_id)
+
+
+cdef Client load_client(str path):
+    """The Client of the library at an absolute path; loads the library the first time."""
+    cdef Client client
+    cdef void *handle
+    cdef char[512] reason
+    encoded = path if sys.platform == "win32" else os.fsencode(path)
+    cdef luna_path_t c_path = luna_path_of(encoded)
+    try:
+        with nogil:
+            handle = luna_open(c_path)
+            if handle == NULL:
+                luna_open_error(reason, sizeof(reason))
+    finally:
+        luna_path_free(c_path)
+    if handle == NULL:
+        raise LibraryLoadError(
+            f"{path!r} cannot be loaded as a library of this platform: "
+            f"{(<bytes> (<const char *> reason)).decode('utf-8', 'replace')}"
+        )
+    key = <size_t> handle
+    client = _clients.get(key)
+    if client is None:
+        client = _clients.setdefault(key, Client.__new__(Client, path, key))
+    if client.is_stub and os.environ.get("LUNA_EXT_FORBID_STUB") == "1":
+        raise LibraryLoadError(
+            f"{path!r} is the stand-in, not an HSM's client library, and LUNA_EXT_FORBID_STUB=1 "
+            "forbids it. Give the path of the real library"
+        )
+    return client
+
+
+@cython.final
+cdef class Client:
+    """One loaded PKCS #11 library and this process's calls into it.
+
+    There is one Client per library and process, shared by every Library object on it. It is
+    never unloaded, for the vendor's threads may run in it; close() only finalises it.
+    """
+
+    def __cinit__(self, str path, size_t handle):
+        cdef CK_C_GetFunctionList_t get_function_list
+        cdef CK_RV rv
+        self.path = path
+        self.handle = <void *> handle
+        get_function_list = <CK_C_GetFunctionList_t> luna_symbol(
+            self.handle, b"C_GetFunctionList"
+        )
+        if get_function_list == NULL:
+            raise LibraryLoadError(
+                f"{path!r} is a library, but no PKCS #11 module: "
+                "it does not export C_GetFunctionList"
+            )
+        with nogil:
+            rv = get_function_list(&self.functions)
+        if rv != CKR_OK or self.functions == NULL:
+            raise LibraryLoadError(
+                f"{path!r} gives no function list: C_GetFunctionList: {rv_name(rv)}",
+                rv=rv,
+                function="C_GetFunctionList",
+            )
+        self.get_slot_id = <CA_GetSlotId_t> luna_symbol(self.handle, b"CA_GetSlotId")
+        self.get_unassigned_slot = <CA_GetUnassignedSlot_t> luna_symbol(
+            self.handle, b"CA_GetUnassignedSlot"
+        )
+        self.lock_clustered_slot = <CA_LockClusteredSlot_t> luna_symbol(
+            self.handle, b"CA_LockClusteredSlot"
+        )
+        self.unlock_clustered_slot = <CA_UnlockClusteredSlot_t> luna_symbol(
+            self.handle, b"CA_UnlockClusteredSlot"
+        )
+        self.is_stub = luna_symbol(self.handle, b"luna_stub_create") != NULL
+        self.state = CLOSED
+        self.transition = threading.Lock()
+        self.mutexes = {}
+        self.workers = Workers()
+        self.errors = {}
+
+    cdef bint has(self, int function) noexcept:
+        if function == CA_GET_SLOT_ID:
+            return self.get_slot_id != NULL
+        if function == CA_GET_UNASSIGNED_SLOT:
+            return self.get_unassigned_slot != NULL
+        if function == CA_LOCK_CLUSTERED_SLOT:
+            return self.lock_clustered_slot != NULL
+        if function == CA_UNLOCK_CLUSTERED_SLOT:
+            return self.unlock_clustered_slot != NULL
+        return True
+
+    cdef int need(self, int function) except -1:
+        """Refuse, before anything was done, what the loaded client cannot do."""
+        if not self.has(function):
+            name = FUNCTION_NAMES[function]
+            raise UnsupportedFunctionError(
+                f"{self.path!r} does not export {name}: "
+                "Luna client 10.6 and newer have it, other PKCS #11 libraries do not",
+                function=name,
+            )
+        return 0
+
+    def cluster_functions(self):
+        """The names of the cluster extensions that the library exports."""
+        return frozenset(
+            FUNCTION_NAMES[function]
+            for function in range(CA_GET_SLOT_ID, FUNCTION_COUNT)
+            if self.has(function)
+        )
+
+    def open(self):
+        """Initialise the library unless it is; give the new user's lease, a number of its own."""
+        with self.transition:
+            if self.state == CLOSING:
+                self._finish_closing()
+            if self.state != READY:
+                self._initialise()
+            self.users += 1
+            self.last_lease += 1
+            return self.last_lease
+
+    def close(self, bint wait=True):
+        """End one user's lease; with the last one, finalise after the last call came back.
+
+        With `wait` false the finalisation is left to somebody who may wait: the next open(), or
+        the interpreter's exit.
+        """
+        self.users -= 1
+        if self.users == 0 and self.state == READY:
+            self.state = CLOSING
+        elif self.users == 0 and self.state == FORKED:
+            self.state = CLOSED
+        if wait:
+            self.finish_closing()
+
+    def finish_closing(self):
+        """Wait until the library is finalised, if its last user has left."""
+        with self.transition:
+            if self.state == CLOSING and self.users == 0:
+                self._finish_closing()
+
+    def is_open(self):
+        """Whether calls are possible, after a fork perhaps by initialising anew."""
+        return self.state == READY or self.state == FORKED
+
+    def stats(self):
+        """What this process has called so far: {C function: FunctionStats}."""
+        errors = {}
+        for (function, rv), count in tuple(self.errors.items()):
+            errors.setdefault(function, {})[rv_name(rv)] = count
+        return {
+            FUNCTION_NAMES[function]: FunctionStats(self.calls[function], errors.get(function, {}))
+            for function in range(FUNCTION_COUNT)
+            if self.calls[function]
+        }
+
+    cdef int make_ready(self) except -1:
+        """begin_call()'s slow path: a fork's first call, or nobody may call any more."""
+        if self.state == FORKED:
+            with self.transition:
+                if self.state == FORKED:
+                    self._initialise()
+        if self.state != READY:
+            raise LibraryClosedError(
+                f"the library {self.path!r} is closed; open a new Library to go on"
+            )
+        return 0
+
+    cdef int count_error(self, int function, CK_RV rv) except -1:
+        key = (function, rv)
+        self.errors[key] = self.errors.get(key, 0) + 1
+        return 0
+
+    def _initialise(self):
+        cdef CK_C_INITIALIZE_ARGS arguments
+        cdef CK_RV rv
+        memset(&arguments, 0, sizeof(arguments))
+        arguments.flags = CKF_OS_LOCKING_OK
+        with nogil:
+            rv = self.functions.C_Initialize(&arguments)
+        self.calls[<int> C_INITIALIZE] += 1
+        if rv != CKR_OK:
+            self.count_error(C_INITIALIZE, rv)
+            # Somebody else in this process did it; then finalising is theirs, too.
+            if rv != CKR_CRYPTOKI_ALREADY_INITIALIZED:
+                raise error_of(rv, C_INITIALIZE, None)
+        self.initialised_here = rv == CKR_OK
+        self.state = READY
+
+    def _finish_closing(self):
+        """Drain and finalise; `transition` is held and the state is CLOSING."""
+        self._drain(-1)
+        cdef CK_RV rv = CKR_OK
+        if self.initialised_here:
+            with nogil:
+                rv = self.functions.C_Finalize(NULL)
+            self.calls[<int> C_FINALIZE] += 1
+        self.state = CLOSED
+        self.initialised_here = False
+        if rv != CKR_OK:
+            self.count_error(C_FINALIZE, rv)
+            _log.warning("C_Finalize of %s: %s", self.path, rv_name(rv))
+
+    def _drain(self, double seconds):
+        """Wait until no call is in flight; -1: for ever. Whether that is so."""
+        deadline = time.monotonic() + seconds
+        while self.in_flight:
+            drained = threading.Lock()
+            drained.acquire()
+            self.drained = drained
+            try:
+                if not self.in_flight:
+                    break
+                if not drained.acquire(timeout=-1 if seconds < 0 else max(0, deadline - time.monotonic())):
+                    return False
+            finally:
+                self.drained = None
+        return True
+
+    def after_fork(self):
+        """In the child: nothing is held, nothing in flight; the first call initialises anew."""
+        if self.state == READY:
+            self.state = FORKED
+        elif self.state == CLOSING:
+            self.state = CLOSED
+        self.initialised_here = False
+        self.in_flight = 0
+        self.transition = threading.Lock()
+        self.drained = None
+        self.workers = Workers()
+        for mutex in self.mutexes.values():
+            mutex.after_fork()
+
+    def shut_down(self, double deadline):
+        """At the interpreter's exit: unlock what is held and finalise, if the device answers."""
+        cdef ExitJob *job
+        if self.state != READY and self.state != CLOSING:
+            return
+        self.state = CLOSING
+        held = [mutex.slot_id for mutex in self.mutexes.values() if mutex.lose("the interpreter exits")]
+        if held and self.unlock_clustered_slot != NULL:
+            job = new_exit_job(len(held))
+            job.unlock = self.unlock_clustered_slot
+            for index, slot_id in enumerate(held):
+                job.slots[index] = slot_id
+            if not run_until(job, deadline):
+                return
+        if self.initialised_here and self._drain(max(0.0, deadline - time.monotonic())):
+            job = new_exit_job(0)
+            job.finalize = self.functions.C_Finalize
+            if run_until(job, deadline):
+                self.initialised_here = False
+                self.state = CLOSED
+
+
+# Device calls of the interpreter's exit. They run on a bare thread, for Python's own threads
+# cannot be started any more by then, and a call that never returns must not keep the process.
+cdef struct ExitJob:
+    CA_UnlockClusteredSlot_t unlock
+    CK_RV (*finalize)(void *pReserved) noexcept nogil
+    size_t count
+    CK_SLOT_ID *slots
+    PyThread_type_lock done
+
+
+cdef ExitJob *new_exit_job(size_t count) except NULL:
+    cdef ExitJob *job = <ExitJob *> calloc(1, sizeof(ExitJob) + count * sizeof(CK_SLOT_ID))
+    if job == NULL:
+        raise MemoryError()
+    job.done = PyThread_allocate_lock()
+    if job.done == NULL:
+        free(job)
+        raise MemoryError()
+    job.count = count
+    job.slots = <CK_SLOT_ID *> (job + 1)
+    return job
+
+
+cdef void run_exit_job(void *argument) noexcept nogil:
+    cdef ExitJob *job = <ExitJob *> argument
+    cdef size_t index
+    for index in range(job.count):
+        job.unlock(job.slots[index])
+    if job.finalize != NULL:
+        job.finalize(NULL)
+    PyThread_release_lock(job.done)
+
+
+cdef bint run_until(ExitJob *job, double deadline):
+    """Run the job; whether it was done by the deadline. If not, its thread keeps the job."""
+    cdef long long microseconds = <long long> (max(0.0, deadline - time.monotonic()) * 1e6)
+    cdef bint done
+    PyThread_acquire_lock_timed(job.done, -1, 0)
+    if PyThread_start_new_thread(run_exit_job, job) == PYTHREAD_INVALID_THREAD_ID:
+        return False
+    with nogil:
+        done = PyThread_acquire_lock_timed(job.done, microseconds, 0) == 1
+    if done:
+        PyThread_release_lock(job.done)
+        PyThread_free_lock(job.done)
+        free(job)
+    return done
+
+
+def _after_fork_in_child():
+    for client in _clients.values():
+        client.after_fork()
+
+
+def _at_exit():
+    deadline = time.monotonic() + EXIT_SECONDS
+    for client in tuple(_clients.values()):
+        client.shut_down(deadline)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)
