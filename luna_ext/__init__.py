@@ -1,0 +1,71 @@
+"""Lock, claim and assign the keyring tokens of a Thales Luna HSM cluster."""
+
+from .errors import (
+    AmbiguousLabelError,
+    ArgumentsBadError,
+    AssignmentConflictError,
+    BufferTooSmallError,
+    CryptokiError,
+    DeviceError,
+    FunctionFailedError,
+    LibraryClosedError,
+    LibraryLoadError,
+    LockError,
+    LockLostError,
+    LockNotOwnedError,
+    LockReentryError,
+    LockReleaseError,
+    LockTimeoutError,
+    LunaError,
+    NotInitializedError,
+    NoUnassignedTokenError,
+    PinError,
+    SlotIdInvalidError,
+    TokenChangedError,
+    TokenNotFoundError,
+    UnsupportedFunctionError,
+)
+from .info import FunctionStats, LibraryInfo, SlotFlag, SlotInfo, TokenFlag, TokenInfo, Version
+from .library import Library
+from .slot import ClusterSlot, SlotLock
+from .token import Claim, Token
+
+__all__ = [
+    "AmbiguousLabelError",
+    "ArgumentsBadError",
+    "AssignmentConflictError",
+    "BufferTooSmallError",
+    "Claim",
+    "ClusterSlot",
+    "CryptokiError",
+    "DeviceError",
+    "FunctionFailedError",
+    "FunctionStats",
+    "Library",
+    "LibraryClosedError",
+    "LibraryInfo",
+    "LibraryLoadError",
+    "LockError",
+    "LockLostError",
+    "LockNotOwnedError",
+    "LockReentryError",
+    "LockReleaseError",
+    "LockTimeoutError",
+    "LunaError",
+    "NoUnassignedTokenError",
+    "NotInitializedError",
+    "PinError",
+    "SlotFlag",
+    "SlotIdInvalidError",
+    "SlotInfo",
+    "SlotLock",
+    "Token",
+    "TokenChangedError",
+    "TokenFlag",
+    "TokenInfo",
+    "TokenNotFoundError",
+    "UnsupportedFunctionError",
+    "Version",
+]
+
+__version__ = "0.1.0"

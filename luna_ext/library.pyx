@@ -1,0 +1,310 @@
+"""Library: the front door. Loads a client library and makes its slots and tokens."""
+
+import operator
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+cimport cython
+from luna_ext cimport calls
+from luna_ext.client cimport Client, load_client
+from luna_ext.cryptoki cimport (
+    CK_SLOT_ID,
+    CKR_SLOT_ID_INVALID,
+    CKR_TOKEN_NOT_PRESENT,
+    CKR_TOKEN_NOT_RECOGNIZED,
+)
+from luna_ext.slot cimport ClusterSlot, new_slot
+from luna_ext.token cimport new_claim, new_token
+
+from .discovery import find_library
+from .errors import AmbiguousLabelError, CryptokiError, LibraryClosedError, TokenNotFoundError
+from .labels import encode_label
+
+LARGEST_SLOT_ID = <CK_SLOT_ID> -1
+_VANISHED = (CKR_SLOT_ID_INVALID, CKR_TOKEN_NOT_PRESENT, CKR_TOKEN_NOT_RECOGNIZED)
+
+
+@cython.final
+cdef class Library:
+    """A loaded and initialised Luna client library.
+
+    Parameters
+    ----------
+    path : str or os.PathLike, optional
+        The client library (libCryptoki2). Without it: what the environment variable
+        LUNA_EXT_LIBRARY names, else the client's configuration file, else its default path.
+    contention : {"block", "poll"}
+        What to do when the device answers CKR_DEVICE_ERROR to a lock call. "block" is for devices
+        on which the call waits for the present holder: the error is raised. "poll" is for devices
+        that answer this error on contention: the call is tried again, every 10 to 250 ms.
+
+    Raises
+    ------
+    LibraryLoadError
+        No client library was found, or the file is none.
+    CryptokiError
+        What C_Initialize answers.
+
+    Notes
+    -----
+    Use it in a ``with`` statement, or call `close()`. Several Library objects may use one client
+    library at a time; they share its locks, and the last one that closes finalises it. It loads
+    any PKCS #11 module; the cluster functions are resolved one by one, and one that is missing
+    raises `UnsupportedFunctionError` when it is needed.
+    """
+
+    cdef object __weakref__
+    cdef Client client               # shared with every other Library on this file
+    cdef unsigned long lease         # this Library's number at the client
+    cdef readonly str path           # absolute
+    cdef bint poll                   # contention="poll"
+    cdef bint opened                 # between a successful open and close()
+    cdef dict slots_by_id            # slot ID -> its one ClusterSlot
+
+    def __cinit__(self, path=None, *, contention="block"):
+        if contention not in ("block", "poll"):
+            raise ValueError(f'contention is "block" or "poll", not {contention!r}')
+        self.path = find_library(path)
+        self.client = load_client(self.path)
+        self.poll = contention == "poll"
+        self.slots_by_id = {}
+        self.lease = self.client.open()
+        self.opened = True
+
+    def __enter__(self):
+        self._check_open()
+        return self
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        self.close()
+
+    def close(self):
+        """Close the library; a second call does nothing.
+
+        New calls raise `LibraryClosedError` at once, as do the threads that wait for a lock.
+        Locks that are still held through this Library are released, and their holders learn of it
+        by a `LockLostError`. C_Finalize is called after the last call came back, unless somebody
+        else in this process uses or has initialised the client library.
+        """
+        if self.opened:
+            self._close(True)
+        else:
+            self.client.finish_closing()
+
+    def _close(self, bint wait):
+        self.opened = False
+        try:
+            for slot in tuple(self.slots_by_id.values()):
+                place = slot._close()
+                if place is not None:
+                    warnings.warn(
+                        f"slot {slot.slot_id} was still locked, {place}, when its Library was "
+                        "closed; it is unlocked now",
+                        ResourceWarning,
+                        stacklevel=3,
+                        source=slot,
+                    )
+        finally:
+            self.client.close(wait)
+
+    def __del__(self):
+        if self.opened:
+            try:
+                warnings.warn(
+                    f"unclosed {self!r}; use it in a with statement, or close() it",
+                    ResourceWarning,
+                    source=self,
+                )
+            finally:
+                self._close(False)
+
+    @property
+    def closed(self):
+        """Whether close() was called, or the interpreter is exiting."""
+        return not (self.opened and self.client.is_open())
+
+    @property
+    def info(self):
+        """What the client library says about itself: a LibraryInfo (C_GetInfo)."""
+        self._check_open()
+        return calls.library_info(self.client)
+
+    @property
+    def is_stub(self):
+        """Whether this is the stand-in, not an HSM's client library."""
+        return self.client.is_stub
+
+    @property
+    def cluster_functions(self):
+        """The names of the cluster extensions that the client library exports, a frozenset.
+
+        At most CA_GetSlotId, CA_GetUnassignedSlot, CA_LockClusteredSlot, CA_UnlockClusteredSlot.
+        """
+        return self.client.cluster_functions()
+
+    def slot(self, slot_id):
+        """The slot with this ID: always the same object. Does not ask the device.
+
+        Parameters
+        ----------
+        slot_id : int
+            A CK_SLOT_ID: 0 to 2**64 - 1 (on Windows 2**32 - 1).
+
+        Raises
+        ------
+        TypeError, OverflowError
+            The ID is no integer, or out of range.
+        """
+        self._check_open()
+        slot = self.slots_by_id.get(slot_id) if type(slot_id) is int else None
+        if slot is None:
+            number = operator.index(slot_id)
+            if not 0 <= number <= LARGEST_SLOT_ID:
+                raise OverflowError(
+                    f"{number} is no slot ID: a CK_SLOT_ID is 0 to {LARGEST_SLOT_ID}"
+                )
+            slot = self.slots_by_id.setdefault(
+                number, new_slot(self, self.client, self.lease, self.poll, number)
+            )
+        return slot
+
+    def slots(self, token_present=True):
+        """The slots that the client knows (C_GetSlotList), a list of ClusterSlot.
+
+        Parameters
+        ----------
+        token_present : bool
+            Only the slots that have a token.
+        """
+        self._check_open()
+        return [self.slot(slot_id) for slot_id in calls.slot_ids(self.client, bool(token_present))]
+
+    def find(self, label):
+        """All tokens with this label, a list of Token; empty when there is none (CA_GetSlotId).
+
+        Parameters
+        ----------
+        label : str
+            1 to 32 bytes of UTF-8.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For the label, before the device is asked.
+        UnsupportedFunctionError
+            The client library has no CA_GetSlotId.
+        DeviceError, CryptokiError
+            What the device answers.
+        """
+        raw_label = encode_label(label)
+        self._check_open()
+        return [
+            new_token(self.slot(slot_id), raw_label, None)
+            for slot_id in calls.slots_with_label(self.client, raw_label)
+        ]
+
+    def token(self, label):
+        """The one token with this label (CA_GetSlotId).
+
+        Raises
+        ------
+        TokenNotFoundError, AmbiguousLabelError
+            There is none, or more than one.
+        TypeError, ValueError, UnsupportedFunctionError, DeviceError, CryptokiError
+            As `find()`.
+        """
+        tokens = self.find(label)
+        if not tokens:
+            raise TokenNotFoundError(
+                f"no token has the label {label!r}; Library.tokens() lists all",
+                function="CA_GetSlotId",
+            )
+        if len(tokens) > 1:
+            slot_ids = tuple(token.slot.slot_id for token in tokens)
+            error = AmbiguousLabelError(
+                f"{len(tokens)} tokens have the label {label!r}, in the slots "
+                f"{', '.join(map(str, slot_ids))}; choose one with Library.find() or slot()",
+                function="CA_GetSlotId",
+            )
+            error.slot_ids = slot_ids
+            raise error
+        return tokens[0]
+
+    def tokens(self, workers=16):
+        """All tokens with their information, a list of Token in the order of the slot list.
+
+        Parameters
+        ----------
+        workers : int
+            How many device calls (C_GetTokenInfo) may run at a time.
+
+        Raises
+        ------
+        CryptokiError
+            The first error of any slot; a slot that vanished meanwhile is left out instead.
+        """
+        if operator.index(workers) < 1:
+            raise ValueError(f"workers is at least 1, not {workers}")
+        slots = self.slots()
+        with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="luna_ext-tokens") as pool:
+            try:
+                found = list(pool.map(read_token, slots))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [token for token in found if token is not None]
+
+    def claim(self, cluster_id, *, timeout=0):
+        """Claim an unassigned token, for a ``with`` statement (CA_GetUnassignedSlot).
+
+        The device gives the token with its lock set; the end of the block unlocks it::
+
+            with luna.claim("cluster-1") as token:
+                token.assign("payments-02", so_pin=...)
+
+        Nothing happens before the ``with``.
+
+        Parameters
+        ----------
+        cluster_id : str
+            The cluster's ID.
+        timeout : float
+            Seconds to wait for a token to become free. 0: ask once.
+
+        Raises
+        ------
+        NoUnassignedTokenError
+            From the ``with``: none is left.
+        UnsupportedFunctionError, DeviceError, ArgumentsBadError, CryptokiError
+            From the ``with``: what the client library lacks, or the device answers.
+        TypeError, ValueError
+            For the arguments.
+        """
+        self._check_open()
+        return new_claim(self, self.client, self.lease, cluster_id, timeout)
+
+    def stats(self):
+        """What this process has called of the client library: {C function: FunctionStats}."""
+        return self.client.stats()
+
+    def __repr__(self):
+        return f"<luna_ext.Library {self.path!r}, {'closed' if self.closed else 'open'}>"
+
+    def __reduce__(self):
+        raise TypeError("a Library belongs to its process; open one there with the same path")
+
+    def _check_open(self):
+        if not self.opened:
+            raise LibraryClosedError(f"the Library for {self.path!r} is closed; open a new one")
+
+
+def read_token(ClusterSlot slot):
+    """The slot's Token with its information; None when slot or token vanished."""
+    slot.check_open()
+    try:
+        raw_label, info = calls.labelled_token_info(slot.client, slot.slot_id)
+    except CryptokiError as error:
+        if error.rv in _VANISHED:
+            return None
+        raise
+    return new_token(slot, raw_label, info)

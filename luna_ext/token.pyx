@@ -1,0 +1,298 @@
+"""Token: a keyring token by its label; how one is claimed and assigned."""
+
+import time
+
+cimport cython
+from luna_ext cimport calls
+from luna_ext.client cimport (
+    CA_GET_UNASSIGNED_SLOT,
+    CA_UNLOCK_CLUSTERED_SLOT,
+    Client,
+)
+from luna_ext.mutex cimport SlotMutex
+from luna_ext.pin cimport Pin
+from luna_ext.slot cimport ClusterSlot, end_block, new_lock, seconds_of
+
+from .backoff import delays
+from .errors import (
+    AssignmentConflictError,
+    CryptokiError,
+    FunctionFailedError,
+    LockNotOwnedError,
+    LockReentryError,
+    LunaError,
+    NoUnassignedTokenError,
+    TokenChangedError,
+)
+from .labels import decode_label, encode_label
+
+cdef enum:
+    # How often a claim asks again at once when the device gives it a slot that this process
+    # holds already.
+    TRIES = 16
+
+
+cdef Token new_token(ClusterSlot slot, bytes raw_label, object known_info):
+    cdef Token token = Token.__new__(Token)
+    token.slot = slot
+    token.raw_label = raw_label
+    token.known_info = known_info
+    return token
+
+
+cdef Claim new_claim(object library, Client client, unsigned long lease, object cluster_id,
+                     object timeout):
+    if not isinstance(cluster_id, str):
+        raise TypeError(f"a cluster ID is a str, not {type(cluster_id).__name__}")
+    if not cluster_id or "\0" in cluster_id:
+        raise ValueError(f"{cluster_id!r} is no cluster ID: it is empty or contains NUL")
+    cdef Claim claim = Claim.__new__(Claim)
+    claim.library = library
+    claim.client = client
+    claim.lease = lease
+    claim.cluster_id = cluster_id.encode("utf-8")
+    claim.timeout = seconds_of(timeout)
+    return claim
+
+
+@cython.final
+cdef class Token:
+    """A keyring token of the cluster, by the label that it had when it was found.
+
+    `Library.token()`, `find()`, `tokens()` and `claim()` give it. As a context manager it locks
+    its slot and makes sure that the token there still has this label::
+
+        with luna.token("payments-01") as token:
+            ...
+    """
+
+    def __init__(self):
+        raise TypeError("a Token comes from Library.token(), find(), tokens() or claim()")
+
+    @property
+    def label(self):
+        """The label, without padding; bytes that are not UTF-8 as lone surrogates."""
+        return decode_label(self.raw_label)
+
+    @property
+    def info(self):
+        """The token's TokenInfo, read from the device once; `slot.token_info` reads it anew."""
+        if self.known_info is None:
+            self.known_info = self.slot.token_info
+        return self.known_info
+
+    def lock(self, *, timeout=None):
+        """As `ClusterSlot.lock()`, with the label checked once the lock is held.
+
+        Raises
+        ------
+        LockTimeoutError, TokenChangedError
+            From the ``with`` statement. Nothing is locked then.
+        """
+        return new_lock(self.slot, timeout, self, self._check)
+
+    def ensure_held(self):
+        """As `ClusterSlot.ensure_held()`, and the token must still have this label.
+
+        Raises
+        ------
+        LockNotOwnedError, LockLostError
+            As the slot's.
+        TokenChangedError
+            The lock is held, but the token has got another label.
+        """
+        self.check_label(self.slot.mutex.ensure_held())
+
+    def assign(self, label, *, so_pin, user_pin=None):
+        """Give the claimed token its label: **erases the token** (C_InitToken).
+
+        Only inside the block of the `Library.claim()` that gave this Token. With `user_pin` the
+        user's PIN is set as well (C_OpenSession, C_Login, C_InitPIN).
+
+        Parameters
+        ----------
+        label : str
+            1 to 32 bytes of UTF-8.
+        so_pin, user_pin : str, bytes or bytearray
+            PINs. They are copied, and the copies are wiped; no error or log shows them.
+
+        Returns
+        -------
+        Token
+            The token under its new label; the claim's block still holds its lock.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For the label or a PIN, before the device is asked.
+        LockNotOwnedError
+            The lock is not held, or was released since the claim.
+        AssignmentConflictError
+            The Token did not come out of `claim()`, or does not have the label any more that it
+            came with. Afterwards: the device said that it worked, but the label did not take.
+        LockLostError
+            The device does not answer any more.
+        PinError, CryptokiError
+            What the device answers. A note says what label the token has now.
+        """
+        cdef SlotMutex mutex = self.slot.mutex
+        cdef bytes raw_label = encode_label(label, errors="strict")
+        cdef Pin so = Pin(so_pin, "so_pin")
+        cdef Pin user = None if user_pin is None else Pin(user_pin, "user_pin")
+        cdef bytes now
+        mutex.check_mine("C_InitToken")
+        if self.claimed == 0:
+            raise self._conflict(
+                "this Token did not come out of claim(), so it may be in use; assigning would "
+                "erase it. Use Library.claim()"
+            )
+        if mutex.hold != self.claimed:
+            raise LockNotOwnedError(
+                f"slot {mutex.slot_id}: the lock was released since claim() and taken again; "
+                "somebody may have used the token in between. Claim again",
+                function="C_InitToken",
+                slot_id=mutex.slot_id,
+            )
+        if raw_label == self.raw_label:
+            raise ValueError(
+                f"{self.label!r} is the token's original label; the token would stay unassigned"
+            )
+        now = mutex.ensure_held()
+        if now != self.raw_label:
+            raise self._conflict(
+                f"it is {decode_label(now)!r} by now: somebody assigned it. Claim another one"
+            )
+        try:
+            calls.init_token(self.slot.client, mutex.slot_id, so, raw_label)
+        except CryptokiError as error:
+            self._note_label(error)
+            raise
+        now = calls.token_label(self.slot.client, mutex.slot_id)
+        if now != raw_label:
+            raise self._conflict(
+                f"C_InitToken reported success, but the label is {decode_label(now)!r}, "
+                f"not {label!r}"
+            )
+        if user is not None:
+            try:
+                calls.init_user_pin(self.slot.client, mutex.slot_id, so, user)
+            except LunaError as error:
+                error.add_note(
+                    f"luna_ext: the token in slot {mutex.slot_id} is assigned under its new label "
+                    f"{label!r}, but its user PIN is not set"
+                )
+                raise
+        return new_token(self.slot, raw_label, None)
+
+    def __enter__(self):
+        cdef ClusterSlot slot = self.slot
+        slot.check_open()
+        slot.mutex.acquire(slot.lease, slot.poll)
+        try:
+            self._check()
+        except BaseException as error:
+            end_block(slot.mutex, error)
+            raise
+        return self
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        end_block(self.slot.mutex, exc_value)
+
+    def __repr__(self):
+        return f"<luna_ext.Token {self.label!r} in slot {self.slot.mutex.slot_id}>"
+
+    def __reduce__(self):
+        raise TypeError("a Token belongs to its process; send its label and use Library.token() there")
+
+    def _check(self):
+        self.check_label(calls.token_label(self.slot.client, self.slot.mutex.slot_id))
+
+    cdef int check_label(self, bytes now) except -1:
+        if now != self.raw_label:
+            raise TokenChangedError(
+                f"the token in slot {self.slot.mutex.slot_id} is {decode_label(now)!r} now, "
+                f"not {self.label!r}. Look for the label again",
+                function="C_GetTokenInfo",
+                slot_id=self.slot.mutex.slot_id,
+            )
+        return 0
+
+    def _conflict(self, str why):
+        return AssignmentConflictError(
+            f"token {self.label!r} in slot {self.slot.mutex.slot_id} was not assigned: {why}",
+            function="C_InitToken",
+            slot_id=self.slot.mutex.slot_id,
+        )
+
+    def _note_label(self, error):
+        """A failed call may have taken effect all the same: say what the label is now."""
+        try:
+            now = decode_label(calls.token_label(self.slot.client, self.slot.mutex.slot_id))
+        except LunaError:
+            error.add_note("luna_ext: the token's label could not be read back; look at it")
+        else:
+            error.add_note(f"luna_ext: the token's label is {now!r} now")
+
+
+@cython.final
+cdef class Claim:
+    """What `Library.claim()` gives: its ``with`` block holds an unassigned token."""
+
+    def __init__(self):
+        raise TypeError("a Claim comes from Library.claim()")
+
+    def __enter__(self):
+        if self.token is not None:
+            raise LockReentryError(
+                "this claim's block is running already; call claim() once more for another token",
+                function="CA_GetUnassignedSlot",
+            )
+        # What would end the claim has to be there before it begins.
+        self.client.need(CA_GET_UNASSIGNED_SLOT)
+        self.client.need(CA_UNLOCK_CLUSTERED_SLOT)
+        deadline = time.monotonic() + self.timeout
+        for delay in delays():
+            self.token = self._try()
+            if self.token is not None:
+                return self.token
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            time.sleep(min(delay, left))
+        raise NoUnassignedTokenError(
+            f"cluster {self.cluster_id.decode()!r} has no unassigned token"
+            + (f", and none became free within {self.timeout:g} s" if self.timeout else ""),
+            rv=0x6,
+            function="CA_GetUnassignedSlot",
+        )
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        cdef Token token = self.token
+        self.token = None
+        end_block(token.slot.mutex, exc_value)
+
+    def __reduce__(self):
+        raise TypeError("a Claim belongs to its process")
+
+    def _try(self):
+        """Ask for the next unassigned token; None when there is none that this process may have."""
+        cdef ClusterSlot slot
+        cdef Token token
+        for _ in range(TRIES):
+            try:
+                slot_id, raw_label = calls.next_unassigned(self.client, self.cluster_id)
+            except FunctionFailedError:
+                return None
+            try:
+                slot = self.library.slot(slot_id)
+            except BaseException:
+                calls.unlock_slot(self.client, slot_id)
+                raise
+            # A slot that this process holds already is its holder's, whatever the device says;
+            # unlocking it here would take it away from there.
+            if slot.mutex.adopt(self.lease):
+                slot.mutex.check_signals()
+                token = new_token(slot, raw_label, None)
+                token.claimed = slot.mutex.hold
+                return token
+        return None
