@@ -1,0 +1,89 @@
+"""Builds the extension modules, and the stand-in as a shared library beside them."""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+HERE = Path(__file__).parent
+STUB_LIBRARY = "luna_ext.luna_stub"
+WINDOWS = os.name == "nt"
+
+
+def include_directory() -> str:
+    """Where cryptoki_v2.h is: our own, or the SDK's where LUNA_SDK_INCLUDE says."""
+    sdk = os.environ.get("LUNA_SDK_INCLUDE")
+    if not sdk:
+        return "include"
+    if not Path(sdk, "cryptoki_v2.h").is_file():
+        raise SystemExit(
+            f"LUNA_SDK_INCLUDE={sdk}: there is no cryptoki_v2.h. Name the directory of the Luna SDK "
+            "that has it, or unset LUNA_SDK_INCLUDE to use the header that comes with luna_ext"
+        )
+    return str(Path(sdk).resolve())
+
+
+class BuildExt(build_ext):
+    """Builds the stand-in as a plain shared library; setuptools' own Library would be static."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
+    def get_ext_filename(self, fullname: str) -> str:
+        # No interpreter tag: programs in any language load it by this name.
+        if fullname.endswith("luna_stub"):
+            return str(Path(*fullname.split("."))) + (".dll" if WINDOWS else ".so")
+        return super().get_ext_filename(fullname)
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        # It has no PyInit_ function to export.
+        return [] if ext.name == STUB_LIBRARY else super().get_export_symbols(ext)
+
+
+warnings = [] if WINDOWS else ["-Wall", "-Wextra"]
+traced = os.environ.get("LUNA_EXT_TRACE") == "1"
+headers = [str(header) for header in sorted(HERE.glob("luna_ext/*.h"))]
+modules = [
+    Extension(
+        f"luna_ext.{source.stem}",
+        [str(source.relative_to(HERE))],
+        include_dirs=[include_directory(), "luna_ext"],
+        depends=[*headers, "include/cryptoki_v2.h"],
+        define_macros=[("CYTHON_TRACE_NOGIL", "1")] if traced else [],
+        extra_compile_args=warnings,
+    )
+    for source in sorted(HERE.glob("luna_ext/*.pyx"))
+]
+stub = Extension(
+    STUB_LIBRARY,
+    [str(source.relative_to(HERE)) for source in sorted(HERE.glob("stub_lib/*.c"))],
+    # Always our own header: the stand-in is no client of the SDK.
+    include_dirs=["include", "stub_lib"],
+    depends=[str(header) for header in sorted(HERE.glob("stub_lib/*.h"))],
+    define_macros=[("_GNU_SOURCE", None)],
+    extra_compile_args=[]
+    if WINDOWS
+    else [*warnings, "-std=c11", "-Wpedantic", "-Wconversion", "-fvisibility=hidden", "-O2"],
+    extra_link_args=[] if WINDOWS else ["-pthread"],
+)
+
+setup(
+    ext_modules=[
+        *cythonize(
+            modules,
+            # Beside the sources, the .c files would end up in the sdist instead of the .pyx.
+            build_dir="build/traced" if traced else "build/cython",
+            compiler_directives={
+                "language_level": "3",
+                "binding": True,
+                "embedsignature": False,
+                "linetrace": traced,
+            },
+        ),
+        stub,
+    ],
+    cmdclass={"build_ext": BuildExt},
+)
