@@ -20,6 +20,7 @@ from luna_ext.client cimport (
     CA_UNLOCK_CLUSTERED_SLOT,
     Client,
     begin_call,
+    begin_cleanup,
     end_call,
     error_of,
 )
@@ -51,6 +52,8 @@ from .labels import decode_label, decode_text
 cdef enum:
     # So many matches of a label fit without asking for their number first.
     FEW = 16
+    # A cluster has at most 3500 keyrings.
+    MOST_SLOTS = 1 << 20
 
 
 cdef CK_RV lock_slot(Client client, CK_SLOT_ID slot_id) except? 0xFFFFFFFF:
@@ -63,7 +66,7 @@ cdef CK_RV lock_slot(Client client, CK_SLOT_ID slot_id) except? 0xFFFFFFFF:
 
 cdef CK_RV unlock_slot(Client client, CK_SLOT_ID slot_id) except? 0xFFFFFFFF:
     cdef CK_RV rv
-    begin_call(client)
+    begin_cleanup(client)
     with nogil:
         rv = client.unlock_clustered_slot(slot_id)
     return end_call(client, CA_UNLOCK_CLUSTERED_SLOT, rv)
@@ -97,7 +100,7 @@ cdef list slot_ids(Client client, bint token_present):
         rv = client.functions.C_GetSlotList(present, NULL, &count)
     end_call(client, C_GET_SLOT_LIST, rv)
     while rv == CKR_OK or rv == CKR_BUFFER_TOO_SMALL:
-        room = count
+        room = believable(count, C_GET_SLOT_LIST, rv)
         slots = <CK_SLOT_ID *> malloc((room + 1) * sizeof(CK_SLOT_ID))
         if slots == NULL:
             raise MemoryError()
@@ -185,7 +188,6 @@ cdef list slots_with_label(Client client, bytes label):
     cdef CK_ULONG room = FEW, count
     cdef CK_UTF8CHAR *c_label = label
     cdef CK_RV rv
-    client.need(CA_GET_SLOT_ID)
     try:
         while True:
             count = room
@@ -197,7 +199,7 @@ cdef list slots_with_label(Client client, bytes label):
                 return [slots[index] for index in range(min(count, room))]
             if rv != CKR_BUFFER_TOO_SMALL or count <= room:
                 raise error_of(rv, CA_GET_SLOT_ID, None)
-            room = count
+            room = believable(count, CA_GET_SLOT_ID, rv)
             if slots != few:
                 free(slots)
             slots = <CK_SLOT_ID *> malloc(room * sizeof(CK_SLOT_ID))
@@ -258,16 +260,25 @@ cdef int init_user_pin(Client client, CK_SLOT_ID slot_id, Pin so_pin, Pin user_p
             if end_call(client, C_INIT_PIN, rv) != CKR_OK:
                 raise error_of(rv, C_INIT_PIN, slot_id)
         finally:
-            begin_call(client)
+            begin_cleanup(client)
             with nogil:
                 rv = client.functions.C_Logout(session)
             end_call(client, C_LOGOUT, rv)
     finally:
-        begin_call(client)
+        begin_cleanup(client)
         with nogil:
             rv = client.functions.C_CloseSession(session)
         end_call(client, C_CLOSE_SESSION, rv)
     return 0
+
+
+cdef CK_ULONG believable(CK_ULONG count, int function, CK_RV rv) except? 0xFFFFFFFF:
+    """A number of slots, unless the client must be lying: memory is reserved for it."""
+    if count > MOST_SLOTS:
+        error = error_of(rv, function, None)
+        error.add_note(f"luna_ext: it reported {count} slots, more than {MOST_SLOTS}")
+        raise error
+    return count
 
 
 cdef object _version(CK_VERSION version):

@@ -7,6 +7,7 @@ from luna_ext.cryptoki cimport (
     CA_LockClusteredSlot_t,
     CA_UnlockClusteredSlot_t,
 )
+from luna_ext.workers cimport Workers
 
 # C functions, as a Client counts them: indices into client.FUNCTION_NAMES.
 cdef enum:
@@ -28,12 +29,17 @@ cdef enum:
     CA_UNLOCK_CLUSTERED_SLOT
     FUNCTION_COUNT
 
-# READY is the only state in which a call may begin.
 cdef enum State:
-    CLOSED
-    READY
-    CLOSING
-    FORKED
+    CLOSED       # no Library is open
+    READY        # the only state in which a call may begin
+    CLOSING      # the last Library was closed, calls may still be in flight
+    FORKED       # a child that has not called C_Initialize yet
+
+
+cdef class Lease:
+    cdef readonly Client client   # what is used
+    cdef readonly str path        # under which name the user knows it, absolute
+    cdef bint open                # until its Library is closed
 
 
 cdef class Client:
@@ -47,28 +53,34 @@ cdef class Client:
     cdef CA_UnlockClusteredSlot_t unlock_clustered_slot
     cdef State state
     cdef bint initialised_here                    # our C_Initialize took effect, in this process
-    cdef Py_ssize_t users                         # open Library objects
-    cdef Py_ssize_t in_flight                     # device calls that have not come back
-    cdef unsigned long last_lease                 # the number of the newest user
+    cdef bint answers                             # initialised and, for all we know, not finalised
+    cdef Py_ssize_t users                         # open leases
+    cdef Py_ssize_t in_flight                     # device calls, and work that needs another one
     cdef object transition                        # held while one thread initialises or finalises
     cdef object drained                           # a lock that the last call back releases, or None
     cdef readonly dict mutexes                    # slot ID -> its SlotMutex, one per process
-    cdef readonly object workers                  # threads for calls that somebody may give up on
+    cdef Workers workers                          # threads for calls that somebody may give up on
+    cdef set claims                               # serial numbers of the claims under way
+    cdef unsigned long long last_claim            # the newest serial number
+    cdef unsigned long long oldest_claim          # the smallest of `claims`; 0: none
     cdef unsigned long long calls[<int> FUNCTION_COUNT]  # made by this process, by function
     cdef dict errors                              # (function, CK_RV) -> how often
 
     cdef int make_ready(self) except -1
+    cdef int refuse(self) except -1
     cdef int count_error(self, int function, CK_RV rv) except -1
-    cdef int need(self, int function) except -1
+    cdef int need(self, int function, str path) except -1
     cdef bint has(self, int function) noexcept
+    cdef unsigned long long begin_claim(self) except 0
+    cdef int end_claim(self, unsigned long long claim) except -1
 
 
 cdef Client load_client(str path)
 cdef object error_of(CK_RV rv, int function, object slot_id)
 
 
-# Every device call stands between these two. The GIL is held at both and released between them,
-# so the plain counter is exact.
+# Every device call stands between begin_call() or begin_cleanup() and end_call(). The GIL is held
+# at both ends and released between them, so the plain counter is exact.
 cdef inline int begin_call(Client client) except -1:
     if client.state != READY:
         client.make_ready()
@@ -76,11 +88,30 @@ cdef inline int begin_call(Client client) except -1:
     return 0
 
 
+# A call that undoes an earlier one (unlock, logout) is due even when the library is closing.
+cdef inline int begin_cleanup(Client client) except -1:
+    if not client.answers:
+        client.refuse()
+    client.in_flight += 1
+    return 0
+
+
 cdef inline CK_RV end_call(Client client, int function, CK_RV rv) except? 0xFFFFFFFF:
-    client.in_flight -= 1
     client.calls[function] += 1
-    if client.drained is not None and client.in_flight == 0:
-        client.drained.release()
+    let_go(client)
     if rv != CKR_OK:
         client.count_error(function, rv)
     return rv
+
+
+# Between these two, the client is not finalised: what one call began, another has to end.
+cdef inline int hold_open(Client client) noexcept:
+    client.in_flight += 1
+    return 0
+
+
+cdef inline int let_go(Client client) except -1:
+    client.in_flight -= 1
+    if client.drained is not None and client.in_flight == 0:
+        client.drained.release()
+    return 0

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 
 cimport cython
 from libc.stdlib cimport calloc, free
@@ -26,10 +27,10 @@ from luna_ext.cryptoki cimport (
     CA_UnlockClusteredSlot_t,
 )
 from luna_ext.loader cimport luna_open, luna_open_error, luna_path_t, luna_symbol
+from luna_ext.workers cimport Workers
 
 from .errors import LibraryClosedError, LibraryLoadError, UnsupportedFunctionError, error_for, rv_name
 from .info import FunctionStats
-from .workers import Workers
 
 cdef extern from "pythread.h":
     ctypedef void *PyThread_type_lock
@@ -116,6 +117,16 @@ cdef Client load_client(str path):
 
 
 @cython.final
+cdef class Lease:
+    """One Library's share of a Client."""
+
+    def __cinit__(self, Client client, str path):
+        self.client = client
+        self.path = path
+        self.open = True
+
+
+@cython.final
 cdef class Client:
     """One loaded PKCS #11 library and this process's calls into it.
 
@@ -159,6 +170,7 @@ cdef class Client:
         self.transition = threading.Lock()
         self.mutexes = {}
         self.workers = Workers()
+        self.claims = set()
         self.errors = {}
 
     cdef bint has(self, int function) noexcept:
@@ -172,12 +184,12 @@ cdef class Client:
             return self.unlock_clustered_slot != NULL
         return True
 
-    cdef int need(self, int function) except -1:
+    cdef int need(self, int function, str path) except -1:
         """Refuse, before anything was done, what the loaded client cannot do."""
         if not self.has(function):
             name = FUNCTION_NAMES[function]
             raise UnsupportedFunctionError(
-                f"{self.path!r} does not export {name}: "
+                f"{path!r} does not export {name}: "
                 "Luna client 10.6 and newer have it, other PKCS #11 libraries do not",
                 function=name,
             )
@@ -191,23 +203,23 @@ cdef class Client:
             if self.has(function)
         )
 
-    def open(self):
-        """Initialise the library unless it is; give the new user's lease, a number of its own."""
+    def open(self, path):
+        """Initialise the library unless it is; a new user's Lease."""
         with self.transition:
             if self.state == CLOSING:
                 self._finish_closing()
             if self.state != READY:
                 self._initialise()
             self.users += 1
-            self.last_lease += 1
-            return self.last_lease
+            return Lease(self, path)
 
-    def close(self, bint wait=True):
-        """End one user's lease; with the last one, finalise after the last call came back.
+    def close(self, Lease lease, bint wait=True):
+        """End a lease; with the last one, finalise after the last call came back.
 
         With `wait` false the finalisation is left to somebody who may wait: the next open(), or
         the interpreter's exit.
         """
+        lease.open = False
         self.users -= 1
         if self.users == 0 and self.state == READY:
             self.state = CLOSING
@@ -244,9 +256,27 @@ cdef class Client:
                 if self.state == FORKED:
                     self._initialise()
         if self.state != READY:
-            raise LibraryClosedError(
-                f"the library {self.path!r} is closed; open a new Library to go on"
-            )
+            self.refuse()
+        return 0
+
+    cdef int refuse(self) except -1:
+        raise LibraryClosedError(f"the library {self.path!r} is closed; open a new one to go on")
+
+    cdef unsigned long long begin_claim(self) except 0:
+        """From here until end_claim() the device may have given this process any slot's lock.
+
+        Who locks a slot meanwhile may be granted the claim's lock a second time, and has to leave
+        it on until the claim knows what it got: SlotMutex waits for that before it unlocks.
+        """
+        cdef unsigned long long claim = self.last_claim + 1
+        self.last_claim = claim
+        self.claims.add(claim)
+        self.oldest_claim = min(self.claims)
+        return claim
+
+    cdef int end_claim(self, unsigned long long claim) except -1:
+        self.claims.discard(claim)
+        self.oldest_claim = min(self.claims) if self.claims else 0
         return 0
 
     cdef int count_error(self, int function, CK_RV rv) except -1:
@@ -268,6 +298,7 @@ cdef class Client:
             if rv != CKR_CRYPTOKI_ALREADY_INITIALIZED:
                 raise error_of(rv, C_INITIALIZE, None)
         self.initialised_here = rv == CKR_OK
+        self.answers = True
         self.state = READY
 
     def _finish_closing(self):
@@ -275,6 +306,7 @@ cdef class Client:
         self._drain(-1)
         cdef CK_RV rv = CKR_OK
         if self.initialised_here:
+            self.answers = False
             with nogil:
                 rv = self.functions.C_Finalize(NULL)
             self.calls[<int> C_FINALIZE] += 1
@@ -294,7 +326,8 @@ cdef class Client:
             try:
                 if not self.in_flight:
                     break
-                if not drained.acquire(timeout=-1 if seconds < 0 else max(0, deadline - time.monotonic())):
+                left = -1 if seconds < 0 else max(0, deadline - time.monotonic())
+                if not drained.acquire(timeout=left):
                     return False
             finally:
                 self.drained = None
@@ -307,7 +340,10 @@ cdef class Client:
         elif self.state == CLOSING:
             self.state = CLOSED
         self.initialised_here = False
+        self.answers = False
         self.in_flight = 0
+        self.claims = set()
+        self.oldest_claim = 0
         self.transition = threading.Lock()
         self.drained = None
         self.workers = Workers()
@@ -320,20 +356,31 @@ cdef class Client:
         if self.state != READY and self.state != CLOSING:
             return
         self.state = CLOSING
-        held = [mutex.slot_id for mutex in self.mutexes.values() if mutex.lose("the interpreter exits")]
-        if held and self.unlock_clustered_slot != NULL:
-            job = new_exit_job(len(held))
+        places = {}
+        for mutex in tuple(self.mutexes.values()):
+            place = mutex.lose("the interpreter exits")
+            if place is not None:
+                places[mutex.slot_id] = place
+        cdef bint unlocked = True
+        if places:
+            job = new_exit_job(len(places))
             job.unlock = self.unlock_clustered_slot
-            for index, slot_id in enumerate(held):
+            for index, slot_id in enumerate(places):
                 job.slots[index] = slot_id
-            if not run_until(job, deadline):
-                return
-        if self.initialised_here and self._drain(max(0.0, deadline - time.monotonic())):
+            unlocked = run_until(job, deadline)
+        if unlocked and self.initialised_here and self._drain(max(0.0, deadline - time.monotonic())):
+            self.answers = False
             job = new_exit_job(0)
             job.finalize = self.functions.C_Finalize
             if run_until(job, deadline):
                 self.initialised_here = False
                 self.state = CLOSED
+        for slot_id, place in places.items():
+            warnings.warn(
+                f"slot {slot_id} was still locked, {place}, when the interpreter exited",
+                ResourceWarning,
+                stacklevel=2,
+            )
 
 
 # Device calls of the interpreter's exit. They run on a bare thread, for Python's own threads

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import os
 import re
+import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ SYSTEM_CONFIGURATION = Path("/etc/Chrystoki.conf")
 DEFAULT_LIBRARY = Path("/usr/safenet/lunaclient/lib/libCryptoki2_64.so")
 
 _SECTION = re.compile(r"(?P<name>[\w.]+)\s*=\s*\{(?P<body>[^}]*)\}")
-_ENTRY = re.compile(r"(?P<key>\w+)\s*=\s*(?P<value>[^;\n]*)")
+_ENTRY = re.compile(r"(?:^|;)[^\S\n]*(?P<key>\w+)\s*=\s*(?P<value>[^;\n]*)", re.MULTILINE)
 
 
 def find_library(path: str | os.PathLike[str] | None = None) -> str:
@@ -49,8 +50,8 @@ def find_library(path: str | os.PathLike[str] | None = None) -> str:
             looked.append(place)
         elif not candidate.is_absolute():
             looked.append(f"{place}: names {candidate}, which is not an absolute path")
-        elif not candidate.is_file():
-            looked.append(f"{place}: no such file")
+        elif (obstacle := _obstacle(candidate)) is not None:
+            looked.append(f"{place}: {obstacle}")
         else:
             return str(candidate)
     raise LibraryLoadError(
@@ -81,10 +82,20 @@ def _existing(path: str | os.PathLike[str], what: str) -> str:
     return absolute
 
 
+def _obstacle(file: Path) -> str | None:
+    """Why this is not a file that can be loaded; None if it is one."""
+    try:
+        return None if stat.S_ISREG(file.stat().st_mode) else "is not a file"
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+
+
 def _configured(environment: Mapping[str, str]) -> tuple[str, Path | None]:
     """The library that the client's configuration names, after where that is said."""
     windows = sys.platform == "win32"
     directory = environment.get(CONFIGURATION_VARIABLE)
+    if directory and not os.path.isabs(directory):
+        return f"{CONFIGURATION_VARIABLE}: {directory!r} is not an absolute path", None
     if directory:
         file = Path(directory, "crystoki.ini" if windows else "Chrystoki.conf")
     elif windows:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 cimport cython
 from luna_ext cimport calls
-from luna_ext.client cimport Client, load_client
+from luna_ext.client cimport CA_GET_SLOT_ID, Client, Lease, load_client
 from luna_ext.cryptoki cimport (
     CK_SLOT_ID,
     CKR_SLOT_ID_INVALID,
@@ -55,7 +55,7 @@ cdef class Library:
 
     cdef object __weakref__
     cdef Client client               # shared with every other Library on this file
-    cdef unsigned long lease         # this Library's number at the client
+    cdef Lease lease                 # this Library's share of the client
     cdef readonly str path           # absolute
     cdef bint poll                   # contention="poll"
     cdef bint opened                 # between a successful open and close()
@@ -68,7 +68,7 @@ cdef class Library:
         self.client = load_client(self.path)
         self.poll = contention == "poll"
         self.slots_by_id = {}
-        self.lease = self.client.open()
+        self.lease = self.client.open(self.path)
         self.opened = True
 
     def __enter__(self):
@@ -93,19 +93,30 @@ cdef class Library:
 
     def _close(self, bint wait):
         self.opened = False
-        try:
-            for slot in tuple(self.slots_by_id.values()):
+        self.lease.open = False
+        failure = None
+        places = []
+        for slot in tuple(self.slots_by_id.values()):
+            try:
                 place = slot._close()
-                if place is not None:
-                    warnings.warn(
-                        f"slot {slot.slot_id} was still locked, {place}, when its Library was "
-                        "closed; it is unlocked now",
-                        ResourceWarning,
-                        stacklevel=3,
-                        source=slot,
-                    )
-        finally:
-            self.client.close(wait)
+            except BaseException as error:
+                # A signal handler raised in its midst; it can be done once more.
+                failure = error
+                place = slot._close()
+            places.append((slot, place))
+        self.client.close(self.lease, wait)
+        if failure is not None:
+            raise failure
+        # Last: a warning may be an error, and nothing may stay locked because of it.
+        for slot, place in places:
+            if place is not None:
+                warnings.warn(
+                    f"slot {slot.slot_id} was still locked, {place}, when its Library was "
+                    "closed; it is unlocked now",
+                    ResourceWarning,
+                    stacklevel=3,
+                    source=slot,
+                )
 
     def __del__(self):
         if self.opened:
@@ -164,7 +175,7 @@ cdef class Library:
                     f"{number} is no slot ID: a CK_SLOT_ID is 0 to {LARGEST_SLOT_ID}"
                 )
             slot = self.slots_by_id.setdefault(
-                number, new_slot(self, self.client, self.lease, self.poll, number)
+                number, new_slot(self, self.lease, self.poll, number)
             )
         return slot
 
@@ -198,6 +209,7 @@ cdef class Library:
         """
         raw_label = encode_label(label)
         self._check_open()
+        self.client.need(CA_GET_SLOT_ID, self.path)
         return [
             new_token(self.slot(slot_id), raw_label, None)
             for slot_id in calls.slots_with_label(self.client, raw_label)
@@ -281,7 +293,7 @@ cdef class Library:
             For the arguments.
         """
         self._check_open()
-        return new_claim(self, self.client, self.lease, cluster_id, timeout)
+        return new_claim(self, self.lease, cluster_id, timeout)
 
     def stats(self):
         """What this process has called of the client library: {C function: FunctionStats}."""

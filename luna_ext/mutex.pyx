@@ -2,8 +2,8 @@
 
 The device's owner is the application, so it may not keep this process's threads apart. That is
 done here: per slot there is one holder, at most one lock call on its way to the device, and a
-queue. The GIL is what protects the state. It changes only between device calls, in code that
-runs no Python code between looking and changing.
+queue. The GIL is what protects the state. It changes only in stretches that neither run Python
+code nor allocate objects that the garbage collector tracks, for both may let other threads in.
 """
 
 import logging
@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 import time
-from collections import OrderedDict
 
 cimport cython
 from cpython.ref cimport Py_DECREF
@@ -21,24 +20,32 @@ from luna_ext.client cimport (
     CA_LOCK_CLUSTERED_SLOT,
     CA_UNLOCK_CLUSTERED_SLOT,
     Client,
+    Lease,
     error_of,
+    hold_open,
+    let_go,
 )
 from luna_ext.cryptoki cimport (
     CK_RV,
     CK_SLOT_ID,
     CKR_DEVICE_ERROR,
     CKR_OK,
+    CKR_TOKEN_NOT_PRESENT,
+    CKR_TOKEN_NOT_RECOGNIZED,
     CKR_VENDOR_DEFINED,
 )
 
 from .backoff import delays
 from .errors import (
     CryptokiError,
+    DeviceError,
     LibraryClosedError,
     LockLostError,
     LockNotOwnedError,
     LockReentryError,
     LockReleaseError,
+    NotInitializedError,
+    SlotIdInvalidError,
 )
 
 cdef extern from "Python.h":
@@ -47,10 +54,21 @@ cdef extern from "Python.h":
     static int luna_raise_pending(void) {
         return -1;
     }
+    #ifdef _WIN32
+    #include <windows.h>
+    #define luna_pause() Sleep(1)
+    #else
+    #include <time.h>
+    static void luna_pause(void) {
+        struct timespec pause = {0, 200000};
+        nanosleep(&pause, NULL);
+    }
+    #endif
     """
     unsigned long PyThread_get_thread_ident() noexcept nogil
     int PyErr_CheckSignals() noexcept
     int luna_raise_pending() except -1
+    void luna_pause() noexcept nogil
 
     ctypedef struct PyFrameObject:
         pass
@@ -66,12 +84,14 @@ cdef extern from "Python.h":
 # SlotMutex.state. A claim may own a slot whose earlier lock or unlock call is still on its way,
 # so these are independent of each other.
 cdef enum:
-    OWNED = 1       # somebody in this process holds the lock
+    OWNED = 1       # somebody in this process holds the lock, or is about to unlock it
     LOCKING = 2     # a lock call is outstanding, or about to be made
     RELEASING = 4   # one for each outstanding unlock call; the bits above count them
 
+# How long a claim waits for the answer of a lock call for the very slot that it was given.
+SETTLE_SECONDS = 2.0
+
 _log = logging.getLogger("luna_ext")
-SETTLE_SECONDS = 0.5
 _AGAIN = (CKR_VENDOR_DEFINED + 0x41, CKR_VENDOR_DEFINED + 0x1604)
 
 
@@ -88,6 +108,14 @@ cdef bint may_pass(CK_RV rv, bint poll) except -1:
     return rv in _AGAIN or (poll and rv == CKR_DEVICE_ERROR)
 
 
+cdef bint is_lost(object error) except -1:
+    """Whether the error means that the device does not know this application any more."""
+    return error.rv not in _AGAIN and (
+        isinstance(error, (DeviceError, SlotIdInvalidError, NotInitializedError))
+        or error.rv in (CKR_TOKEN_NOT_PRESENT, CKR_TOKEN_NOT_RECOGNIZED)
+    )
+
+
 @cython.final
 cdef class Waiter:
     """One thread or task in a slot's queue."""
@@ -100,22 +128,22 @@ cdef class SlotMutex:
     def __cinit__(self, Client client, slot_id):
         self.client = client
         self.slot_id = slot_id
-        self.waiters = OrderedDict()
+        self.keys = set()
 
     # ---- acquiring ----
 
-    cdef int acquire(self, unsigned long lease, bint poll) except -1:
+    cdef int acquire(self, Lease lease, bint poll) except -1:
         """Lock, however long it takes, with the device call on the caller's own thread."""
         cdef unsigned long me = PyThread_get_thread_ident()
         if self.client.lock_clustered_slot == NULL or self.client.unlock_clustered_slot == NULL:
-            self._need_functions()
+            self._need_functions(lease)
         if self.state != 0 or self.waiting != 0:
             return self._wait_turn(me, lease, poll, False)
         self.state = LOCKING
         self.caller = me
         return self._call_device(me, lease, poll)
 
-    cdef bint acquire_within(self, unsigned long lease, bint poll, double seconds) except -1:
+    cdef bint acquire_within(self, Lease lease, bint poll, double seconds) except -1:
         """Lock with the device call on a worker, so that the caller can give up; -1: never.
 
         Whether the lock was granted in time.
@@ -135,9 +163,9 @@ cdef class SlotMutex:
             raise waiter.error
         return True
 
-    cdef Waiter ask(self, object key, unsigned long lease, bint poll, object wake):
+    cdef Waiter ask(self, object key, Lease lease, bint poll, object wake):
         """Queue up for a lock that a worker gets. Whoever asks has to withdraw() or release."""
-        self._need_functions()
+        self._need_functions(lease)
         self._refuse_reentry(key)
         cdef Waiter waiter = Waiter.__new__(Waiter)
         waiter.key = key
@@ -150,44 +178,39 @@ cdef class SlotMutex:
     cdef int withdraw(self, Waiter waiter) except -1:
         """The waiter gives up. A grant that it has been given already goes back."""
         if waiter.outcome == WAITING:
-            self._dequeue(waiter)
+            self._unlink(waiter)
         elif waiter.outcome == TURN:
             self.caller = 0
             self.state &= ~LOCKING
             self._pass_turn()
         elif waiter.outcome == GRANTED:
-            self._unlock_later()
+            self._leave_later()
         return 0
 
-    cdef bint adopt(self, unsigned long lease) except -1:
+    cdef bint adopt(self, Lease lease) except -1:
         """Own the lock that CA_GetUnassignedSlot has set; False when it is somebody's already.
 
-        If a lock call for this very slot is under way, its answer is awaited for a moment: a device
-        that grants a process its own lock again would answer it at once, and our unlock would take
-        that grant away.
+        If a lock call for this very slot is on its way, its answer is awaited for a moment: a
+        device that grants a process its own lock again would answer at once, and then the slot is
+        the caller's of that. No signal handler runs meanwhile.
         """
         cdef double until
-        if self.state & LOCKING:
+        if self.calling:
             until = time.monotonic() + SETTLE_SECONDS
-            while self.state & LOCKING and time.monotonic() < until:
-                try:
-                    time.sleep(SETTLE_SECONDS / 100)
-                except BaseException:
-                    if not self.state & OWNED:
-                        self._own(PyThread_get_thread_ident(), lease)
-                        self._unlock_later()
-                    raise
+            while self.calling and time.monotonic() < until:
+                with nogil:
+                    luna_pause()
         if self.state & OWNED:
             return False
         self._own(PyThread_get_thread_ident(), lease)
         return True
 
-    def _need_functions(self):
+    def _need_functions(self, Lease lease):
         # Without the unlock function a lock would never come off: refuse both together.
-        self.client.need(CA_LOCK_CLUSTERED_SLOT)
-        self.client.need(CA_UNLOCK_CLUSTERED_SLOT)
+        self.client.need(CA_LOCK_CLUSTERED_SLOT, lease.path)
+        self.client.need(CA_UNLOCK_CLUSTERED_SLOT, lease.path)
 
-    cdef int _wait_turn(self, unsigned long me, unsigned long lease, bint poll, bint first) except -1:
+    cdef int _wait_turn(self, unsigned long me, Lease lease, bint poll, bint first) except -1:
         self._refuse_reentry(me)
         signal = threading.Lock()
         signal.acquire()
@@ -209,56 +232,80 @@ cdef class SlotMutex:
             return self._call_device(me, lease, poll)
         return 0
 
-    cdef int _call_device(self, unsigned long me, unsigned long lease, bint poll) except -1:
+    cdef int _call_device(self, unsigned long me, Lease lease, bint poll) except -1:
         """Make the lock call on this thread; LOCKING is set and `caller` is this thread."""
         cdef CK_RV rv
+        # The client may not be finalised between the grant and what is done about it.
+        hold_open(self.client)
         try:
-            rv = lock_slot(self.client, self.slot_id)
+            self._check_lease(lease)
+            rv = self._lock_call()
             if rv != CKR_OK:
-                self._insist(rv, poll)
+                for delay in delays():
+                    if not may_pass(rv, poll):
+                        raise error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id)
+                    time.sleep(delay)
+                    if self.state & OWNED:
+                        break
+                    rv = self._lock_call()
+                    if rv == CKR_OK:
+                        break
         except BaseException:
             self.caller = 0
             self.state &= ~LOCKING
+            let_go(self.client)
             self._pass_turn()
             raise
         self.caller = 0
         self.state &= ~LOCKING
         if self.state & OWNED:
-            # A claim came back with this slot first. The device has granted this process twice;
-            # the second grant is handed over when the claim ends.
-            self.spare_grant = True
+            # A claim came back with this slot first. If the device has granted this call as well,
+            # that grant is handed over when the claim ends.
+            let_go(self.client)
+            self.spare_grant = self.spare_grant or rv == CKR_OK
             return self._wait_turn(me, lease, poll, True)
         self._own(me, lease)
+        let_go(self.client)
+        if not lease.open:
+            self._begin_leave()
+            self._finish_leave_quietly()
+            self._check_lease(lease)
         # A signal that came during the call is seen here, where nothing can be left locked: after
         # the return of acquire() the caller has no chance to release.
         return self.check_signals()
 
+    cdef CK_RV _lock_call(self) except? 0xFFFFFFFF:
+        cdef CK_RV rv
+        self.calling = True
+        try:
+            rv = lock_slot(self.client, self.slot_id)
+        finally:
+            self.calling = False
+        return rv
+
     cdef int check_signals(self) except -1:
         """Run pending signal handlers; if one raises, the lock that was just taken goes back."""
         if PyErr_CheckSignals() != 0:
-            self._interrupted()
+            try:
+                luna_raise_pending()
+            except BaseException:
+                self._leave_later()
+                raise
         return 0
 
-    cdef int _insist(self, CK_RV rv, bint poll) except -1:
-        """Try again while the error means "not now"; raise any other."""
-        for delay in delays():
-            if not may_pass(rv, poll):
-                raise error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id)
-            time.sleep(delay)
-            rv = lock_slot(self.client, self.slot_id)
-            if rv == CKR_OK:
-                return 0
+    cdef int _check_lease(self, Lease lease) except -1:
+        if not lease.open:
+            raise self._closed(lease)
         return 0
 
-    cdef int _interrupted(self) except -1:
-        try:
-            luna_raise_pending()
-        except BaseException:
-            self._unlock_later()
-            raise
-        return 0
+    def _closed(self, Lease lease):
+        return LibraryClosedError(
+            f"the Library for {lease.path!r} was closed before slot {self.slot_id} could be locked",
+            function="CA_LockClusteredSlot",
+            slot_id=self.slot_id,
+        )
 
-    cdef int _own(self, object key, unsigned long lease) except -1:
+    cdef int _own(self, object key, Lease lease) except -1:
         self.state |= OWNED
         if isinstance(key, int):
             self.owner = key
@@ -266,110 +313,137 @@ cdef class SlotMutex:
             self.owner_task = key
         self.lease = lease
         self.hold += 1
+        self.claims_before = self.client.last_claim
         return 0
 
     def lock_on_worker(self):
         """Make the lock call for whoever waits first when it comes back."""
         cdef Waiter first
         cdef CK_RV rv = CKR_DEVICE_ERROR
+        hold_open(self.client)
         try:
             for delay in delays():
-                rv = lock_slot(self.client, self.slot_id)
-                if rv == CKR_OK:
-                    break
-                first = self._first()
-                if first is None:
+                if not self.state & OWNED:
+                    rv = self._lock_call()
+                first = self.head
+                if rv == CKR_OK or self.state & OWNED or first is None:
                     break
                 if not may_pass(rv, first.poll):
                     raise error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id)
                 time.sleep(delay)
-                if self._first() is None:
+                if self.head is None:
                     break
         except BaseException as error:
             self.state &= ~LOCKING
-            first = self._first()
-            if first is not None:
+            first = self.head
+            if first is not None and not first.own_call:
                 self._settle(first, FAILED, error)
-            self._pass_turn()
-            return
-        self.state &= ~LOCKING
-        if rv != CKR_OK:
-            self._pass_turn()
-        elif self.state & OWNED:
-            self.spare_grant = True
         else:
-            self._hand_over()
+            if rv != CKR_OK:
+                self.state &= ~LOCKING
+            elif self.state & OWNED:
+                self.spare_grant = True
+                self.state &= ~LOCKING
+            else:
+                self._hand_over(LOCKING)
+        finally:
+            let_go(self.client)
+        self._pass_turn()
 
     # ---- the queue ----
 
-    cdef Waiter _first(self):
-        return next(iter(self.waiters.values()), None)
-
     cdef int _enqueue(self, Waiter waiter, bint first) except -1:
-        self.waiters[waiter.key] = waiter
-        if first:
-            self.waiters.move_to_end(waiter.key, last=False)
-        self.waiting = len(self.waiters)
-        self._pass_turn()
-        return 0
+        self.keys.add(waiter.key)
+        if self.head is None:
+            self.head = self.tail = waiter
+        elif first:
+            waiter.behind = self.head
+            self.head.before = waiter
+            self.head = waiter
+        else:
+            waiter.before = self.tail
+            self.tail.behind = waiter
+            self.tail = waiter
+        self.waiting += 1
+        return self._pass_turn()
 
-    cdef int _dequeue(self, Waiter waiter) except -1:
-        del self.waiters[waiter.key]
-        self.waiting = len(self.waiters)
+    cdef int _unlink(self, Waiter waiter) except -1:
+        if waiter.before is None:
+            self.head = waiter.behind
+        else:
+            waiter.before.behind = waiter.behind
+        if waiter.behind is None:
+            self.tail = waiter.before
+        else:
+            waiter.behind.before = waiter.before
+        waiter.before = waiter.behind = None
+        self.waiting -= 1
+        self.keys.discard(waiter.key)
         return 0
 
     cdef int _pass_turn(self) except -1:
         """If nobody holds the lock and no call is out, see to it that the first waiter gets it."""
-        cdef Waiter first
-        if self.state != 0 or self.waiting == 0:
+        cdef Waiter first = self.head
+        if self.state != 0 or first is None:
             return 0
         self.state = LOCKING
-        first = self._first()
         if first.own_call:
             self.caller = first.key
             self._settle(first, TURN, None)
             return 0
         try:
             self.client.workers.run(self.lock_on_worker)
-        except BaseException as error:
+        except (RuntimeError, MemoryError) as error:
+            # No thread can be had. Whoever waits next may be able to make the call itself.
             self.state &= ~LOCKING
-            self._settle(first, FAILED, error)
+            if first.outcome == WAITING:
+                self._settle(first, FAILED, error)
             self._pass_turn()
         return 0
 
-    cdef int _hand_over(self) except -1:
-        """The device's lock is on and nobody owns it: the first waiter does, or it comes off."""
+    cdef int _hand_over(self, int bit) except -1:
+        """The device's lock is on; `bit` of the state stands for it. The first waiter owns it now,
+        or it comes off.
+        """
         cdef Waiter first
-        while self.waiting != 0:
-            first = self._first()
+        while self.head is not None:
+            first = self.head
+            self.state &= ~bit
+            bit = OWNED
             self._own(first.key, first.lease)
             if self._settle(first, GRANTED, None):
                 return 0
-            self.state &= ~OWNED
             self.owner = 0
             self.owner_task = None
-        self.state += RELEASING
-        self._finish_unlock_quietly()
+        self.state = (self.state & ~bit) | OWNED
+        self.claims_before = self.client.last_claim
+        self._finish_leave_quietly()
         return 0
 
     cdef int _settle(self, Waiter waiter, Outcome outcome, object error) except -1:
         """End a wait. 0 when nobody listens any more."""
-        self._dequeue(waiter)
+        self._unlink(waiter)
         waiter.outcome = outcome
         waiter.error = error
-        return waiter.wake() is not False
+        try:
+            return waiter.wake() is not False
+        except BaseException:
+            # A signal handler raised while an event loop was told. The waiter must hear of it.
+            waiter.wake()
+            raise
 
     cdef int _refuse_reentry(self, object key) except -1:
+        cdef unsigned long me = PyThread_get_thread_ident()
         cdef bint thread = isinstance(key, int)
-        if thread and self.state & OWNED and self.owner == key:
+        if self.state & OWNED and self.owner == me:
             what = "this thread holds the lock already"
-        elif key in self.waiters or (thread and self.state & LOCKING and self.caller == key):
+        elif key in self.keys or (thread and self.state & LOCKING and self.caller == me):
             what = "the caller waits for this lock already"
-        elif not thread and self.owner_task is key:
+        elif self.owner_task is None:
+            return 0
+        elif self.owner_task is current_task():
             what = "this task holds the lock already"
-        elif thread and self.owner_task is not None and self.owner_task is current_task():
-            what = "this task holds the lock already"
-        elif thread and self.owner_task is not None and runs_here(self.owner_task):
+        elif thread and runs_here(self.owner_task):
             what = (
                 "a task of this thread's event loop holds the lock, and could not release it while "
                 "the loop is blocked; use `async with slot.lock()`"
@@ -384,61 +458,72 @@ cdef class SlotMutex:
 
     # ---- releasing ----
 
-    cdef int release(self) except -1:
-        """Unlock; only the thread that holds the lock may."""
-        if not self.state & OWNED or self.owner != PyThread_get_thread_ident():
+    cdef int release(self, Lease lease) except -1:
+        """Unlock; only the thread that holds the lock may, and through the same Library."""
+        if (
+            not self.state & OWNED
+            or self.owner != PyThread_get_thread_ident()
+            or self.lease is not lease
+        ):
             self.check_mine("CA_UnlockClusteredSlot")
             raise LockNotOwnedError(
-                f"slot {self.slot_id} is held by this task; only the end of its "
-                "`async with` releases it",
+                f"slot {self.slot_id} was locked by `async with`, or through another Library; it "
+                "is released there. Nothing was done",
                 function="CA_UnlockClusteredSlot",
                 slot_id=self.slot_id,
             )
-        if self._leave():
-            self._unlock()
-        return 0
+        self._begin_leave()
+        return self._finish_leave()
 
-    cdef int release_for(self, object key, Waiter waiter) except -1:
+    cdef int release_task(self, object key, Waiter waiter) except -1:
         """Unlock on a worker on behalf of a task; the waiter is settled when that is done."""
         if not self.state & OWNED or self.owner_task is not key:
             self.check_mine("CA_UnlockClusteredSlot")
-        if not self._leave():
-            waiter.outcome = GRANTED
-            waiter.wake()
-            return 0
-        self._on_worker(lambda: self._unlock_for(waiter))
+        self._begin_leave()
+
+        def leave():
+            try:
+                self._finish_leave()
+            except BaseException as error:
+                waiter.error = error
+                waiter.outcome = FAILED
+            else:
+                waiter.outcome = GRANTED
+            if waiter.wake() is False and waiter.error is not None:
+                _log.error("slot %d: %s", self.slot_id, waiter.error)
+
+        self._on_worker(leave)
         return 0
 
-    def _unlock_for(self, Waiter waiter):
-        try:
-            self._unlock()
-        except BaseException as error:
-            waiter.error = error
-            waiter.outcome = FAILED
-        else:
-            waiter.outcome = GRANTED
-        if waiter.wake() is False and waiter.error is not None:
-            _log.error("slot %d: %s", self.slot_id, waiter.error)
-
-    cdef bint _leave(self) except -1:
-        """End the hold in this process; whether the device has to be told."""
-        cdef str lost = self.lost
+    cdef int _begin_leave(self) except -1:
+        """Nobody's lock any more, but still on: nobody else may own it yet."""
         self.owner = 0
         self.owner_task = None
-        self.lost = None
         self.place_code = None
-        self.state &= ~OWNED
+        return 0
+
+    cdef int _finish_leave(self) except -1:
+        """After _begin_leave(): hand the device's lock over, or take it off."""
+        cdef str lost
+        # A claim that was under way before this hold began may have been given this very slot, and
+        # the device may have granted us its lock a second time. Until the claim has seen that the
+        # slot is taken, an unlock would take its lock away.
+        while self.client.oldest_claim != 0 and self.client.oldest_claim <= self.claims_before:
+            with nogil:
+                luna_pause()
+        lost = self.lost
+        self.lost = None
         if lost is not None:
             self.spare_grant = False
+            self.state &= ~OWNED
             self._pass_turn()
-            raise self._lost_error(lost)
+            raise self.lost_error(lost)
         if self.spare_grant:
             self.spare_grant = False
-            if self.waiting != 0:
-                self._hand_over()
-                return False
-        self.state += RELEASING
-        return True
+            if self.head is not None:
+                return self._hand_over(OWNED)
+        self.state = (self.state & ~OWNED) + RELEASING
+        return self._unlock()
 
     cdef int _unlock(self) except -1:
         """Make the unlock call; RELEASING has been counted."""
@@ -448,13 +533,13 @@ cdef class SlotMutex:
         except LibraryClosedError as closed:
             self.state -= RELEASING
             self._pass_turn()
-            raise self._lost_error("its library was closed") from closed
+            raise self.lost_error("its library was closed") from closed
         except BaseException:
             self.state -= RELEASING
             self._pass_turn()
             raise
         self.state -= RELEASING
-        if self.waiting != 0:
+        if self.head is not None:
             self._pass_turn()
         if rv != CKR_OK:
             raise self._unlock_error(rv)
@@ -466,11 +551,15 @@ cdef class SlotMutex:
         try:
             token_label(self.client, self.slot_id)
         except CryptokiError as error:
-            lost = self._lost_error(
-                f"the unlock failed ({cause.rv_name}) and so does every call ({error.rv_name})", rv
-            )
-            lost.__cause__ = cause
-            return lost
+            if is_lost(error):
+                lost = self.lost_error(
+                    f"the unlock failed ({cause.rv_name}) and so does every call ({error.rv_name})",
+                    rv,
+                )
+                lost.__cause__ = cause
+                return lost
+        except LibraryClosedError:
+            pass
         failed = LockReleaseError(
             f"{cause}. The lock may stay set until this process disconnects",
             rv=rv,
@@ -480,7 +569,8 @@ cdef class SlotMutex:
         failed.__cause__ = cause
         return failed
 
-    def _lost_error(self, str reason, rv=None, function="CA_UnlockClusteredSlot"):
+    def lost_error(self, str reason, rv=None, function="CA_UnlockClusteredSlot"):
+        """The LockLostError for this slot."""
         return LockLostError(
             f"slot {self.slot_id}: the lock was lost while it was held: {reason}. Somebody else may "
             "have worked on the token meanwhile; check it before you go on",
@@ -489,25 +579,22 @@ cdef class SlotMutex:
             slot_id=self.slot_id,
         )
 
-    cdef int _unlock_later(self) except -1:
+    cdef int _leave_later(self) except -1:
         """Give back, on a worker, a grant that its owner cannot take."""
-        try:
-            if self._leave():
-                self._on_worker(self._finish_unlock_quietly)
-        except LockLostError as error:
-            _log.error("%s", error)
+        self._begin_leave()
+        self._on_worker(self._finish_leave_quietly)
         return 0
 
-    def _finish_unlock_quietly(self):
+    def _finish_leave_quietly(self):
         try:
-            self._unlock()
+            self._finish_leave()
         except BaseException as error:
             _log.error("a lock that nobody waited for any more did not come off: %s", error)
 
     def _on_worker(self, job):
         try:
             self.client.workers.run(job)
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             # No thread can be had (the interpreter is going down); later is never.
             job()
 
@@ -541,20 +628,39 @@ cdef class SlotMutex:
         )
 
     cdef bytes ensure_held(self):
-        """Ask the device for the token's label; an error means that the lock may be gone."""
+        """Ask the device for the token's label; a device that is gone has dropped the lock."""
         cdef bytes label = None
         self.check_mine("C_GetTokenInfo")
+        cdef unsigned long long hold = self.hold
         if self.lost is None:
             try:
                 label = token_label(self.client, self.slot_id)
             except CryptokiError as error:
-                if error.rv in _AGAIN:
+                if not is_lost(error):
                     raise
-                self.lost = f"the device does not answer any more ({error.rv_name})"
-                raise self._lost_error(self.lost, error.rv, error.function) from error
+                why = f"the device does not answer any more ({error.rv_name})"
+                if self.hold == hold and self.is_mine():
+                    self.lost = why
+                raise self.lost_error(why, error.rv, error.function) from error
         if self.lost is not None:
-            raise self._lost_error(self.lost)
+            raise self.lost_error(self.lost)
+        if self.hold != hold or not self.is_mine():
+            raise self.lost_error("its Library was closed")
         return label
+
+    cdef int begin_work(self) except -1:
+        """Calls begin that rely on the lock: close() must not take it off in their midst."""
+        hold_open(self.client)
+        self.busy += 1
+        return 0
+
+    cdef int end_work(self) except -1:
+        self.busy -= 1
+        if self.evicted and self.busy == 0:
+            self.evicted = False
+            self._begin_leave()
+            self._finish_leave_quietly()
+        return let_go(self.client)
 
     cdef int note_place(self) except -1:
         """Remember who calls, for the warning about a lock that nobody releases."""
@@ -574,50 +680,61 @@ cdef class SlotMutex:
     # ---- losing it ----
 
     def lose(self, str reason):
-        """Mark a held lock as lost, because it is about to be unlocked under its holder."""
-        if not self.state & OWNED or self.lost is not None:
-            return False
-        self.lost = reason
-        return True
+        """Mark a held lock as lost, because it is about to be unlocked under its holder.
 
-    def close_lease(self, unsigned long lease, str path):
-        """The Library of this lease closes: its waiters fail, its hold ends.
-
-        Where the lock was taken if it was held, else None.
+        Where it was taken; None if it is not held.
         """
-        cdef Waiter waiter
-        for waiter in tuple(self.waiters.values()):
-            if waiter.lease == lease and waiter.outcome == WAITING:
-                self._settle(
-                    waiter,
-                    FAILED,
-                    LibraryClosedError(
-                        f"the Library for {path!r} was closed while slot {self.slot_id} was "
-                        "waited for",
-                        slot_id=self.slot_id,
-                    ),
-                )
-        if not self.state & OWNED or self.lease != lease:
+        if not self.state & OWNED or self.lost is not None:
+            return None
+        self.lost = reason
+        return self.place()
+
+    def close_lease(self, Lease lease):
+        """The Library of this lease has closed: its waiters fail, its hold ends.
+
+        If it was held: the holder's key, and where the lock was taken. Else None.
+        """
+        cdef Waiter waiter = self.head
+        cdef unsigned long owner
+        while waiter is not None:
+            if waiter.lease is lease:
+                self._settle(waiter, FAILED, self._closed(lease))
+                # Telling it may have let others in: look at the queue from its beginning.
+                waiter = self.head
+            else:
+                waiter = waiter.behind
+        # Without an owner somebody is giving it back already.
+        if not self.state & OWNED or self.lease is not lease or (
+            self.owner == 0 and self.owner_task is None
+        ):
             return None
         place = self.place()
-        if self.lose("its Library was closed"):
-            self.state += RELEASING
-            self._finish_unlock_quietly()
-        return place
+        owner = self.owner
+        holder = self.owner_task if owner == 0 else owner
+        # The holder may never come back to release, so it must not keep others out.
+        self._begin_leave()
+        if self.busy:
+            self.evicted = True
+        else:
+            self._finish_leave_quietly()
+        return holder, place
 
     def after_fork(self):
         """In the child nothing is held: the application that holds the lock is the parent."""
-        if self.is_mine():
-            self.inherited = True
+        self.inherited = self.owner_task is not None or self.is_mine()
         self.state = 0
+        self.calling = False
         self.owner = 0
         self.owner_task = None
         self.caller = 0
         self.lost = None
         self.spare_grant = False
+        self.busy = 0
+        self.evicted = False
         self.place_code = None
-        self.waiters = OrderedDict()
+        self.head = self.tail = None
         self.waiting = 0
+        self.keys = set()
 
     cdef bint ended_by_fork(self) except -1:
         """At the end of a with block: whether it began in the parent process, so nothing is due."""

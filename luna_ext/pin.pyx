@@ -20,50 +20,82 @@ cdef extern from *:
     void luna_wipe(void *memory, size_t size) noexcept
 
 cdef extern from "Python.h":
-    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+    Py_UCS4 PyUnicode_READ_CHAR(object text, Py_ssize_t index) noexcept
+    Py_ssize_t PyUnicode_GET_LENGTH(object text) noexcept
 
 
 @cython.final
 cdef class Pin:
-    """A wiped-after-use copy of a str (as UTF-8), bytes or bytearray.
+    """A copy of a str (as UTF-8), bytes or bytearray.
 
     The caller's own object is left alone; a bytearray can be wiped by the caller.
     """
 
     def __cinit__(self, pin, str name):
         cdef Py_buffer view
-        cdef Py_ssize_t size
-        cdef const char *text
+        cdef bint encoded = True
         if isinstance(pin, str):
-            try:
-                # No bytes object in between: it could not be wiped.
-                text = PyUnicode_AsUTF8AndSize(pin, &size)
-            except UnicodeEncodeError:
-                # The cause would carry the PIN.
-                raise ValueError(f"{name} cannot be written as UTF-8") from None
-            self._copy(text, size, name)
+            encoded = self._encode(pin)
         elif isinstance(pin, (bytes, bytearray)):
             PyObject_GetBuffer(pin, &view, PyBUF_SIMPLE)
             try:
-                self._copy(<const char *> view.buf, view.len, name)
+                self._reserve(view.len)
+                memcpy(self.bytes, view.buf, <size_t> view.len)
+                self.length = <CK_ULONG> view.len
             finally:
                 PyBuffer_Release(&view)
         else:
             raise TypeError(f"{name} is a str, bytes or bytearray, not {type(pin).__name__}")
-
-    cdef int _copy(self, const char *source, Py_ssize_t size, str name) except -1:
-        if size == 0:
+        if not encoded:
+            raise ValueError(f"{name} contains a lone surrogate and cannot be written as UTF-8")
+        if self.length == 0:
             raise ValueError(f"{name} is empty")
-        self.bytes = <CK_UTF8CHAR *> malloc(<size_t> size)
+
+    cdef int _reserve(self, Py_ssize_t size) except -1:
+        self.room = <size_t> size + 1
+        self.bytes = <CK_UTF8CHAR *> malloc(self.room)
         if self.bytes == NULL:
             raise MemoryError()
-        memcpy(self.bytes, source, <size_t> size)
-        self.length = <CK_ULONG> size
         return 0
+
+    cdef bint _encode(self, str pin) except -1:
+        """As UTF-8, character by character.
+
+        Python's encoder would leave the PIN behind in a bytes object, in the str, or in the
+        exception that says why it cannot be encoded; none of these can be wiped.
+        """
+        cdef Py_ssize_t index
+        cdef unsigned int char
+        cdef CK_ULONG length = 0
+        self._reserve(4 * PyUnicode_GET_LENGTH(pin))
+        for index in range(PyUnicode_GET_LENGTH(pin)):
+            char = <unsigned int> PyUnicode_READ_CHAR(pin, index)
+            if 0xD800 <= char <= 0xDFFF:
+                return False
+            if char < 0x80:
+                self.bytes[length] = <CK_UTF8CHAR> char
+                length += 1
+            elif char < 0x800:
+                self.bytes[length] = <CK_UTF8CHAR> (0xC0 | (char >> 6))
+                self.bytes[length + 1] = <CK_UTF8CHAR> (0x80 | (char & 0x3F))
+                length += 2
+            elif char < 0x10000:
+                self.bytes[length] = <CK_UTF8CHAR> (0xE0 | (char >> 12))
+                self.bytes[length + 1] = <CK_UTF8CHAR> (0x80 | ((char >> 6) & 0x3F))
+                self.bytes[length + 2] = <CK_UTF8CHAR> (0x80 | (char & 0x3F))
+                length += 3
+            else:
+                self.bytes[length] = <CK_UTF8CHAR> (0xF0 | (char >> 18))
+                self.bytes[length + 1] = <CK_UTF8CHAR> (0x80 | ((char >> 12) & 0x3F))
+                self.bytes[length + 2] = <CK_UTF8CHAR> (0x80 | ((char >> 6) & 0x3F))
+                self.bytes[length + 3] = <CK_UTF8CHAR> (0x80 | (char & 0x3F))
+                length += 4
+        self.length = length
+        return True
 
     def __dealloc__(self):
         if self.bytes != NULL:
-            luna_wipe(self.bytes, self.length)
+            luna_wipe(self.bytes, self.room)
             free(self.bytes)
 
     def __reduce__(self):

@@ -1,18 +1,23 @@
 """ClusterSlot: a slot of the cluster and its lock, as `with`, as `async with`, as threading.Lock."""
 
-import asyncio
 import logging
+import sys
 import threading
 from functools import partial
 from types import GenericAlias
 
 cimport cython
 from luna_ext cimport calls
-from luna_ext.client cimport Client
+from luna_ext.client cimport Lease
 from luna_ext.cryptoki cimport CK_SLOT_ID
-from luna_ext.mutex cimport FAILED, GRANTED, WAITING, SlotMutex, Waiter, mutex_of
+from luna_ext.mutex cimport FAILED, WAITING, SlotMutex, Waiter, mutex_of
+from luna_ext.workers cimport Workers
 
 from .errors import LibraryClosedError, LockTimeoutError, LunaError
+from .mutex import current_task
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() noexcept nogil
 
 # How long a caller who will not wait for another holder waits for the device's answer. There is
 # no try-lock in the SDK: only the answer tells that the lock was free.
@@ -21,19 +26,22 @@ ANSWER_SECONDS = 0.25
 _log = logging.getLogger("luna_ext")
 
 
-cdef ClusterSlot new_slot(object library, Client client, unsigned long lease, bint poll,
-                          CK_SLOT_ID slot_id):
-    cdef ClusterSlot slot = ClusterSlot.__new__(ClusterSlot)
+# Known only here: slots and locks come from a Library, never from their classes.
+_KEY = object()
+
+
+cdef ClusterSlot new_slot(object library, Lease lease, bint poll, CK_SLOT_ID slot_id):
+    cdef ClusterSlot slot = ClusterSlot.__new__(ClusterSlot, _KEY)
     slot.library = library
-    slot.client = client
-    slot.mutex = mutex_of(client, slot_id)
+    slot.client = lease.client
+    slot.mutex = mutex_of(lease.client, slot_id)
     slot.lease = lease
     slot.poll = poll
     return slot
 
 
 cdef SlotLock new_lock(ClusterSlot slot, object timeout, object target, object check):
-    cdef SlotLock lock = SlotLock.__new__(SlotLock)
+    cdef SlotLock lock = SlotLock.__new__(SlotLock, _KEY)
     lock.slot = slot
     lock.timeout = -1 if timeout is None else seconds_of(timeout)
     lock.target = target
@@ -52,11 +60,14 @@ cdef double seconds_of(object timeout) except? -1:
     return timeout
 
 
-cdef int end_block(SlotMutex mutex, object exception) except -1:
+cdef int end_block(ClusterSlot slot, object exception) except -1:
     """Unlock at the end of a `with` block, which `exception` may be leaving."""
+    cdef SlotMutex mutex = slot.mutex
     try:
         if not mutex.inherited or not mutex.ended_by_fork():
-            mutex.release()
+            if slot.closed:
+                slot.check_evicted("CA_UnlockClusteredSlot")
+            mutex.release(slot.lease)
     except LunaError as error:
         report_failed_end(exception, error)
     return 0
@@ -85,8 +96,9 @@ cdef class ClusterSlot:
     the HSM keeps nobody from using a token without it.
     """
 
-    def __init__(self):
-        raise TypeError("a ClusterSlot comes from Library.slot(), it cannot be made")
+    def __cinit__(self, key=None):
+        if key is not _KEY:
+            raise TypeError("a ClusterSlot comes from Library.slot(), it cannot be made")
 
     @property
     def slot_id(self):
@@ -168,7 +180,9 @@ cdef class ClusterSlot:
         LockReleaseError
             The device refused. The lock may stay set until this process disconnects.
         """
-        self.mutex.release()
+        if self.closed:
+            self.check_evicted("CA_UnlockClusteredSlot")
+        self.mutex.release(self.lease)
 
     def locked(self):
         """Whether a thread or task of this process holds the lock. Does not ask the device."""
@@ -184,7 +198,7 @@ cdef class ClusterSlot:
         LockLostError
             The device does not answer: a device that lost this application drops its locks.
         """
-        self.mutex.ensure_held()
+        self.check_held()
 
     def lock(self, *, timeout=None):
         """The lock as a context manager with a timeout, for ``with`` and for ``async with``.
@@ -209,7 +223,7 @@ cdef class ClusterSlot:
         return self
 
     def __exit__(self, exc_type, exc_value, traceback):
-        end_block(self.mutex, exc_value)
+        end_block(self, exc_value)
 
     def _is_owned(self):
         # threading.Condition asks this of its lock; it would try a device call otherwise.
@@ -218,11 +232,17 @@ cdef class ClusterSlot:
     def _close(self):
         """The library closes. Where the lock was taken if it was held through it, else None."""
         self.closed = True
-        return self.mutex.close_lease(self.lease, self.client.path)
+        ended = self.mutex.close_lease(self.lease)
+        if ended is None:
+            return None
+        self.evicted, place = ended
+        return place
 
     def __repr__(self):
         state = "locked" if self.mutex.held() else "unlocked"
-        return f"<luna_ext.ClusterSlot {self.mutex.slot_id} of {self.client.path!r}, {state}>"
+        if self.mutex.waiting:
+            state += f", {self.mutex.waiting} waiting"
+        return f"<luna_ext.ClusterSlot {self.mutex.slot_id} of {self.lease.path!r}, {state}>"
 
     def __reduce__(self):
         raise TypeError(
@@ -232,11 +252,26 @@ cdef class ClusterSlot:
     cdef int check_open(self) except -1:
         if self.closed:
             raise LibraryClosedError(
-                f"the Library for {self.client.path!r} is closed; open a new one to use slot "
+                f"the Library for {self.lease.path!r} is closed; open a new one to use slot "
                 f"{self.mutex.slot_id}",
                 slot_id=self.mutex.slot_id,
             )
         return 0
+
+    cdef int check_evicted(self, str function) except -1:
+        """Tell the holder whose lock the library's close() has released."""
+        if self.evicted is not None and self.evicted in (
+            PyThread_get_thread_ident(),
+            current_task(),
+        ):
+            raise self.mutex.lost_error("its Library was closed", None, function)
+        return 0
+
+    cdef bytes check_held(self):
+        """Raise unless the caller holds the lock; the 32 bytes of the token's label."""
+        if self.closed:
+            self.check_evicted("C_GetTokenInfo")
+        return self.mutex.ensure_held()
 
 
 @cython.final
@@ -248,8 +283,9 @@ cdef class SlotLock:
 
     __class_getitem__ = classmethod(GenericAlias)
 
-    def __init__(self):
-        raise TypeError("a SlotLock comes from ClusterSlot.lock() or Token.lock()")
+    def __cinit__(self, key=None):
+        if key is not _KEY:
+            raise TypeError("a SlotLock comes from ClusterSlot.lock() or Token.lock()")
 
     def __enter__(self):
         cdef ClusterSlot slot = self.slot
@@ -260,19 +296,22 @@ cdef class SlotLock:
             try:
                 self.check()
             except BaseException as error:
-                end_block(slot.mutex, error)
+                end_block(slot, error)
                 raise
         return self.target
 
     def __exit__(self, exc_type, exc_value, traceback):
-        end_block(self.slot.mutex, exc_value)
+        end_block(self.slot, exc_value)
 
     async def __aenter__(self):
         cdef ClusterSlot slot = self.slot
         cdef Waiter waiter
         slot.check_open()
+        asyncio = sys.modules["asyncio"]
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("`async with` on a lock works inside an asyncio task")
         answered = loop.create_future()
         waiter = slot.mutex.ask(task, slot.lease, slot.poll, partial(tell, loop, answered))
         timer = None
@@ -291,6 +330,7 @@ cdef class SlotLock:
             raise self.timed_out()
         if waiter.outcome == FAILED:
             raise waiter.error
+        self.task = task
         if self.check is not None:
             try:
                 await on_worker(loop, slot.client.workers, self.check)
@@ -301,22 +341,34 @@ cdef class SlotLock:
 
     async def __aexit__(self, exc_type, exc_value, traceback):
         cdef SlotMutex mutex = self.slot.mutex
-        cdef Waiter waiter = Waiter.__new__(Waiter)
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
-        waiter.wake = partial(tell, loop, done)
+        cdef Waiter waiter
+        # Not the current task: a coroutine may be closed by another one, or by none.
+        task, self.task = self.task, None
+        if mutex.inherited and mutex.ended_by_fork():
+            return
+        waiter = Waiter.__new__(Waiter)
+        waiter.wake = nobody
+        done = None
+        # A coroutine that is being closed must not wait any more; the unlock goes on without it.
+        if exc_type is not GeneratorExit:
+            loop = running_loop()
+            if loop is not None:
+                done = loop.create_future()
+                waiter.wake = partial(tell, loop, done)
         try:
-            if mutex.ended_by_fork():
-                return
-            mutex.release_for(asyncio.current_task(), waiter)
+            if self.slot.closed:
+                self.slot.check_evicted("CA_UnlockClusteredSlot")
+            mutex.release_task(task, waiter)
         except LunaError as error:
             report_failed_end(exc_value, error)
+            return
+        if done is None:
             return
         try:
             await done
         except BaseException as error:
-            # The unlock goes on without us; nobody but the log will hear of its failure.
-            waiter.wake = bool
+            # Nobody but the log, or this exception, will hear of a failure.
+            waiter.wake = nobody
             if waiter.outcome == FAILED:
                 report_failed_end(error, waiter.error)
             raise
@@ -350,7 +402,19 @@ def tell(loop, future):
         return False
 
 
-async def on_worker(loop, workers, function):
+def nobody():
+    """The wake of a waiter that does not wait."""
+    return False
+
+
+def running_loop():
+    try:
+        return sys.modules["asyncio"].get_running_loop()
+    except RuntimeError:
+        return None
+
+
+async def on_worker(loop, Workers workers, function):
     """Run a function that makes device calls on a worker; raise what it raises."""
     done = loop.create_future()
     errors = []

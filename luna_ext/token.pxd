@@ -1,4 +1,4 @@
-from luna_ext.client cimport Client
+from luna_ext.client cimport Lease
 from luna_ext.slot cimport ClusterSlot
 
 
@@ -14,13 +14,12 @@ cdef class Token:
 
 cdef class Claim:
     cdef object library                        # makes the slot's object
-    cdef Client client                         # makes the device calls
-    cdef unsigned long lease                   # the library's number
+    cdef Lease lease                           # the library's
     cdef bytes cluster_id                      # NUL-terminated by Python
     cdef double timeout                        # seconds to wait for a token to become free
     cdef Token token                           # what is claimed, while the block runs; or None
+    cdef bint entered                          # the block runs, or is about to
 
 
 cdef Token new_token(ClusterSlot slot, bytes raw_label, object known_info)
-cdef Claim new_claim(object library, Client client, unsigned long lease, object cluster_id,
-                     object timeout)
+cdef Claim new_claim(object library, Lease lease, object cluster_id, object timeout)

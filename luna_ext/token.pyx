@@ -8,8 +8,11 @@ from luna_ext.client cimport (
     CA_GET_UNASSIGNED_SLOT,
     CA_UNLOCK_CLUSTERED_SLOT,
     Client,
+    Lease,
+    hold_open,
+    let_go,
 )
-from luna_ext.mutex cimport SlotMutex
+from luna_ext.mutex cimport SlotMutex, mutex_of
 from luna_ext.pin cimport Pin
 from luna_ext.slot cimport ClusterSlot, end_block, new_lock, seconds_of
 
@@ -32,23 +35,25 @@ cdef enum:
     TRIES = 16
 
 
+# Known only here: tokens and claims come from a Library, never from their classes.
+_KEY = object()
+
+
 cdef Token new_token(ClusterSlot slot, bytes raw_label, object known_info):
-    cdef Token token = Token.__new__(Token)
+    cdef Token token = Token.__new__(Token, _KEY)
     token.slot = slot
     token.raw_label = raw_label
     token.known_info = known_info
     return token
 
 
-cdef Claim new_claim(object library, Client client, unsigned long lease, object cluster_id,
-                     object timeout):
+cdef Claim new_claim(object library, Lease lease, object cluster_id, object timeout):
     if not isinstance(cluster_id, str):
         raise TypeError(f"a cluster ID is a str, not {type(cluster_id).__name__}")
     if not cluster_id or "\0" in cluster_id:
         raise ValueError(f"{cluster_id!r} is no cluster ID: it is empty or contains NUL")
-    cdef Claim claim = Claim.__new__(Claim)
+    cdef Claim claim = Claim.__new__(Claim, _KEY)
     claim.library = library
-    claim.client = client
     claim.lease = lease
     claim.cluster_id = cluster_id.encode("utf-8")
     claim.timeout = seconds_of(timeout)
@@ -66,8 +71,9 @@ cdef class Token:
             ...
     """
 
-    def __init__(self):
-        raise TypeError("a Token comes from Library.token(), find(), tokens() or claim()")
+    def __cinit__(self, key=None):
+        if key is not _KEY:
+            raise TypeError("a Token comes from Library.token(), find(), tokens() or claim()")
 
     @property
     def label(self):
@@ -101,7 +107,7 @@ cdef class Token:
         TokenChangedError
             The lock is held, but the token has got another label.
         """
-        self.check_label(self.slot.mutex.ensure_held())
+        self.check_label(self.slot.check_held())
 
     def assign(self, label, *, so_pin, user_pin=None):
         """Give the claimed token its label: **erases the token** (C_InitToken).
@@ -140,6 +146,8 @@ cdef class Token:
         cdef Pin so = Pin(so_pin, "so_pin")
         cdef Pin user = None if user_pin is None else Pin(user_pin, "user_pin")
         cdef bytes now
+        if self.slot.closed:
+            self.slot.check_evicted("C_InitToken")
         mutex.check_mine("C_InitToken")
         if self.claimed == 0:
             raise self._conflict(
@@ -157,32 +165,50 @@ cdef class Token:
             raise ValueError(
                 f"{self.label!r} is the token's original label; the token would stay unassigned"
             )
-        now = mutex.ensure_held()
-        if now != self.raw_label:
-            raise self._conflict(
-                f"it is {decode_label(now)!r} by now: somebody assigned it. Claim another one"
-            )
+        mutex.begin_work()
         try:
-            calls.init_token(self.slot.client, mutex.slot_id, so, raw_label)
+            now = mutex.ensure_held()
+            if now != self.raw_label:
+                raise self._conflict(
+                    f"it is {decode_label(now)!r} by now: somebody assigned it. Claim another one"
+                )
+            self._init(raw_label, so, user)
+        finally:
+            mutex.end_work()
+        return new_token(self.slot, raw_label, None)
+
+    def _init(self, bytes raw_label, Pin so, Pin user):
+        """The device calls of assign(); from the first one on, errors say how far it came."""
+        cdef Client client = self.slot.client
+        slot_id = self.slot.slot_id
+        try:
+            calls.init_token(client, slot_id, so, raw_label)
         except CryptokiError as error:
             self._note_label(error)
             raise
-        now = calls.token_label(self.slot.client, mutex.slot_id)
+        try:
+            now = calls.token_label(client, slot_id)
+        except LunaError as error:
+            error.add_note(
+                f"luna_ext: C_InitToken has erased the token in slot {slot_id}; whether it took "
+                f"the label {decode_label(raw_label)!r} could not be read back"
+            )
+            raise
         if now != raw_label:
             raise self._conflict(
                 f"C_InitToken reported success, but the label is {decode_label(now)!r}, "
-                f"not {label!r}"
+                f"not {decode_label(raw_label)!r}"
             )
-        if user is not None:
-            try:
-                calls.init_user_pin(self.slot.client, mutex.slot_id, so, user)
-            except LunaError as error:
-                error.add_note(
-                    f"luna_ext: the token in slot {mutex.slot_id} is assigned under its new label "
-                    f"{label!r}, but its user PIN is not set"
-                )
-                raise
-        return new_token(self.slot, raw_label, None)
+        if user is None:
+            return
+        try:
+            calls.init_user_pin(client, slot_id, so, user)
+        except LunaError as error:
+            error.add_note(
+                f"luna_ext: the token in slot {slot_id} is assigned under its new label "
+                f"{decode_label(raw_label)!r}, but its user PIN is not set"
+            )
+            raise
 
     def __enter__(self):
         cdef ClusterSlot slot = self.slot
@@ -191,12 +217,12 @@ cdef class Token:
         try:
             self._check()
         except BaseException as error:
-            end_block(slot.mutex, error)
+            end_block(slot, error)
             raise
         return self
 
     def __exit__(self, exc_type, exc_value, traceback):
-        end_block(self.slot.mutex, exc_value)
+        end_block(self.slot, exc_value)
 
     def __repr__(self):
         return f"<luna_ext.Token {self.label!r} in slot {self.slot.mutex.slot_id}>"
@@ -238,23 +264,51 @@ cdef class Token:
 cdef class Claim:
     """What `Library.claim()` gives: its ``with`` block holds an unassigned token."""
 
-    def __init__(self):
-        raise TypeError("a Claim comes from Library.claim()")
+    def __cinit__(self, key=None):
+        if key is not _KEY:
+            raise TypeError("a Claim comes from Library.claim()")
 
     def __enter__(self):
-        if self.token is not None:
+        if self.entered:
             raise LockReentryError(
                 "this claim's block is running already; call claim() once more for another token",
                 function="CA_GetUnassignedSlot",
             )
+        self.entered = True
+        try:
+            self.token = self._claim()
+        finally:
+            self.entered = self.token is not None
+        return self.token
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        cdef Token token = self.token
+        if token is None:
+            raise LockNotOwnedError(
+                "this claim's block was not entered; there is nothing to release",
+                function="CA_UnlockClusteredSlot",
+            )
+        self.token = None
+        self.entered = False
+        end_block(token.slot, exc_value)
+
+    def __reduce__(self):
+        raise TypeError("a Claim belongs to its process")
+
+    def _claim(self):
+        """Ask until there is a token or the time is up."""
         # What would end the claim has to be there before it begins.
-        self.client.need(CA_GET_UNASSIGNED_SLOT)
-        self.client.need(CA_UNLOCK_CLUSTERED_SLOT)
+        self.lease.client.need(CA_GET_UNASSIGNED_SLOT, self.lease.path)
+        self.lease.client.need(CA_UNLOCK_CLUSTERED_SLOT, self.lease.path)
         deadline = time.monotonic() + self.timeout
         for delay in delays():
-            self.token = self._try()
-            if self.token is not None:
-                return self.token
+            for _ in range(TRIES):
+                try:
+                    token = self._ask()
+                except FunctionFailedError:
+                    break
+                if token is not None:
+                    return token
             left = deadline - time.monotonic()
             if left <= 0:
                 break
@@ -266,33 +320,32 @@ cdef class Claim:
             function="CA_GetUnassignedSlot",
         )
 
-    def __exit__(self, exc_type, exc_value, traceback):
-        cdef Token token = self.token
-        self.token = None
-        end_block(token.slot.mutex, exc_value)
-
-    def __reduce__(self):
-        raise TypeError("a Claim belongs to its process")
-
-    def _try(self):
-        """Ask for the next unassigned token; None when there is none that this process may have."""
-        cdef ClusterSlot slot
+    def _ask(self):
+        """Ask for the next unassigned token; None if this process has it already."""
+        cdef Client client = self.lease.client
+        cdef SlotMutex mutex
         cdef Token token
-        for _ in range(TRIES):
-            try:
-                slot_id, raw_label = calls.next_unassigned(self.client, self.cluster_id)
-            except FunctionFailedError:
-                return None
-            try:
-                slot = self.library.slot(slot_id)
-            except BaseException:
-                calls.unlock_slot(self.client, slot_id)
-                raise
+        # Before the device is asked, and again before anything but the mutex owns the answer.
+        self.library._check_open()
+        hold_open(client)
+        claim = client.begin_claim()
+        try:
+            slot_id, raw_label = calls.next_unassigned(client, self.cluster_id)
+            mutex = mutex_of(client, slot_id)
             # A slot that this process holds already is its holder's, whatever the device says;
             # unlocking it here would take it away from there.
-            if slot.mutex.adopt(self.lease):
-                slot.mutex.check_signals()
-                token = new_token(slot, raw_label, None)
-                token.claimed = slot.mutex.hold
-                return token
-        return None
+            if not mutex.adopt(self.lease):
+                return None
+        finally:
+            client.end_claim(claim)
+            let_go(client)
+        mutex.check_signals()
+        try:
+            token = new_token(self.library.slot(slot_id), raw_label, None)
+        except BaseException:
+            # The library was closed; perhaps close() came late enough to see to this lock itself.
+            if mutex.is_mine():
+                mutex.release(self.lease)
+            raise
+        token.claimed = mutex.hold
+        return token

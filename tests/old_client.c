@@ -1,0 +1,80 @@
+/*
+ * old_client.c: stands for a client library that lacks some of the cluster extensions, or whose
+ * C_GetFunctionList does not do its job. All that it does have is the stand-in's.
+ *
+ *   -DSTAND_IN="path"         the stand-in's shared library
+ *   -DWITH_CA_GetSlotId etc.  exports this function
+ *   -DFUNCTION_LIST_RV=n      what C_GetFunctionList answers without giving a list
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#include <dlfcn.h>
+#include <stdlib.h>
+
+#include "cryptoki_v2.h"
+
+static void *stand_in(const char *name)
+{
+    void *library = dlopen(STAND_IN, RTLD_NOW | RTLD_LOCAL);
+    void *function = library == NULL ? NULL : dlsym(library, name);
+    if (function == NULL)
+        abort();
+    return function;
+}
+
+#ifdef FUNCTION_LIST_RV
+
+CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR ppFunctionList)
+{
+    (void)stand_in;
+    *ppFunctionList = NULL;
+    return FUNCTION_LIST_RV;
+}
+
+#else
+
+CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR ppFunctionList)
+{
+    CK_RV (*function)(CK_FUNCTION_LIST_PTR_PTR);
+    *(void **)&function = stand_in("C_GetFunctionList");
+    return function(ppFunctionList);
+}
+
+#endif
+
+#ifdef WITH_CA_GetSlotId
+CK_RV CA_GetSlotId(CK_UTF8CHAR label[32], CK_SLOT_ID_PTR pSlotId, CK_ULONG_PTR pulCount)
+{
+    CK_RV (*function)(CK_UTF8CHAR *, CK_SLOT_ID_PTR, CK_ULONG_PTR);
+    *(void **)&function = stand_in("CA_GetSlotId");
+    return function(label, pSlotId, pulCount);
+}
+#endif
+
+#ifdef WITH_CA_GetUnassignedSlot
+CK_RV CA_GetUnassignedSlot(const CK_CHAR_PTR clusterID,
+                           CK_UNASSIGNED_SLOT_INFO_PTR pUnassignedSlot)
+{
+    CK_RV (*function)(const CK_CHAR_PTR, CK_UNASSIGNED_SLOT_INFO_PTR);
+    *(void **)&function = stand_in("CA_GetUnassignedSlot");
+    return function(clusterID, pUnassignedSlot);
+}
+#endif
+
+#ifdef WITH_CA_LockClusteredSlot
+CK_RV CA_LockClusteredSlot(CK_SLOT_ID slotID)
+{
+    CK_RV (*function)(CK_SLOT_ID);
+    *(void **)&function = stand_in("CA_LockClusteredSlot");
+    return function(slotID);
+}
+#endif
+
+#ifdef WITH_CA_UnlockClusteredSlot
+CK_RV CA_UnlockClusteredSlot(CK_SLOT_ID slotID)
+{
+    CK_RV (*function)(CK_SLOT_ID);
+    *(void **)&function = stand_in("CA_UnlockClusteredSlot");
+    return function(slotID);
+}
+#endif

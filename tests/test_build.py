@@ -1,0 +1,344 @@
+"""One layout for both headers; sources that compile without a warning; what is installed."""
+
+import ctypes
+import importlib.machinery
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import luna_ext
+from luna_ext.stub import library_path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(luna_ext.__file__).parent
+LAYOUT = ROOT / "luna_ext" / "layout.h"
+STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+MINGW = "x86_64-w64-mingw32-gcc"
+
+# The functions of v2.40 in the order of CK_FUNCTION_LIST.
+NAMES = """
+    Initialize Finalize GetInfo GetFunctionList GetSlotList GetSlotInfo GetTokenInfo
+    GetMechanismList GetMechanismInfo InitToken InitPIN SetPIN OpenSession CloseSession
+    CloseAllSessions GetSessionInfo GetOperationState SetOperationState Login Logout CreateObject
+    CopyObject DestroyObject GetObjectSize GetAttributeValue SetAttributeValue FindObjectsInit
+    FindObjects FindObjectsFinal EncryptInit Encrypt EncryptUpdate EncryptFinal DecryptInit Decrypt
+    DecryptUpdate DecryptFinal DigestInit Digest DigestUpdate DigestKey DigestFinal SignInit Sign
+    SignUpdate SignFinal SignRecoverInit SignRecover VerifyInit Verify VerifyUpdate VerifyFinal
+    VerifyRecoverInit VerifyRecover DigestEncryptUpdate DecryptDigestUpdate SignEncryptUpdate
+    DecryptVerifyUpdate GenerateKey GenerateKeyPair WrapKey UnwrapKey DeriveKey SeedRandom
+    GenerateRandom GetFunctionStatus CancelFunction WaitForSlotEvent
+"""
+FUNCTIONS = [f"C_{name}" for name in NAMES.split()]
+
+# Another author's header of the same interface: other macros, other spellings, two files.
+SDK_TYPES = """
+#ifndef SDK_TYPES_H
+#define SDK_TYPES_H
+typedef unsigned char CK_BYTE;
+typedef CK_BYTE CK_CHAR, CK_UTF8CHAR, CK_BBOOL;
+typedef unsigned long int CK_ULONG;
+typedef CK_ULONG CK_FLAGS, CK_RV, CK_SLOT_ID, CK_SESSION_HANDLE, CK_USER_TYPE;
+typedef void *CK_VOID_PTR;
+typedef struct CK_VERSION { CK_BYTE major; CK_BYTE minor; } CK_VERSION;
+typedef struct CK_INFO {
+  CK_VERSION cryptokiVersion;
+  CK_UTF8CHAR manufacturerID[32];
+  CK_FLAGS flags;
+  CK_UTF8CHAR libraryDescription[32];
+  CK_VERSION libraryVersion;
+} CK_INFO;
+typedef struct CK_SLOT_INFO {
+  CK_UTF8CHAR slotDescription[64];
+  CK_UTF8CHAR manufacturerID[32];
+  CK_FLAGS flags;
+  CK_VERSION hardwareVersion;
+  CK_VERSION firmwareVersion;
+} CK_SLOT_INFO;
+typedef struct CK_TOKEN_INFO {
+  CK_UTF8CHAR label[32];
+  CK_UTF8CHAR manufacturerID[32];
+  CK_UTF8CHAR model[16];
+  CK_CHAR serialNumber[16];
+  CK_FLAGS flags;
+  CK_ULONG ulMaxSessionCount, ulSessionCount, ulMaxRwSessionCount, ulRwSessionCount;
+  CK_ULONG ulMaxPinLen, ulMinPinLen;
+  CK_ULONG ulTotalPublicMemory, ulFreePublicMemory, ulTotalPrivateMemory, ulFreePrivateMemory;
+  CK_VERSION hardwareVersion, firmwareVersion;
+  CK_CHAR utcTime[16];
+} CK_TOKEN_INFO;
+typedef struct CK_C_INITIALIZE_ARGS {
+  CK_RV (*CreateMutex)(CK_VOID_PTR *);
+  CK_RV (*DestroyMutex)(CK_VOID_PTR);
+  CK_RV (*LockMutex)(CK_VOID_PTR);
+  CK_RV (*UnlockMutex)(CK_VOID_PTR);
+  CK_FLAGS flags;
+  CK_VOID_PTR pReserved;
+} CK_C_INITIALIZE_ARGS;
+#endif
+"""
+SDK_MAIN = """
+#ifndef _CRYPTOKI_V2_H_
+#define _CRYPTOKI_V2_H_ 1
+#include "sdk_types.h"
+typedef struct CK_FUNCTION_LIST {
+  CK_VERSION version;
+  FUNCTIONS
+} CK_FUNCTION_LIST;
+typedef struct CK_UNASSIGNED_SLOT_INFO {
+  CK_SLOT_ID slotID;
+  CK_UTF8CHAR label[32];
+} CK_UNASSIGNED_SLOT_INFO;
+#endif
+"""
+SDK_MAIN = SDK_MAIN.replace("FUNCTIONS", "\n  ".join(f"CK_RV (*{name})();" for name in FUNCTIONS))
+
+
+def packed(struct):
+    """Packs one struct to 1 byte, as the header of another platform would."""
+    return (
+        rf"(typedef struct {struct} \{{.*?\}} {struct};)",
+        r"#pragma pack(push, 1)\n\1\n#pragma pack(pop)",
+    )
+
+
+UNASSIGNED = r"CK_SLOT_ID slotID;\s*CK_UTF8CHAR label\[32\];"
+# name: what is changed (a regular expression and its replacement), and what the compiler names.
+WRONG_LAYOUTS = {
+    "packed CK_INFO": (packed("CK_INFO"), "CK_INFO"),
+    "packed CK_SLOT_INFO": (packed("CK_SLOT_INFO"), "CK_SLOT_INFO"),
+    "packed CK_TOKEN_INFO": (packed("CK_TOKEN_INFO"), "CK_TOKEN_INFO"),
+    "packed CK_FUNCTION_LIST": (packed("CK_FUNCTION_LIST"), "CK_FUNCTION_LIST"),
+    "4-byte CK_ULONG": (("unsigned long int CK_ULONG", "unsigned int CK_ULONG"), "CK_ULONG"),
+    "4-byte CK_RV": (
+        ("CK_FLAGS, CK_RV,", "CK_FLAGS; typedef int CK_RV; typedef CK_ULONG"),
+        "CK_RV",
+    ),
+    "4-byte CK_BBOOL": (("CK_UTF8CHAR, CK_BBOOL", "CK_UTF8CHAR; typedef int CK_BBOOL"), "CK_BBOOL"),
+    "longer label": (
+        (UNASSIGNED, "CK_SLOT_ID slotID; CK_UTF8CHAR label[33];"),
+        "CK_UNASSIGNED_SLOT_INFO",
+    ),
+    "label before slot": (
+        (UNASSIGNED, "CK_UTF8CHAR label[32]; CK_SLOT_ID slotID;"),
+        "CK_UNASSIGNED_SLOT_INFO",
+    ),
+    "shorter description": ((r"slotDescription\[64\]", "slotDescription[32]"), "CK_SLOT_INFO"),
+    "missing field": ((r"ulMaxPinLen, ulMinPinLen;", "ulMaxPinLen;"), "CK_TOKEN_INFO"),
+    "fields swapped": ((r"ulMaxPinLen, ulMinPinLen", "ulMinPinLen, ulMaxPinLen"), "CK_TOKEN_INFO"),
+    "missing mutex": ((r"CK_RV \(\*LockMutex\)\(CK_VOID_PTR\);", ""), "CK_C_INITIALIZE_ARGS"),
+    "missing function": ((r"CK_RV \(\*C_SeedRandom\)\(\);", ""), "CK_FUNCTION_LIST"),
+    "additional function": (
+        (r"CK_RV \(\*C_SetPIN\)\(\);", r"\g<0> CK_RV (*C_Another)();"),
+        "CK_FUNCTION_LIST",
+    ),
+    "appended function": (
+        (r"CK_RV \(\*C_WaitForSlotEvent\)\(\);", r"\g<0> CK_RV (*C_Another)();"),
+        "CK_FUNCTION_LIST",
+    ),
+    "functions swapped": ((r"C_Login\b(.*?)C_Logout", r"C_Logout\1C_Login"), "CK_FUNCTION_LIST"),
+}
+
+
+def write_sdk(directory, change=None):
+    texts = {"sdk_types.h": SDK_TYPES, "cryptoki_v2.h": SDK_MAIN}
+    if change is not None:
+        pattern, replacement = change
+        changed = {
+            name: re.sub(pattern, replacement, text, flags=re.DOTALL)
+            for name, text in texts.items()
+        }
+        assert changed != texts
+        texts = changed
+    for name, text in texts.items():
+        (directory / name).write_text(text)
+
+
+def compile_only(language, source, *options, compiler="cc"):
+    """Let the compiler look at a source text; the finished process."""
+    return subprocess.run(
+        [compiler, "-x", language, "-fsyntax-only", *options, "-"],
+        input=source,
+        capture_output=True,
+        text=True,
+    )
+
+
+def check_layout(include, *options, language="c", compiler="cc"):
+    source = f'#include "{LAYOUT}"\n'
+    return compile_only(language, source, f"-I{include}", *options, compiler=compiler)
+
+
+# ---- the layout of whichever header is used ----
+
+
+@pytest.mark.parametrize(("language", "standard"), [("c", "c11"), ("c++", "c++17")])
+def test_own_header_has_the_layout(language, standard):
+    finished = check_layout(ROOT / "include", f"-std={standard}", *STRICT, language=language)
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("language", "standard"), [("c", "c11"), ("c++", "c++17")])
+def test_sdk_style_header_has_the_layout(tmp_path, language, standard):
+    write_sdk(tmp_path)
+
+    finished = check_layout(tmp_path, f"-std={standard}", *STRICT, language=language)
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
+def test_sdk_style_header_has_all_functions():
+    assert len(FUNCTIONS) == len(set(FUNCTIONS)) == 68
+
+
+@pytest.mark.parametrize("language", ["c", "c++"])
+@pytest.mark.parametrize(
+    ("change", "struct"),
+    [pytest.param(*wrong, id=name) for name, wrong in WRONG_LAYOUTS.items()],
+)
+def test_wrong_layout_does_not_compile_and_is_named(tmp_path, change, struct, language):
+    write_sdk(tmp_path, change)
+
+    finished = check_layout(tmp_path, language=language)
+
+    assert finished.returncode != 0
+    errors = [line for line in finished.stderr.splitlines() if "error:" in line]
+    assert any(re.search(rf"\b{struct}\b", line) for line in errors)
+
+
+@pytest.mark.skipif(shutil.which(MINGW) is None, reason=f"no Windows compiler: {MINGW}")
+def test_own_header_is_packed_on_windows():
+    finished = check_layout(ROOT / "include", "-std=c11", *STRICT, compiler=MINGW)
+    sizes = {
+        "CK_ULONG": 4,
+        "CK_INFO": 72,
+        "CK_SLOT_INFO": 104,
+        "CK_TOKEN_INFO": 160,
+        "CK_C_INITIALIZE_ARGS": 44,
+        "CK_UNASSIGNED_SLOT_INFO": 36,
+        "CK_FUNCTION_LIST": 2 + 68 * 8,
+    }
+    source = '#include "cryptoki_v2.h"\n' + "".join(
+        f'_Static_assert(sizeof({name}) == {size}, "{name}");\n' for name, size in sizes.items()
+    )
+    measured = compile_only("c", source, f"-I{ROOT / 'include'}", compiler=MINGW)
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert (measured.returncode, measured.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which(MINGW) is None, reason=f"no Windows compiler: {MINGW}")
+def test_header_that_is_not_packed_does_not_compile_on_windows(tmp_path):
+    write_sdk(tmp_path)
+
+    finished = check_layout(tmp_path, compiler=MINGW)
+
+    assert finished.returncode != 0
+    assert re.search(r"cryptoki_v2\.h: .*\bCK_INFO\b", finished.stderr)
+
+
+def test_packing_ends_with_the_header():
+    source = '#include "cryptoki_v2.h"\nstruct own { char c; long l; };\n'
+    source += '_Static_assert(sizeof(struct own) == 2 * sizeof(long), "packed");\n'
+
+    for compiler in filter(shutil.which, ["cc", MINGW]):
+        finished = compile_only("c", source, f"-I{ROOT / 'include'}", compiler=compiler)
+        assert (finished.returncode, finished.stderr) == (0, "")
+
+
+# ---- sources ----
+
+
+@pytest.mark.parametrize(
+    ("language", "standard"),
+    [("c", "c99"), ("c", "c11"), ("c", "c17"), ("c++", "c++11"), ("c++", "c++17")],
+)
+@pytest.mark.parametrize("header", ["include/cryptoki_v2.h", "stub_lib/control.h"])
+def test_public_header_compiles_alone_and_twice(header, language, standard):
+    source = f'#include "{ROOT / header}"\n' * 2
+
+    finished = compile_only(language, source, f"-std={standard}", *STRICT)
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "source", sorted((ROOT / "stub_lib").glob("*.c")), ids=lambda path: path.name
+)
+def test_stand_in_compiles_without_a_warning(tmp_path, source):
+    command = ["cc", "-std=c11", *STRICT, "-Wconversion", "-O2", "-fPIC", "-D_GNU_SOURCE"]
+    command += [f"-I{ROOT / 'include'}", f"-I{ROOT / 'stub_lib'}", "-c", str(source)]
+
+    finished = subprocess.run(
+        [*command, "-o", str(tmp_path / "object.o")], capture_output=True, text=True
+    )
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
+# ---- setup.py ----
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("Cython") is None or importlib.util.find_spec("setuptools") is None,
+    reason="setup.py needs Cython and setuptools here, not only in pip's build environment",
+)
+@pytest.mark.parametrize("directory", ["empty", "missing"])
+def test_sdk_directory_without_the_header_stops_the_build(tmp_path, directory):
+    (tmp_path / "empty").mkdir()
+    sdk = tmp_path / directory
+
+    finished = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=ROOT,
+        env={**os.environ, "LUNA_SDK_INCLUDE": str(sdk)},
+        capture_output=True,
+        text=True,
+    )
+
+    assert finished.returncode == 1
+    assert finished.stdout == ""
+    assert finished.stderr.startswith(f"LUNA_SDK_INCLUDE={sdk}: there is no cryptoki_v2.h. ")
+    assert "unset LUNA_SDK_INCLUDE" in finished.stderr
+
+
+# ---- what is installed ----
+
+
+def compiled_modules():
+    names = [module.name for module in PACKAGE.iterdir()]
+    endings = importlib.machinery.EXTENSION_SUFFIXES[0]
+    return sorted(name.removesuffix(endings) for name in names if name.endswith(endings))
+
+
+def test_package_has_compiled_modules():
+    assert {"client", "library", "slot", "token"} <= set(compiled_modules())
+
+
+@pytest.mark.parametrize("module", compiled_modules())
+def test_compiled_module_has_a_typing_stub(module):
+    assert (PACKAGE / f"{module}.pyi").is_file()
+
+
+def test_package_says_that_it_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_package_has_the_stand_in():
+    library = ctypes.CDLL(library_path())
+
+    assert Path(library_path()).parent == PACKAGE
+    assert hasattr(library, "C_GetFunctionList")
+    assert hasattr(library, "luna_stub_create")
+
+
+def test_extension_modules_are_not_linked_to_the_stand_in():
+    for module in compiled_modules():
+        file = PACKAGE / (module + importlib.machinery.EXTENSION_SUFFIXES[0])
+        assert b"luna_stub.so" not in file.read_bytes()

@@ -1,0 +1,324 @@
+"""Claiming unassigned tokens, and assigning them."""
+
+import ctypes
+import logging
+import os
+import signal
+import threading
+
+import pytest
+
+import luna_ext
+from luna_ext.stub import Cluster, library_path
+
+DEVICE_ERROR = 0x30
+LOCK = "CA_LockClusteredSlot"
+UNLOCK = "CA_UnlockClusteredSlot"
+CLAIM = "CA_GetUnassignedSlot"
+SO_PIN = "so-pin-never-shown"
+USER_PIN = "user-pin-never-shown"
+
+
+def test_claim_comes_locked_and_is_only_unlocked(luna, owner_of, calls_of):
+    with luna.claim("cluster-1") as token:
+        assert isinstance(token, luna_ext.Token)
+        assert token.label == f"keyring{token.slot.slot_id}"
+        assert owner_of(token.slot.slot_id) == os.getpid()
+        assert token.slot.locked()
+        token.ensure_held()
+    assert owner_of(token.slot.slot_id) is None
+    assert (calls_of(CLAIM), calls_of(LOCK), calls_of(UNLOCK)) == (1, 0, 1)
+
+
+def test_nothing_happens_before_the_with(luna, calls_of):
+    luna.claim("cluster-1", timeout=1)
+    assert calls_of(CLAIM) == 0
+
+
+def test_claims_give_different_tokens_and_then_none(luna, cluster):
+    claims = [luna.claim("cluster-1") for _ in range(8)]
+    tokens = [claim.__enter__() for claim in claims]
+    assert len({token.slot for token in tokens}) == 8
+    with pytest.raises(luna_ext.NoUnassignedTokenError, match="cluster-1") as caught:
+        luna.claim("cluster-1").__enter__()
+    assert (caught.value.rv, caught.value.function) == (0x6, CLAIM)
+    for claim in claims:
+        claim.__exit__(None, None, None)
+    assert all(token.owner is None for token in cluster.tokens())
+
+
+def test_a_claim_can_be_used_again_but_not_twice_at_once(luna):
+    claim = luna.claim("cluster-1")
+    with claim, pytest.raises(luna_ext.LockReentryError), claim:
+        pass
+    with claim as token:
+        token.ensure_held()
+
+
+def test_claim_waits_for_a_token_to_become_free(call):
+    with Cluster(keyrings=1) as cluster, cluster.library() as luna:
+        released = threading.Event()
+        claimed = threading.Event()
+
+        def hold():
+            with luna.claim("cluster-1"):
+                claimed.set()
+                released.wait(10)
+
+        holder = call(hold)
+        assert claimed.wait(10)
+        with pytest.raises(luna_ext.NoUnassignedTokenError, match=r"0\.05 s"):
+            luna.claim("cluster-1", timeout=0.05).__enter__()
+        threading.Timer(0.05, released.set).start()
+        with luna.claim("cluster-1", timeout=10) as token:
+            assert cluster.tokens()[0].owner == os.getpid()
+        holder.result()
+        assert token.label == "keyring1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error"),
+    [
+        ((1,), {}, TypeError),
+        ((b"cluster-1",), {}, TypeError),
+        (("",), {}, ValueError),
+        (("a\0b",), {}, ValueError),
+        (("cluster-1",), {"timeout": -1}, ValueError),
+        (("cluster-1",), {"timeout": "1"}, TypeError),
+    ],
+)
+def test_bad_arguments_do_not_reach_the_device(luna, calls_of, arguments, options, error):
+    with pytest.raises(error):
+        luna.claim(*arguments, **options)
+    assert calls_of(CLAIM) == 0
+
+
+def test_another_clusters_id_is_refused_by_the_device(luna):
+    with pytest.raises(luna_ext.ArgumentsBadError), luna.claim("cluster-2"):
+        pass
+
+
+@pytest.mark.parametrize("rv", [0x7, 0x30, 0x150, 0x190, 0x8000001F])
+def test_errors_of_a_claim_leave_nothing_locked(luna, cluster, rv):
+    cluster.fault(CLAIM, rv, times=1)
+    with pytest.raises(luna_ext.CryptokiError) as caught, luna.claim("cluster-1"):
+        pass
+    assert caught.value.rv == rv
+    assert all(token.owner is None for token in cluster.tokens())
+
+
+def test_ctrl_c_inside_a_claim_leaves_nothing_locked(luna, cluster):
+    cluster.latency(0.2, CLAIM)
+    main = threading.main_thread().ident
+    timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        luna.claim("cluster-1").__enter__()
+    timer.join()
+    for slot in luna.slots():
+        # Queued behind the unlock, if that is still under way.
+        with slot.lock(timeout=10):
+            pass
+    assert all(token.owner is None for token in cluster.tokens())
+
+
+def test_assign_gives_the_label_and_the_pins(luna, cluster, owner_of):
+    with luna.claim("cluster-1") as token:
+        new = token.assign("payments-01", so_pin=SO_PIN, user_pin=USER_PIN)
+        assert new.label == "payments-01"
+        assert new.slot is token.slot
+        assert owner_of(new.slot.slot_id) == os.getpid()
+        new.ensure_held()
+        with pytest.raises(luna_ext.TokenChangedError):
+            token.ensure_held()
+    flags = luna.token("payments-01").info.flags
+    assert luna_ext.TokenFlag.TOKEN_INITIALIZED in flags
+    assert luna_ext.TokenFlag.USER_PIN_INITIALIZED in flags
+    assigned = [token for token in cluster.tokens() if token.label != token.original_label]
+    assert [token.label for token in assigned] == ["payments-01"]
+
+
+@pytest.mark.parametrize("kind", [str, str.encode, lambda pin: bytearray(pin, "utf-8")])
+def test_pins_of_every_kind(luna, kind):
+    with luna.claim("cluster-1") as token:
+        so_pin, user_pin = kind("sö-pin-1"), kind("ü€😀-pin")
+        new = token.assign("kind", so_pin=so_pin, user_pin=user_pin)
+        assert so_pin == kind("sö-pin-1")
+        assert luna_ext.TokenFlag.USER_PIN_INITIALIZED in new.info.flags
+    # The device keeps exactly these bytes.
+    assert log_in(new.slot.slot_id, 0, "sö-pin-1".encode()) == 0
+    assert log_in(new.slot.slot_id, 1, "ü€😀-pin".encode()) == 0
+    assert log_in(new.slot.slot_id, 1, b"another") == 0xA0
+
+
+def log_in(slot_id, user, pin):
+    """What C_Login answers to another user of the same client library."""
+    client = ctypes.CDLL(library_path())
+    session = ctypes.c_ulong()
+    rv = client.C_OpenSession(ctypes.c_ulong(slot_id), 6, None, None, ctypes.byref(session))
+    assert rv == 0
+    rv = client.C_Login(session, ctypes.c_ulong(user), pin, ctypes.c_ulong(len(pin)))
+    client.C_CloseSession(session)
+    return rv
+
+
+def test_without_a_user_pin_no_session_is_opened(luna, calls_of):
+    with luna.claim("cluster-1") as token:
+        new = token.assign("no-user", so_pin=SO_PIN)
+        assert luna_ext.TokenFlag.USER_PIN_INITIALIZED not in new.info.flags
+    assert calls_of("C_OpenSession") == 0
+    assert calls_of("C_InitToken") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"so_pin": 12345678}, TypeError),
+        ({"so_pin": None}, TypeError),
+        ({"so_pin": ""}, ValueError),
+        ({"so_pin": memoryview(b"1234")}, TypeError),
+        ({"so_pin": "\ud800 never shown"}, ValueError),
+        ({"so_pin": SO_PIN, "user_pin": b""}, ValueError),
+        ({"so_pin": SO_PIN, "user_pin": 1}, TypeError),
+        ({}, TypeError),
+    ],
+)
+def test_bad_pins_do_not_reach_the_device(luna, calls_of, options, error):
+    with luna.claim("cluster-1") as token:
+        with pytest.raises(error) as caught:
+            token.assign("new", **options)
+        assert "never" not in str(caught.value)
+        assert calls_of("C_InitToken") == calls_of("C_GetTokenInfo") == 0
+        assert token.slot.token_info.label == token.label
+
+
+def test_assigning_the_original_label_is_refused(luna, calls_of):
+    with luna.claim("cluster-1") as token:
+        with pytest.raises(ValueError, match="stay unassigned"):
+            token.assign(token.label, so_pin=SO_PIN)
+        assert calls_of("C_InitToken") == 0
+
+
+def test_assign_needs_the_lock(luna, call, calls_of):
+    with luna.claim("cluster-1") as token:
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            call(lambda: token.assign("new", so_pin=SO_PIN)).result()
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        token.assign("new", so_pin=SO_PIN)
+    with token.slot, pytest.raises(luna_ext.LockNotOwnedError, match="since claim"):
+        token.assign("new", so_pin=SO_PIN)
+    found = luna.token("keyring1")
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        found.assign("new", so_pin=SO_PIN)
+    assert calls_of("C_InitToken") == 0
+
+
+def test_assign_needs_a_claimed_token(luna, calls_of):
+    with luna.token("keyring1") as token, pytest.raises(luna_ext.AssignmentConflictError):
+        token.assign("new", so_pin=SO_PIN)
+    with luna.claim("cluster-1") as token:
+        new = token.assign("new", so_pin=SO_PIN)
+        for again in (token, new):
+            with pytest.raises(luna_ext.AssignmentConflictError):
+                again.assign("newer", so_pin=SO_PIN)
+    assert calls_of("C_InitToken") == 1
+
+
+def test_a_token_that_was_assigned_behind_the_lock_is_left_alone(luna, cluster, calls_of):
+    vendor_tool = ctypes.CDLL(library_path())
+    with luna.claim("cluster-1") as token:
+        rv = vendor_tool.C_InitToken(
+            ctypes.c_ulong(token.slot.slot_id), b"1234", ctypes.c_ulong(4), b"other".ljust(32)
+        )
+        assert rv == 0
+        with pytest.raises(luna_ext.AssignmentConflictError, match="'other'"):
+            token.assign("new", so_pin=SO_PIN)
+    assert calls_of("C_InitToken") == 0
+    assert luna.token("other").slot is token.slot
+
+
+def test_assign_notices_a_lost_lock(luna, cluster, calls_of):
+    with pytest.raises(luna_ext.LockLostError), luna.claim("cluster-1") as token:
+        cluster.disconnect(os.getpid())
+        with pytest.raises(luna_ext.LockLostError):
+            token.assign("new", so_pin=SO_PIN)
+        assert calls_of("C_InitToken") == 0
+
+
+@pytest.mark.parametrize(
+    ("function", "rv", "label_took"),
+    [
+        ("C_InitToken", 0xA0, False),
+        ("C_OpenSession", 0xB1, True),
+        ("C_Login", 0xA4, True),
+        ("C_InitPIN", 0xA2, True),
+    ],
+)
+def test_errors_of_each_step_say_how_far_it_came(luna, cluster, caplog, function, rv, label_took):
+    caplog.set_level(logging.DEBUG)
+    with luna.claim("cluster-1") as token:
+        cluster.fault(function, rv, times=1)
+        with pytest.raises(luna_ext.CryptokiError) as caught:
+            token.assign("new", so_pin=SO_PIN, user_pin=USER_PIN)
+        assert (caught.value.function, caught.value.rv) == (function, rv)
+        notes = " ".join(caught.value.__notes__)
+        assert ("its user PIN is not set" in notes) == label_took
+        assert token.slot.token_info.label == ("new" if label_took else token.label)
+        assert token.slot.token_info.session_count == 0
+        assert "never-shown" not in f"{caught.value!r} {caught.value} {notes} {caplog.text}"
+    assert not token.slot.locked()
+
+
+def test_wrong_pins_are_pin_errors(luna, cluster):
+    with luna.claim("cluster-1") as token:
+        with pytest.raises(luna_ext.PinError) as caught:
+            token.assign("new", so_pin="1")
+        assert caught.value.rv_name == "CKR_PIN_LEN_RANGE"
+        assert any("label is 'keyring" in note for note in caught.value.__notes__)
+        token.assign("new", so_pin=SO_PIN)
+
+
+def test_a_label_that_did_not_take(luna, cluster):
+    cluster.fault("C_InitToken", 0, times=1)
+    with luna.claim("cluster-1") as token:
+        with pytest.raises(luna_ext.AssignmentConflictError, match="reported success"):
+            token.assign("new", so_pin=SO_PIN)
+
+
+def test_the_end_of_a_claim_reports_like_the_end_of_a_lock(luna, cluster):
+    cluster.fault(UNLOCK, DEVICE_ERROR, times=1)
+    with pytest.raises(luna_ext.LockReleaseError), luna.claim("cluster-1"):
+        pass
+    cluster.fault(UNLOCK, DEVICE_ERROR, times=1)
+    with pytest.raises(KeyError) as caught, luna.claim("cluster-1"):
+        raise KeyError
+    assert caught.value.__notes__
+
+
+def test_threads_that_claim_and_lock_the_same_slots_never_share_one(luna, call):
+    holders: dict[int, int] = {}
+    clashes = []
+
+    def hold(slot):
+        me = threading.get_ident()
+        if holders.setdefault(slot.slot_id, me) != me:
+            clashes.append(slot.slot_id)
+        os.sched_yield()
+        if holders.pop(slot.slot_id, None) != me:
+            clashes.append(slot.slot_id)
+
+    def claim():
+        for _ in range(150):
+            with luna.claim("cluster-1", timeout=30) as token:
+                hold(token.slot)
+
+    def lock():
+        for turn in range(300):
+            slot = luna.slot(1 + turn % 8)
+            with slot:
+                hold(slot)
+
+    for caller in [call(claim), call(claim), call(lock), call(lock)]:
+        caller.result(60)
+    assert clashes == []
+    assert not any(slot.locked() for slot in luna.slots())

@@ -1,0 +1,452 @@
+"""`with slot:`, acquire() and release(): one process, several threads."""
+
+import gc
+import os
+import signal
+import threading
+import warnings
+
+import pytest
+
+import luna_ext
+from luna_ext.stub import Cluster, library_path
+
+DEVICE_ERROR = 0x30
+LOCK = "CA_LockClusteredSlot"
+UNLOCK = "CA_UnlockClusteredSlot"
+
+
+def test_with_locks_on_the_device_and_unlocks(luna, owner_of):
+    slot = luna.slot(3)
+    with slot as entered:
+        assert entered is slot
+        assert owner_of(3) == os.getpid()
+        assert slot.locked()
+    assert owner_of(3) is None
+    assert not slot.locked()
+
+
+def test_one_object_per_slot_id(luna):
+    assert luna.slot(5) is luna.slot(5)
+    assert luna.slot(5) is not luna.slot(6)
+    assert luna.slots()[4] is luna.slot(5)
+    assert luna.token("keyring5").slot is luna.slot(5)
+
+
+def test_acquire_returns_true_and_takes_the_arguments_of_threading_lock(luna, owner_of):
+    slot = luna.slot(1)
+    for arguments in ((), (True,), (True, -1), (True, 5), (False,), (True, 0)):
+        assert slot.acquire(*arguments) is True
+        assert owner_of(1) == os.getpid()
+        assert slot.release() is None
+        assert owner_of(1) is None
+    assert slot.acquire(blocking=True, timeout=2.5) is True
+    slot.release()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((False, 1), ValueError),
+        ((False, 0), ValueError),
+        ((True, -2), ValueError),
+        ((True, float("nan")), ValueError),
+        ((True, threading.TIMEOUT_MAX * 2), OverflowError),
+        ((True, "1"), TypeError),
+        ((True, None), TypeError),
+    ],
+)
+def test_acquire_refuses_what_threading_lock_refuses(luna, arguments, error, calls_of):
+    before = calls_of(LOCK)
+    with pytest.raises(error):
+        luna.slot(1).acquire(*arguments)
+    assert calls_of(LOCK) == before
+    assert not luna.slot(1).locked()
+
+
+@pytest.mark.parametrize("timeout", [-1, -0.5, float("nan")])
+def test_lock_refuses_a_negative_timeout(luna, timeout):
+    with pytest.raises(ValueError, match="non-negative"):
+        luna.slot(1).lock(timeout=timeout)
+
+
+def test_the_same_thread_locks_again(luna, owner_of, calls_of):
+    slot = luna.slot(1)
+    with slot:
+        before = calls_of(LOCK)
+        with pytest.raises(luna_ext.LockReentryError) as caught:
+            slot.acquire()
+        assert caught.value.slot_id == 1
+        with pytest.raises(luna_ext.LockReentryError), slot:
+            pass
+        with pytest.raises(luna_ext.LockReentryError), slot.lock(timeout=5):
+            pass
+        assert slot.acquire(blocking=False) is False
+        assert calls_of(LOCK) == before
+        assert owner_of(1) == os.getpid()
+    assert owner_of(1) is None
+
+
+def test_two_threads_exclude_each_other_though_the_device_would_not(luna, call):
+    slot = luna.slot(1)
+    inside = 0
+    most = 0
+
+    def enter():
+        nonlocal inside, most
+        for _ in range(200):
+            with slot:
+                inside += 1
+                most = max(most, inside)
+                os.sched_yield()
+                inside -= 1
+
+    for caller in [call(enter) for _ in range(4)]:
+        caller.result(60)
+    assert most == 1
+
+
+def test_a_waiting_thread_asks_the_device_only_when_it_is_its_turn(
+    luna, call, wait_until_queued, calls_of
+):
+    slot = luna.slot(1)
+
+    def enter():
+        with slot:
+            return calls_of(LOCK), calls_of(UNLOCK)
+
+    with slot:
+        waiting = call(enter)
+        wait_until_queued(slot, 1)
+        assert calls_of(LOCK) == 1
+    assert waiting.result() == (2, 1)
+
+
+def test_release_by_somebody_else_unlocks_nothing(luna, call, owner_of, calls_of):
+    slot = luna.slot(1)
+    with pytest.raises(luna_ext.LockNotOwnedError, match="not locked by this process"):
+        slot.release()
+    with slot:
+        before = calls_of(UNLOCK)
+        with pytest.raises(luna_ext.LockNotOwnedError, match="another thread"):
+            call(slot.release).result()
+        assert calls_of(UNLOCK) == before
+        assert owner_of(1) == os.getpid()
+
+
+def test_ensure_held_tells_the_holder_from_others(luna, call):
+    slot = luna.slot(1)
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        slot.ensure_held()
+    with slot:
+        slot.ensure_held()
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            call(slot.ensure_held).result()
+
+
+def test_condition_works_on_a_slot(luna, call):
+    condition = threading.Condition(luna.slot(2))
+    order = []
+
+    def consume():
+        with condition:
+            order.append("waits")
+            entered.set()
+            assert condition.wait(10)
+            order.append("woken")
+
+    entered = threading.Event()
+    consumer = call(consume)
+    assert entered.wait(10)
+    with condition:
+        order.append("notifies")
+        condition.notify()
+    consumer.result()
+    assert order == ["waits", "notifies", "woken"]
+    with pytest.raises(RuntimeError):
+        condition.notify()
+
+
+def test_the_bodys_exception_goes_through_untouched(luna, owner_of):
+    error = KeyError("mine")
+    with pytest.raises(KeyError) as caught, luna.slot(1):
+        raise error
+    assert caught.value is error
+    assert not hasattr(error, "__notes__")
+    assert owner_of(1) is None
+
+
+def test_body_fine_but_unlock_fails(luna, cluster):
+    cluster.fault(UNLOCK, DEVICE_ERROR, times=1)
+    with pytest.raises(luna_ext.LockReleaseError) as caught, luna.slot(1):
+        pass
+    assert caught.value.rv == DEVICE_ERROR
+    assert caught.value.slot_id == 1
+    assert isinstance(caught.value.__cause__, luna_ext.DeviceError)
+    assert not luna.slot(1).locked()
+    with luna.slot(1):
+        pass
+
+
+def test_body_raises_and_unlock_fails(luna, cluster, caplog):
+    cluster.fault(UNLOCK, DEVICE_ERROR, times=1)
+    with pytest.raises(KeyError) as caught, luna.slot(1):
+        raise KeyError("mine")
+    assert "CKR_DEVICE_ERROR" in caught.value.__notes__[0]
+    assert [(record.name, record.levelname) for record in caplog.records] == [("luna_ext", "ERROR")]
+
+
+@pytest.mark.parametrize("way", ["with", "acquire", "timed", "lock"])
+def test_a_lock_call_that_fails_leaves_nothing_locked(luna, cluster, owner_of, way):
+    slot = luna.slot(1)
+    cluster.fault(LOCK, DEVICE_ERROR, times=1)
+    with pytest.raises(luna_ext.DeviceError) as caught:
+        if way == "with":
+            with slot:
+                pass
+        elif way == "acquire":
+            slot.acquire()
+        elif way == "timed":
+            slot.acquire(timeout=5)
+        else:
+            with slot.lock():
+                pass
+    assert (caught.value.function, caught.value.slot_id) == (LOCK, 1)
+    assert not slot.locked()
+    assert owner_of(1) is None
+    with slot:
+        assert owner_of(1) == os.getpid()
+
+
+def test_a_failed_lock_call_lets_the_next_thread_try(luna, cluster, call, wait_until_queued):
+    slot = luna.slot(1)
+
+    def enter():
+        with slot:
+            return True
+
+    with slot:
+        waiting = [call(enter) for _ in range(2)]
+        wait_until_queued(slot, 2)
+        cluster.fault(LOCK, DEVICE_ERROR, times=1)
+    results = []
+    for caller in waiting:
+        try:
+            results.append(caller.result())
+        except luna_ext.DeviceError as error:
+            results.append(error.rv)
+    assert sorted(results) == [True, DEVICE_ERROR]
+
+
+def test_slot_ids_over_the_whole_range_reach_the_device(luna, monkeypatch):
+    largest = 2**64 - 1
+    with pytest.raises(luna_ext.SlotIdInvalidError) as caught, luna.slot(largest):
+        pass
+    assert caught.value.slot_id == largest
+    assert luna.slot(largest).slot_id == largest
+    luna.close()
+    first = largest - 3
+    with Cluster(keyrings=4, first_slot=first) as cluster, cluster.library() as far:
+        assert [slot.slot_id for slot in far.slots()] == [first, first + 1, first + 2, largest]
+        with far.slot(largest):
+            assert cluster.tokens()[3].owner == os.getpid()
+        assert far.token("keyring4").slot is far.slot(largest)
+
+
+@pytest.mark.parametrize(
+    ("slot_id", "error"),
+    [
+        (-1, OverflowError),
+        (2**64, OverflowError),
+        (10**30, OverflowError),
+        ("1", TypeError),
+        (1.0, TypeError),
+        (None, TypeError),
+    ],
+)
+def test_what_is_no_slot_id(luna, slot_id, error):
+    with pytest.raises(error):
+        luna.slot(slot_id)
+
+
+def test_an_index_is_a_slot_id(luna):
+    class Index:
+        def __index__(self):
+            return 4
+
+    assert luna.slot(Index()) is luna.slot(4)
+
+
+def test_slots_and_their_locks_are_not_made_or_pickled_by_users(luna):
+    import pickle
+
+    slot = luna.slot(1)
+    for made in (luna_ext.ClusterSlot, luna_ext.SlotLock, luna_ext.Token, luna_ext.Claim):
+        with pytest.raises(TypeError, match="comes from"):
+            made()
+    for thing in (slot, slot.lock(), luna.token("keyring1"), luna.claim("cluster-1"), luna):
+        with pytest.raises(TypeError, match="process"):
+            pickle.dumps(thing)
+
+
+def test_repr_says_which_slot_and_whether_it_is_locked(luna):
+    slot = luna.slot(7)
+    assert "7" in repr(slot)
+    assert "unlocked" in repr(slot)
+    with slot:
+        assert "unlocked" not in repr(slot)
+
+
+def test_slot_info_and_token_info(luna):
+    slot = luna.slot(2)
+    assert luna_ext.SlotFlag.TOKEN_PRESENT in slot.info.flags
+    assert slot.token_info.label == "keyring2"
+    assert slot.token_info.min_pin_length == 4
+    with pytest.raises(luna_ext.SlotIdInvalidError):
+        _ = luna.slot(99).info
+    with pytest.raises(luna_ext.SlotIdInvalidError):
+        _ = luna.slot(99).token_info
+
+
+def test_lost_connection_is_seen_by_ensure_held_and_at_the_end(luna, cluster):
+    slot = luna.slot(1)
+    with pytest.raises(luna_ext.LockLostError) as at_end, slot:
+        cluster.disconnect(os.getpid())
+        with pytest.raises(luna_ext.LockLostError) as caught:
+            slot.ensure_held()
+        assert caught.value.rv_name == "CKR_DEVICE_ERROR"
+    assert at_end.value.slot_id == 1
+    assert not slot.locked()
+
+
+def test_lost_connection_is_seen_at_the_end_alone(luna, cluster):
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1):
+        cluster.disconnect(os.getpid())
+
+
+def test_a_lost_lock_is_not_unlocked_under_its_next_holder(luna, cluster, owner_of, calls_of):
+    slot = luna.slot(1)
+    cluster.fault("C_GetTokenInfo", DEVICE_ERROR, times=1)
+    before = calls_of(UNLOCK)
+    with pytest.raises(luna_ext.LockLostError), slot, pytest.raises(luna_ext.LockLostError):
+        slot.ensure_held()
+    assert calls_of(UNLOCK) == before
+
+
+def test_polling_waits_where_the_device_answers_an_error(cluster, hold_elsewhere, call, owner_of):
+    cluster.switch("contention", "error")
+    holder = hold_elsewhere(1)
+    with cluster.library(contention="poll") as luna:
+        slot = luna.slot(1)
+        assert slot.acquire(timeout=0.05) is False
+        waiting = call(slot.__enter__)
+        holder.release()
+        waiting.result()
+        assert owner_of(1) == os.getpid()
+        with pytest.warns(ResourceWarning, match="slot 1 was still locked"):
+            luna.close()
+
+
+def test_blocking_raises_where_the_device_answers_an_error(luna, cluster, hold_elsewhere):
+    cluster.switch("contention", "error")
+    hold_elsewhere(1)
+    with pytest.raises(luna_ext.DeviceError), luna.slot(1):
+        pass
+
+
+@pytest.mark.parametrize("code", [0x80000041, 0x80001604])
+def test_busy_devices_are_asked_again(luna, cluster, owner_of, code):
+    cluster.fault(LOCK, code, times=2)
+    with luna.slot(1):
+        assert owner_of(1) == os.getpid()
+
+
+def test_ctrl_c_while_waiting_for_another_thread(luna, call):
+    slot = luna.slot(1)
+    release = threading.Event()
+    held = threading.Event()
+
+    def hold():
+        with slot:
+            held.set()
+            release.wait(10)
+
+    holder = call(hold)
+    assert held.wait(10)
+    main = threading.main_thread().ident
+    for way in (slot.acquire, slot.lock().__enter__, lambda: slot.acquire(timeout=10)):
+        timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            way()
+        timer.join()
+    release.set()
+    holder.result()
+    with slot:
+        pass
+
+
+def test_ctrl_c_inside_the_device_call_leaves_nothing_locked(luna, cluster, owner_of):
+    slot = luna.slot(1)
+    cluster.latency(0.2, LOCK)
+    main = threading.main_thread().ident
+    timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        slot.acquire()
+    timer.join()
+    cluster.latency(0, LOCK)
+    assert slot.acquire(timeout=10)
+    slot.release()
+    assert owner_of(1) is None
+
+
+def test_close_releases_what_is_held_and_tells_the_holder(cluster, owner_of):
+    luna = cluster.library()
+    slot = luna.slot(1)
+    slot.acquire()
+    with pytest.warns(ResourceWarning, match=rf"slot 1 .*{__file__}:\d+"):
+        luna.close()
+    assert owner_of(1) is None
+    with pytest.raises(luna_ext.LockLostError):
+        slot.release()
+    assert not slot.locked()
+
+
+def test_close_wakes_the_threads_that_wait(cluster, call):
+    luna = cluster.library()
+    slot = luna.slot(1)
+    with pytest.raises(luna_ext.LockLostError), slot:
+        waiting = [call(slot.acquire), call(lambda: slot.acquire(timeout=60))]
+        with pytest.warns(ResourceWarning, match="in a with statement"):
+            luna.close()
+        for caller in waiting:
+            with pytest.raises(luna_ext.LibraryClosedError):
+                caller.result()
+
+
+def test_a_library_that_nobody_closed_warns_and_releases(cluster, owner_of):
+    luna = cluster.library()
+    luna.slot(1).acquire()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del luna
+        gc.collect()
+    assert {warning.category for warning in caught} == {ResourceWarning}
+    messages = " ".join(str(warning.message) for warning in caught)
+    assert "unclosed <luna_ext.Library" in messages
+    assert f"slot 1 was still locked, at {__file__}" in messages
+    assert owner_of(1) is None
+
+
+def test_two_libraries_share_the_locks_of_one_client(luna, cluster, owner_of):
+    with luna_ext.Library(library_path()) as other:
+        assert other.slot(1) is not luna.slot(1)
+        with luna.slot(1):
+            assert other.slot(1).locked()
+            with pytest.raises(luna_ext.LockReentryError):
+                other.slot(1).acquire()
+        with other.slot(2):
+            assert luna.slot(2).acquire(False) is False
+    with luna.slot(1):
+        assert owner_of(1) == os.getpid()

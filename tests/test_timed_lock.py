@@ -1,0 +1,125 @@
+"""Timeouts, and locks that another process holds; `slot.lock()` with `with`."""
+
+import os
+import time
+
+import pytest
+
+import luna_ext
+from luna_ext.stub import library_path
+
+LOCK = "CA_LockClusteredSlot"
+UNLOCK = "CA_UnlockClusteredSlot"
+
+
+def test_lock_gives_the_slot_and_holds_it(luna, owner_of):
+    slot = luna.slot(1)
+    lock = slot.lock(timeout=5)
+    for _ in range(2):
+        with lock as entered:
+            assert entered is slot
+            assert owner_of(1) == os.getpid()
+            slot.ensure_held()
+        assert owner_of(1) is None
+
+
+def test_lock_does_nothing_before_the_with(luna, calls_of):
+    luna.slot(1).lock(timeout=5)
+    assert calls_of(LOCK) == 0
+
+
+def test_timeout_is_kept_while_the_device_call_blocks(luna, hold_elsewhere, owner_of):
+    holder = hold_elsewhere(1)
+    slot = luna.slot(1)
+    begin = time.monotonic()
+    with pytest.raises(luna_ext.LockTimeoutError) as caught, slot.lock(timeout=0.1):
+        pass
+    assert 0.1 <= time.monotonic() - begin < 5
+    assert isinstance(caught.value, TimeoutError)
+    assert caught.value.slot_id == 1
+    assert slot.acquire(timeout=0.1) is False
+    assert slot.acquire(blocking=False) is False
+    assert owner_of(1) == holder.pid
+
+
+def test_a_late_grant_is_unlocked_at_once(luna, hold_elsewhere, owner_of, calls_of):
+    holder = hold_elsewhere(1)
+    slot = luna.slot(1)
+    assert slot.acquire(timeout=0.05) is False
+    holder.release()
+    # The call that was left behind is granted now; a further one of this process would be
+    # granted by the device as well, so another process has to look.
+    again = hold_elsewhere(1)
+    assert owner_of(1) == again.pid
+    assert not slot.locked()
+    assert calls_of(LOCK) == calls_of(UNLOCK) == 1
+
+
+def test_a_late_grant_goes_to_the_next_waiter(luna, hold_elsewhere, call, owner_of, calls_of):
+    holder = hold_elsewhere(1)
+    slot = luna.slot(1)
+    assert slot.acquire(timeout=0.05) is False
+
+    def wait_and_work():
+        with slot:
+            return owner_of(1), calls_of(LOCK)
+
+    waiting = call(wait_and_work)
+    assert slot.acquire(timeout=0.05) is False
+    holder.release()
+    assert waiting.result() == (os.getpid(), 1)
+    assert owner_of(1) is None
+
+
+def test_timed_and_plain_waiters_get_their_turns_in_order(luna, call, wait_until_queued):
+    slot = luna.slot(1)
+    order = []
+
+    def plain(name):
+        with slot:
+            order.append(name)
+
+    def timed(name):
+        with slot.lock(timeout=30):
+            order.append(name)
+
+    with slot:
+        waiting = []
+        for name in range(6):
+            waiting.append(call(lambda name=name: (plain if name % 2 else timed)(name)))
+            wait_until_queued(slot, name + 1)
+    for caller in waiting:
+        caller.result()
+    assert order == list(range(6))
+
+
+def test_a_killed_holder_frees_the_lock(luna, hold_elsewhere, owner_of):
+    holder = hold_elsewhere(1)
+    assert owner_of(1) == holder.pid
+    holder.kill()
+    with luna.slot(1).lock(timeout=1):
+        assert owner_of(1) == os.getpid()
+
+
+def test_timeout_zero_asks_once(luna, hold_elsewhere):
+    with luna.slot(1).lock(timeout=0):
+        pass
+    hold_elsewhere(1)
+    with pytest.raises(luna_ext.LockTimeoutError), luna.slot(1).lock(timeout=0):
+        pass
+
+
+def test_close_waits_for_the_call_that_was_left_behind(cluster, hold_elsewhere, call):
+    holder = hold_elsewhere(1)
+    luna = luna_ext.Library(library_path())
+    assert luna.slot(1).acquire(timeout=0.05) is False
+    closing = call(luna.close)
+    closing.join(0.1)
+    assert closing.is_alive()
+    assert luna.closed
+    with pytest.raises(luna_ext.LibraryClosedError):
+        luna.slot(1)
+    holder.release()
+    closing.result()
+    again = hold_elsewhere(1)
+    assert again.pid

@@ -1,0 +1,141 @@
+"""Finding tokens by their label, and locking them."""
+
+import os
+
+import pytest
+
+import luna_ext
+from luna_ext.stub import Cluster
+
+GET_SLOT_ID = "CA_GetSlotId"
+DEVICE_ERROR = 0x30
+PIN = "12345678"
+
+
+def assign(luna, label, count=1):
+    """Give `count` tokens one and the same label; their slots."""
+    slots = []
+    for _ in range(count):
+        with luna.claim("cluster-1") as token:
+            slots.append(token.assign(label, so_pin=PIN).slot)
+    return slots
+
+
+def test_token_finds_the_one_with_the_label(luna, calls_of):
+    token = luna.token("keyring3")
+    assert token.label == "keyring3"
+    assert token.slot is luna.slot(3)
+    assert calls_of(GET_SLOT_ID) == 1
+    assert token.info.label == "keyring3"
+    assert token.info is token.info
+    assert calls_of("C_GetTokenInfo") == 1
+    assert "keyring3" in repr(token)
+
+
+def test_no_such_token(luna):
+    assert luna.find("nobody") == []
+    with pytest.raises(luna_ext.TokenNotFoundError, match="nobody") as caught:
+        luna.token("nobody")
+    assert isinstance(caught.value, LookupError)
+
+
+def test_an_ambiguous_label_lists_the_slots(luna):
+    slots = assign(luna, "twice", 2)
+    with pytest.raises(luna_ext.AmbiguousLabelError) as caught:
+        luna.token("twice")
+    assert set(caught.value.slot_ids) == {slot.slot_id for slot in slots}
+    assert [token.slot for token in luna.find("twice")] == sorted(
+        slots, key=lambda slot: slot.slot_id
+    )
+
+
+@pytest.mark.parametrize(("matches", "calls"), [(1, 1), (16, 1), (17, 2), (40, 2)])
+def test_find_needs_one_call_for_up_to_16_matches(monkeypatch, matches, calls):
+    with Cluster(keyrings=40) as cluster, cluster.library() as luna:
+        slots = assign(luna, "same", matches)
+        before = luna.stats().get(GET_SLOT_ID)
+        found = luna.find("same")
+        after = luna.stats()[GET_SLOT_ID]
+        assert {token.slot for token in found} == set(slots)
+        assert after.calls - (before.calls if before else 0) == calls
+
+
+def test_find_starts_again_when_matches_come_in_between(luna, cluster, monkeypatch):
+    # The device says that the room is too small, with a larger number, as often as it grows.
+    cluster.fault(GET_SLOT_ID, 0x150, times=1)
+    with pytest.raises(luna_ext.BufferTooSmallError):
+        # Without a larger number there is nothing to start again with: an error, not a loop.
+        luna.find("keyring1")
+    assert [token.label for token in luna.find("keyring1")] == ["keyring1"]
+
+
+def test_with_token_locks_its_slot(luna, owner_of):
+    token = luna.token("keyring2")
+    with token as entered:
+        assert entered is token
+        assert owner_of(2) == os.getpid()
+        token.ensure_held()
+        with pytest.raises(luna_ext.LockReentryError), token:
+            pass
+    assert owner_of(2) is None
+    with token.lock(timeout=5) as entered:
+        assert entered is token
+        assert owner_of(2) == os.getpid()
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        token.ensure_held()
+
+
+def test_a_token_that_changed_is_not_entered(luna, owner_of):
+    tokens = luna.tokens()
+    (slot,) = assign(luna, "changed")
+    token = next(token for token in tokens if token.slot is slot)
+    with pytest.raises(luna_ext.TokenChangedError, match="'changed'") as caught, token:
+        pass
+    assert caught.value.slot_id == slot.slot_id
+    with pytest.raises(luna_ext.TokenChangedError), token.lock(timeout=5):
+        pass
+    assert not slot.locked()
+    assert owner_of(slot.slot_id) is None
+    with slot, pytest.raises(luna_ext.TokenChangedError):
+        token.ensure_held()
+
+
+def test_an_error_while_the_label_is_checked_unlocks(luna, cluster, owner_of):
+    token = luna.token("keyring1")
+    for way in (token, token.lock(timeout=5)):
+        cluster.fault("C_GetTokenInfo", DEVICE_ERROR, times=1)
+        with pytest.raises(luna_ext.DeviceError), way:
+            pass
+        assert owner_of(1) is None
+        assert not token.slot.locked()
+
+
+def test_tokens_lists_all_with_their_information(luna, calls_of):
+    tokens = luna.tokens()
+    assert [token.slot.slot_id for token in tokens] == list(range(1, 9))
+    asked = calls_of("C_GetTokenInfo")
+    assert [token.info.label for token in tokens] == [f"keyring{n}" for n in range(1, 9)]
+    assert [token.label for token in tokens] == [token.info.label for token in tokens]
+    assert calls_of("C_GetTokenInfo") == asked == 8
+    assert len(luna.tokens(workers=1)) == 8
+
+
+def test_tokens_leaves_out_what_vanished_and_raises_the_rest(luna, cluster):
+    cluster.fault("C_GetTokenInfo", 0xE0, times=1)
+    assert len(luna.tokens()) == 7
+    cluster.fault("C_GetTokenInfo", 0x3, times=2)
+    assert len(luna.tokens()) == 6
+    cluster.fault("C_GetTokenInfo", DEVICE_ERROR, times=1)
+    with pytest.raises(luna_ext.DeviceError):
+        luna.tokens()
+    with pytest.raises(ValueError, match="at least 1"):
+        luna.tokens(workers=0)
+    with pytest.raises(TypeError):
+        luna.tokens(workers="2")
+
+
+def test_slots_of_a_large_cluster():
+    with Cluster(keyrings=3500) as cluster, cluster.library() as luna:
+        assert [slot.slot_id for slot in luna.slots()] == list(range(1, 3501))
+        assert luna.slots(token_present=False) == luna.slots()
+        assert luna.token("keyring3500").slot.slot_id == 3500

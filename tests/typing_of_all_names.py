@@ -1,0 +1,131 @@
+"""Uses every public name; `mypy --strict` checks it, nothing runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import assert_type
+
+import luna_ext
+from luna_ext.stub import Cluster, ClusterToken, library_path
+
+
+def library() -> None:
+    assert_type(luna_ext.Library("/x/y.so", contention="poll"), luna_ext.Library)
+    luna_ext.Library(contention="hope")  # type: ignore[arg-type]
+    with luna_ext.Library(Path("/x/y.so")) as luna:
+        assert_type(luna, luna_ext.Library)
+        assert_type(luna.path, str)
+        assert_type(luna.info, luna_ext.LibraryInfo)
+        assert_type(luna.info.version, luna_ext.Version)
+        assert_type(luna.is_stub, bool)
+        assert_type(luna.cluster_functions, frozenset[str])
+        assert_type(luna.closed, bool)
+        assert_type(luna.slot(1), luna_ext.ClusterSlot)
+        luna.slot("1")  # type: ignore[arg-type]
+        assert_type(luna.slots(token_present=False), list[luna_ext.ClusterSlot])
+        assert_type(luna.token("label"), luna_ext.Token)
+        assert_type(luna.find("label"), list[luna_ext.Token])
+        assert_type(luna.tokens(workers=4), list[luna_ext.Token])
+        stats: Mapping[str, luna_ext.FunctionStats] = luna.stats()
+        assert_type(stats["C_GetInfo"].calls, int)
+        assert_type(stats["C_GetInfo"].errors, dict[str, int])
+        with luna.claim("cluster-1", timeout=1.5) as token:
+            assert_type(token, luna_ext.Token)
+            assert_type(token.assign("new", so_pin="1", user_pin=b"2"), luna_ext.Token)
+            token.assign("new")  # type: ignore[call-arg]
+            token.assign("new", so_pin=bytearray(b"1"))
+        assert_type(luna.claim("cluster-1"), luna_ext.Claim)
+        assert_type(luna.close(), None)
+
+
+def slot(slot: luna_ext.ClusterSlot) -> None:
+    assert_type(slot.slot_id, int)
+    slot.slot_id = 2  # type: ignore[misc]
+    assert_type(slot.library, luna_ext.Library)
+    assert_type(slot.info, luna_ext.SlotInfo)
+    assert_type(slot.info.flags, luna_ext.SlotFlag)
+    assert_type(slot.token_info, luna_ext.TokenInfo)
+    assert_type(slot.acquire(), bool)
+    assert_type(slot.acquire(True, 5), bool)
+    assert_type(slot.acquire(blocking=False), bool)
+    assert_type(slot.release(), None)
+    assert_type(slot.locked(), bool)
+    assert_type(slot.ensure_held(), None)
+    assert_type(slot.lock(), luna_ext.SlotLock[luna_ext.ClusterSlot])
+    with slot as entered:
+        assert_type(entered, luna_ext.ClusterSlot)
+    with slot.lock(timeout=5) as entered:
+        assert_type(entered, luna_ext.ClusterSlot)
+
+
+async def waiting(slot: luna_ext.ClusterSlot, token: luna_ext.Token) -> None:
+    async with slot.lock(timeout=5) as entered:
+        assert_type(entered, luna_ext.ClusterSlot)
+    async with token.lock() as locked:
+        assert_type(locked, luna_ext.Token)
+
+
+def token(token: luna_ext.Token) -> None:
+    assert_type(token.label, str)
+    assert_type(token.slot, luna_ext.ClusterSlot)
+    assert_type(token.info, luna_ext.TokenInfo)
+    assert_type(token.info.flags, luna_ext.TokenFlag)
+    assert_type(token.info.session_count, int | None)
+    assert_type(token.ensure_held(), None)
+    with token as entered:
+        assert_type(entered, luna_ext.Token)
+    with token.lock(timeout=5) as entered:
+        assert_type(entered, luna_ext.Token)
+
+
+def errors(error: luna_ext.LunaError) -> None:
+    assert_type(error.rv, int | None)
+    assert_type(error.rv_name, str | None)
+    assert_type(error.function, str | None)
+    assert_type(error.slot_id, int | None)
+    value_error: ValueError = luna_ext.ArgumentsBadError("")
+    lookup_errors: list[LookupError] = [
+        luna_ext.SlotIdInvalidError(""),
+        luna_ext.NoUnassignedTokenError(""),
+        luna_ext.TokenNotFoundError(""),
+        luna_ext.AmbiguousLabelError(""),
+    ]
+    os_error: OSError = luna_ext.LibraryLoadError("")
+    timeout: TimeoutError = luna_ext.LockTimeoutError("")
+    missing: NotImplementedError = luna_ext.UnsupportedFunctionError("")
+    runtime_errors: list[RuntimeError] = [
+        luna_ext.NotInitializedError(""),
+        luna_ext.LibraryClosedError(""),
+        luna_ext.LockReentryError(""),
+        luna_ext.LockNotOwnedError(""),
+    ]
+    lock_errors: list[luna_ext.LockError] = [
+        luna_ext.LockLostError(""),
+        luna_ext.LockReleaseError(""),
+    ]
+    cryptoki_errors: list[luna_ext.CryptokiError] = [
+        luna_ext.DeviceError(""),
+        luna_ext.BufferTooSmallError(""),
+        luna_ext.FunctionFailedError(""),
+        luna_ext.PinError("", rv=1, function="C_Login", slot_id=1),
+    ]
+    others: list[luna_ext.LunaError] = [
+        luna_ext.TokenChangedError(""),
+        luna_ext.AssignmentConflictError(""),
+    ]
+    print(value_error, lookup_errors, os_error, timeout, missing, runtime_errors)
+    print(lock_errors, cryptoki_errors, others)
+
+
+def stand_in() -> None:
+    assert_type(library_path(), str)
+    with Cluster(cluster_id="c", keyrings=2, label="k", first_slot=1) as cluster:
+        assert_type(cluster.path, str)
+        assert_type(cluster.cluster_id, str)
+        assert_type(cluster.library(contention="poll"), luna_ext.Library)
+        assert_type(cluster.tokens(), list[ClusterToken])
+        cluster.fault("CA_GetSlotId", 0x30, times=1)
+        cluster.latency(0.001)
+        cluster.switch("contention", "error")
+        cluster.disconnect(1)
