@@ -1,0 +1,156 @@
+"""Two processes compete for the keyring tokens of one cluster; run by `make demo`.
+
+Each claims and assigns tokens until none is left, then locks all of them by their labels in an
+order of its own. The cluster is the stand-in's, made afresh; nothing else is preset.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import sys
+import time
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Event
+from typing import NamedTuple
+
+import luna_ext
+from luna_ext.stub import Cluster
+
+KEYRINGS = 8
+NAMES = ("alice", "bob")
+SO_PIN = "so-pin-of-the-demo"
+
+
+class Hold(NamedTuple):
+    """Who held which token's lock, and when (seconds on the machine's monotonic clock)."""
+
+    begin: float
+    end: float
+    who: str
+    slot_id: int
+    what: str
+
+
+class Last(NamedTuple):
+    """The token that a process keeps locked while the table is drawn."""
+
+    who: str
+    pid: int
+    label: str
+
+
+def work() -> None:
+    """What an application would do with a token: it takes a while, and never the same."""
+    time.sleep(random.uniform(0.002, 0.030))
+
+
+def compete(name: str, path: str, cluster_id: str, go: Event, done: Event, says: SimpleQueue) -> None:
+    """One of the two processes."""
+    with Cluster(path, cluster_id=cluster_id).library() as luna:
+        says.put(None)
+        go.wait()
+        assigned = 0
+        try:
+            while True:
+                with luna.claim(cluster_id) as token:
+                    begin = time.monotonic()
+                    original = token.label
+                    assigned += 1
+                    token = token.assign(f"{name}-{assigned}", so_pin=SO_PIN)
+                    work()
+                    what = f"claimed {original!r}, assigned it as {token.label!r}"
+                    end = time.monotonic()
+                says.put(Hold(begin, end, name, token.slot.slot_id, what))
+        except luna_ext.NoUnassignedTokenError:
+            pass
+
+        tokens = luna.tokens()
+        random.shuffle(tokens)
+        for token in tokens:
+            asked = time.monotonic()
+            try:
+                with token.lock(timeout=10):
+                    begin = time.monotonic()
+                    work()
+                    end = time.monotonic()
+            except luna_ext.TokenChangedError as error:
+                # It was still unassigned when it was listed.
+                says.put(Hold(asked, asked, name, token.slot.slot_id, str(error)))
+                continue
+            what = f"locked {token.label!r}, after waiting {(begin - asked) * 1000:.1f} ms"
+            says.put(Hold(begin, end, name, token.slot.slot_id, what))
+
+        if assigned == 0:
+            says.put(Last(name, multiprocessing.current_process().pid or 0, ""))
+            done.wait()
+            return
+        with luna.token(f"{name}-1") as token:
+            says.put(Last(name, multiprocessing.current_process().pid or 0, token.label))
+            done.wait()
+
+
+def overlaps(holds: list[Hold]) -> int:
+    """How many pairs of holds of one slot were there at the same time."""
+    count = 0
+    by_slot: dict[int, list[Hold]] = {}
+    for hold in sorted(holds):
+        by_slot.setdefault(hold.slot_id, []).append(hold)
+    for of_slot in by_slot.values():
+        for earlier, later in zip(of_slot, of_slot[1:], strict=False):
+            count += later.begin < earlier.end
+    return count
+
+
+def main() -> int:
+    context = multiprocessing.get_context("spawn")
+    with Cluster(keyrings=KEYRINGS) as cluster:
+        print(f"A fresh cluster of the stand-in, with {KEYRINGS} keyrings. No HSM is involved.\n")
+        says: SimpleQueue[Hold | Last | None] = context.SimpleQueue()
+        go, done = context.Event(), context.Event()
+        processes = [
+            context.Process(
+                target=compete,
+                args=(name, cluster.path, cluster.cluster_id, go, done, says),
+                daemon=True,
+            )
+            for name in NAMES
+        ]
+        for process in processes:
+            process.start()
+        for _ in processes:
+            says.get()
+        start = time.monotonic()
+        go.set()
+
+        print(f"{'held from':>10} {'to (ms)':>8}  {'who':<6} slot")
+        holds: list[Hold] = []
+        lasts: list[Last] = []
+        while len(lasts) < len(processes):
+            said = says.get()
+            if isinstance(said, Last):
+                lasts.append(said)
+            elif isinstance(said, Hold):
+                holds.append(said)
+                begin, end = (1000 * (moment - start) for moment in (said.begin, said.end))
+                print(f"{begin:10.1f} {end:8.1f}  {said.who:<6} {said.slot_id:4}  {said.what}")
+
+        names = {last.pid: last.who for last in lasts}
+        print("\nThe cluster now, while each process still holds the token that it assigned first:\n")
+        print(f"{'slot':>4}  {'original label':<16}{'label':<16}lock held by")
+        for token in cluster.tokens():
+            owner = "-"
+            if token.owner is not None:
+                owner = f"{names[token.owner]} (PID {token.owner})"
+            print(f"{token.slot_id:4}  {token.original_label:<16}{token.label:<16}{owner}")
+        done.set()
+        for process in processes:
+            process.join()
+        failed = [process for process in processes if process.exitcode != 0]
+    twice = overlaps(holds)
+    print(f"\n{len(holds)} holds; held by two at once: {twice}.")
+    return 1 if failed or twice else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
