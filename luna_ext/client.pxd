@@ -113,5 +113,7 @@ cdef inline int hold_open(Client client) noexcept:
 cdef inline int let_go(Client client) except -1:
     client.in_flight -= 1
     if client.drained is not None and client.in_flight == 0:
-        client.drained.release()
+        # Once: before the thread that waits has run, the count may come down to 0 again.
+        drained, client.drained = client.drained, None
+        drained.release()
     return 0

@@ -713,7 +713,11 @@ cdef class SlotMutex:
         holder = self.owner_task if owner == 0 else owner
         # The holder may never come back to release, so it must not keep others out.
         self._begin_leave()
-        if self.busy:
+        if self.lost is not None:
+            self.lost = None
+            self.state &= ~OWNED
+            self._pass_turn()
+        elif self.busy:
             self.evicted = True
         else:
             self._finish_leave_quietly()
