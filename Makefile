@@ -17,7 +17,7 @@ test: $(VENV)/built $(VENV)/with-test
 check: $(VENV)/built $(VENV)/with-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint luna_ext
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint luna_ext
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest luna_ext --allowlist tests/stubtest_allowlist.txt
 
@@ -52,7 +52,7 @@ $(VENV)/pip:
 	touch $@
 
 $(VENV)/built: $(VENV)/pip $(SOURCES)
-	$(BIN)/pip install -q --editable .
+	$(BIN)/pip install -qq --editable .
 	touch $@
 
 $(VENV)/with-%: $(VENV)/pip pyproject.toml

@@ -19,8 +19,8 @@ def include_directory() -> str:
         return "include"
     if not Path(sdk, "cryptoki_v2.h").is_file():
         raise SystemExit(
-            f"LUNA_SDK_INCLUDE={sdk}: there is no cryptoki_v2.h. Name the directory of the Luna SDK "
-            "that has it, or unset LUNA_SDK_INCLUDE to use the header that comes with luna_ext"
+            f"LUNA_SDK_INCLUDE={sdk}: there is no cryptoki_v2.h. Name the directory of the Luna "
+            "SDK that has it, or unset LUNA_SDK_INCLUDE to use the header that comes with luna_ext"
         )
     return str(Path(sdk).resolve())
 

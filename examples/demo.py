@@ -6,6 +6,7 @@ order of its own. The cluster is the stand-in's, made afresh; nothing else is pr
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import random
 import sys
@@ -45,7 +46,9 @@ def work() -> None:
     time.sleep(random.uniform(0.002, 0.030))
 
 
-def compete(name: str, path: str, cluster_id: str, go: Event, done: Event, says: SimpleQueue) -> None:
+def compete(
+    name: str, path: str, cluster_id: str, go: Event, done: Event, says: SimpleQueue
+) -> None:
     """One of the two processes."""
     with Cluster(path, cluster_id=cluster_id).library() as luna:
         says.put(None)
@@ -97,7 +100,7 @@ def overlaps(holds: list[Hold]) -> int:
     for hold in sorted(holds):
         by_slot.setdefault(hold.slot_id, []).append(hold)
     for of_slot in by_slot.values():
-        for earlier, later in zip(of_slot, of_slot[1:], strict=False):
+        for earlier, later in itertools.pairwise(of_slot):
             count += later.begin < earlier.end
     return count
 
@@ -136,7 +139,9 @@ def main() -> int:
                 print(f"{begin:10.1f} {end:8.1f}  {said.who:<6} {said.slot_id:4}  {said.what}")
 
         names = {last.pid: last.who for last in lasts}
-        print("\nThe cluster now, while each process still holds the token that it assigned first:\n")
+        print(
+            "\nThe cluster now, while each process still holds the token that it assigned first:\n"
+        )
         print(f"{'slot':>4}  {'original label':<16}{'label':<16}lock held by")
         for token in cluster.tokens():
             owner = "-"

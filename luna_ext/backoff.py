@@ -10,7 +10,7 @@ LONGEST = 0.250
 
 
 def delays() -> Iterator[float]:
-    """Seconds to wait, growing from 10 to 250 ms, with jitter so that clients do not march in step."""
+    """Seconds to wait, growing from 10 to 250 ms; jitter keeps clients from marching in step."""
     most = SHORTEST
     while True:
         most = min(2 * most, LONGEST)

@@ -237,7 +237,7 @@ cdef int init_token(Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label) 
 
 
 cdef int init_user_pin(Client client, CK_SLOT_ID slot_id, Pin so_pin, Pin user_pin) except -1:
-    """C_OpenSession, C_Login as security officer, C_InitPIN; logged out and closed whatever happens."""
+    """C_OpenSession, C_Login as SO, C_InitPIN; logged out and closed whatever happens."""
     cdef CK_SESSION_HANDLE session
     cdef CK_RV rv
     begin_call(client)

@@ -15,7 +15,6 @@ from libc.string cimport memset
 from luna_ext.cryptoki cimport (
     CK_C_GetFunctionList_t,
     CK_C_INITIALIZE_ARGS,
-    CK_FUNCTION_LIST,
     CK_RV,
     CK_SLOT_ID,
     CKF_OS_LOCKING_OK,
@@ -29,7 +28,13 @@ from luna_ext.cryptoki cimport (
 from luna_ext.loader cimport luna_open, luna_open_error, luna_path_t, luna_symbol
 from luna_ext.workers cimport Workers
 
-from .errors import LibraryClosedError, LibraryLoadError, UnsupportedFunctionError, error_for, rv_name
+from .errors import (
+    LibraryClosedError,
+    LibraryLoadError,
+    UnsupportedFunctionError,
+    error_for,
+    rv_name,
+)
 from .info import FunctionStats
 
 cdef extern from "pythread.h":
@@ -368,7 +373,8 @@ cdef class Client:
             for index, slot_id in enumerate(places):
                 job.slots[index] = slot_id
             unlocked = run_until(job, deadline)
-        if unlocked and self.initialised_here and self._drain(max(0.0, deadline - time.monotonic())):
+        left = max(0.0, deadline - time.monotonic())
+        if unlocked and self.initialised_here and self._drain(left):
             self.answers = False
             job = new_exit_job(0)
             job.finalize = self.functions.C_Finalize

@@ -64,7 +64,9 @@ def find_library(path: str | os.PathLike[str] | None = None) -> str:
 def _existing(path: str | os.PathLike[str], what: str) -> str:
     text = os.fspath(path)
     if not isinstance(text, str):
-        raise TypeError(f"the library's path is a str or os.PathLike[str], not {type(text).__name__}")
+        raise TypeError(
+            f"the library's path is a str or os.PathLike[str], not {type(text).__name__}"
+        )
     if "\0" in text:
         raise LibraryLoadError(f"{what} {text!r} contains NUL; give the file's path")
     separators = (os.sep, os.altsep) if os.altsep else (os.sep,)

@@ -230,7 +230,9 @@ _CODES: dict[int, _Code] = {
     0x090: _Code("CKR_OPERATION_ACTIVE"),
     0x091: _Code("CKR_OPERATION_NOT_INITIALIZED"),
     0x0A0: _Code(
-        "CKR_PIN_INCORRECT", PinError, "the PIN is wrong; each further try counts towards a lock-out"
+        "CKR_PIN_INCORRECT",
+        PinError,
+        "the PIN is wrong; each further try counts towards a lock-out",
     ),
     0x0A1: _Code("CKR_PIN_INVALID", PinError, "the PIN has a character that the device refuses"),
     0x0A2: _Code(
@@ -239,7 +241,9 @@ _CODES: dict[int, _Code] = {
         "the PIN is too short or too long; token_info.min_pin_length and .max_pin_length say",
     ),
     0x0A3: _Code("CKR_PIN_EXPIRED", PinError, "the PIN has to be changed first"),
-    0x0A4: _Code("CKR_PIN_LOCKED", PinError, "too many wrong tries; the security officer resets it"),
+    0x0A4: _Code(
+        "CKR_PIN_LOCKED", PinError, "too many wrong tries; the security officer resets it"
+    ),
     0x0B0: _Code("CKR_SESSION_CLOSED"),
     0x0B1: _Code("CKR_SESSION_COUNT", advice="the token allows no further session"),
     0x0B3: _Code("CKR_SESSION_HANDLE_INVALID"),

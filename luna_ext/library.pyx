@@ -122,7 +122,7 @@ cdef class Library:
         if self.opened:
             try:
                 warnings.warn(
-                    f"unclosed Library for {self.path!r}; use it in a with statement, or close() it",
+                    f"unclosed Library for {self.path!r}; use a with statement, or close() it",
                     ResourceWarning,
                     source=self,
                 )

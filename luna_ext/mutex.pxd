@@ -30,8 +30,8 @@ cdef class SlotMutex:
     cdef object owner_task       # the asyncio Task that holds the lock, or None
     cdef unsigned long caller    # the thread that makes the outstanding lock call itself, or 0
     cdef Lease lease             # the Library through which the lock is held
-    cdef unsigned long long hold # number of the newest hold: tells "ever since" from "again"
-    cdef unsigned long long claims_before  # the newest claim when the newest hold began
+    cdef unsigned long long hold  # number of the newest hold: tells "ever since" from "again"
+    cdef unsigned long long claims_before   # the newest claim when the newest hold began
     cdef str lost                # why the held lock is not on the device any more, or None
     cdef bint spare_grant        # the device granted a second call of this process while OWNED
     cdef int busy                # calls under way that rely on the lock; close() unlocks after them

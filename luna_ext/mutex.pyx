@@ -572,8 +572,8 @@ cdef class SlotMutex:
     def lost_error(self, str reason, rv=None, function="CA_UnlockClusteredSlot"):
         """The LockLostError for this slot."""
         return LockLostError(
-            f"slot {self.slot_id}: the lock was lost while it was held: {reason}. Somebody else may "
-            "have worked on the token meanwhile; check it before you go on",
+            f"slot {self.slot_id}: the lock was lost while it was held: {reason}. Somebody else "
+            "may have worked on the token meanwhile; check it before you go on",
             rv=rv,
             function=function,
             slot_id=self.slot_id,

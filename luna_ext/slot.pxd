@@ -11,7 +11,7 @@ cdef class ClusterSlot:
     cdef Lease lease                  # the library's, under which it locks
     cdef bint poll                    # contention="poll"
     cdef bint closed                  # the library was closed
-    cdef object evicted               # the thread or task that held the lock at that moment, or None
+    cdef object evicted               # the thread or task that held the lock then, or None
 
     cdef int check_open(self) except -1
     cdef int check_evicted(self, str function) except -1

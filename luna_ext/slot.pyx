@@ -1,4 +1,4 @@
-"""ClusterSlot: a slot of the cluster and its lock, as `with`, as `async with`, as threading.Lock."""
+"""ClusterSlot: a slot of the cluster and its lock, for `with`, `async with` and by hand."""
 
 import logging
 import sys

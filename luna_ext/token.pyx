@@ -228,7 +228,9 @@ cdef class Token:
         return f"<luna_ext.Token {self.label!r} in slot {self.slot.mutex.slot_id}>"
 
     def __reduce__(self):
-        raise TypeError("a Token belongs to its process; send its label and use Library.token() there")
+        raise TypeError(
+            "a Token belongs to its process; send its label and use Library.token() there"
+        )
 
     def _check(self):
         self.check_label(calls.token_label(self.slot.client, self.slot.mutex.slot_id))

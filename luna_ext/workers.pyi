@@ -1,5 +1,5 @@
-from queue import SimpleQueue
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import final
 
 @final

@@ -200,9 +200,8 @@ def test_assigning_the_original_label_is_refused(luna, calls_of):
 
 
 def test_assign_needs_the_lock(luna, call, calls_of):
-    with luna.claim("cluster-1") as token:
-        with pytest.raises(luna_ext.LockNotOwnedError):
-            call(lambda: token.assign("new", so_pin=SO_PIN)).result()
+    with luna.claim("cluster-1") as token, pytest.raises(luna_ext.LockNotOwnedError):
+        call(lambda: token.assign("new", so_pin=SO_PIN)).result()
     with pytest.raises(luna_ext.LockNotOwnedError):
         token.assign("new", so_pin=SO_PIN)
     with token.slot, pytest.raises(luna_ext.LockNotOwnedError, match="since claim"):
@@ -280,9 +279,11 @@ def test_wrong_pins_are_pin_errors(luna, cluster):
 
 def test_a_label_that_did_not_take(luna, cluster):
     cluster.fault("C_InitToken", 0, times=1)
-    with luna.claim("cluster-1") as token:
-        with pytest.raises(luna_ext.AssignmentConflictError, match="reported success"):
-            token.assign("new", so_pin=SO_PIN)
+    with (
+        luna.claim("cluster-1") as token,
+        pytest.raises(luna_ext.AssignmentConflictError, match="reported success"),
+    ):
+        token.assign("new", so_pin=SO_PIN)
 
 
 def test_the_end_of_a_claim_reports_like_the_end_of_a_lock(luna, cluster):

@@ -1,0 +1,344 @@
+"""Where a lock could leak, be held twice, or be believed held."""
+
+import asyncio
+import ctypes
+import gc
+import os
+import signal
+import threading
+
+import pytest
+
+import luna_ext
+from luna_ext.stub import library_path
+
+LOCK = "CA_LockClusteredSlot"
+UNLOCK = "CA_UnlockClusteredSlot"
+CLAIM = "CA_GetUnassignedSlot"
+
+
+class Interruption(Exception):
+    """What a signal handler of these tests raises."""
+
+
+@pytest.fixture
+def somebody_else_initialises(cluster):
+    """Another user of the client library in this process, so that close() finalises nothing."""
+    client = ctypes.CDLL(library_path())
+    assert client.C_Initialize(None) == 0
+    yield
+    assert client.C_Finalize(None) == 0
+
+
+def free(cluster):
+    return all(token.owner is None for token in cluster.tokens())
+
+
+def test_a_lock_call_that_close_overtakes_is_no_success(cluster, call):
+    cluster.latency(0.1, LOCK)
+    luna = cluster.library()
+    slot = luna.slot(1)
+    waiting = call(slot.acquire)
+    while luna.stats()["C_Initialize"].calls and not is_busy(slot):
+        os.sched_yield()
+    luna.close()
+    with pytest.raises(luna_ext.LibraryClosedError):
+        waiting.result()
+    assert not slot.locked()
+    assert free(cluster)
+
+
+def is_busy(slot):
+    """Whether a lock call is under way: then nobody can have the lock without waiting."""
+    return slot.acquire(False) is False or bool(slot.release())
+
+
+@pytest.mark.usefixtures("somebody_else_initialises")
+def test_what_close_overtakes_is_unlocked_without_a_finalize(cluster, hold_elsewhere, call):
+    holder = hold_elsewhere(1)
+    luna = cluster.library()
+    assert luna.slot(1).acquire(timeout=0.05) is False
+    closing = call(luna.close)
+    holder.release()
+    closing.result()
+    assert free(cluster)
+
+    luna = cluster.library()
+    cluster.latency(0.1, CLAIM)
+    entered = threading.Event()
+
+    def claim():
+        entered.set()
+        with luna.claim("cluster-1"):
+            pass
+
+    claiming = call(claim)
+    assert entered.wait(10)
+    luna.close()
+    with pytest.raises(luna_ext.LibraryClosedError):
+        claiming.result()
+    assert free(cluster)
+
+
+def test_a_claimed_lock_is_on_the_device_whatever_others_lock(luna, cluster, call, owner_of):
+    stop = threading.Event()
+
+    def lock():
+        turn = 0
+        while not stop.is_set():
+            turn += 1
+            with luna.slot(1 + turn % 8):
+                pass
+
+    others = [call(lock) for _ in range(2)]
+    try:
+        for _ in range(300):
+            with luna.claim("cluster-1", timeout=10) as token:
+                assert owner_of(token.slot.slot_id) == os.getpid()
+    finally:
+        stop.set()
+        for caller in others:
+            caller.result()
+    assert free(cluster)
+
+
+@pytest.mark.parametrize("relock", ["wait", "error"])
+def test_a_claim_and_a_lock_call_for_one_slot(cluster, call, owner_of, relock):
+    cluster.switch("relock", relock)
+    contention = "poll" if relock == "error" else "block"
+    with cluster.library(contention=contention) as luna:
+        with luna.claim("cluster-1") as token:
+            slot = token.slot
+
+            def lock():
+                with slot:
+                    return owner_of(slot.slot_id)
+
+            waiting = call(lock)
+            assert owner_of(slot.slot_id) == os.getpid()
+        assert waiting.result() == os.getpid()
+        assert free(cluster)
+
+
+def test_a_claims_block_is_entered_once_and_left_once(luna, cluster, call):
+    claim = luna.claim("cluster-1")
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        claim.__exit__(None, None, None)
+    cluster.latency(0.1, CLAIM)
+    barrier = threading.Barrier(2)
+
+    def enter():
+        barrier.wait(10)
+        return claim.__enter__()
+
+    outcomes = []
+    for caller in [call(enter), call(enter)]:
+        try:
+            outcomes.append(caller.result())
+        except luna_ext.LockReentryError:
+            outcomes.append(None)
+    assert outcomes.count(None) == 1
+    held = [token for token in cluster.tokens() if token.owner is not None]
+    assert len(held) == 1
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        claim.__exit__(None, None, None)
+    with pytest.warns(ResourceWarning):
+        luna.close()
+
+
+def test_a_thread_that_holds_cannot_wait_in_a_task(luna):
+    async def main():
+        with luna.slot(1):
+            async with luna.slot(1).lock():
+                pass
+
+    with pytest.raises(luna_ext.LockReentryError):
+        asyncio.run(main())
+    assert not luna.slot(1).locked()
+
+
+def test_close_unlocks_a_claim_after_its_assignment(luna, cluster, call):
+    # Another Library stays open, so that the assignment's calls still go through.
+    mine = luna_ext.Library(library_path())
+    cluster.latency(0.2, "C_InitToken")
+    asked = luna.stats().get("C_GetTokenInfo", luna_ext.FunctionStats(0, {})).calls
+    claimed = []
+
+    def assign():
+        with mine.claim("cluster-1") as token:
+            claimed.append(token.slot.slot_id)
+            token.assign("new", so_pin="12345678")
+
+    assigning = call(assign)
+    # assign() has looked at the label by then, and goes on to erase the token.
+    while luna.stats().get("C_GetTokenInfo", luna_ext.FunctionStats(0, {})).calls == asked:
+        os.sched_yield()
+    with pytest.warns(ResourceWarning, match="still locked"):
+        mine.close()
+    while True:
+        (token,) = (token for token in cluster.tokens() if token.slot_id in claimed)
+        if token.owner is None:
+            break
+    assert token.label == "new"
+    with pytest.raises(luna_ext.LockLostError):
+        assigning.result()
+
+
+def test_an_error_that_does_not_mean_a_lost_connection_loses_nothing(luna, cluster, owner_of):
+    cluster.fault("C_GetTokenInfo", 0x2, times=1)
+    with luna.slot(1):
+        with pytest.raises(luna_ext.CryptokiError, match="CKR_HOST_MEMORY"):
+            luna.slot(1).ensure_held()
+        luna.slot(1).ensure_held()
+    assert owner_of(1) is None
+
+
+def test_a_pin_that_is_no_text_leaves_no_trace(luna):
+    with luna.claim("cluster-1") as token, pytest.raises(ValueError, match="so_pin") as caught:
+        token.assign("new", so_pin="\udc80 never shown")
+    assert caught.value.__context__ is None
+    assert caught.value.__cause__ is None
+
+
+def test_a_coroutine_that_is_closed_releases(luna, owner_of):
+    slot = luna.slot(1)
+
+    async def hold():
+        async with slot.lock():
+            await asyncio.Event().wait()
+
+    async def main():
+        task = asyncio.create_task(coroutine)
+        while not slot.locked():
+            await asyncio.sleep(0)
+        return task
+
+    coroutine = hold()
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(main())
+    loop.close()
+    coroutine.close()
+    with slot.lock(timeout=10):
+        assert owner_of(1) == os.getpid()
+    task._log_destroy_pending = False
+
+
+def test_an_async_generator_that_is_left_releases(luna):
+    slot = luna.slot(1)
+
+    async def holding():
+        async with slot.lock():
+            yield 1
+            yield 2
+
+    async def main():
+        async for _ in holding():
+            break
+        gc.collect()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert slot.acquire(timeout=10)
+    slot.release()
+
+
+def test_a_fork_inside_async_with(luna, owner_of):
+    slot = luna.slot(1)
+
+    async def main():
+        async with slot.lock():
+            lock = slot.lock()
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    run = lock.__aexit__(None, None, None)
+                    try:
+                        run.send(None)
+                    except StopIteration:
+                        code = 0 if owner_of(1) == os.getppid() and not slot.locked() else 2
+                finally:
+                    os._exit(code)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            slot.ensure_held()
+
+    asyncio.run(main())
+    assert owner_of(1) is None
+
+
+def test_signals_at_any_moment_leak_nothing_and_hit_nobody_else(luna, cluster, call, owner_of):
+    """A handler that raises, again and again, while other threads use the same slot."""
+    slot = luna.slot(1)
+    stop = threading.Event()
+
+    def others():
+        count = 0
+        while not stop.is_set():
+            with slot.lock(timeout=30):
+                count += 1
+        return count
+
+    def interrupt(number, frame):
+        raise Interruption
+
+    threads = [call(others) for _ in range(2)]
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    interrupted = 0
+    try:
+        for turn in range(400):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0002 + turn % 20 * 0.0001, 0.0003)
+                while True:
+                    with slot.lock(timeout=30):
+                        pass
+            except Interruption:
+                interrupted += 1
+            finally:
+                disarm()
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+        stop.set()
+    assert interrupted == 400
+    assert all(caller.result(30) > 0 for caller in threads)
+    with slot.lock(timeout=10):
+        assert owner_of(1) == os.getpid()
+    assert free(cluster)
+
+
+def disarm():
+    while True:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Interruption:
+            continue
+        return
+
+
+def test_objects_that_no_library_made_are_not_to_be_had():
+    for kind in (luna_ext.ClusterSlot, luna_ext.SlotLock, luna_ext.Token, luna_ext.Claim):
+        with pytest.raises(TypeError):
+            kind.__new__(kind)
+        with pytest.raises(TypeError):
+            object.__new__(kind)
+
+
+def test_a_lock_taken_through_one_library_is_not_released_through_another(luna, owner_of):
+    with luna_ext.Library(library_path()) as other, luna.slot(1):
+        with pytest.raises(luna_ext.LockNotOwnedError, match="another Library"):
+            other.slot(1).release()
+        assert owner_of(1) == os.getpid()
+
+
+def test_a_holder_whose_library_was_closed_hears_of_it_every_time(cluster):
+    luna = cluster.library()
+    slot = luna.slot(1)
+    slot.acquire()
+    with pytest.warns(ResourceWarning):
+        luna.close()
+    with cluster.library() as again, again.slot(1):
+        for _ in range(2):
+            with pytest.raises(luna_ext.LockLostError):
+                slot.release()
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+        again.slot(1).ensure_held()
