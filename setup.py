@@ -52,7 +52,7 @@ modules = [
         [str(source.relative_to(HERE))],
         include_dirs=[include_directory(), "luna_ext"],
         depends=[*headers, "include/cryptoki_v2.h"],
-        define_macros=[("CYTHON_TRACE_NOGIL", "1")] if traced else [],
+        define_macros=[("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")] if traced else [],
         extra_compile_args=warnings,
     )
     for source in sorted(HERE.glob("luna_ext/*.pyx"))

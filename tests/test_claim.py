@@ -107,6 +107,7 @@ def test_errors_of_a_claim_leave_nothing_locked(luna, cluster, rv):
     assert all(token.owner is None for token in cluster.tokens())
 
 
+@pytest.mark.signals
 def test_ctrl_c_inside_a_claim_leaves_nothing_locked(luna, cluster):
     cluster.latency(0.2, CLAIM)
     main = threading.main_thread().ident

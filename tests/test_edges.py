@@ -266,6 +266,7 @@ def test_a_fork_inside_async_with(luna, owner_of):
     assert owner_of(1) is None
 
 
+@pytest.mark.signals
 def test_signals_at_any_moment_leak_nothing_and_hit_nobody_else(luna, cluster, call, owner_of):
     """A handler that raises, again and again, while other threads use the same slot."""
     slot = luna.slot(1)

@@ -361,6 +361,7 @@ def test_busy_devices_are_asked_again(luna, cluster, owner_of, code):
         assert owner_of(1) == os.getpid()
 
 
+@pytest.mark.signals
 def test_ctrl_c_while_waiting_for_another_thread(luna, call):
     slot = luna.slot(1)
     release = threading.Event()
@@ -386,6 +387,7 @@ def test_ctrl_c_while_waiting_for_another_thread(luna, call):
         pass
 
 
+@pytest.mark.signals
 def test_ctrl_c_inside_the_device_call_leaves_nothing_locked(luna, cluster, owner_of):
     slot = luna.slot(1)
     cluster.latency(0.2, LOCK)
