@@ -74,8 +74,9 @@ setup(
     ext_modules=[
         *cythonize(
             modules,
-            # Beside the sources, the .c files would end up in the sdist instead of the .pyx.
-            build_dir="build/traced" if traced else "build/cython",
+            # Beside the sources, the .c files would end up in the sdist instead of the .pyx. Only
+            # there, however, Cython's coverage plugin finds them.
+            build_dir=None if traced else "build/cython",
             compiler_directives={
                 "language_level": "3",
                 "binding": True,
