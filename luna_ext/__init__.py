@@ -27,7 +27,8 @@ from .errors import (
 )
 from .info import FunctionStats, LibraryInfo, SlotFlag, SlotInfo, TokenFlag, TokenInfo, Version
 from .library import Library
-from .slot import ClusterSlot, SlotLock
+from .lock import SlotLock
+from .slot import ClusterSlot
 from .token import Claim, Token
 
 __all__ = [

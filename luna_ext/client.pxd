@@ -40,6 +40,7 @@ cdef class Lease:
     cdef readonly Client client   # what is used
     cdef readonly str path        # under which name the user knows it, absolute
     cdef bint open                # until its Library is closed
+    cdef dict evicted             # slot ID -> the thread or task whose lock the close() released
 
 
 cdef class Client:

@@ -9,14 +9,12 @@ import time
 import warnings
 
 cimport cython
-from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from luna_ext.cryptoki cimport (
     CK_C_GetFunctionList_t,
     CK_C_INITIALIZE_ARGS,
     CK_RV,
-    CK_SLOT_ID,
     CKF_OS_LOCKING_OK,
     CKR_CRYPTOKI_ALREADY_INITIALIZED,
     CKR_OK,
@@ -25,6 +23,7 @@ from luna_ext.cryptoki cimport (
     CA_LockClusteredSlot_t,
     CA_UnlockClusteredSlot_t,
 )
+from luna_ext.exit_calls cimport finalize_until, unlock_until
 from luna_ext.loader cimport luna_open, luna_open_error, luna_path_t, luna_symbol
 from luna_ext.workers cimport Workers
 
@@ -36,15 +35,6 @@ from .errors import (
     rv_name,
 )
 from .info import FunctionStats
-
-cdef extern from "pythread.h":
-    ctypedef void *PyThread_type_lock
-    PyThread_type_lock PyThread_allocate_lock() noexcept nogil
-    void PyThread_free_lock(PyThread_type_lock lock) noexcept nogil
-    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long us, int intr) noexcept nogil
-    void PyThread_release_lock(PyThread_type_lock lock) noexcept nogil
-    unsigned long PyThread_start_new_thread(void (*run)(void *) noexcept nogil, void *job)
-    const unsigned long PYTHREAD_INVALID_THREAD_ID
 
 cdef extern from "Python.h":
     """
@@ -129,6 +119,7 @@ cdef class Lease:
         self.client = client
         self.path = path
         self.open = True
+        self.evicted = {}
 
 
 @cython.final
@@ -357,7 +348,6 @@ cdef class Client:
 
     def shut_down(self, double deadline):
         """At the interpreter's exit: unlock what is held and finalise, if the device answers."""
-        cdef ExitJob *job
         if self.state != READY and self.state != CLOSING:
             return
         self.state = CLOSING
@@ -366,76 +356,19 @@ cdef class Client:
             place = mutex.lose("the interpreter exits")
             if place is not None:
                 places[mutex.slot_id] = place
-        cdef bint unlocked = True
-        if places:
-            job = new_exit_job(len(places))
-            job.unlock = self.unlock_clustered_slot
-            for index, slot_id in enumerate(places):
-                job.slots[index] = slot_id
-            unlocked = run_until(job, deadline)
-        left = max(0.0, deadline - time.monotonic())
-        if unlocked and self.initialised_here and self._drain(left):
-            self.answers = False
-            job = new_exit_job(0)
-            job.finalize = self.functions.C_Finalize
-            if run_until(job, deadline):
-                self.initialised_here = False
-                self.state = CLOSED
+        if not places or unlock_until(self.unlock_clustered_slot, list(places), deadline):
+            left = max(0.0, deadline - time.monotonic())
+            if self.initialised_here and self._drain(left):
+                self.answers = False
+                if finalize_until(self.functions.C_Finalize, deadline):
+                    self.initialised_here = False
+                    self.state = CLOSED
         for slot_id, place in places.items():
             warnings.warn(
                 f"slot {slot_id} was still locked, {place}, when the interpreter exited",
                 ResourceWarning,
                 stacklevel=2,
             )
-
-
-# Device calls of the interpreter's exit. They run on a bare thread, for Python's own threads
-# cannot be started any more by then, and a call that never returns must not keep the process.
-cdef struct ExitJob:
-    CA_UnlockClusteredSlot_t unlock
-    CK_RV (*finalize)(void *pReserved) noexcept nogil
-    size_t count
-    CK_SLOT_ID *slots
-    PyThread_type_lock done
-
-
-cdef ExitJob *new_exit_job(size_t count) except NULL:
-    cdef ExitJob *job = <ExitJob *> calloc(1, sizeof(ExitJob) + count * sizeof(CK_SLOT_ID))
-    if job == NULL:
-        raise MemoryError()
-    job.done = PyThread_allocate_lock()
-    if job.done == NULL:
-        free(job)
-        raise MemoryError()
-    job.count = count
-    job.slots = <CK_SLOT_ID *> (job + 1)
-    return job
-
-
-cdef void run_exit_job(void *argument) noexcept nogil:
-    cdef ExitJob *job = <ExitJob *> argument
-    cdef size_t index
-    for index in range(job.count):
-        job.unlock(job.slots[index])
-    if job.finalize != NULL:
-        job.finalize(NULL)
-    PyThread_release_lock(job.done)
-
-
-cdef bint run_until(ExitJob *job, double deadline):
-    """Run the job; whether it was done by the deadline. If not, its thread keeps the job."""
-    cdef long long microseconds = <long long> (max(0.0, deadline - time.monotonic()) * 1e6)
-    cdef bint done
-    PyThread_acquire_lock_timed(job.done, -1, 0)
-    if PyThread_start_new_thread(run_exit_job, job) == PYTHREAD_INVALID_THREAD_ID:
-        return False
-    with nogil:
-        done = PyThread_acquire_lock_timed(job.done, microseconds, 0) == 1
-    if done:
-        PyThread_release_lock(job.done)
-        PyThread_free_lock(job.done)
-        free(job)
-    return done
 
 
 def _after_fork_in_child():

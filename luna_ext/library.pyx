@@ -13,6 +13,7 @@ from luna_ext.cryptoki cimport (
     CKR_TOKEN_NOT_PRESENT,
     CKR_TOKEN_NOT_RECOGNIZED,
 )
+from luna_ext.lock cimport check_open
 from luna_ext.slot cimport ClusterSlot, new_slot
 from luna_ext.token cimport new_claim, new_token
 
@@ -312,7 +313,7 @@ cdef class Library:
 
 def read_token(ClusterSlot slot):
     """The slot's Token with its information; None when slot or token vanished."""
-    slot.check_open()
+    check_open(slot.lease, slot.mutex.slot_id)
     try:
         raw_label, info = calls.labelled_token_info(slot.client, slot.slot_id)
     except CryptokiError as error:

@@ -7,13 +7,10 @@ code nor allocate objects that the garbage collector tracks, for both may let ot
 """
 
 import logging
-import os
-import sys
 import threading
 import time
 
 cimport cython
-from cpython.ref cimport Py_DECREF
 
 from luna_ext.calls cimport lock_slot, token_label, unlock_slot
 from luna_ext.client cimport (
@@ -30,23 +27,15 @@ from luna_ext.cryptoki cimport (
     CK_SLOT_ID,
     CKR_DEVICE_ERROR,
     CKR_OK,
-    CKR_TOKEN_NOT_PRESENT,
-    CKR_TOKEN_NOT_RECOGNIZED,
-    CKR_VENDOR_DEFINED,
 )
+from luna_ext.hold cimport LOCKING, OWNED, RELEASING, Hold
+from luna_ext.waiters cimport FAILED, GRANTED, TURN, WAITING, Outcome, Waiter, WaitQueue
 
+from . import lock_errors
 from .backoff import delays
-from .errors import (
-    CryptokiError,
-    DeviceError,
-    LibraryClosedError,
-    LockLostError,
-    LockNotOwnedError,
-    LockReentryError,
-    LockReleaseError,
-    NotInitializedError,
-    SlotIdInvalidError,
-)
+from .errors import CryptokiError, LibraryClosedError
+from .lock_errors import may_pass, means_lost
+from .tasks import current_task, runs_here
 
 cdef extern from "Python.h":
     """
@@ -70,29 +59,10 @@ cdef extern from "Python.h":
     int luna_raise_pending() except -1
     void luna_pause() noexcept nogil
 
-    ctypedef struct PyFrameObject:
-        pass
-
-    ctypedef struct PyCodeObject:
-        pass
-
-    PyFrameObject *PyEval_GetFrame() noexcept
-    PyCodeObject *PyFrame_GetCode(PyFrameObject *frame) noexcept
-    int PyFrame_GetLasti(PyFrameObject *frame) noexcept
-    int PyCode_Addr2Line(PyCodeObject *code, int lasti) noexcept
-
-# SlotMutex.state. A claim may own a slot whose earlier lock or unlock call is still on its way,
-# so these are independent of each other.
-cdef enum:
-    OWNED = 1       # somebody in this process holds the lock, or is about to unlock it
-    LOCKING = 2     # a lock call is outstanding, or about to be made
-    RELEASING = 4   # one for each outstanding unlock call; the bits above count them
-
 # How long a claim waits for the answer of a lock call for the very slot that it was given.
 SETTLE_SECONDS = 2.0
 
 _log = logging.getLogger("luna_ext")
-_AGAIN = (CKR_VENDOR_DEFINED + 0x41, CKR_VENDOR_DEFINED + 0x1604)
 
 
 cdef SlotMutex mutex_of(Client client, CK_SLOT_ID slot_id):
@@ -103,32 +73,12 @@ cdef SlotMutex mutex_of(Client client, CK_SLOT_ID slot_id):
     return <SlotMutex> mutex
 
 
-cdef bint may_pass(CK_RV rv, bint poll) except -1:
-    """Whether the error means "not now": by its code, or because the caller says so."""
-    return rv in _AGAIN or (poll and rv == CKR_DEVICE_ERROR)
-
-
-cdef bint is_lost(object error) except -1:
-    """Whether the error means that the device does not know this application any more."""
-    return error.rv not in _AGAIN and (
-        isinstance(error, (DeviceError, SlotIdInvalidError, NotInitializedError))
-        or error.rv in (CKR_TOKEN_NOT_PRESENT, CKR_TOKEN_NOT_RECOGNIZED)
-    )
-
-
 @cython.final
-cdef class Waiter:
-    """One thread or task in a slot's queue."""
-
-
-@cython.final
-cdef class SlotMutex:
+cdef class SlotMutex(Hold):
     """See the module."""
 
     def __cinit__(self, Client client, slot_id):
-        self.client = client
-        self.slot_id = slot_id
-        self.keys = set()
+        self.queue = WaitQueue.__new__(WaitQueue)
 
     # ---- acquiring ----
 
@@ -137,7 +87,7 @@ cdef class SlotMutex:
         cdef unsigned long me = PyThread_get_thread_ident()
         if self.client.lock_clustered_slot == NULL or self.client.unlock_clustered_slot == NULL:
             self._need_functions(lease)
-        if self.state != 0 or self.waiting != 0:
+        if self.state != 0 or self.queue.length != 0:
             return self._wait_turn(me, lease, poll, False)
         self.state = LOCKING
         self.caller = me
@@ -178,7 +128,7 @@ cdef class SlotMutex:
     cdef int withdraw(self, Waiter waiter) except -1:
         """The waiter gives up. A grant that it has been given already goes back."""
         if waiter.outcome == WAITING:
-            self._unlink(waiter)
+            self.queue.remove(waiter)
         elif waiter.outcome == TURN:
             self.caller = 0
             self.state &= ~LOCKING
@@ -202,7 +152,7 @@ cdef class SlotMutex:
                     luna_pause()
         if self.state & OWNED:
             return False
-        self._own(PyThread_get_thread_ident(), lease)
+        self.own(PyThread_get_thread_ident(), lease)
         return True
 
     def _need_functions(self, Lease lease):
@@ -264,7 +214,7 @@ cdef class SlotMutex:
             let_go(self.client)
             self.spare_grant = self.spare_grant or rv == CKR_OK
             return self._wait_turn(me, lease, poll, True)
-        self._own(me, lease)
+        self.own(me, lease)
         let_go(self.client)
         if not lease.open:
             self._begin_leave()
@@ -295,25 +245,7 @@ cdef class SlotMutex:
 
     cdef int _check_lease(self, Lease lease) except -1:
         if not lease.open:
-            raise self._closed(lease)
-        return 0
-
-    def _closed(self, Lease lease):
-        return LibraryClosedError(
-            f"the Library for {lease.path!r} was closed before slot {self.slot_id} could be locked",
-            function="CA_LockClusteredSlot",
-            slot_id=self.slot_id,
-        )
-
-    cdef int _own(self, object key, Lease lease) except -1:
-        self.state |= OWNED
-        if isinstance(key, int):
-            self.owner = key
-        else:
-            self.owner_task = key
-        self.lease = lease
-        self.hold += 1
-        self.claims_before = self.client.last_claim
+            raise lock_errors.closed(self.slot_id, lease.path)
         return 0
 
     def lock_on_worker(self):
@@ -325,17 +257,17 @@ cdef class SlotMutex:
             for delay in delays():
                 if not self.state & OWNED:
                     rv = self._lock_call()
-                first = self.head
+                first = self.queue.head
                 if rv == CKR_OK or self.state & OWNED or first is None:
                     break
                 if not may_pass(rv, first.poll):
                     raise error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id)
                 time.sleep(delay)
-                if self.head is None:
+                if self.queue.head is None:
                     break
         except BaseException as error:
             self.state &= ~LOCKING
-            first = self.head
+            first = self.queue.head
             if first is not None and not first.own_call:
                 self._settle(first, FAILED, error)
         else:
@@ -353,37 +285,12 @@ cdef class SlotMutex:
     # ---- the queue ----
 
     cdef int _enqueue(self, Waiter waiter, bint first) except -1:
-        self.keys.add(waiter.key)
-        if self.head is None:
-            self.head = self.tail = waiter
-        elif first:
-            waiter.behind = self.head
-            self.head.before = waiter
-            self.head = waiter
-        else:
-            waiter.before = self.tail
-            self.tail.behind = waiter
-            self.tail = waiter
-        self.waiting += 1
+        self.queue.push(waiter, first)
         return self._pass_turn()
-
-    cdef int _unlink(self, Waiter waiter) except -1:
-        if waiter.before is None:
-            self.head = waiter.behind
-        else:
-            waiter.before.behind = waiter.behind
-        if waiter.behind is None:
-            self.tail = waiter.before
-        else:
-            waiter.behind.before = waiter.before
-        waiter.before = waiter.behind = None
-        self.waiting -= 1
-        self.keys.discard(waiter.key)
-        return 0
 
     cdef int _pass_turn(self) except -1:
         """If nobody holds the lock and no call is out, see to it that the first waiter gets it."""
-        cdef Waiter first = self.head
+        cdef Waiter first = self.queue.head
         if self.state != 0 or first is None:
             return 0
         self.state = LOCKING
@@ -406,11 +313,11 @@ cdef class SlotMutex:
         or it comes off.
         """
         cdef Waiter first
-        while self.head is not None:
-            first = self.head
+        while self.queue.head is not None:
+            first = self.queue.head
             self.state &= ~bit
             bit = OWNED
-            self._own(first.key, first.lease)
+            self.own(first.key, first.lease)
             if self._settle(first, GRANTED, None):
                 return 0
             self.owner = 0
@@ -422,7 +329,7 @@ cdef class SlotMutex:
 
     cdef int _settle(self, Waiter waiter, Outcome outcome, object error) except -1:
         """End a wait. 0 when nobody listens any more."""
-        self._unlink(waiter)
+        self.queue.remove(waiter)
         waiter.outcome = outcome
         waiter.error = error
         try:
@@ -437,7 +344,7 @@ cdef class SlotMutex:
         cdef bint thread = isinstance(key, int)
         if self.state & OWNED and self.owner == me:
             what = "this thread holds the lock already"
-        elif key in self.keys or (thread and self.state & LOCKING and self.caller == me):
+        elif key in self.queue.keys or (thread and self.state & LOCKING and self.caller == me):
             what = "the caller waits for this lock already"
         elif self.owner_task is None:
             return 0
@@ -450,11 +357,7 @@ cdef class SlotMutex:
             )
         else:
             return 0
-        raise LockReentryError(
-            f"slot {self.slot_id}: {what}; waiting for it would never end",
-            function="CA_LockClusteredSlot",
-            slot_id=self.slot_id,
-        )
+        raise lock_errors.reentry(self.slot_id, what)
 
     # ---- releasing ----
 
@@ -466,11 +369,10 @@ cdef class SlotMutex:
             or self.lease is not lease
         ):
             self.check_mine("CA_UnlockClusteredSlot")
-            raise LockNotOwnedError(
-                f"slot {self.slot_id} was locked by `async with`, or through another Library; it "
-                "is released there. Nothing was done",
-                function="CA_UnlockClusteredSlot",
-                slot_id=self.slot_id,
+            raise lock_errors.not_owned(
+                self.slot_id,
+                "it was locked by `async with`, or through another Library, and is released there",
+                "CA_UnlockClusteredSlot",
             )
         self._begin_leave()
         return self._finish_leave()
@@ -517,10 +419,10 @@ cdef class SlotMutex:
             self.spare_grant = False
             self.state &= ~OWNED
             self._pass_turn()
-            raise self.lost_error(lost)
+            raise lock_errors.lost(self.slot_id, lost)
         if self.spare_grant:
             self.spare_grant = False
-            if self.head is not None:
+            if self.queue.head is not None:
                 return self._hand_over(OWNED)
         self.state = (self.state & ~OWNED) + RELEASING
         return self._unlock()
@@ -533,13 +435,13 @@ cdef class SlotMutex:
         except LibraryClosedError as closed:
             self.state -= RELEASING
             self._pass_turn()
-            raise self.lost_error("its library was closed") from closed
+            raise lock_errors.lost(self.slot_id, "its library was closed") from closed
         except BaseException:
             self.state -= RELEASING
             self._pass_turn()
             raise
         self.state -= RELEASING
-        if self.head is not None:
+        if self.queue.head is not None:
             self._pass_turn()
         if rv != CKR_OK:
             raise self._unlock_error(rv)
@@ -551,33 +453,14 @@ cdef class SlotMutex:
         try:
             token_label(self.client, self.slot_id)
         except CryptokiError as error:
-            if is_lost(error):
-                lost = self.lost_error(
-                    f"the unlock failed ({cause.rv_name}) and so does every call ({error.rv_name})",
-                    rv,
-                )
+            if means_lost(error):
+                why = f"the unlock failed ({cause.rv_name}), the next call too ({error.rv_name})"
+                lost = lock_errors.lost(self.slot_id, why, rv=rv)
                 lost.__cause__ = cause
                 return lost
         except LibraryClosedError:
             pass
-        failed = LockReleaseError(
-            f"{cause}. The lock may stay set until this process disconnects",
-            rv=rv,
-            function=cause.function,
-            slot_id=self.slot_id,
-        )
-        failed.__cause__ = cause
-        return failed
-
-    def lost_error(self, str reason, rv=None, function="CA_UnlockClusteredSlot"):
-        """The LockLostError for this slot."""
-        return LockLostError(
-            f"slot {self.slot_id}: the lock was lost while it was held: {reason}. Somebody else "
-            "may have worked on the token meanwhile; check it before you go on",
-            rv=rv,
-            function=function,
-            slot_id=self.slot_id,
-        )
+        return lock_errors.release_failed(cause)
 
     cdef int _leave_later(self) except -1:
         """Give back, on a worker, a grant that its owner cannot take."""
@@ -598,55 +481,7 @@ cdef class SlotMutex:
             # No thread can be had (the interpreter is going down); later is never.
             job()
 
-    # ---- being asked ----
-
-    def held(self):
-        """Whether somebody in this process holds the lock."""
-        return self.state & OWNED != 0
-
-    cdef bint is_mine(self) except -1:
-        """Whether the calling thread or task holds the lock."""
-        if not self.state & OWNED:
-            return False
-        if self.owner_task is None:
-            return self.owner == PyThread_get_thread_ident()
-        return self.owner_task is current_task()
-
-    cdef int check_mine(self, str function) except -1:
-        if self.is_mine():
-            return 0
-        if self.inherited:
-            who = "the parent process held it at the fork, this process does not"
-        elif self.state & OWNED:
-            who = "another thread or task of this process holds it"
-        else:
-            who = "it is not locked by this process"
-        raise LockNotOwnedError(
-            f"slot {self.slot_id} is not held by the caller: {who}. Nothing was done",
-            function=function,
-            slot_id=self.slot_id,
-        )
-
-    cdef bytes ensure_held(self):
-        """Ask the device for the token's label; a device that is gone has dropped the lock."""
-        cdef bytes label = None
-        self.check_mine("C_GetTokenInfo")
-        cdef unsigned long long hold = self.hold
-        if self.lost is None:
-            try:
-                label = token_label(self.client, self.slot_id)
-            except CryptokiError as error:
-                if not is_lost(error):
-                    raise
-                why = f"the device does not answer any more ({error.rv_name})"
-                if self.hold == hold and self.is_mine():
-                    self.lost = why
-                raise self.lost_error(why, error.rv, error.function) from error
-        if self.lost is not None:
-            raise self.lost_error(self.lost)
-        if self.hold != hold or not self.is_mine():
-            raise self.lost_error("its Library was closed")
-        return label
+    # ---- while it is held ----
 
     cdef int begin_work(self) except -1:
         """Calls begin that rely on the lock: close() must not take it off in their midst."""
@@ -662,45 +497,22 @@ cdef class SlotMutex:
             self._finish_leave_quietly()
         return let_go(self.client)
 
-    cdef int note_place(self) except -1:
-        """Remember who calls, for the warning about a lock that nobody releases."""
-        cdef PyFrameObject *frame = PyEval_GetFrame()
-        if frame != NULL:
-            self.place_code = <object> PyFrame_GetCode(frame)
-            Py_DECREF(self.place_code)  # PyFrame_GetCode gave a reference of its own
-            self.place_lasti = PyFrame_GetLasti(frame)
-        return 0
-
-    cdef str place(self):
-        if self.place_code is None:
-            return "in a with statement"
-        line = PyCode_Addr2Line(<PyCodeObject *> self.place_code, self.place_lasti)
-        return f"at {self.place_code.co_filename}:{line}"
-
     # ---- losing it ----
-
-    def lose(self, str reason):
-        """Mark a held lock as lost, because it is about to be unlocked under its holder.
-
-        Where it was taken; None if it is not held.
-        """
-        if not self.state & OWNED or self.lost is not None:
-            return None
-        self.lost = reason
-        return self.place()
 
     def close_lease(self, Lease lease):
         """The Library of this lease has closed: its waiters fail, its hold ends.
 
         If it was held: the holder's key, and where the lock was taken. Else None.
         """
-        cdef Waiter waiter = self.head
+        cdef Waiter waiter = self.queue.head
         cdef unsigned long owner
         while waiter is not None:
             if waiter.lease is lease:
-                self._settle(waiter, FAILED, self._closed(lease))
+                self._settle(
+                    waiter, FAILED, lock_errors.closed(self.slot_id, lease.path)
+                )
                 # Telling it may have let others in: look at the queue from its beginning.
-                waiter = self.head
+                waiter = self.queue.head
             else:
                 waiter = waiter.behind
         # Without an owner somebody is giving it back already.
@@ -725,47 +537,10 @@ cdef class SlotMutex:
 
     def after_fork(self):
         """In the child nothing is held: the application that holds the lock is the parent."""
-        self.inherited = self.owner_task is not None or self.is_mine()
-        self.state = 0
+        self.forget()
         self.calling = False
-        self.owner = 0
-        self.owner_task = None
         self.caller = 0
-        self.lost = None
         self.spare_grant = False
         self.busy = 0
         self.evicted = False
-        self.place_code = None
-        self.head = self.tail = None
-        self.waiting = 0
-        self.keys = set()
-
-    cdef bint ended_by_fork(self) except -1:
-        """At the end of a with block: whether it began in the parent process, so nothing is due."""
-        if not self.inherited or self.is_mine():
-            return False
-        self.inherited = False
-        _log.warning(
-            "slot %d: a with block that began before the fork ends in the child (PID %d); the "
-            "parent holds the lock, nothing is unlocked",
-            self.slot_id,
-            os.getpid(),
-        )
-        return True
-
-
-def current_task():
-    """The running asyncio Task; None, without importing asyncio, where there can be none."""
-    asyncio = sys.modules.get("asyncio")
-    try:
-        return None if asyncio is None else asyncio.current_task()
-    except RuntimeError:
-        return None
-
-
-def runs_here(task):
-    """Whether the task belongs to the event loop that this thread is running."""
-    try:
-        return task.get_loop() is sys.modules["asyncio"].get_running_loop()
-    except RuntimeError:
-        return False
+        self.queue = WaitQueue.__new__(WaitQueue)

@@ -2,7 +2,8 @@ from types import TracebackType
 from typing import NoReturn, Self, final
 
 from .info import TokenInfo
-from .slot import ClusterSlot, SlotLock
+from .lock import SlotLock
+from .slot import ClusterSlot
 
 @final
 class Token:

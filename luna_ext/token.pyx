@@ -12,9 +12,10 @@ from luna_ext.client cimport (
     hold_open,
     let_go,
 )
+from luna_ext.lock cimport check_evicted, check_held, check_open, end_block, new_lock, seconds_of
 from luna_ext.mutex cimport SlotMutex, mutex_of
 from luna_ext.pin cimport Pin
-from luna_ext.slot cimport ClusterSlot, end_block, new_lock, seconds_of
+from luna_ext.slot cimport ClusterSlot
 
 from .backoff import delays
 from .errors import (
@@ -95,7 +96,8 @@ cdef class Token:
         LockTimeoutError, TokenChangedError
             From the ``with`` statement. Nothing is locked then.
         """
-        return new_lock(self.slot, timeout, self, self._check)
+        cdef ClusterSlot slot = self.slot
+        return new_lock(slot.mutex, slot.lease, slot.poll, timeout, self, self._check)
 
     def ensure_held(self):
         """As `ClusterSlot.ensure_held()`, and the token must still have this label.
@@ -107,7 +109,7 @@ cdef class Token:
         TokenChangedError
             The lock is held, but the token has got another label.
         """
-        self.check_label(self.slot.check_held())
+        self.check_label(check_held(self.slot.mutex, self.slot.lease))
 
     def assign(self, label, *, so_pin, user_pin=None):
         """Give the claimed token its label: **erases the token** (C_InitToken).
@@ -146,8 +148,8 @@ cdef class Token:
         cdef Pin so = Pin(so_pin, "so_pin")
         cdef Pin user = None if user_pin is None else Pin(user_pin, "user_pin")
         cdef bytes now
-        if self.slot.closed:
-            self.slot.check_evicted("C_InitToken")
+        if not self.slot.lease.open:
+            check_evicted(mutex, self.slot.lease, "C_InitToken")
         mutex.check_mine("C_InitToken")
         if self.claimed == 0:
             raise self._conflict(
@@ -212,17 +214,17 @@ cdef class Token:
 
     def __enter__(self):
         cdef ClusterSlot slot = self.slot
-        slot.check_open()
+        check_open(slot.lease, slot.mutex.slot_id)
         slot.mutex.acquire(slot.lease, slot.poll)
         try:
             self._check()
         except BaseException as error:
-            end_block(slot, error)
+            end_block(slot.mutex, slot.lease, error)
             raise
         return self
 
     def __exit__(self, exc_type, exc_value, traceback):
-        end_block(self.slot, exc_value)
+        end_block(self.slot.mutex, self.slot.lease, exc_value)
 
     def __repr__(self):
         return f"<luna_ext.Token {self.label!r} in slot {self.slot.mutex.slot_id}>"
@@ -292,7 +294,7 @@ cdef class Claim:
             )
         self.token = None
         self.entered = False
-        end_block(token.slot, exc_value)
+        end_block(token.slot.mutex, token.slot.lease, exc_value)
 
     def __reduce__(self):
         raise TypeError("a Claim belongs to its process")
