@@ -11,8 +11,8 @@ import multiprocessing
 import random
 import sys
 import time
-from multiprocessing.queues import SimpleQueue
-from multiprocessing.synchronize import Event
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier, Event
 from typing import NamedTuple
 
 import luna_ext
@@ -21,6 +21,8 @@ from luna_ext.stub import Cluster
 KEYRINGS = 8
 NAMES = ("alice", "bob")
 SO_PIN = "so-pin-of-the-demo"
+PATIENCE = 30
+"""Seconds without a word after which a process is taken to have failed."""
 
 
 class Hold(NamedTuple):
@@ -47,12 +49,11 @@ def work() -> None:
 
 
 def compete(
-    name: str, path: str, cluster_id: str, go: Event, done: Event, says: SimpleQueue
+    name: str, path: str, cluster_id: str, start: Barrier, rounds: Barrier, done: Event, says: Queue
 ) -> None:
     """One of the two processes."""
     with Cluster(path, cluster_id=cluster_id).library() as luna:
-        says.put(None)
-        go.wait()
+        start.wait(PATIENCE)
         assigned = 0
         try:
             while True:
@@ -84,13 +85,15 @@ def compete(
             what = f"locked {token.label!r}, after waiting {(begin - asked) * 1000:.1f} ms"
             says.put(Hold(begin, end, name, token.slot.slot_id, what))
 
+        # Whoever is done first must not take a token that the other has yet to lock.
+        rounds.wait(PATIENCE)
         if assigned == 0:
             says.put(Last(name, multiprocessing.current_process().pid or 0, ""))
-            done.wait()
+            done.wait(PATIENCE)
             return
         with luna.token(f"{name}-1") as token:
             says.put(Last(name, multiprocessing.current_process().pid or 0, token.label))
-            done.wait()
+            done.wait(PATIENCE)
 
 
 def overlaps(holds: list[Hold]) -> int:
@@ -109,33 +112,32 @@ def main() -> int:
     context = multiprocessing.get_context("spawn")
     with Cluster(keyrings=KEYRINGS) as cluster:
         print(f"A fresh cluster of the stand-in, with {KEYRINGS} keyrings. No HSM is involved.\n")
-        says: SimpleQueue[Hold | Last | None] = context.SimpleQueue()
-        go, done = context.Event(), context.Event()
+        says: Queue[Hold | Last] = context.Queue()
+        start, rounds = context.Barrier(len(NAMES) + 1), context.Barrier(len(NAMES))
+        done = context.Event()
         processes = [
             context.Process(
                 target=compete,
-                args=(name, cluster.path, cluster.cluster_id, go, done, says),
+                args=(name, cluster.path, cluster.cluster_id, start, rounds, done, says),
                 daemon=True,
             )
             for name in NAMES
         ]
         for process in processes:
             process.start()
-        for _ in processes:
-            says.get()
-        start = time.monotonic()
-        go.set()
+        start.wait(PATIENCE)
+        began = time.monotonic()
 
         print(f"{'held from':>10} {'to (ms)':>8}  {'who':<6} slot")
         holds: list[Hold] = []
         lasts: list[Last] = []
         while len(lasts) < len(processes):
-            said = says.get()
+            said = says.get(timeout=PATIENCE)
             if isinstance(said, Last):
                 lasts.append(said)
             elif isinstance(said, Hold):
                 holds.append(said)
-                begin, end = (1000 * (moment - start) for moment in (said.begin, said.end))
+                begin, end = (1000 * (moment - began) for moment in (said.begin, said.end))
                 print(f"{begin:10.1f} {end:8.1f}  {said.who:<6} {said.slot_id:4}  {said.what}")
 
         names = {last.pid: last.who for last in lasts}

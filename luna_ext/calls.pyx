@@ -210,18 +210,17 @@ cdef list slots_with_label(Client client, bytes label):
             free(slots)
 
 
-cdef tuple next_unassigned(Client client, bytes cluster_id):
-    """CA_GetUnassignedSlot: the slot ID, whose lock is set now, and its 32 bytes of label."""
-    cdef CK_UNASSIGNED_SLOT_INFO info
+cdef CK_RV next_unassigned(
+    Client client, bytes cluster_id, CK_UNASSIGNED_SLOT_INFO *info
+) except? 0xFFFFFFFF:
+    """CA_GetUnassignedSlot: fills in the slot ID, whose lock is set now, and its label."""
     cdef CK_CHAR *c_cluster_id = cluster_id
     cdef CK_RV rv
-    memset(&info, 0, sizeof(info))
+    memset(info, 0, sizeof(CK_UNASSIGNED_SLOT_INFO))
     begin_call(client)
     with nogil:
-        rv = client.get_unassigned_slot(c_cluster_id, &info)
-    if end_call(client, CA_GET_UNASSIGNED_SLOT, rv) != CKR_OK:
-        raise error_of(rv, CA_GET_UNASSIGNED_SLOT, None)
-    return info.slotID, info.label[:32]
+        rv = client.get_unassigned_slot(c_cluster_id, info)
+    return end_call(client, CA_GET_UNASSIGNED_SLOT, rv)
 
 
 cdef int init_token(Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label) except -1:

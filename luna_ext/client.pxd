@@ -56,12 +56,12 @@ cdef class Client:
     cdef bint initialised_here                    # our C_Initialize took effect, in this process
     cdef bint answers                             # initialised and, for all we know, not finalised
     cdef Py_ssize_t users                         # open leases
-    cdef Py_ssize_t in_flight                     # device calls, and work that needs another one
+    cdef Py_ssize_t in_flight                     # device calls that have not come back
     cdef object transition                        # held while one thread initialises or finalises
     cdef object drained                           # a lock that the last call back releases, or None
     cdef readonly dict mutexes                    # slot ID -> its SlotMutex, one per process
     cdef Workers workers                          # threads for calls that somebody may give up on
-    cdef set claims                               # serial numbers of the claims under way
+    cdef dict claims                              # claims under way: serial number -> thread
     cdef unsigned long long last_claim            # the newest serial number
     cdef unsigned long long oldest_claim          # the smallest of `claims`; 0: none
     cdef unsigned long long calls[<int> FUNCTION_COUNT]  # made by this process, by function
@@ -74,6 +74,8 @@ cdef class Client:
     cdef bint has(self, int function) noexcept
     cdef unsigned long long begin_claim(self) except 0
     cdef int end_claim(self, unsigned long long claim) except -1
+    cdef bint others_claim(self, unsigned long long newest) except -1
+    cdef Py_ssize_t abandoned(self) except -1
 
 
 cdef Client load_client(str path)
@@ -99,22 +101,11 @@ cdef inline int begin_cleanup(Client client) except -1:
 
 cdef inline CK_RV end_call(Client client, int function, CK_RV rv) except? 0xFFFFFFFF:
     client.calls[function] += 1
-    let_go(client)
-    if rv != CKR_OK:
-        client.count_error(function, rv)
-    return rv
-
-
-# Between these two, the client is not finalised: what one call began, another has to end.
-cdef inline int hold_open(Client client) noexcept:
-    client.in_flight += 1
-    return 0
-
-
-cdef inline int let_go(Client client) except -1:
     client.in_flight -= 1
     if client.drained is not None and client.in_flight == 0:
         # Once: before the thread that waits has run, the count may come down to 0 again.
         drained, client.drained = client.drained, None
         drained.release()
-    return 0
+    if rv != CKR_OK:
+        client.count_error(function, rv)
+    return rv

@@ -46,6 +46,7 @@ cdef extern from "Python.h":
     #define luna_path_free(path) ((void)(path))
     #endif
     """
+    unsigned long PyThread_get_thread_ident() noexcept nogil
     luna_path_t luna_path_of(object path) except NULL
     void luna_path_free(luna_path_t path) noexcept
 
@@ -68,12 +69,17 @@ FUNCTION_NAMES = (
     "CA_UnlockClusteredSlot",
 )
 EXIT_SECONDS = 2.0
+# How often close() looks whether the calls that are still out have been given up meanwhile.
+RECOUNT_SECONDS = 0.05
 
 _log = logging.getLogger("luna_ext")
 
 # The loaded libraries by their handle. dlopen gives one handle per library, by whatever path,
 # so that two Library objects on one library share its Client and through it every lock.
 _clients = {}
+
+# Known only here: `handle` is an address that has to come from the loader.
+cdef object _KEY = object()
 
 
 cdef object error_of(CK_RV rv, int function, object slot_id):
@@ -102,7 +108,7 @@ cdef Client load_client(str path):
     key = <size_t> handle
     client = _clients.get(key)
     if client is None:
-        client = _clients.setdefault(key, Client.__new__(Client, path, key))
+        client = _clients.setdefault(key, Client.__new__(Client, path, key, _KEY))
     if client.is_stub and os.environ.get("LUNA_EXT_FORBID_STUB") == "1":
         raise LibraryLoadError(
             f"{path!r} is the stand-in, not an HSM's client library, and LUNA_EXT_FORBID_STUB=1 "
@@ -115,7 +121,7 @@ cdef Client load_client(str path):
 cdef class Lease:
     """One Library's share of a Client."""
 
-    def __cinit__(self, Client client, str path):
+    def __cinit__(self, Client client not None, str path not None):
         self.client = client
         self.path = path
         self.open = True
@@ -130,9 +136,11 @@ cdef class Client:
     never unloaded, for the vendor's threads may run in it; close() only finalises it.
     """
 
-    def __cinit__(self, str path, size_t handle):
+    def __cinit__(self, str path, size_t handle, key):
         cdef CK_C_GetFunctionList_t get_function_list
         cdef CK_RV rv
+        if key is not _KEY:
+            raise TypeError("a Client comes from load_client()")
         self.path = path
         self.handle = <void *> handle
         get_function_list = <CK_C_GetFunctionList_t> luna_symbol(
@@ -166,7 +174,7 @@ cdef class Client:
         self.transition = threading.Lock()
         self.mutexes = {}
         self.workers = Workers()
-        self.claims = set()
+        self.claims = {}
         self.errors = {}
 
     cdef bint has(self, int function) noexcept:
@@ -209,7 +217,7 @@ cdef class Client:
             self.users += 1
             return Lease(self, path)
 
-    def close(self, Lease lease, bint wait=True):
+    def close(self, Lease lease not None, bint wait=True):
         """End a lease; with the last one, finalise after the last call came back.
 
         With `wait` false the finalisation is left to somebody who may wait: the next open(), or
@@ -225,10 +233,23 @@ cdef class Client:
             self.finish_closing()
 
     def finish_closing(self):
-        """Wait until the library is finalised, if its last user has left."""
+        """Wait until the library is finalised, if its last user has left.
+
+        A lock call that somebody has given up on may take for ever; it is not waited for, and
+        whoever made it finalises the library when it comes back.
+        """
         with self.transition:
             if self.state == CLOSING and self.users == 0:
-                self._finish_closing()
+                self._drain(-1, abandoned=False)
+                if self.in_flight == 0:
+                    self._finalize()
+
+    def call_came_back(self):
+        """After a call that nobody may have waited for: finalise, if that is what is left to do."""
+        if self.state == CLOSING and self.users == 0:
+            with self.transition:
+                if self.state == CLOSING and self.users == 0 and self.in_flight == 0:
+                    self._finalize()
 
     def is_open(self):
         """Whether calls are possible, after a fork perhaps by initialising anew."""
@@ -266,14 +287,23 @@ cdef class Client:
         """
         cdef unsigned long long claim = self.last_claim + 1
         self.last_claim = claim
-        self.claims.add(claim)
+        self.claims[claim] = PyThread_get_thread_ident()
         self.oldest_claim = min(self.claims)
         return claim
 
     cdef int end_claim(self, unsigned long long claim) except -1:
-        self.claims.discard(claim)
+        self.claims.pop(claim, None)
         self.oldest_claim = min(self.claims) if self.claims else 0
         return 0
+
+    cdef bint others_claim(self, unsigned long long newest) except -1:
+        """Whether another thread's claim, as old as `newest` or older, is under way."""
+        if self.oldest_claim == 0 or self.oldest_claim > newest:
+            return False
+        me = PyThread_get_thread_ident()
+        return any(
+            claim <= newest and thread != me for claim, thread in tuple(self.claims.items())
+        )
 
     cdef int count_error(self, int function, CK_RV rv) except -1:
         key = (function, rv)
@@ -300,34 +330,46 @@ cdef class Client:
     def _finish_closing(self):
         """Drain and finalise; `transition` is held and the state is CLOSING."""
         self._drain(-1)
+        self._finalize()
+
+    def _finalize(self):
         cdef CK_RV rv = CKR_OK
-        if self.initialised_here:
+        cdef bint ours = self.initialised_here
+        self.initialised_here = False
+        if ours:
             self.answers = False
             with nogil:
                 rv = self.functions.C_Finalize(NULL)
             self.calls[<int> C_FINALIZE] += 1
         self.state = CLOSED
-        self.initialised_here = False
         if rv != CKR_OK:
             self.count_error(C_FINALIZE, rv)
             _log.warning("C_Finalize of %s: %s", self.path, rv_name(rv))
 
-    def _drain(self, double seconds):
-        """Wait until no call is in flight; -1: for ever. Whether that is so."""
+    def _drain(self, double seconds, bint abandoned=True):
+        """Wait until no call is in flight; -1: for ever. Whether that is so.
+
+        Without `abandoned`, lock calls that nobody waits for any more are not waited for either.
+        """
         deadline = time.monotonic() + seconds
-        while self.in_flight:
+        while self.in_flight > (0 if abandoned else self.abandoned()):
             drained = threading.Lock()
             drained.acquire()
             self.drained = drained
             try:
-                if not self.in_flight:
-                    break
-                left = -1 if seconds < 0 else max(0, deadline - time.monotonic())
-                if not drained.acquire(timeout=left):
+                left = -1 if seconds < 0 else max(0.0, deadline - time.monotonic())
+                # Not only woken by the last call: others may be given up meanwhile.
+                if not abandoned:
+                    drained.acquire(timeout=RECOUNT_SECONDS)
+                elif not drained.acquire(timeout=left):
                     return False
             finally:
                 self.drained = None
         return True
+
+    cdef Py_ssize_t abandoned(self) except -1:
+        """How many lock calls are in flight for which nobody waits."""
+        return sum([mutex.is_abandoned() for mutex in tuple(self.mutexes.values())])
 
     def after_fork(self):
         """In the child: nothing is held, nothing in flight; the first call initialises anew."""
@@ -338,8 +380,10 @@ cdef class Client:
         self.initialised_here = False
         self.answers = False
         self.in_flight = 0
-        self.claims = set()
+        self.claims = {}
         self.oldest_claim = 0
+        memset(self.calls, 0, sizeof(self.calls))
+        self.errors = {}
         self.transition = threading.Lock()
         self.drained = None
         self.workers = Workers()

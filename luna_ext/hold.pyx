@@ -33,7 +33,7 @@ _log = logging.getLogger("luna_ext")
 cdef class Hold:
     """Who holds a slot's lock; SlotMutex decides who gets it."""
 
-    def __cinit__(self, Client client, slot_id):
+    def __cinit__(self, Client client not None, slot_id):
         self.client = client
         self.slot_id = slot_id
 
@@ -121,7 +121,8 @@ cdef class Hold:
 
     cdef int forget(self) except -1:
         """In a forked child: the lock is the parent's."""
-        self.inherited = self.owner_task is not None or self.is_mine()
+        # Still true in a grandchild: the block began in the grandparent.
+        self.inherited = self.inherited or self.owner_task is not None or self.is_mine()
         self.state = 0
         self.owner = 0
         self.owner_task = None

@@ -1,6 +1,7 @@
 """Library: the front door. Loads a client library and makes its slots and tokens."""
 
 import operator
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -120,15 +121,18 @@ cdef class Library:
                 )
 
     def __del__(self):
-        if self.opened:
-            try:
+        if not self.opened:
+            return
+        try:
+            self._close(False)
+        finally:
+            # Modules may be gone by the time of the interpreter's end, and it has been seen to.
+            if not sys.is_finalizing():
                 warnings.warn(
                     f"unclosed Library for {self.path!r}; use a with statement, or close() it",
                     ResourceWarning,
                     source=self,
                 )
-            finally:
-                self._close(False)
 
     @property
     def closed(self):
@@ -311,7 +315,7 @@ cdef class Library:
             raise LibraryClosedError(f"the Library for {self.path!r} is closed; open a new one")
 
 
-def read_token(ClusterSlot slot):
+def read_token(ClusterSlot slot not None):
     """The slot's Token with its information; None when slot or token vanished."""
     check_open(slot.lease, slot.mutex.slot_id)
     try:

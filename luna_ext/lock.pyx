@@ -27,7 +27,7 @@ ANSWER_SECONDS = 0.25
 _log = logging.getLogger("luna_ext")
 
 # Known only here: a SlotLock comes from a slot or token, never from its class.
-_KEY = object()
+cdef object _KEY = object()
 
 
 cdef SlotLock new_lock(SlotMutex mutex, Lease lease, bint poll, object timeout, object target,
@@ -77,9 +77,9 @@ cdef bytes check_held(SlotMutex mutex, Lease lease):
 cdef int end_block(SlotMutex mutex, Lease lease, object exception) except -1:
     """Unlock at the end of a `with` block, which `exception` may be leaving."""
     try:
+        if not lease.open:
+            check_evicted(mutex, lease, "CA_UnlockClusteredSlot")
         if not mutex.inherited or not mutex.ended_by_fork():
-            if not lease.open:
-                check_evicted(mutex, lease, "CA_UnlockClusteredSlot")
             mutex.release(lease)
     except LunaError as error:
         report_failed_end(exception, error)
@@ -110,6 +110,9 @@ cdef class SlotLock:
 
     def __enter__(self):
         check_open(self.lease, self.mutex.slot_id)
+        if self.timeout == 0 and not self.mutex.is_free():
+            self.mutex.refuse_reentry()
+            raise self.timed_out()
         if not self.mutex.acquire_within(self.lease, self.poll, self.timeout or ANSWER_SECONDS):
             raise self.timed_out()
         if self.check is not None:
@@ -130,19 +133,21 @@ cdef class SlotLock:
         task = current_task()
         if task is None:
             raise RuntimeError("`async with` on a lock works inside an asyncio task")
+        if self.timeout == 0 and not self.mutex.is_free():
+            self.mutex.refuse_reentry(task)
+            raise self.timed_out()
         answered = loop.create_future()
         waiter = self.mutex.ask(task, self.lease, self.poll, partial(tell, loop, answered))
-        timer = None
         try:
+            timer = None
             if self.timeout != -1:
                 timer = loop.call_later(self.timeout or ANSWER_SECONDS, settle, answered)
             await answered
+            if timer is not None:
+                timer.cancel()
         except BaseException:
             self.mutex.withdraw(waiter)
             raise
-        finally:
-            if timer is not None:
-                timer.cancel()
         if waiter.outcome == WAITING:
             self.mutex.withdraw(waiter)
             raise self.timed_out()

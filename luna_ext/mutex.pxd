@@ -33,7 +33,8 @@ cdef class SlotMutex(Hold):
     cdef int _settle(self, Waiter waiter, Outcome outcome, object error) except -1
     cdef int _refuse_reentry(self, object key) except -1
     cdef int _begin_leave(self) except -1
-    cdef int _finish_leave(self) except -1
+    cdef bint _tasks_here(self) except -1
+    cdef int _finish_leave(self, bint may_wait_on_worker) except -1
     cdef int _unlock(self) except -1
     cdef int _leave_later(self) except -1
 

@@ -19,8 +19,6 @@ from luna_ext.client cimport (
     Client,
     Lease,
     error_of,
-    hold_open,
-    let_go,
 )
 from luna_ext.cryptoki cimport (
     CK_RV,
@@ -29,13 +27,13 @@ from luna_ext.cryptoki cimport (
     CKR_OK,
 )
 from luna_ext.hold cimport LOCKING, OWNED, RELEASING, Hold
-from luna_ext.waiters cimport FAILED, GRANTED, TURN, WAITING, Outcome, Waiter, WaitQueue
+from luna_ext.waiters cimport FAILED, GRANTED, TURN, WAITING, WITHDRAWN, Outcome, Waiter, WaitQueue
 
 from . import lock_errors
 from .backoff import delays
 from .errors import CryptokiError, LibraryClosedError
 from .lock_errors import may_pass, means_lost
-from .tasks import current_task, runs_here
+from .tasks import current_task, running_loop, runs_here
 
 cdef extern from "Python.h":
     """
@@ -61,6 +59,9 @@ cdef extern from "Python.h":
 
 # How long a claim waits for the answer of a lock call for the very slot that it was given.
 SETTLE_SECONDS = 2.0
+# How long a release waits itself for a claim that may have been given the same slot, before it
+# leaves the unlock to a worker.
+CLAIM_SECONDS = 0.05
 
 _log = logging.getLogger("luna_ext")
 
@@ -77,7 +78,7 @@ cdef SlotMutex mutex_of(Client client, CK_SLOT_ID slot_id):
 cdef class SlotMutex(Hold):
     """See the module."""
 
-    def __cinit__(self, Client client, slot_id):
+    def __cinit__(self, Client client not None, slot_id):
         self.queue = WaitQueue.__new__(WaitQueue)
 
     # ---- acquiring ----
@@ -134,6 +135,7 @@ cdef class SlotMutex(Hold):
             self.state &= ~LOCKING
             self._pass_turn()
         elif waiter.outcome == GRANTED:
+            waiter.outcome = WITHDRAWN
             self._leave_later()
         return 0
 
@@ -185,8 +187,6 @@ cdef class SlotMutex(Hold):
     cdef int _call_device(self, unsigned long me, Lease lease, bint poll) except -1:
         """Make the lock call on this thread; LOCKING is set and `caller` is this thread."""
         cdef CK_RV rv
-        # The client may not be finalised between the grant and what is done about it.
-        hold_open(self.client)
         try:
             self._check_lease(lease)
             rv = self._lock_call()
@@ -203,7 +203,6 @@ cdef class SlotMutex(Hold):
         except BaseException:
             self.caller = 0
             self.state &= ~LOCKING
-            let_go(self.client)
             self._pass_turn()
             raise
         self.caller = 0
@@ -211,11 +210,9 @@ cdef class SlotMutex(Hold):
         if self.state & OWNED:
             # A claim came back with this slot first. If the device has granted this call as well,
             # that grant is handed over when the claim ends.
-            let_go(self.client)
             self.spare_grant = self.spare_grant or rv == CKR_OK
             return self._wait_turn(me, lease, poll, True)
         self.own(me, lease)
-        let_go(self.client)
         if not lease.open:
             self._begin_leave()
             self._finish_leave_quietly()
@@ -252,7 +249,6 @@ cdef class SlotMutex(Hold):
         """Make the lock call for whoever waits first when it comes back."""
         cdef Waiter first
         cdef CK_RV rv = CKR_DEVICE_ERROR
-        hold_open(self.client)
         try:
             for delay in delays():
                 if not self.state & OWNED:
@@ -278,9 +274,8 @@ cdef class SlotMutex(Hold):
                 self.state &= ~LOCKING
             else:
                 self._hand_over(LOCKING)
-        finally:
-            let_go(self.client)
         self._pass_turn()
+        self.client.call_came_back()
 
     # ---- the queue ----
 
@@ -318,10 +313,11 @@ cdef class SlotMutex(Hold):
             self.state &= ~bit
             bit = OWNED
             self.own(first.key, first.lease)
-            if self._settle(first, GRANTED, None):
+            # While it was being told, it may have gone and given the lock back itself.
+            if self._settle(first, GRANTED, None) or first.outcome != GRANTED:
                 return 0
-            self.owner = 0
-            self.owner_task = None
+            first.outcome = WITHDRAWN
+            self._begin_leave()
         self.state = (self.state & ~bit) | OWNED
         self.claims_before = self.client.last_claim
         self._finish_leave_quietly()
@@ -344,20 +340,26 @@ cdef class SlotMutex(Hold):
         cdef bint thread = isinstance(key, int)
         if self.state & OWNED and self.owner == me:
             what = "this thread holds the lock already"
+            if not thread:
+                what += ", by a plain `with`; where tasks share a lock, all need `async with`"
         elif key in self.queue.keys or (thread and self.state & LOCKING and self.caller == me):
             what = "the caller waits for this lock already"
-        elif self.owner_task is None:
-            return 0
-        elif self.owner_task is current_task():
+        elif self.owner_task is not None and self.owner_task is current_task():
             what = "this task holds the lock already"
-        elif thread and runs_here(self.owner_task):
+        elif thread and running_loop() is not None and self._tasks_here():
             what = (
-                "a task of this thread's event loop holds the lock, and could not release it while "
-                "the loop is blocked; use `async with slot.lock()`"
+                "tasks of this thread's event loop hold the lock or wait for it, and could not go "
+                "on while the loop is blocked; use `async with slot.lock()`"
             )
         else:
             return 0
         raise lock_errors.reentry(self.slot_id, what)
+
+    cdef bint _tasks_here(self) except -1:
+        """Whether a task of the event loop that this thread runs holds the lock or waits for it."""
+        if self.owner_task is not None and runs_here(self.owner_task):
+            return True
+        return any(not isinstance(key, int) and runs_here(key) for key in tuple(self.queue.keys))
 
     # ---- releasing ----
 
@@ -375,17 +377,19 @@ cdef class SlotMutex(Hold):
                 "CA_UnlockClusteredSlot",
             )
         self._begin_leave()
-        return self._finish_leave()
+        return self._finish_leave(True)
 
     cdef int release_task(self, object key, Waiter waiter) except -1:
         """Unlock on a worker on behalf of a task; the waiter is settled when that is done."""
-        if not self.state & OWNED or self.owner_task is not key:
-            self.check_mine("CA_UnlockClusteredSlot")
+        if key is None or not self.state & OWNED or self.owner_task is not key:
+            raise lock_errors.not_owned(
+                self.slot_id, "this `async with` does not hold it", "CA_UnlockClusteredSlot"
+            )
         self._begin_leave()
 
         def leave():
             try:
-                self._finish_leave()
+                self._finish_leave(False)
             except BaseException as error:
                 waiter.error = error
                 waiter.outcome = FAILED
@@ -404,15 +408,20 @@ cdef class SlotMutex(Hold):
         self.place_code = None
         return 0
 
-    cdef int _finish_leave(self) except -1:
+    cdef int _finish_leave(self, bint may_wait_on_worker) except -1:
         """After _begin_leave(): hand the device's lock over, or take it off."""
         cdef str lost
         # A claim that was under way before this hold began may have been given this very slot, and
         # the device may have granted us its lock a second time. Until the claim has seen that the
-        # slot is taken, an unlock would take its lock away.
-        while self.client.oldest_claim != 0 and self.client.oldest_claim <= self.claims_before:
-            with nogil:
-                luna_pause()
+        # slot is taken, an unlock would take its lock away. Most often it comes back in a moment.
+        if self.client.oldest_claim != 0 and self.client.others_claim(self.claims_before):
+            until = time.monotonic() + CLAIM_SECONDS
+            while self.client.others_claim(self.claims_before):
+                if may_wait_on_worker and time.monotonic() > until:
+                    self._on_worker(self._finish_leave_quietly)
+                    return 0
+                with nogil:
+                    luna_pause()
         lost = self.lost
         self.lost = None
         if lost is not None:
@@ -470,9 +479,11 @@ cdef class SlotMutex(Hold):
 
     def _finish_leave_quietly(self):
         try:
-            self._finish_leave()
+            self._finish_leave(False)
         except BaseException as error:
-            _log.error("a lock that nobody waited for any more did not come off: %s", error)
+            # A client library that has been finalised has dropped its locks.
+            if self.client.answers:
+                _log.error("a lock that nobody could release any more: %s", error)
 
     def _on_worker(self, job):
         try:
@@ -485,17 +496,18 @@ cdef class SlotMutex(Hold):
 
     cdef int begin_work(self) except -1:
         """Calls begin that rely on the lock: close() must not take it off in their midst."""
-        hold_open(self.client)
         self.busy += 1
         return 0
 
     cdef int end_work(self) except -1:
-        self.busy -= 1
+        # 0 already if a signal handler has forked in their midst, and this is the child.
+        if self.busy > 0:
+            self.busy -= 1
         if self.evicted and self.busy == 0:
             self.evicted = False
             self._begin_leave()
             self._finish_leave_quietly()
-        return let_go(self.client)
+        return 0
 
     # ---- losing it ----
 
@@ -534,6 +546,18 @@ cdef class SlotMutex(Hold):
         else:
             self._finish_leave_quietly()
         return holder, place
+
+    def is_free(self):
+        """Whether nobody in this process holds the lock, waits for it or is asking for it."""
+        return self.state == 0 and self.queue.length == 0
+
+    def refuse_reentry(self, task=None):
+        """Raise if the caller holds the lock or waits for it already."""
+        self._refuse_reentry(PyThread_get_thread_ident() if task is None else task)
+
+    def is_abandoned(self):
+        """Whether a lock call is in flight for which nobody waits."""
+        return self.calling and self.caller == 0 and self.queue.length == 0
 
     def after_fork(self):
         """In the child nothing is held: the application that holds the lock is the parent."""

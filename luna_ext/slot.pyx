@@ -11,7 +11,7 @@ from luna_ext.mutex cimport mutex_of
 from .lock import ANSWER_SECONDS
 
 # Known only here: a slot comes from a Library, never from its class.
-_KEY = object()
+cdef object _KEY = object()
 
 
 cdef ClusterSlot new_slot(object library, Lease lease, bint poll, CK_SLOT_ID slot_id):
@@ -102,7 +102,7 @@ cdef class ClusterSlot:
             else:
                 seconds = seconds_of(timeout)
             if seconds == 0:
-                if self.mutex.state != 0 or self.mutex.queue.length != 0:
+                if not self.mutex.is_free():
                     return False
                 seconds = ANSWER_SECONDS
             if not self.mutex.acquire_within(self.lease, self.poll, seconds):

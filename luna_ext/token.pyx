@@ -9,9 +9,9 @@ from luna_ext.client cimport (
     CA_UNLOCK_CLUSTERED_SLOT,
     Client,
     Lease,
-    hold_open,
-    let_go,
+    error_of,
 )
+from luna_ext.cryptoki cimport CK_RV, CK_UNASSIGNED_SLOT_INFO, CKR_OK
 from luna_ext.lock cimport check_evicted, check_held, check_open, end_block, new_lock, seconds_of
 from luna_ext.mutex cimport SlotMutex, mutex_of
 from luna_ext.pin cimport Pin
@@ -37,7 +37,7 @@ cdef enum:
 
 
 # Known only here: tokens and claims come from a Library, never from their classes.
-_KEY = object()
+cdef object _KEY = object()
 
 
 cdef Token new_token(ClusterSlot slot, bytes raw_label, object known_info):
@@ -309,7 +309,9 @@ cdef class Claim:
             for _ in range(TRIES):
                 try:
                     token = self._ask()
-                except FunctionFailedError:
+                except FunctionFailedError as error:
+                    if error.function != "CA_GetUnassignedSlot":
+                        raise
                     break
                 if token is not None:
                     return token
@@ -327,25 +329,31 @@ cdef class Claim:
     def _ask(self):
         """Ask for the next unassigned token; None if this process has it already."""
         cdef Client client = self.lease.client
-        cdef SlotMutex mutex
+        cdef CK_UNASSIGNED_SLOT_INFO info
+        cdef SlotMutex mutex = None
         cdef Token token
-        # Before the device is asked, and again before anything but the mutex owns the answer.
+        cdef CK_RV rv
+        cdef bint adopted = False
         self.library._check_open()
-        hold_open(client)
+        # No Python code between the two: a signal handler, say, could release another lock, and
+        # that would wait for this claim.
         claim = client.begin_claim()
         try:
-            slot_id, raw_label = calls.next_unassigned(client, self.cluster_id)
-            mutex = mutex_of(client, slot_id)
-            # A slot that this process holds already is its holder's, whatever the device says;
-            # unlocking it here would take it away from there.
-            if not mutex.adopt(self.lease):
-                return None
+            rv = calls.next_unassigned(client, self.cluster_id, &info)
+            if rv == CKR_OK:
+                mutex = mutex_of(client, info.slotID)
+                # A slot that this process holds already is its holder's, whatever the device says;
+                # unlocking it here would take it away from there.
+                adopted = mutex.adopt(self.lease)
         finally:
             client.end_claim(claim)
-            let_go(client)
+        if rv != CKR_OK:
+            raise error_of(rv, CA_GET_UNASSIGNED_SLOT, None)
+        if not adopted:
+            return None
         mutex.check_signals()
         try:
-            token = new_token(self.library.slot(slot_id), raw_label, None)
+            token = new_token(self.library.slot(info.slotID), info.label[:32], None)
         except BaseException:
             # The library was closed; perhaps close() came late enough to see to this lock itself.
             if mutex.is_mine():

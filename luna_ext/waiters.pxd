@@ -6,6 +6,7 @@ cdef enum Outcome:
     TURN        # the waiter makes the device call itself, on its own thread
     GRANTED     # the waiter holds the lock; or, of an unlock, it is done
     FAILED      # Waiter.error says why
+    WITHDRAWN   # granted, but given back: by the waiter, or because nobody listened
 
 
 cdef class Waiter:

@@ -343,3 +343,104 @@ def test_a_holder_whose_library_was_closed_hears_of_it_every_time(cluster):
         with pytest.raises(luna_ext.LockLostError):
             slot.ensure_held()
         again.slot(1).ensure_held()
+
+
+def test_a_block_that_does_not_hold_cannot_release(luna, call, owner_of):
+    slot = luna.slot(1)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with slot:
+            entered.set()
+            leave.wait(10)
+
+    async def main():
+        lock = slot.lock()
+        async with lock:
+            with pytest.raises(luna_ext.LockNotOwnedError):
+                await slot.lock().__aexit__(None, None, None)
+            slot.ensure_held()
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            await lock.__aexit__(None, None, None)
+        holder = call(hold)
+        assert entered.wait(10)
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            await lock.__aexit__(None, None, None)
+        assert owner_of(1) == os.getpid()
+        leave.set()
+        holder.result()
+
+    asyncio.run(main())
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        slot.lock().__exit__(None, None, None)
+
+
+def test_a_thread_does_not_wait_behind_tasks_of_its_own_loop(luna, hold_elsewhere):
+    slot = luna.slot(1)
+    holder = hold_elsewhere(1)
+
+    async def wait():
+        async with slot.lock():
+            return "held"
+
+    async def main():
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        with pytest.raises(luna_ext.LockReentryError, match="event loop"), slot:
+            pass
+        holder.release()
+        return await waiting
+
+    assert asyncio.run(main()) == "held"
+
+
+@pytest.mark.signals
+def test_a_signal_handler_may_use_another_slot_after_a_failed_claim(luna, cluster, owner_of):
+    cluster.fault(CLAIM, 0x30, times=1)
+    cluster.latency(0.1, CLAIM)
+    used = []
+
+    def use_another(number, frame):
+        with luna.slot(2):
+            used.append(owner_of(2))
+
+    previous = signal.signal(signal.SIGALRM, use_another)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(luna_ext.DeviceError), luna.claim("cluster-1"):
+            pass
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert used == [os.getpid()]
+
+
+@pytest.mark.signals
+def test_a_signal_handler_may_close_the_library(cluster, hold_elsewhere):
+    cluster.switch("contention", "error")
+    hold_elsewhere(1)
+    luna = cluster.library(contention="poll")
+    previous = signal.signal(signal.SIGALRM, lambda *_: luna.close())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(luna_ext.LibraryClosedError), luna.slot(1):
+            pass
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert luna.closed
+
+
+def test_a_release_does_not_wait_long_for_a_claim(luna, cluster, call, owner_of):
+    """The claim may have been given the same slot; the unlock is made once that is known."""
+    cluster.latency(0.5, CLAIM)
+    claiming = call(lambda: luna.claim("cluster-1").__enter__())
+    while luna.stats().get(LOCK, luna_ext.FunctionStats(0, {})).calls >= 0:
+        slot = luna.slot(8)
+        with slot:
+            pass
+        if not claiming.is_alive():
+            break
+    token = claiming.result()
+    assert owner_of(token.slot.slot_id) == os.getpid()
+    with pytest.warns(ResourceWarning):
+        luna.close()
+    assert free(cluster)

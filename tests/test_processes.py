@@ -122,6 +122,32 @@ def test_in_a_forked_child_nothing_is_held(luna, owner_of):
     assert owner_of(1) is None
 
 
+def test_an_inherited_with_ends_quietly_in_a_grandchild_too(luna):
+    slot = luna.slot(1)
+
+    def child():
+        def grandchild():
+            slot.__exit__(None, None, None)
+            return not slot.locked()
+
+        return in_child(grandchild) == 0
+
+    with slot:
+        assert in_child(child) == 0
+
+
+def test_stats_count_for_one_process(luna):
+    def child():
+        before = luna.stats()
+        with luna.slot(2):
+            pass
+        return before == {} and luna.stats()["CA_LockClusteredSlot"].calls == 1
+
+    with luna.slot(1):
+        pass
+    assert in_child(child) == 0
+
+
 def test_the_childs_first_call_initialises_anew(luna, owner_of):
     def child():
         with luna.slot(2):
