@@ -22,6 +22,9 @@ from .discovery import find_library
 from .errors import AmbiguousLabelError, CryptokiError, LibraryClosedError, TokenNotFoundError
 from .labels import encode_label
 
+# Not looked up in `sys`, which may be gone by the time that it is asked.
+cdef object is_finalizing = sys.is_finalizing
+
 LARGEST_SLOT_ID = <CK_SLOT_ID> -1
 _VANISHED = (CKR_SLOT_ID_INVALID, CKR_TOKEN_NOT_PRESENT, CKR_TOKEN_NOT_RECOGNIZED)
 
@@ -121,18 +124,17 @@ cdef class Library:
                 )
 
     def __del__(self):
-        if not self.opened:
+        # At the interpreter's end, what is due has been done at exit, and modules are gone.
+        if not self.opened or is_finalizing():
             return
         try:
             self._close(False)
         finally:
-            # Modules may be gone by the time of the interpreter's end, and it has been seen to.
-            if not sys.is_finalizing():
-                warnings.warn(
-                    f"unclosed Library for {self.path!r}; use a with statement, or close() it",
-                    ResourceWarning,
-                    source=self,
-                )
+            warnings.warn(
+                f"unclosed Library for {self.path!r}; use a with statement, or close() it",
+                ResourceWarning,
+                source=self,
+            )
 
     @property
     def closed(self):
