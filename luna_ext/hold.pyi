@@ -1,5 +1,8 @@
+from typing_extensions import disjoint_base
+
 from .client import Client
 
+@disjoint_base
 class Hold:
     def __new__(cls, client: Client, slot_id: int) -> Hold: ...
     @property

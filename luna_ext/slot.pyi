@@ -3,6 +3,7 @@ from typing import NoReturn, Self, final
 
 from .info import SlotInfo, TokenInfo
 from .library import Library
+from .lock import ANSWER_SECONDS as ANSWER_SECONDS
 from .lock import SlotLock
 
 @final
