@@ -34,10 +34,11 @@ coverage: $(VENV)/with-test
 benchmark: $(VENV)/built
 	$(BIN)/python benchmarks/lock_pair.py
 
-# A wheel, and a first use of it in an environment that has nothing else.
-wheel: $(VENV)/pip
+# A wheel, built from the sdist alone, and a first use of it in an environment with nothing else.
+wheel: $(VENV)/with-test
 	rm -rf build/wheel
-	$(BIN)/pip wheel -q --no-deps -w build/wheel .
+	$(BIN)/python setup.py -q sdist -d build/wheel
+	$(BIN)/pip wheel -q --no-deps -w build/wheel build/wheel/*.tar.gz
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/pip install -q --no-index build/wheel/*.whl
 	cd build/wheel && venv/bin/python ../../tests/smoke.py

@@ -5,7 +5,16 @@
  */
 #include "sessions.h"
 
+#include <stddef.h>
 #include <string.h>
+
+/* All words, so packed or not it is the same. The structs of the other functions are checked where
+   the extension uses them. */
+_Static_assert(offsetof(CK_SESSION_INFO, slotID) == 0, "CK_SESSION_INFO");
+_Static_assert(offsetof(CK_SESSION_INFO, state) == sizeof(CK_ULONG), "CK_SESSION_INFO");
+_Static_assert(offsetof(CK_SESSION_INFO, flags) == 2 * sizeof(CK_ULONG), "CK_SESSION_INFO");
+_Static_assert(offsetof(CK_SESSION_INFO, ulDeviceError) == 3 * sizeof(CK_ULONG), "CK_SESSION_INFO");
+_Static_assert(sizeof(CK_SESSION_INFO) == 4 * sizeof(CK_ULONG), "CK_SESSION_INFO");
 
 static platform_mutex sessions_mutex = PLATFORM_MUTEX_INITIALIZER;
 static struct session sessions[SESSIONS_MAX];

@@ -5,6 +5,8 @@
  *   -DSTAND_IN="path"         the stand-in's shared library
  *   -DWITH_CA_GetSlotId etc.  exports this function
  *   -DFUNCTION_LIST_RV=n      what C_GetFunctionList answers without giving a list
+ *   -DGROWING_FROM=n          the first CA_GetSlotId speaks of n matches, and each later one of
+ *                             one more, until there are n + 3
  *
  * SPDX-License-Identifier: MIT
  */
@@ -40,6 +42,23 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR ppFunctionList)
     return function(ppFunctionList);
 }
 
+#endif
+
+#ifdef GROWING_FROM
+CK_RV CA_GetSlotId(CK_UTF8CHAR label[32], CK_SLOT_ID_PTR pSlotId, CK_ULONG_PTR pulCount)
+{
+    static CK_ULONG matches = GROWING_FROM;
+    CK_ULONG now = matches, room = *pulCount, i;
+    (void)label;
+    if (matches < GROWING_FROM + 3)
+        matches++;
+    *pulCount = now;
+    if (room < now)
+        return CKR_BUFFER_TOO_SMALL;
+    for (i = 0; i < now; i++)
+        pSlotId[i] = i + 1;
+    return CKR_OK;
+}
 #endif
 
 #ifdef WITH_CA_GetSlotId

@@ -29,10 +29,12 @@ def old_client(tmp_path_factory):
     """Builds, once each, a client library with only these of the cluster functions."""
     directory = tmp_path_factory.mktemp("old_client")
 
-    def build(*functions, function_list_rv=None):
+    def build(*functions, function_list_rv=None, growing_from=None):
         switches = [f"-DWITH_{function}" for function in functions]
         if function_list_rv is not None:
             switches.append(f"-DFUNCTION_LIST_RV={function_list_rv:#x}")
+        if growing_from is not None:
+            switches.append(f"-DGROWING_FROM={growing_from}")
         library = directory / ("_".join(["client", *switches]).replace("-D", "") + ".so")
         if not library.exists():
             command = ["cc", "-shared", "-fPIC", "-std=c11", "-Wall", "-Wextra", "-Werror"]
@@ -654,6 +656,18 @@ def test_client_with_all_cluster_functions_works(old_client, cluster):
 def test_searching_needs_no_lock_functions(old_client, cluster):
     with luna_ext.Library(old_client("CA_GetSlotId")) as luna:
         assert luna.token("keyring3").slot.slot_id == 3
+
+
+def test_find_starts_again_when_the_number_of_matches_grew_in_between(old_client, cluster):
+    with luna_ext.Library(old_client(growing_from=17)) as luna:
+        assert [token.slot.slot_id for token in luna.find("same")] == list(range(1, 21))
+        assert luna.stats()["CA_GetSlotId"].calls == 5
+    with (
+        luna_ext.Library(old_client(growing_from=2**61)) as luna,
+        pytest.raises(luna_ext.BufferTooSmallError) as caught,
+    ):
+        luna.find("same")
+    assert str(2**61) in caught.value.__notes__[0]
 
 
 # ---- an ordinary PKCS #11 module ----

@@ -60,11 +60,9 @@ def test_find_needs_one_call_for_up_to_16_matches(monkeypatch, matches, calls):
         assert after.calls - (before.calls if before else 0) == calls
 
 
-def test_find_starts_again_when_matches_come_in_between(luna, cluster, monkeypatch):
-    # The device says that the room is too small, with a larger number, as often as it grows.
+def test_a_buffer_that_is_too_small_for_no_reason_is_an_error_and_no_loop(luna, cluster):
     cluster.fault(GET_SLOT_ID, 0x150, times=1)
     with pytest.raises(luna_ext.BufferTooSmallError):
-        # Without a larger number there is nothing to start again with: an error, not a loop.
         luna.find("keyring1")
     assert [token.label for token in luna.find("keyring1")] == ["keyring1"]
 
