@@ -1,3 +1,4 @@
+from luna_ext.claims cimport Claims
 from luna_ext.cryptoki cimport (
     CK_FUNCTION_LIST,
     CK_RV,
@@ -61,9 +62,7 @@ cdef class Client:
     cdef object drained                           # a lock that the last call back releases, or None
     cdef readonly dict mutexes                    # slot ID -> its SlotMutex, one per process
     cdef Workers workers                          # threads for calls that somebody may give up on
-    cdef dict claims                              # claims under way: serial number -> thread
-    cdef unsigned long long last_claim            # the newest serial number
-    cdef unsigned long long oldest_claim          # the smallest of `claims`; 0: none
+    cdef Claims claims                            # the calls of CA_GetUnassignedSlot under way
     cdef unsigned long long calls[<int> FUNCTION_COUNT]  # made by this process, by function
     cdef dict errors                              # (function, CK_RV) -> how often
 
@@ -72,9 +71,6 @@ cdef class Client:
     cdef int count_error(self, int function, CK_RV rv) except -1
     cdef int need(self, int function, str path) except -1
     cdef bint has(self, int function) noexcept
-    cdef unsigned long long begin_claim(self) except 0
-    cdef int end_claim(self, unsigned long long claim) except -1
-    cdef bint others_claim(self, unsigned long long newest) except -1
     cdef Py_ssize_t abandoned(self) except -1
 
 

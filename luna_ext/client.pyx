@@ -11,6 +11,7 @@ import warnings
 cimport cython
 from libc.string cimport memset
 
+from luna_ext.claims cimport Claims
 from luna_ext.cryptoki cimport (
     CK_C_GetFunctionList_t,
     CK_C_INITIALIZE_ARGS,
@@ -46,7 +47,6 @@ cdef extern from "Python.h":
     #define luna_path_free(path) ((void)(path))
     #endif
     """
-    unsigned long PyThread_get_thread_ident() noexcept nogil
     luna_path_t luna_path_of(object path) except NULL
     void luna_path_free(luna_path_t path) noexcept
 
@@ -174,7 +174,7 @@ cdef class Client:
         self.transition = threading.Lock()
         self.mutexes = {}
         self.workers = Workers()
-        self.claims = {}
+        self.claims = Claims.__new__(Claims)
         self.errors = {}
 
     cdef bint has(self, int function) noexcept:
@@ -279,32 +279,6 @@ cdef class Client:
     cdef int refuse(self) except -1:
         raise LibraryClosedError(f"the library {self.path!r} is closed; open a new one to go on")
 
-    cdef unsigned long long begin_claim(self) except 0:
-        """From here until end_claim() the device may have given this process any slot's lock.
-
-        Who locks a slot meanwhile may be granted the claim's lock a second time, and has to leave
-        it on until the claim knows what it got: SlotMutex waits for that before it unlocks.
-        """
-        cdef unsigned long long claim = self.last_claim + 1
-        self.last_claim = claim
-        self.claims[claim] = PyThread_get_thread_ident()
-        self.oldest_claim = min(self.claims)
-        return claim
-
-    cdef int end_claim(self, unsigned long long claim) except -1:
-        self.claims.pop(claim, None)
-        self.oldest_claim = min(self.claims) if self.claims else 0
-        return 0
-
-    cdef bint others_claim(self, unsigned long long newest) except -1:
-        """Whether another thread's claim, as old as `newest` or older, is under way."""
-        if self.oldest_claim == 0 or self.oldest_claim > newest:
-            return False
-        me = PyThread_get_thread_ident()
-        return any(
-            claim <= newest and thread != me for claim, thread in tuple(self.claims.items())
-        )
-
     cdef int count_error(self, int function, CK_RV rv) except -1:
         key = (function, rv)
         self.errors[key] = self.errors.get(key, 0) + 1
@@ -380,8 +354,7 @@ cdef class Client:
         self.initialised_here = False
         self.answers = False
         self.in_flight = 0
-        self.claims = {}
-        self.oldest_claim = 0
+        self.claims = Claims.__new__(Claims)
         memset(self.calls, 0, sizeof(self.calls))
         self.errors = {}
         self.transition = threading.Lock()

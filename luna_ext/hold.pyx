@@ -45,7 +45,7 @@ cdef class Hold:
             self.owner_task = key
         self.lease = lease
         self.hold += 1
-        self.claims_before = self.client.last_claim
+        self.claims_before = self.client.claims.newest
         return 0
 
     def held(self):

@@ -319,7 +319,7 @@ cdef class SlotMutex(Hold):
             first.outcome = WITHDRAWN
             self._begin_leave()
         self.state = (self.state & ~bit) | OWNED
-        self.claims_before = self.client.last_claim
+        self.claims_before = self.client.claims.newest
         self._finish_leave_quietly()
         return 0
 
@@ -414,9 +414,9 @@ cdef class SlotMutex(Hold):
         # A claim that was under way before this hold began may have been given this very slot, and
         # the device may have granted us its lock a second time. Until the claim has seen that the
         # slot is taken, an unlock would take its lock away. Most often it comes back in a moment.
-        if self.client.oldest_claim != 0 and self.client.others_claim(self.claims_before):
+        if self.client.claims.oldest != 0 and self.client.claims.others(self.claims_before):
             until = time.monotonic() + CLAIM_SECONDS
-            while self.client.others_claim(self.claims_before):
+            while self.client.claims.others(self.claims_before):
                 if may_wait_on_worker and time.monotonic() > until:
                     self._on_worker(self._finish_leave_quietly)
                     return 0

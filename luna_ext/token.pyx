@@ -337,7 +337,7 @@ cdef class Claim:
         self.library._check_open()
         # No Python code between the two: a signal handler, say, could release another lock, and
         # that would wait for this claim.
-        claim = client.begin_claim()
+        claim = client.claims.begin()
         try:
             rv = calls.next_unassigned(client, self.cluster_id, &info)
             if rv == CKR_OK:
@@ -346,7 +346,7 @@ cdef class Claim:
                 # unlocking it here would take it away from there.
                 adopted = mutex.adopt(self.lease)
         finally:
-            client.end_claim(claim)
+            client.claims.end(claim)
         if rv != CKR_OK:
             raise error_of(rv, CA_GET_UNASSIGNED_SLOT, None)
         if not adopted:

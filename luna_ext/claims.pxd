@@ -1,0 +1,8 @@
+cdef class Claims:
+    cdef dict threads                   # of the claims under way: serial number -> thread
+    cdef unsigned long long newest      # the last serial number given out
+    cdef unsigned long long oldest      # the smallest one under way; 0: none is
+
+    cdef unsigned long long begin(self) except 0
+    cdef int end(self, unsigned long long claim) except -1
+    cdef bint others(self, unsigned long long newest) except -1
