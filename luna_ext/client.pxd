@@ -68,7 +68,7 @@ cdef class Client:
 
     cdef int make_ready(self) except -1
     cdef int refuse(self) except -1
-    cdef int count_error(self, int function, CK_RV rv) except -1
+    cdef void count_error(self, int function, CK_RV rv) noexcept
     cdef int need(self, int function, str path) except -1
     cdef bint has(self, int function) noexcept
     cdef Py_ssize_t abandoned(self) except -1

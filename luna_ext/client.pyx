@@ -279,10 +279,13 @@ cdef class Client:
     cdef int refuse(self) except -1:
         raise LibraryClosedError(f"the library {self.path!r} is closed; open a new one to go on")
 
-    cdef int count_error(self, int function, CK_RV rv) except -1:
-        key = (function, rv)
-        self.errors[key] = self.errors.get(key, 0) + 1
-        return 0
+    cdef void count_error(self, int function, CK_RV rv) noexcept:
+        try:
+            key = (function, rv)
+            self.errors[key] = self.errors.get(key, 0) + 1
+        except MemoryError:
+            # What the call has done has to be dealt with; the count matters less.
+            pass
 
     def _initialise(self):
         cdef CK_C_INITIALIZE_ARGS arguments

@@ -24,6 +24,7 @@ cdef class Hold:
     cdef int place_lasti
 
     cdef int own(self, object key, Lease lease) except -1
+    cdef int own_by_thread(self, unsigned long ident, Lease lease) except -1
     cdef bint is_mine(self) except -1
     cdef int check_mine(self, str function) except -1
     cdef bytes ensure_held(self)

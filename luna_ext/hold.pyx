@@ -38,11 +38,15 @@ cdef class Hold:
         self.slot_id = slot_id
 
     cdef int own(self, object key, Lease lease) except -1:
-        self.state |= OWNED
+        """A new hold, by a thread (its ident) or a task."""
         if isinstance(key, int):
-            self.owner = key
-        else:
-            self.owner_task = key
+            return self.own_by_thread(key, lease)
+        self.owner_task = key
+        return self.own_by_thread(0, lease)
+
+    cdef int own_by_thread(self, unsigned long ident, Lease lease) except -1:
+        self.state |= OWNED
+        self.owner = ident
         self.lease = lease
         self.hold += 1
         self.claims_before = self.client.claims.newest

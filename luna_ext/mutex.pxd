@@ -25,6 +25,7 @@ cdef class SlotMutex(Hold):
 
     cdef int _wait_turn(self, unsigned long me, Lease lease, bint poll, bint first) except -1
     cdef int _call_device(self, unsigned long me, Lease lease, bint poll) except -1
+    cdef CK_RV _insist(self, Lease lease, bint poll, CK_RV rv, bint asked) except? 0xFFFFFFFF
     cdef CK_RV _lock_call(self) except? 0xFFFFFFFF
     cdef int _check_lease(self, Lease lease) except -1
     cdef int _enqueue(self, Waiter waiter, bint first) except -1

@@ -16,6 +16,7 @@ from luna_ext.calls cimport lock_slot, token_label, unlock_slot
 from luna_ext.client cimport (
     CA_LOCK_CLUSTERED_SLOT,
     CA_UNLOCK_CLUSTERED_SLOT,
+    READY,
     Client,
     Lease,
     error_of,
@@ -154,7 +155,7 @@ cdef class SlotMutex(Hold):
                     luna_pause()
         if self.state & OWNED:
             return False
-        self.own(PyThread_get_thread_ident(), lease)
+        self.own_by_thread(PyThread_get_thread_ident(), lease)
         return True
 
     def _need_functions(self, Lease lease):
@@ -186,25 +187,16 @@ cdef class SlotMutex(Hold):
 
     cdef int _call_device(self, unsigned long me, Lease lease, bint poll) except -1:
         """Make the lock call on this thread; LOCKING is set and `caller` is this thread."""
-        cdef CK_RV rv
-        try:
-            self._check_lease(lease)
-            rv = self._lock_call()
+        cdef CK_RV rv = CKR_OK
+        if self.client.state == READY and lease.open:
+            # The call cannot raise then. This is the fast path, on which a `try` is felt.
+            self.calling = True
+            rv = lock_slot(self.client, self.slot_id)
+            self.calling = False
             if rv != CKR_OK:
-                for delay in delays():
-                    if not may_pass(rv, poll):
-                        raise error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id)
-                    time.sleep(delay)
-                    if self.state & OWNED:
-                        break
-                    rv = self._lock_call()
-                    if rv == CKR_OK:
-                        break
-        except BaseException:
-            self.caller = 0
-            self.state &= ~LOCKING
-            self._pass_turn()
-            raise
+                rv = self._insist(lease, poll, rv, True)
+        else:
+            rv = self._insist(lease, poll, rv, False)
         self.caller = 0
         self.state &= ~LOCKING
         if self.state & OWNED:
@@ -212,7 +204,7 @@ cdef class SlotMutex(Hold):
             # that grant is handed over when the claim ends.
             self.spare_grant = self.spare_grant or rv == CKR_OK
             return self._wait_turn(me, lease, poll, True)
-        self.own(me, lease)
+        self.own_by_thread(me, lease)
         if not lease.open:
             self._begin_leave()
             self._finish_leave_quietly()
@@ -220,6 +212,32 @@ cdef class SlotMutex(Hold):
         # A signal that came during the call is seen here, where nothing can be left locked: after
         # the return of acquire() the caller has no chance to release.
         return self.check_signals()
+
+    cdef CK_RV _insist(self, Lease lease, bint poll, CK_RV rv, bint asked) except? 0xFFFFFFFF:
+        """Make the lock call again and again, while the answer means "not now".
+
+        `asked`: it was made once, and `rv` is the answer. Gives CKR_OK, or an error if a claim has
+        come back with this slot meanwhile; raises any other.
+        """
+        try:
+            self._check_lease(lease)
+            if not asked:
+                rv = self._lock_call()
+            for delay in delays():
+                if rv == CKR_OK:
+                    break
+                if not may_pass(rv, poll):
+                    raise error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id)
+                time.sleep(delay)
+                if self.state & OWNED:
+                    break
+                rv = self._lock_call()
+        except BaseException:
+            self.caller = 0
+            self.state &= ~LOCKING
+            self._pass_turn()
+            raise
+        return rv
 
     cdef CK_RV _lock_call(self) except? 0xFFFFFFFF:
         cdef CK_RV rv
@@ -438,20 +456,16 @@ cdef class SlotMutex(Hold):
 
     cdef int _unlock(self) except -1:
         """Make the unlock call; RELEASING has been counted."""
-        cdef CK_RV rv
-        try:
+        cdef CK_RV rv = CKR_OK
+        # Looked at before, for the call cannot raise then; the next line but one must be reached.
+        cdef bint answers = self.client.answers
+        if answers:
             rv = unlock_slot(self.client, self.slot_id)
-        except LibraryClosedError as closed:
-            self.state -= RELEASING
-            self._pass_turn()
-            raise lock_errors.lost(self.slot_id, "its library was closed") from closed
-        except BaseException:
-            self.state -= RELEASING
-            self._pass_turn()
-            raise
         self.state -= RELEASING
         if self.queue.head is not None:
             self._pass_turn()
+        if not answers:
+            raise lock_errors.lost(self.slot_id, "its library was closed")
         if rv != CKR_OK:
             raise self._unlock_error(rv)
         return 0
