@@ -61,7 +61,8 @@ def test_what_close_overtakes_is_unlocked_without_a_finalize(cluster, hold_elsew
     closing = call(luna.close)
     holder.release()
     closing.result()
-    assert free(cluster)
+    # Another process gets it, so the late grant has been given back.
+    hold_elsewhere(1).release()
 
     luna = cluster.library()
     cluster.latency(0.1, CLAIM)
