@@ -56,6 +56,7 @@ cdef class Client:
     cdef State state
     cdef bint initialised_here                    # our C_Initialize took effect, in this process
     cdef bint answers                             # initialised and, for all we know, not finalised
+    cdef unsigned long long session               # number of the newest C_Initialize
     cdef Py_ssize_t users                         # open leases
     cdef Py_ssize_t in_flight                     # device calls that have not come back
     cdef object transition                        # held while one thread initialises or finalises

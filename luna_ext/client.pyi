@@ -4,6 +4,7 @@ from .info import FunctionStats
 
 FUNCTION_NAMES: tuple[str, ...]
 EXIT_SECONDS: float
+REOPEN_SECONDS: float
 RECOUNT_SECONDS: float
 
 @final

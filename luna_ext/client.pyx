@@ -69,6 +69,8 @@ FUNCTION_NAMES = (
     "CA_UnlockClusteredSlot",
 )
 EXIT_SECONDS = 2.0
+# How long a new Library waits for abandoned calls of the one before, to begin with a clean slate.
+REOPEN_SECONDS = 1.0
 # How often close() looks whether the calls that are still out have been given up meanwhile.
 RECOUNT_SECONDS = 0.05
 
@@ -209,9 +211,16 @@ cdef class Client:
 
     def open(self, path):
         """Initialise the library unless it is; a new user's Lease."""
+        if self.state == CLOSING:
+            self._drain(-1, abandoned=False)
+            self._drain(REOPEN_SECONDS)
         with self.transition:
             if self.state == CLOSING:
-                self._finish_closing()
+                if self.in_flight == 0:
+                    self._finalize()
+                else:
+                    # An abandoned call may take for ever. What it belongs to is as good as new.
+                    self.state = READY
             if self.state != READY:
                 self._initialise()
             self.users += 1
@@ -238,11 +247,12 @@ cdef class Client:
         A lock call that somebody has given up on may take for ever; it is not waited for, and
         whoever made it finalises the library when it comes back.
         """
-        with self.transition:
-            if self.state == CLOSING and self.users == 0:
-                self._drain(-1, abandoned=False)
-                if self.in_flight == 0:
-                    self._finalize()
+        while self.state == CLOSING and self.users == 0:
+            # Not under `transition`: a signal handler may close the library in here once more.
+            self._drain(-1, abandoned=False)
+            self.call_came_back()
+            if self.in_flight <= self.abandoned():
+                return
 
     def call_came_back(self):
         """After a call that nobody may have waited for: finalise, if that is what is left to do."""
@@ -302,12 +312,8 @@ cdef class Client:
                 raise error_of(rv, C_INITIALIZE, None)
         self.initialised_here = rv == CKR_OK
         self.answers = True
+        self.session += 1
         self.state = READY
-
-    def _finish_closing(self):
-        """Drain and finalise; `transition` is held and the state is CLOSING."""
-        self._drain(-1)
-        self._finalize()
 
     def _finalize(self):
         cdef CK_RV rv = CKR_OK
@@ -330,18 +336,15 @@ cdef class Client:
         """
         deadline = time.monotonic() + seconds
         while self.in_flight > (0 if abandoned else self.abandoned()):
+            left = RECOUNT_SECONDS if seconds < 0 else deadline - time.monotonic()
+            if left <= 0:
+                return False
             drained = threading.Lock()
             drained.acquire()
             self.drained = drained
-            try:
-                left = -1 if seconds < 0 else max(0.0, deadline - time.monotonic())
-                # Not only woken by the last call: others may be given up meanwhile.
-                if not abandoned:
-                    drained.acquire(timeout=RECOUNT_SECONDS)
-                elif not drained.acquire(timeout=left):
-                    return False
-            finally:
-                self.drained = None
+            if self.in_flight:
+                # Not only woken by the last call: calls may be given up, and several may wait.
+                drained.acquire(timeout=min(left, RECOUNT_SECONDS))
         return True
 
     cdef Py_ssize_t abandoned(self) except -1:
@@ -377,11 +380,11 @@ cdef class Client:
             if place is not None:
                 places[mutex.slot_id] = place
         if not places or unlock_until(self.unlock_clustered_slot, list(places), deadline):
-            left = max(0.0, deadline - time.monotonic())
-            if self.initialised_here and self._drain(left):
+            # In this order: who is draining with us may finalise meanwhile.
+            if self._drain(max(0.0, deadline - time.monotonic())) and self.initialised_here:
+                self.initialised_here = False
                 self.answers = False
                 if finalize_until(self.functions.C_Finalize, deadline):
-                    self.initialised_here = False
                     self.state = CLOSED
         for slot_id, place in places.items():
             warnings.warn(

@@ -17,6 +17,7 @@ cdef class Hold:
     cdef object owner_task       # the asyncio Task that holds the lock, or None
     cdef Lease lease             # the Library through which the lock is held
     cdef unsigned long long hold  # number of the newest hold: tells "ever since" from "again"
+    cdef unsigned long long session         # the client's, when the newest hold began
     cdef unsigned long long claims_before   # the newest claim when the newest hold began
     cdef str lost                # why the held lock is not on the device any more, or None
     cdef bint inherited          # the lock was held in the parent process, at the fork

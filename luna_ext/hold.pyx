@@ -49,6 +49,7 @@ cdef class Hold:
         self.owner = ident
         self.lease = lease
         self.hold += 1
+        self.session = self.client.session
         self.claims_before = self.client.claims.newest
         return 0
 

@@ -167,7 +167,7 @@ cdef class SlotLock:
         cdef Waiter waiter
         # Not the current task: a coroutine may be closed by another one, or by none.
         task, self.task = self.task, None
-        if mutex.inherited and mutex.ended_by_fork():
+        if mutex.inherited and mutex.owner_task is not task and mutex.ended_by_fork():
             return
         waiter = Waiter.__new__(Waiter)
         waiter.wake = nobody

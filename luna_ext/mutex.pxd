@@ -8,6 +8,7 @@ cdef class SlotMutex(Hold):
     cdef bint calling            # LOCKING, and the device has the call; else it is between tries
     cdef unsigned long caller    # the thread that makes the outstanding lock call itself, or 0
     cdef bint spare_grant        # the device granted a second call of this process while OWNED
+    cdef unsigned long long spare_session   # the client's session in which it did
     cdef int busy                # calls under way that rely on the lock; close() unlocks after them
     cdef bint evicted            # the Library was closed while `busy`
     cdef WaitQueue queue         # who waits
@@ -28,6 +29,7 @@ cdef class SlotMutex(Hold):
     cdef CK_RV _insist(self, Lease lease, bint poll, CK_RV rv, bint asked) except? 0xFFFFFFFF
     cdef CK_RV _lock_call(self) except? 0xFFFFFFFF
     cdef int _check_lease(self, Lease lease) except -1
+    cdef int _keep_spare_grant(self) except -1
     cdef int _enqueue(self, Waiter waiter, bint first) except -1
     cdef int _pass_turn(self) except -1
     cdef int _hand_over(self, int bit) except -1

@@ -188,6 +188,11 @@ cdef class SlotMutex(Hold):
     cdef int _call_device(self, unsigned long me, Lease lease, bint poll) except -1:
         """Make the lock call on this thread; LOCKING is set and `caller` is this thread."""
         cdef CK_RV rv = CKR_OK
+        if self.state & OWNED:
+            # A claim came back with this slot before it was this thread's turn.
+            self.caller = 0
+            self.state &= ~LOCKING
+            return self._wait_turn(me, lease, poll, True)
         if self.client.state == READY and lease.open:
             # The call cannot raise then. This is the fast path, on which a `try` is felt.
             self.calling = True
@@ -202,12 +207,13 @@ cdef class SlotMutex(Hold):
         if self.state & OWNED:
             # A claim came back with this slot first. If the device has granted this call as well,
             # that grant is handed over when the claim ends.
-            self.spare_grant = self.spare_grant or rv == CKR_OK
+            if rv == CKR_OK:
+                self._keep_spare_grant()
             return self._wait_turn(me, lease, poll, True)
         self.own_by_thread(me, lease)
         if not lease.open:
             self._begin_leave()
-            self._finish_leave_quietly()
+            self._finish_leave_quietly(True)
             self._check_lease(lease)
         # A signal that came during the call is seen here, where nothing can be left locked: after
         # the return of acquire() the caller has no chance to release.
@@ -288,12 +294,17 @@ cdef class SlotMutex(Hold):
             if rv != CKR_OK:
                 self.state &= ~LOCKING
             elif self.state & OWNED:
-                self.spare_grant = True
+                self._keep_spare_grant()
                 self.state &= ~LOCKING
             else:
                 self._hand_over(LOCKING)
         self._pass_turn()
         self.client.call_came_back()
+
+    cdef int _keep_spare_grant(self) except -1:
+        self.spare_grant = True
+        self.spare_session = self.client.session
+        return 0
 
     # ---- the queue ----
 
@@ -336,9 +347,9 @@ cdef class SlotMutex(Hold):
                 return 0
             first.outcome = WITHDRAWN
             self._begin_leave()
-        self.state = (self.state & ~bit) | OWNED
-        self.claims_before = self.client.claims.newest
-        self._finish_leave_quietly()
+        self.state &= ~bit
+        self.own_by_thread(0, None)
+        self._finish_leave_quietly(True)
         return 0
 
     cdef int _settle(self, Waiter waiter, Outcome outcome, object error) except -1:
@@ -415,6 +426,7 @@ cdef class SlotMutex(Hold):
                 waiter.outcome = GRANTED
             if waiter.wake() is False and waiter.error is not None:
                 _log.error("slot %d: %s", self.slot_id, waiter.error)
+            self.client.call_came_back()
 
         self._on_worker(leave)
         return 0
@@ -442,6 +454,11 @@ cdef class SlotMutex(Hold):
                     luna_pause()
         lost = self.lost
         self.lost = None
+        if self.spare_session != self.client.session:
+            self.spare_grant = False
+        if self.session != self.client.session and not self.spare_grant:
+            # The client was finalised since, which dropped the lock; by now it may be another's.
+            lost = lost or "its library was closed"
         if lost is not None:
             self.spare_grant = False
             self.state &= ~OWNED
@@ -491,13 +508,14 @@ cdef class SlotMutex(Hold):
         self._on_worker(self._finish_leave_quietly)
         return 0
 
-    def _finish_leave_quietly(self):
+    def _finish_leave_quietly(self, bint may_wait_on_worker=False):
         try:
-            self._finish_leave(False)
+            self._finish_leave(may_wait_on_worker)
         except BaseException as error:
             # A client library that has been finalised has dropped its locks.
-            if self.client.answers:
+            if self.client.answers and self.session == self.client.session:
                 _log.error("a lock that nobody could release any more: %s", error)
+        self.client.call_came_back()
 
     def _on_worker(self, job):
         try:
@@ -520,7 +538,7 @@ cdef class SlotMutex(Hold):
         if self.evicted and self.busy == 0:
             self.evicted = False
             self._begin_leave()
-            self._finish_leave_quietly()
+            self._finish_leave_quietly(True)
         return 0
 
     # ---- losing it ----
@@ -558,7 +576,7 @@ cdef class SlotMutex(Hold):
         elif self.busy:
             self.evicted = True
         else:
-            self._finish_leave_quietly()
+            self._finish_leave_quietly(True)
         return holder, place
 
     def is_free(self):

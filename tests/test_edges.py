@@ -1,6 +1,7 @@
 """Where a lock could leak, be held twice, or be believed held."""
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import os
@@ -81,25 +82,37 @@ def test_what_close_overtakes_is_unlocked_without_a_finalize(cluster, hold_elsew
     assert free(cluster)
 
 
-def test_a_claimed_lock_is_on_the_device_whatever_others_lock(luna, cluster, call, owner_of):
+def test_held_locks_are_on_the_device_whatever_is_claimed_and_locked(luna, cluster, call, owner_of):
     stop = threading.Event()
+    lost = []
 
-    def lock():
-        turn = 0
+    def check(slot):
+        if owner_of(slot.slot_id) != os.getpid():
+            lost.append(slot)
+
+    def lock(first):
+        turn = first
         while not stop.is_set():
             turn += 1
-            with luna.slot(1 + turn % 8):
-                pass
+            with luna.slot(1 + turn % 3) as slot:
+                if turn % 2:
+                    check(slot)
 
-    others = [call(lock) for _ in range(2)]
-    try:
+    def claim():
         for _ in range(300):
             with luna.claim("cluster-1", timeout=10) as token:
-                assert owner_of(token.slot.slot_id) == os.getpid()
+                check(token.slot)
+
+    others = [call(lambda first=first: lock(first)) for first in range(3)]
+    claimers = [call(claim) for _ in range(2)]
+    try:
+        for caller in claimers:
+            caller.result(60)
     finally:
         stop.set()
         for caller in others:
             caller.result()
+    assert lost == []
     assert free(cluster)
 
 
@@ -247,8 +260,8 @@ def test_a_fork_inside_async_with(luna, owner_of):
     slot = luna.slot(1)
 
     async def main():
-        async with slot.lock():
-            lock = slot.lock()
+        lock = slot.lock()
+        async with lock:
             child = os.fork()
             if child == 0:
                 code = 1
@@ -287,23 +300,24 @@ def test_signals_at_any_moment_leak_nothing_and_hit_nobody_else(luna, cluster, c
             left -= 1
             raise Interruption
 
+    def be_interrupted_twice():
+        try:
+            while left:
+                with slot.lock(timeout=30):
+                    pass
+        except Interruption:
+            while left:
+                pass
+
     threads = [call(others) for _ in range(2)]
     previous = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0007)
     try:
         for _ in range(300):
+            left = 2
             # Two levels, for the second may come while the first is being caught.
-            try:
-                try:
-                    left = 2
-                    while left:
-                        with slot.lock(timeout=30):
-                            pass
-                except Interruption:
-                    while left:
-                        pass
-            except Interruption:
-                pass
+            with contextlib.suppress(Interruption):
+                be_interrupted_twice()
     finally:
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
         signal.setitimer(signal.ITIMER_REAL, 0)
