@@ -153,6 +153,7 @@ cdef class SlotLock:
             raise self.timed_out()
         if waiter.outcome == FAILED:
             raise waiter.error
+        self.mutex.confirm(task, self.lease)
         self.task = task
         if self.check is not None:
             try:

@@ -20,7 +20,9 @@ cdef class SlotMutex(Hold):
     cdef bint adopt(self, Lease lease) except -1
     cdef int release(self, Lease lease) except -1
     cdef int release_task(self, object key, Waiter waiter) except -1
-    cdef int check_signals(self) except -1
+    cdef int confirm(self, object key, Lease lease) except -1
+    cdef int _take_back(self, object key, Lease lease) except -1
+    cdef bint _is_owned_by(self, object key) except -1
     cdef int begin_work(self) except -1
     cdef int end_work(self) except -1
 

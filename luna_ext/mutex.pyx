@@ -38,9 +38,9 @@ from .tasks import current_task, running_loop, runs_here
 
 cdef extern from "Python.h":
     """
-    /* The exception that PyErr_CheckSignals() has set already, for Cython to catch. */
+    /* The exception that PyErr_CheckSignals() has set already, if so, for Cython to catch. */
     static int luna_raise_pending(void) {
-        return -1;
+        return PyErr_Occurred() != NULL ? -1 : 0;
     }
     #ifdef _WIN32
     #include <windows.h>
@@ -113,6 +113,7 @@ cdef class SlotMutex(Hold):
             return False
         if waiter.outcome == FAILED:
             raise waiter.error
+        self.confirm(waiter.key, lease)
         return True
 
     cdef Waiter ask(self, object key, Lease lease, bint poll, object wake):
@@ -137,7 +138,9 @@ cdef class SlotMutex(Hold):
             self._pass_turn()
         elif waiter.outcome == GRANTED:
             waiter.outcome = WITHDRAWN
-            self._leave_later()
+            # Unless close() has been faster.
+            if self._is_owned_by(waiter.key):
+                self._leave_later()
         return 0
 
     cdef bint adopt(self, Lease lease) except -1:
@@ -183,7 +186,7 @@ cdef class SlotMutex(Hold):
             raise waiter.error
         if waiter.outcome == TURN:
             return self._call_device(me, lease, poll)
-        return 0
+        return self.confirm(me, lease)
 
     cdef int _call_device(self, unsigned long me, Lease lease, bint poll) except -1:
         """Make the lock call on this thread; LOCKING is set and `caller` is this thread."""
@@ -211,13 +214,11 @@ cdef class SlotMutex(Hold):
                 self._keep_spare_grant()
             return self._wait_turn(me, lease, poll, True)
         self.own_by_thread(me, lease)
-        if not lease.open:
-            self._begin_leave()
-            self._finish_leave_quietly(True)
-            self._check_lease(lease)
         # A signal that came during the call is seen here, where nothing can be left locked: after
         # the return of acquire() the caller has no chance to release.
-        return self.check_signals()
+        if PyErr_CheckSignals() != 0 or not lease.open:
+            self._take_back(me, lease)
+        return 0
 
     cdef CK_RV _insist(self, Lease lease, bint poll, CK_RV rv, bint asked) except? 0xFFFFFFFF:
         """Make the lock call again and again, while the answer means "not now".
@@ -254,15 +255,29 @@ cdef class SlotMutex(Hold):
             self.calling = False
         return rv
 
-    cdef int check_signals(self) except -1:
-        """Run pending signal handlers; if one raises, the lock that was just taken goes back."""
-        if PyErr_CheckSignals() != 0:
-            try:
-                luna_raise_pending()
-            except BaseException:
-                self._leave_later()
-                raise
+    cdef int confirm(self, object key, Lease lease) except -1:
+        """What was granted is not taken if a signal handler raises, or the library has closed."""
+        if PyErr_CheckSignals() != 0 or not lease.open:
+            self._take_back(key, lease)
         return 0
+
+    cdef int _take_back(self, object key, Lease lease) except -1:
+        """Unlock what `key` holds, unless close() has; raise why."""
+        try:
+            luna_raise_pending()
+        except BaseException:
+            if self._is_owned_by(key):
+                self._leave_later()
+            raise
+        if not lease.open and self._is_owned_by(key):
+            self._begin_leave()
+            self._finish_leave_quietly(True)
+        return self._check_lease(lease)
+
+    cdef bint _is_owned_by(self, object key) except -1:
+        if not self.state & OWNED:
+            return False
+        return self.owner == key if isinstance(key, int) else self.owner_task is key
 
     cdef int _check_lease(self, Lease lease) except -1:
         if not lease.open:

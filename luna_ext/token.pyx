@@ -30,6 +30,9 @@ from .errors import (
 )
 from .labels import decode_label, encode_label
 
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() noexcept nogil
+
 cdef enum:
     # How often a claim asks again at once when the device gives it a slot that this process
     # holds already.
@@ -351,7 +354,7 @@ cdef class Claim:
             raise error_of(rv, CA_GET_UNASSIGNED_SLOT, None)
         if not adopted:
             return None
-        mutex.check_signals()
+        mutex.confirm(PyThread_get_thread_ident(), self.lease)
         try:
             token = new_token(self.library.slot(info.slotID), info.label[:32], None)
         except BaseException:
