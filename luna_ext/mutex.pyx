@@ -191,8 +191,9 @@ cdef class SlotMutex(Hold):
     cdef int _call_device(self, unsigned long me, Lease lease, bint poll) except -1:
         """Make the lock call on this thread; LOCKING is set and `caller` is this thread."""
         cdef CK_RV rv = CKR_OK
-        if self.state & OWNED:
-            # A claim came back with this slot before it was this thread's turn.
+        if self.state != LOCKING:
+            # A claim came back with this slot before this thread took its turn. It holds the lock,
+            # or its unlock is on the way, which must not meet our call at the device.
             self.caller = 0
             self.state &= ~LOCKING
             return self._wait_turn(me, lease, poll, True)
@@ -207,7 +208,7 @@ cdef class SlotMutex(Hold):
             rv = self._insist(lease, poll, rv, False)
         self.caller = 0
         self.state &= ~LOCKING
-        if self.state & OWNED:
+        if self.state & OWNED or rv != CKR_OK:
             # A claim came back with this slot first. If the device has granted this call as well,
             # that grant is handed over when the claim ends.
             if rv == CKR_OK:
@@ -236,7 +237,7 @@ cdef class SlotMutex(Hold):
                 if not may_pass(rv, poll):
                     raise error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id)
                 time.sleep(delay)
-                if self.state & OWNED:
+                if self.state != LOCKING:
                     break
                 rv = self._lock_call()
         except BaseException:
@@ -290,10 +291,12 @@ cdef class SlotMutex(Hold):
         cdef CK_RV rv = CKR_DEVICE_ERROR
         try:
             for delay in delays():
-                if not self.state & OWNED:
-                    rv = self._lock_call()
+                # Not while a claim has the slot, nor while its unlock is on the way.
+                if self.state != LOCKING:
+                    break
+                rv = self._lock_call()
                 first = self.queue.head
-                if rv == CKR_OK or self.state & OWNED or first is None:
+                if rv == CKR_OK or first is None:
                     break
                 if not may_pass(rv, first.poll):
                     raise error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id)
