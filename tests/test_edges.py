@@ -301,7 +301,10 @@ def test_signals_at_any_moment_leak_nothing_and_hit_nobody_else(luna, cluster, c
             raise Interruption
 
     def be_interrupted_twice():
+        nonlocal left
         try:
+            # In here, so that no interruption can come before somebody catches it.
+            left = 2
             while left:
                 with slot.lock(timeout=30):
                     pass
@@ -314,7 +317,6 @@ def test_signals_at_any_moment_leak_nothing_and_hit_nobody_else(luna, cluster, c
     signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0007)
     try:
         for _ in range(300):
-            left = 2
             # Two levels, for the second may come while the first is being caught.
             with contextlib.suppress(Interruption):
                 be_interrupted_twice()
