@@ -57,17 +57,26 @@ modules = [
     )
     for source in sorted(HERE.glob("luna_ext/*.pyx"))
 ]
+foreign = "_posix" if WINDOWS else "_windows"
+if WINDOWS:
+    # MSVC: its atomics are complete enough for us, but still called experimental.
+    stub_flags = ["/std:c11", "/experimental:c11atomics", "/Zc:preprocessor"]
+else:
+    stub_flags = [*warnings, "-std=c11", "-Wpedantic", "-Wconversion", "-fvisibility=hidden", "-O2"]
 stub = Extension(
     STUB_LIBRARY,
-    [str(source.relative_to(HERE)) for source in sorted(HERE.glob("stub_lib/*.c"))],
+    [
+        str(source.relative_to(HERE))
+        for source in sorted(HERE.glob("stub_lib/*.c"))
+        if foreign not in source.stem
+    ],
     # Always our own header: the stand-in is no client of the SDK.
     include_dirs=["include", "stub_lib"],
     depends=[str(header) for header in sorted(HERE.glob("stub_lib/*.h"))],
-    define_macros=[("_GNU_SOURCE", None)],
-    extra_compile_args=[]
-    if WINDOWS
-    else [*warnings, "-std=c11", "-Wpedantic", "-Wconversion", "-fvisibility=hidden", "-O2"],
+    define_macros=[("_CRT_SECURE_NO_WARNINGS" if WINDOWS else "_GNU_SOURCE", None)],
+    extra_compile_args=stub_flags,
     extra_link_args=[] if WINDOWS else ["-pthread"],
+    libraries=["advapi32"] if WINDOWS else [],
 )
 
 setup(

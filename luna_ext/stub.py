@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -11,12 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
+from .errors import rv_name
 from .labels import decode_label
 from .library import Library
+from .stub_control import ALL_ONES, Call, Control, Rule, Token, microseconds, text, whole
 
-__all__ = ["Cluster", "ClusterToken", "library_path"]
+__all__ = ["Cluster", "ClusterToken", "LoggedCall", "library_path"]
 
 STATE_VARIABLE = "LUNA_STUB_STATE"
+NANOSECONDS = 1_000_000_000
 
 
 class ClusterToken(NamedTuple):
@@ -29,14 +33,28 @@ class ClusterToken(NamedTuple):
     """The PID of the process that holds its lock."""
 
 
-class _Token(ctypes.Structure):
-    # luna_stub_token of control.h
-    _fields_ = (
-        ("slot_id", ctypes.c_uint64),
-        ("label", ctypes.c_uint8 * 32),
-        ("original_label", ctypes.c_uint8 * 32),
-        ("owner_pid", ctypes.c_int64),
-    )
+class LoggedCall(NamedTuple):
+    """One call of a C function, by whatever process."""
+
+    number: int
+    """From 1, in the order in which the calls began."""
+    function: str
+    slot_id: int | None
+    """Of the slot, or the session's slot; that of CA_GetUnassignedSlot is the one it found."""
+    rv: int | None
+    """What it answered; None: it has not returned, or its process has died in it."""
+    pid: int
+    thread_id: int
+    """As `threading.get_native_id()` tells it."""
+    time: float
+    """When it began, in seconds, as `time.time()` tells it."""
+    duration: float | None
+    """Seconds until it returned."""
+
+    @property
+    def rv_name(self) -> str | None:
+        """The name of the result: "CKR_OK"."""
+        return None if self.rv is None else rv_name(self.rv)
 
 
 def library_path() -> str:
@@ -55,16 +73,24 @@ class Cluster:
     Parameters
     ----------
     path : str or os.PathLike, optional
-        The state file; made if it does not exist, kept if it does. Without it: a file in a
-        temporary directory that goes with `destroy()` or the end of the ``with`` block.
+        The state file; made if it does not exist. A cluster that is there stays as it is, and the
+        other arguments are not looked at. Without it: a file in a temporary directory that goes
+        with `destroy()` or the end of the ``with`` block.
     cluster_id : str
-        What `Library.claim()` names.
+        What `Library.claim()` names; 1 to 64 bytes in UTF-8.
     keyrings : int
         1 to 3500. Their labels are `label` with 1, 2, 3 ... appended.
     label : str
         What the keyrings' original labels begin with.
     first_slot : int
         The first slot ID; the others follow.
+
+    Raises
+    ------
+    ValueError
+        An argument is out of range.
+    OSError
+        The file cannot be made or opened, or is no state file of this version.
 
     Notes
     -----
@@ -81,22 +107,31 @@ class Cluster:
         label: str = "keyring",
         first_slot: int = 1,
     ) -> None:
-        self._control = ctypes.CDLL(library_path())
         self._temporary = None if path else tempfile.mkdtemp(prefix="luna_stub-")
         self.path = os.path.abspath(path or os.path.join(str(self._temporary), "cluster"))
-        self.cluster_id = cluster_id
-        if not os.path.exists(self.path):
-            try:
-                self._call(
-                    "create",
-                    cluster_id.encode(),
-                    label.encode(),
-                    ctypes.c_uint32(keyrings),
-                    ctypes.c_uint64(first_slot),
-                )
-            except OSError:
-                self.destroy()
-                raise
+        self._control = Control(library_path(), self.path)
+        try:
+            if not os.path.exists(self.path):
+                self._create(cluster_id, label, keyrings, first_slot)
+            stored_id = ctypes.create_string_buffer(65)
+            self._control.call("cluster_id", stored_id)
+        except BaseException:
+            self.destroy()
+            raise
+        self.cluster_id = stored_id.value.decode("utf-8", "surrogateescape")
+
+    def _create(self, cluster_id: str, label: str, keyrings: int, first_slot: int) -> None:
+        # Another process may be faster, and make what we want.
+        with contextlib.suppress(FileExistsError):
+            self._control.call(
+                "create",
+                text("cluster_id", cluster_id),
+                text("label", label),
+                ctypes.c_uint32(whole("keyrings", keyrings, 1, 3500)),
+                ctypes.c_uint64(whole("first_slot", first_slot, 0, 2**64 - 1)),
+                refusal="a cluster_id has 1 to 64 bytes; label and index have 32 at most; "
+                "the last slot ID has to be a CK_SLOT_ID, too",
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -115,45 +150,129 @@ class Cluster:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def library(self, *, contention: Literal["block", "poll"] = "block") -> Library:
-        """Open the stand-in on this cluster in this process."""
-        os.environ[STATE_VARIABLE] = self.path
-        return Library(library_path(), contention=contention)
+        """Open the stand-in on this cluster in this process.
 
-    def fault(self, function: str, rv: int, *, times: int = -1) -> None:
-        """Let a C function answer `rv`, without effect, to its next `times` calls by anybody.
-
-        -1: to every call; 0: to no call any more.
+        The arguments are those of `Library`, but for the path.
         """
-        self._call("fault", function.encode(), ctypes.c_uint64(rv), ctypes.c_int64(times))
+        os.environ[STATE_VARIABLE] = self.path
+        return Library(library_path(), contention=contention, _expects_stand_in=True)
 
-    def latency(self, seconds: float, function: str | None = None) -> None:
-        """Let a C function, or all of them, take this long."""
-        name = None if function is None else function.encode()
-        self._call("latency", name, ctypes.c_uint64(round(seconds * 1_000_000)))
+    def fault(
+        self,
+        function: str,
+        rv: int,
+        *,
+        times: int = -1,
+        every: int = 1,
+        probability: float = 1.0,
+        seed: int = 0,
+        lost_reply: bool = False,
+    ) -> None:
+        """Let a C function answer `rv`, whoever calls it, from now on.
+
+        A function has one fault at a time: this one replaces the one before, and counts the calls
+        from its first.
+
+        Parameters
+        ----------
+        function : str
+            Its C name: "CA_LockClusteredSlot".
+        rv : int
+            The code that it answers: 0x30.
+        times : int
+            How many calls it strikes at most; -1: no limit; 0: no call any more.
+        every : int
+            Only each so-manieth call is struck; 1: each.
+        probability : float
+            Of these, only so many, 0 to 1, drawn by numbers that follow from the seed.
+        seed : int
+            The same seed strikes the same calls.
+        lost_reply : bool
+            False: a call that is struck has no effect. True: it takes effect, and the caller sees
+            the error and nothing else: a lock is set, an unassigned token is locked without being
+            named.
+        """
+        rule = Rule(
+            rv=whole("rv", rv, 0, 2**64 - 1),
+            times=whole("times", times, -1, 2**32 - 1),
+            every=whole("every", every, 1, 2**64 - 1),
+            probability=probability,
+            seed=whole("seed", seed, 0, 2**64 - 1),
+            lost_reply=lost_reply,
+        )
+        self._control.call(
+            "fault",
+            text("function", function),
+            ctypes.byref(rule),
+            refusal=f"{function!r} is the name of a C_ or CA_ function, a probability of "
+            f"{probability} between 0 and 1, and 0x{rv:X} a CK_RV of this platform",
+        )
+
+    def latency(
+        self,
+        seconds: float,
+        function: str | None = None,
+        *,
+        up_to: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Let a C function, or all of them, take so much longer, from now on.
+
+        Parameters
+        ----------
+        seconds : float
+            The delay before the call takes effect; 0: none. To the microsecond.
+        function : str, optional
+            Its C name; without it: all functions.
+        up_to : float, optional
+            Seconds. The delay varies evenly from `seconds` to this.
+        seed : int
+            The same seed, the same delays.
+        """
+        least = microseconds("seconds", seconds)
+        most = least if up_to is None else microseconds("up_to", up_to)
+        self._control.call(
+            "latency",
+            None if function is None else text("function", function),
+            ctypes.c_uint64(least),
+            ctypes.c_uint64(most),
+            ctypes.c_uint64(whole("seed", seed, 0, 2**64 - 1)),
+            refusal=f"{function!r} is the name of a C_ or CA_ function, or None, and up_to is not "
+            "less than seconds",
+        )
 
     def switch(self, name: str, value: str) -> None:
         """Choose what the SDK leaves open.
 
-        ========== ======================== ===================================================
-        name       values, the first is set it is about
-        ========== ======================== ===================================================
-        contention wait, error              a lock call while another process holds the lock
-        relock     granted, wait, error     a second lock call of the process that holds it
-        unlock_owner unchecked, checked     an unlock call by a process that does not hold it
-        ========== ======================== ===================================================
+        ============ ======================= ==================================================
+        name         values, the first is set it is about
+        ============ ======================= ==================================================
+        contention   wait, error             a lock call while another process holds the lock
+        relock       granted, wait, error    a second lock call of the process that holds it
+        unlock_owner unchecked, checked      an unlock call by a process that does not hold it
+        log          on, off                 whether calls are logged
+        ============ ======================= ==================================================
+
+        A call that waits already sees the change.
         """
-        self._call("switch", name.encode(), value.encode())
+        self._control.call(
+            "switch",
+            text("name", name),
+            text("value", value),
+            refusal=f"there is no switch {name!r} with a value {value!r}; "
+            "Cluster.switch says which there are",
+        )
 
     def disconnect(self, pid: int) -> None:
         """Drop a process's connection: its locks are gone, its calls answer CKR_DEVICE_ERROR."""
-        self._call("disconnect", ctypes.c_int64(pid))
+        self._control.call("disconnect", ctypes.c_int64(pid))
 
     def tokens(self) -> list[ClusterToken]:
         """All keyrings and who holds their locks."""
         count = ctypes.c_uint32(0)
-        self._call("snapshot", None, ctypes.c_uint32(0), ctypes.byref(count))
-        tokens = (_Token * count.value)()
-        self._call("snapshot", tokens, count, ctypes.byref(count))
+        self._control.call("snapshot", None, ctypes.c_uint32(0), ctypes.byref(count))
+        tokens = (Token * count.value)()
+        self._control.call("snapshot", tokens, count, ctypes.byref(count))
         return [
             ClusterToken(
                 slot_id=token.slot_id,
@@ -164,10 +283,28 @@ class Cluster:
             for token in tokens
         ]
 
-    def _call(self, name: str, *arguments: object) -> None:
-        error: int = self._control[f"luna_stub_{name}"](os.fsencode(self.path), *arguments)
-        if error:
-            raise OSError(error, f"the stand-in's {name}: {os.strerror(error)}", self.path)
+    def log(self) -> list[LoggedCall]:
+        """The calls of all processes, the latest 16384 at most, in the order in which they began.
+
+        A call that came before C_Initialize, or for which no cluster was found, is not in it.
+        """
+        count = ctypes.c_uint32(0)
+        self._control.call("log", None, ctypes.c_uint32(0), ctypes.byref(count))
+        calls = (Call * count.value)()
+        self._control.call("log", calls, count, ctypes.byref(count))
+        return [
+            LoggedCall(
+                number=call.number,
+                function=call.function.decode(),
+                slot_id=None if call.slot_id == ALL_ONES else call.slot_id,
+                rv=None if call.duration == ALL_ONES else call.rv,
+                pid=call.pid,
+                thread_id=call.thread,
+                time=call.began / NANOSECONDS,
+                duration=None if call.duration == ALL_ONES else call.duration / NANOSECONDS,
+            )
+            for call in calls[: count.value]
+        ]
 
     def __repr__(self) -> str:
         return f"<luna_ext.stub.Cluster {self.cluster_id!r} at {self.path!r}>"

@@ -11,6 +11,7 @@
 
 #include "fault.h"
 #include "keyring_lock.h"
+#include "log.h"
 
 #define DRAIN_POLL_US 200U
 
@@ -21,8 +22,10 @@ static platform_mutex life_mutex = PLATFORM_MUTEX_INITIALIZER;
 
 static void explain(const char *path, const char *reason)
 {
-    if (getenv("LUNA_STUB_TRACE") != NULL)
+    char *trace = platform_environment("LUNA_STUB_TRACE");
+    if (trace != NULL)
         (void)fprintf(stderr, "luna_ext stand-in: C_Initialize: %s: %s\n", path, reason);
+    free(trace);
 }
 
 /* The calls that were inside went on in the parent; here they do not exist. */
@@ -50,27 +53,54 @@ static bool never(void)
 
 static CK_RV open_cluster(struct state_file *file)
 {
-    const char *path = getenv("LUNA_STUB_STATE");
+    char *path = platform_environment("LUNA_STUB_STATE");
     const char *reason = "is not set";
-    if (path == NULL) {
-        explain("LUNA_STUB_STATE", reason);
-        return CKR_DEVICE_ERROR;
+    bool opened = path != NULL && state_open(path, file, &reason) == 0;
+    if (!opened)
+        explain(path == NULL ? "LUNA_STUB_STATE" : path, reason);
+    free(path);
+    return opened ? CKR_OK : CKR_DEVICE_ERROR;
+}
+
+static bool enter_cluster(struct state_file *file, void (*prepare)(void))
+{
+    if (!registry_enter(file)) {
+        explain(file->state->header.cluster_id, "the table of applications is full");
+        return false;
     }
-    if (state_open(path, file, &reason) != 0) {
-        explain(path, reason);
-        return CKR_DEVICE_ERROR;
-    }
-    CK_RV rv;
-    bool struck = fault_armed(file->state, FUNCTION_C_Initialize) &&
-                  fault_strikes(file->state, FUNCTION_C_Initialize, never, &rv);
-    if (!struck && registry_enter(file))
-        return CKR_OK;
-    if (!struck) {
-        explain(path, "the table of applications is full");
-        rv = CKR_DEVICE_ERROR;
-    }
-    state_close(file);
-    return rv;
+    application.entry = &file->state->applications[registry_index(file->self)];
+    application.generation = registry_generation(file->self);
+    prepare();
+    return true;
+}
+
+/* A call that changes whether calls are possible, and so begins and ends in a way of its own. */
+struct life_call {
+    enum function_id function;
+    enum fault_kind fault;
+    CK_RV fault_rv;
+    struct log_ticket ticket;
+};
+
+static void begin(struct life_call *call, enum function_id function)
+{
+    struct state *state = application.file.state;
+    call->function = function;
+    call->fault = FAULT_NONE;
+    call->ticket.number = 0;
+    if (log_wanted(state))
+        log_begin(state, function, LOG_NO_SLOT, &call->ticket);
+    if (fault_armed(state, function))
+        call->fault = fault_meet(state, function, never, &call->fault_rv);
+}
+
+/* While the file is still open. */
+static CK_RV end(const struct life_call *call, CK_RV rv)
+{
+    CK_RV answer = call->fault == FAULT_NONE ? rv : call->fault_rv;
+    if (call->ticket.number != 0)
+        log_end(application.file.state, call->function, LOG_NO_SLOT, answer, &call->ticket);
+    return answer;
 }
 
 static CK_RV start(void (*prepare)(void))
@@ -78,16 +108,19 @@ static CK_RV start(void (*prepare)(void))
     if (application_started())
         return CKR_CRYPTOKI_ALREADY_INITIALIZED;
     platform_on_fork(forget);
-    CK_RV rv = open_cluster(&application.file);
-    /* A fault may say CKR_OK, and still nothing was opened. */
-    if (rv != CKR_OK || application.file.state == NULL)
+    struct state_file *file = &application.file;
+    CK_RV rv = open_cluster(file);
+    if (rv != CKR_OK)
         return rv;
-    uint64_t self = application.file.self;
-    application.entry = &application.file.state->applications[registry_index(self)];
-    application.generation = registry_generation(self);
-    prepare();
-    atomic_fetch_or(&application.gate, GATE_OPEN);
-    return CKR_OK;
+    struct life_call call;
+    begin(&call, FUNCTION_C_Initialize);
+    bool entered = call.fault != FAULT_INSTEAD && enter_cluster(file, prepare);
+    rv = end(&call, entered ? CKR_OK : CKR_DEVICE_ERROR);
+    if (entered)
+        atomic_fetch_or(&application.gate, GATE_OPEN);
+    else
+        state_close(file);
+    return rv;
 }
 
 CK_RV application_start(void (*prepare)(void))
@@ -103,17 +136,18 @@ static CK_RV stop(void)
     if (!application_started())
         return CKR_CRYPTOKI_NOT_INITIALIZED;
     struct state_file *file = &application.file;
-    CK_RV rv;
-    if (fault_armed(file->state, FUNCTION_C_Finalize) &&
-        fault_strikes(file->state, FUNCTION_C_Finalize, never, &rv))
-        return rv;
+    struct life_call call;
+    begin(&call, FUNCTION_C_Finalize);
+    if (call.fault == FAULT_INSTEAD)
+        return end(&call, CKR_OK);
     atomic_fetch_and(&application.gate, ~GATE_OPEN);
     while (atomic_load(&application.gate) != 0)
         platform_sleep(DRAIN_POLL_US);
     keyring_release_all(file, file->self);
     registry_leave(file);
+    CK_RV rv = end(&call, CKR_OK);
     state_close(file);
-    return CKR_OK;
+    return rv;
 }
 
 CK_RV application_stop(void)

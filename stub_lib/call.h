@@ -8,6 +8,19 @@
 
 #include "application.h"
 #include "fault.h"
+#include "log.h"
+
+#define CALL_NO_SLOT LOG_NO_SLOT
+
+/* One call on its way through. */
+struct call {
+    enum function_id function;
+    bool struck;     /* by a fault, which is the answer in place of any effect */
+    bool reply_lost; /* whatever it does, the caller learns nothing of it but rv */
+    uint64_t slot_id;
+    CK_RV rv;
+    struct log_ticket ticket; /* of number 0: it is not logged */
+};
 
 /* The two lock functions have no code for a library that is not initialised. */
 static inline CK_RV call_not_initialised(enum function_id function)
@@ -17,38 +30,49 @@ static inline CK_RV call_not_initialised(enum function_id function)
     return locks ? CKR_DEVICE_ERROR : CKR_CRYPTOKI_NOT_INITIALIZED;
 }
 
-/* True: the call goes ahead, and ends with call_leave(). False: *rv is its answer. */
-static inline bool call_enter(enum function_id function, CK_RV *rv)
+/* The parts that an untroubled, unlogged call does not need. */
+bool call_meet_fault(struct call *call);
+void call_log_end(struct call *call);
+
+static inline void call_end(struct call *call, CK_RV rv)
 {
-    if (!application_enter()) {
-        *rv = call_not_initialised(function);
-        return false;
-    }
-    if (!application_disconnected()) {
-        if (!fault_armed(application_file()->state, function))
-            return true;
-        bool struck = fault_strikes(application_file()->state, function, application_interrupted,
-                                    rv);
-        if (!struck && !application_interrupted())
-            return true;
-        if (!struck)
-            *rv = application_started() ? CKR_DEVICE_ERROR : call_not_initialised(function);
-    } else {
-        *rv = CKR_DEVICE_ERROR;
-    }
+    if (!call->reply_lost)
+        call->rv = rv;
+    if (call->ticket.number != 0)
+        call_log_end(call);
     application_leave();
-    return false;
 }
 
-/* The body of an exported function. `answer` is evaluated only if the call goes ahead. */
-#define RETURN_CALL(function, answer)                   \
-    do {                                                \
-        CK_RV call_rv;                                  \
-        if (call_enter(FUNCTION_##function, &call_rv)) { \
-            call_rv = (answer);                         \
-            application_leave();                        \
-        }                                               \
-        return call_rv;                                 \
+/* True: the call goes ahead, and ends with call_end(). False: call->rv is its answer. */
+static inline bool call_begin(struct call *call, enum function_id function, uint64_t slot_id)
+{
+    call->function = function;
+    call->struck = false;
+    call->reply_lost = false;
+    call->slot_id = slot_id;
+    call->ticket.number = 0;
+    if (!application_enter()) {
+        call->rv = call_not_initialised(function);
+        return false;
+    }
+    struct state *state = application_file()->state;
+    if (log_wanted(state))
+        log_begin(state, function, slot_id, &call->ticket);
+    if (application_disconnected()) {
+        call_end(call, CKR_DEVICE_ERROR);
+        return false;
+    }
+    return !fault_armed(state, function) || call_meet_fault(call);
+}
+
+/* The body of an exported function. `answer` is evaluated only if the call goes ahead; in it,
+   `call` is this call. */
+#define RETURN_CALL(function, slot_id, answer)                      \
+    do {                                                            \
+        struct call call;                                           \
+        if (call_begin(&call, FUNCTION_##function, (slot_id)))      \
+            call_end(&call, (answer));                              \
+        return call.rv;                                             \
     } while (0)
 
 #endif

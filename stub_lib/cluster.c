@@ -30,7 +30,7 @@ static CK_RV get_slot_id(const CK_UTF8CHAR *label, CK_SLOT_ID_PTR slot_ids, CK_U
 
 CK_RV CA_GetSlotId(CK_UTF8CHAR label[32], CK_SLOT_ID_PTR pSlotId, CK_ULONG_PTR pulCount)
 {
-    RETURN_CALL(CA_GetSlotId, get_slot_id(label, pSlotId, pulCount));
+    RETURN_CALL(CA_GetSlotId, CALL_NO_SLOT, get_slot_id(label, pSlotId, pulCount));
 }
 
 static bool unassigned(struct state_keyring *keyring, uint8_t label[STATE_LABEL_SIZE])
@@ -49,7 +49,8 @@ static uint32_t somewhere(uint32_t keyrings)
     return (uint32_t)((seed >> 32) % keyrings);
 }
 
-static CK_RV get_unassigned_slot(const CK_CHAR *cluster_id, CK_UNASSIGNED_SLOT_INFO_PTR info)
+static CK_RV get_unassigned_slot(struct call *call, const CK_CHAR *cluster_id,
+                                 CK_UNASSIGNED_SLOT_INFO_PTR info)
 {
     if (cluster_id == NULL || info == NULL)
         return CKR_ARGUMENTS_BAD;
@@ -67,8 +68,11 @@ static CK_RV get_unassigned_slot(const CK_CHAR *cluster_id, CK_UNASSIGNED_SLOT_I
         /* Whoever had the lock a moment ago may have assigned it. */
         bool still = unassigned(keyring, label);
         if (still && !application_disconnected()) {
-            info->slotID = (CK_SLOT_ID)(file->first_slot + index);
-            memcpy(info->label, label, STATE_LABEL_SIZE);
+            call->slot_id = file->first_slot + index;
+            if (!call->reply_lost) {
+                info->slotID = (CK_SLOT_ID)call->slot_id;
+                memcpy(info->label, label, STATE_LABEL_SIZE);
+            }
             return CKR_OK;
         }
         keyring_release(keyring, file->self);
@@ -81,7 +85,8 @@ static CK_RV get_unassigned_slot(const CK_CHAR *cluster_id, CK_UNASSIGNED_SLOT_I
 CK_RV CA_GetUnassignedSlot(const CK_CHAR_PTR clusterID,
                            CK_UNASSIGNED_SLOT_INFO_PTR pUnassignedSlot)
 {
-    RETURN_CALL(CA_GetUnassignedSlot, get_unassigned_slot(clusterID, pUnassignedSlot));
+    RETURN_CALL(CA_GetUnassignedSlot, CALL_NO_SLOT,
+                get_unassigned_slot(&call, clusterID, pUnassignedSlot));
 }
 
 static inline CK_RV lock_slot(CK_SLOT_ID slot_id)
@@ -102,7 +107,7 @@ static inline CK_RV lock_slot(CK_SLOT_ID slot_id)
 
 CK_RV CA_LockClusteredSlot(CK_SLOT_ID slotID)
 {
-    RETURN_CALL(CA_LockClusteredSlot, lock_slot(slotID));
+    RETURN_CALL(CA_LockClusteredSlot, slotID, lock_slot(slotID));
 }
 
 static inline CK_RV unlock_slot(CK_SLOT_ID slot_id)
@@ -116,5 +121,5 @@ static inline CK_RV unlock_slot(CK_SLOT_ID slot_id)
 
 CK_RV CA_UnlockClusteredSlot(CK_SLOT_ID slotID)
 {
-    RETURN_CALL(CA_UnlockClusteredSlot, unlock_slot(slotID));
+    RETURN_CALL(CA_UnlockClusteredSlot, slotID, unlock_slot(slotID));
 }

@@ -10,6 +10,7 @@
 
 #include "fault.h"
 #include "keyring_lock.h"
+#include "log.h"
 #include "registry.h"
 
 static int open_state(const char *path, struct state_file *file)
@@ -29,11 +30,38 @@ int luna_stub_create(const char *path, const char *cluster_id, const char *label
     return state_create(path, &plan);
 }
 
-int luna_stub_fault(const char *path, const char *function, uint64_t rv, int64_t times)
+int luna_stub_cluster_id(const char *path, char cluster_id[65])
 {
-    if (function == NULL || times < -1 || times > (int64_t)UINT32_MAX || rv > (CK_RV)~(CK_RV)0)
+    if (cluster_id == NULL)
         return EINVAL;
-    enum function_id id = fault_function(function);
+    struct state_file file;
+    int error = open_state(path, &file);
+    if (error != 0)
+        return error;
+    memcpy(cluster_id, file.state->header.cluster_id, STATE_CLUSTER_ID_SIZE + 1U);
+    state_close(&file);
+    return 0;
+}
+
+/* ---- faults and latencies ---- */
+
+/* The largest random number that is as probable as that. */
+static uint64_t threshold_of(double probability)
+{
+    const double all = 18446744073709551616.0; /* 2^64 */
+    double scaled = probability * all;
+    return scaled >= all ? UINT64_MAX : (uint64_t)scaled;
+}
+
+int luna_stub_fault(const char *path, const char *function, const luna_stub_rule *rule)
+{
+    if (function == NULL || rule == NULL)
+        return EINVAL;
+    if (rule->rv > (CK_RV) ~(CK_RV)0 || rule->times < -1 || rule->times > (int64_t)UINT32_MAX ||
+        rule->every < 1 || !(rule->probability >= 0.0 && rule->probability <= 1.0) ||
+        rule->lost_reply > 1)
+        return EINVAL;
+    enum function_id id = function_named(function);
     if (id == FUNCTION_COUNT)
         return EINVAL;
     struct state_file file;
@@ -41,8 +69,15 @@ int luna_stub_fault(const char *path, const char *function, uint64_t rv, int64_t
     if (error != 0)
         return error;
     if (state_write_begin(&file)) {
-        const struct fault_rule rule = {rv, times};
-        fault_set_rule(file.state, id, &rule);
+        const struct fault_rule record = {
+            .rv = rule->rv,
+            .times = rule->probability > 0.0 ? rule->times : 0,
+            .every = rule->every,
+            .threshold = threshold_of(rule->probability),
+            .seed = rule->seed,
+            .lost_reply = rule->lost_reply,
+        };
+        fault_set_rule(file.state, id, &record);
         state_write_end(&file);
     } else {
         error = ENOLCK;
@@ -51,12 +86,15 @@ int luna_stub_fault(const char *path, const char *function, uint64_t rv, int64_t
     return error;
 }
 
-int luna_stub_latency(const char *path, const char *function, uint64_t microseconds)
+int luna_stub_latency(const char *path, const char *function, uint64_t least, uint64_t most,
+                      uint64_t seed)
 {
+    if (least > most)
+        return EINVAL;
     unsigned int first = 0;
     unsigned int end = FUNCTION_COUNT;
     if (function != NULL) {
-        first = fault_function(function);
+        first = function_named(function);
         if (first == FUNCTION_COUNT)
             return EINVAL;
         end = first + 1U;
@@ -66,8 +104,9 @@ int luna_stub_latency(const char *path, const char *function, uint64_t microseco
     if (error != 0)
         return error;
     if (state_write_begin(&file)) {
+        const struct latency_rule record = {.least = least, .most = most, .seed = seed};
         for (unsigned int id = first; id < end; id++)
-            fault_set_latency(file.state, (enum function_id)id, microseconds);
+            fault_set_latency(file.state, (enum function_id)id, &record);
         state_write_end(&file);
     } else {
         error = ENOLCK;
@@ -78,7 +117,7 @@ int luna_stub_latency(const char *path, const char *function, uint64_t microseco
 
 /* ---- switches ---- */
 
-enum switch_name { SWITCH_CONTENTION, SWITCH_RELOCK, SWITCH_UNLOCK_OWNER };
+enum switch_name { SWITCH_CONTENTION, SWITCH_RELOCK, SWITCH_UNLOCK_OWNER, SWITCH_LOG };
 
 static const struct setting {
     const char *name;
@@ -93,6 +132,8 @@ static const struct setting {
     {"relock", "error", SWITCH_RELOCK, RELOCK_ERROR},
     {"unlock_owner", "unchecked", SWITCH_UNLOCK_OWNER, UNLOCK_OWNER_UNCHECKED},
     {"unlock_owner", "checked", SWITCH_UNLOCK_OWNER, UNLOCK_OWNER_CHECKED},
+    {"log", "on", SWITCH_LOG, LOG_ON},
+    {"log", "off", SWITCH_LOG, LOG_OFF},
 };
 
 static const struct setting *find_setting(const char *name, const char *value)
@@ -111,8 +152,10 @@ static _Atomic uint32_t *find_switch(struct state_switches *switches, enum switc
         return &switches->contention;
     case SWITCH_RELOCK:
         return &switches->relock;
-    default:
+    case SWITCH_UNLOCK_OWNER:
         return &switches->unlock_owner;
+    default:
+        return &switches->log;
     }
 }
 
@@ -174,6 +217,41 @@ int luna_stub_snapshot(const char *path, luna_stub_token *tokens, uint32_t room,
         state_read_label(&keyring->token, tokens[i].label);
         memcpy(tokens[i].original_label, keyring->original_label, STATE_LABEL_SIZE);
         tokens[i].owner_pid = owner_pid(&file, keyring);
+    }
+    state_close(&file);
+    return 0;
+}
+
+/* ---- the log ---- */
+
+static void describe_call(const struct log_call *logged, luna_stub_call *call)
+{
+    call->number = logged->number;
+    call->began = logged->began;
+    call->duration = logged->duration;
+    call->function = function_name(logged->function);
+    call->slot_id = logged->slot_id;
+    call->rv = logged->rv;
+    call->pid = logged->pid;
+    call->thread = logged->thread;
+}
+
+int luna_stub_log(const char *path, luna_stub_call *calls, uint32_t room, uint32_t *count)
+{
+    if (count == NULL || (calls == NULL && room > 0))
+        return EINVAL;
+    struct state_file file;
+    int error = open_state(path, &file);
+    if (error != 0)
+        return error;
+    uint64_t latest = log_latest(file.state);
+    uint32_t kept = latest < STATE_LOG_ENTRIES ? (uint32_t)latest : STATE_LOG_ENTRIES;
+    uint32_t wanted = room < kept ? room : kept;
+    *count = room == 0 ? kept : 0;
+    for (uint32_t i = wanted; i > 0; i--) {
+        struct log_call logged;
+        if (log_read(file.state, latest - (i - 1U), &logged))
+            describe_call(&logged, &calls[(*count)++]);
     }
     state_close(&file);
     return 0;

@@ -28,22 +28,51 @@ typedef struct luna_stub_token {
     int64_t owner_pid; /* of the process that has the lock; 0: not locked, or its owner is dead */
 } luna_stub_token;
 
+/* When and how a function misbehaves. */
+typedef struct luna_stub_rule {
+    uint64_t rv;         /* what a struck call answers */
+    int64_t times;       /* how many calls it strikes, at most 2^32 - 1; -1: no limit; 0: none */
+    uint64_t every;      /* only each so-manieth call; 1: each */
+    double probability;  /* of those, only so many; 1: all */
+    uint64_t seed;       /* the same seed, the same calls */
+    uint32_t lost_reply; /* 0: a struck call has no effect. 1: it has its effect, and the caller is
+                            told neither that nor the slot or session that it has got */
+} luna_stub_rule;
+
+/* A call in the log. */
+typedef struct luna_stub_call {
+    uint64_t number;      /* from 1, in the order in which the calls began */
+    uint64_t began;       /* nanoseconds since 1970-01-01 UTC */
+    uint64_t duration;    /* nanoseconds; all ones: it has not returned, and may never */
+    const char *function; /* its name, constant */
+    uint64_t slot_id;     /* all ones: none */
+    uint64_t rv;          /* if it has returned */
+    int64_t pid;
+    int64_t thread; /* as the system numbers it */
+} luna_stub_call;
+
 /* A new cluster of 1 to 3500 keyrings, labelled `label` with 1, 2, ... appended (at most 32 bytes).
    cluster_id: 1 to 64 bytes. EEXIST: there is a file, and it stays as it is. EINVAL. */
 LUNA_STUB_API int luna_stub_create(const char *path, const char *cluster_id, const char *label,
                                    uint32_t keyrings, uint64_t first_slot);
 
-/* The next `times` (at most 2^32 - 1) calls of the function, by anybody, answer rv and have no
-   effect; -1: every call; 0: none any more. EINVAL: no such function. */
-LUNA_STUB_API int luna_stub_fault(const char *path, const char *function, uint64_t rv,
-                                  int64_t times);
+/* NUL-terminated. */
+LUNA_STUB_API int luna_stub_cluster_id(const char *path, char cluster_id[65]);
 
-/* Calls of the function (NULL: of every function) take so much longer, before their effect. */
-LUNA_STUB_API int luna_stub_latency(const char *path, const char *function, uint64_t microseconds);
+/* For calls of the function by anybody, from now on; it replaces the function's present rule, and
+   counts the calls from the first. EINVAL: no such function, or a number is out of range. */
+LUNA_STUB_API int luna_stub_fault(const char *path, const char *function,
+                                  const luna_stub_rule *rule);
+
+/* Calls of the function (NULL: of every function) take so many microseconds longer, before their
+   effect: from least to most, evenly distributed; the same seed, the same delays. */
+LUNA_STUB_API int luna_stub_latency(const char *path, const char *function, uint64_t least,
+                                    uint64_t most, uint64_t seed);
 
 /* contention=wait|error: a lock call on a token that another application has locked.
    relock=granted|wait|error: on a token that this application has locked.
    unlock_owner=unchecked|checked: an unlock call on a token that this application has not locked.
+   log=on|off: whether calls are logged.
    The first value is the default. EINVAL: anything else. */
 LUNA_STUB_API int luna_stub_switch(const char *path, const char *name, const char *value);
 
@@ -54,6 +83,11 @@ LUNA_STUB_API int luna_stub_disconnect(const char *path, int64_t pid);
 /* *count: keyrings in the cluster; the first `room` of them are filled in. */
 LUNA_STUB_API int luna_stub_snapshot(const char *path, luna_stub_token *tokens, uint32_t room,
                                      uint32_t *count);
+
+/* The calls of all applications, the latest 16384 of them at most. With no room, *count is how many
+   there are; else the latest are filled in, the oldest of them first, and *count is their number. */
+LUNA_STUB_API int luna_stub_log(const char *path, luna_stub_call *calls, uint32_t room,
+                                uint32_t *count);
 
 #ifdef __cplusplus
 }

@@ -1,20 +1,23 @@
 /*
- * fault.c: faults and latencies: what a call meets before it takes effect, and how they are set.
+ * fault.c: faults and latencies: what a call meets, and how they are set.
  *
  * SPDX-License-Identifier: MIT
  */
 #include "fault.h"
 
-#include <string.h>
+#include "random_number.h"
 
 /* Sleeps are cut into pieces of this length, to notice C_Finalize. */
 #define SLICE_US UINT64_C(20000)
+
+/* Apart from the fault's numbers, should somebody give both the same seed. */
+#define LATENCY_STREAM UINT64_C(0x6C6174656E6379)
 
 static void sleep_out(uint64_t microseconds, bool (*interrupted)(void))
 {
     uint64_t start = platform_monotonic();
     while (!interrupted()) {
-        uint64_t elapsed = platform_monotonic() - start;
+        uint64_t elapsed = (platform_monotonic() - start) / 1000U;
         if (elapsed >= microseconds)
             return;
         uint64_t left = microseconds - elapsed;
@@ -22,64 +25,79 @@ static void sleep_out(uint64_t microseconds, bool (*interrupted)(void))
     }
 }
 
-/* One of the rule's times is used up. They are counted together with the rule's version, so that
-   a rule that replaces another starts from none. */
-static bool use_up(struct state_fault *fault, uint64_t version, int64_t times)
+/* Counts one more, unless `limit` is reached. A count belongs to one version of a rule, so that a
+   rule that replaces another starts from none. */
+static bool count(_Atomic uint64_t *counter, uint64_t version, uint64_t limit, uint32_t *before)
 {
-    uint64_t used = atomic_load(&fault->used);
+    uint64_t old = atomic_load(counter);
     for (;;) {
-        uint32_t struck = (uint32_t)(used >> 32) == (uint32_t)version ? (uint32_t)used : 0;
-        if ((int64_t)struck >= times)
+        *before = (uint32_t)(old >> 32) == (uint32_t)version ? (uint32_t)old : 0;
+        if (*before >= limit)
             return false;
-        uint64_t next = (uint64_t)(uint32_t)version << 32 | (struck + 1U);
-        if (atomic_compare_exchange_weak(&fault->used, &used, next))
+        uint64_t next = (uint64_t)(uint32_t)version << 32 | (uint32_t)(*before + 1U);
+        if (atomic_compare_exchange_weak(counter, &old, next))
             return true;
     }
 }
 
-bool fault_strikes(struct state *state, enum function_id function, bool (*interrupted)(void),
-                   CK_RV *rv)
+static void meet_latency(struct state_fault *fault, bool (*interrupted)(void))
 {
-    struct state_fault *fault = &state->faults[function];
-    uint64_t latency = atomic_load(&fault->latency);
+    struct latency_rule rule;
+    uint64_t version = state_read_latency(&fault->latency, &rule);
+    uint64_t latency = rule.least;
+    if (rule.most > rule.least) {
+        uint32_t place;
+        (void)count(&fault->delayed, version, UINT64_MAX, &place);
+        uint64_t number = random_number(rule.seed ^ LATENCY_STREAM, place);
+        uint64_t span = rule.most - rule.least;
+        latency += span == UINT64_MAX ? number : number % (span + 1U);
+    }
     if (latency != 0)
         sleep_out(latency, interrupted);
-    struct fault_rule rule;
-    uint64_t version = state_read_rule(&fault->rule, &rule);
-    if (rule.times == 0 || (rule.times > 0 && !use_up(fault, version, rule.times)))
-        return false;
-    *rv = (CK_RV)rule.rv;
-    return true;
 }
 
-enum function_id fault_function(const char *name)
+enum fault_kind fault_meet(struct state *state, enum function_id function,
+                           bool (*interrupted)(void), CK_RV *rv)
 {
-    static const char *const names[FUNCTION_COUNT] = {
-#define FUNCTION_NAME(function, parameters) [FUNCTION_##function] = #function,
-        CRYPTOKI_FUNCTIONS(FUNCTION_NAME) CLUSTER_FUNCTIONS(FUNCTION_NAME)
-#undef FUNCTION_NAME
-    };
-    unsigned int i = 0;
-    while (i < FUNCTION_COUNT && strcmp(names[i], name) != 0)
-        i++;
-    return (enum function_id)i;
+    struct state_fault *fault = &state->faults[function];
+    meet_latency(fault, interrupted);
+    struct fault_rule rule;
+    uint64_t version = state_read_fault(&fault->rule, &rule);
+    if (rule.times == 0)
+        return FAULT_NONE;
+    uint32_t place;
+    (void)count(&fault->met, version, UINT64_MAX, &place);
+    if (rule.every > 1 && (place + UINT64_C(1)) % rule.every != 0)
+        return FAULT_NONE;
+    if (random_number(rule.seed, place) > rule.threshold)
+        return FAULT_NONE;
+    uint32_t struck;
+    if (!count(&fault->struck, version, (uint64_t)rule.times, &struck))
+        return FAULT_NONE;
+    *rv = (CK_RV)rule.rv;
+    return rule.lost_reply != 0 ? FAULT_LOST_REPLY : FAULT_INSTEAD;
 }
+
+/* ---- setting them ---- */
 
 static void rearm(struct state_fault *fault)
 {
     struct fault_rule rule;
-    (void)state_read_rule(&fault->rule, &rule);
-    atomic_store(&fault->armed, rule.times != 0 || atomic_load(&fault->latency) != 0 ? 1U : 0U);
+    struct latency_rule latency;
+    (void)state_read_fault(&fault->rule, &rule);
+    (void)state_read_latency(&fault->latency, &latency);
+    atomic_store(&fault->armed, rule.times != 0 || latency.most != 0 ? 1U : 0U);
 }
 
 void fault_set_rule(struct state *state, enum function_id function, const struct fault_rule *rule)
 {
-    state_write_rule(&state->faults[function].rule, rule);
+    state_write_fault(&state->faults[function].rule, rule);
     rearm(&state->faults[function]);
 }
 
-void fault_set_latency(struct state *state, enum function_id function, uint64_t microseconds)
+void fault_set_latency(struct state *state, enum function_id function,
+                       const struct latency_rule *rule)
 {
-    atomic_store(&state->faults[function].latency, microseconds);
+    state_write_latency(&state->faults[function].latency, rule);
     rearm(&state->faults[function]);
 }

@@ -13,25 +13,21 @@ static CK_FUNCTION_LIST function_list = {
 #undef FUNCTION_MEMBER
 };
 
-/* Works in any state, initialised, disconnected or not; only a fault stops it. */
-static bool struck(CK_RV *rv)
+static CK_RV hand_out(CK_FUNCTION_LIST_PTR_PTR list)
 {
-    if (!application_enter())
-        return false;
-    struct state *state = application_file()->state;
-    bool strikes = fault_armed(state, FUNCTION_C_GetFunctionList) &&
-                   fault_strikes(state, FUNCTION_C_GetFunctionList, application_interrupted, rv);
-    application_leave();
-    return strikes;
+    if (list == NULL)
+        return CKR_ARGUMENTS_BAD;
+    *list = &function_list;
+    return CKR_OK;
 }
 
+/* Works in any state, initialised, disconnected or not; only a fault stops it. */
 CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR ppFunctionList)
 {
-    CK_RV rv = CKR_OK;
-    if (struck(&rv))
-        return rv;
-    if (ppFunctionList == NULL)
-        return CKR_ARGUMENTS_BAD;
-    *ppFunctionList = &function_list;
-    return CKR_OK;
+    struct call call;
+    if (call_begin(&call, FUNCTION_C_GetFunctionList, CALL_NO_SLOT))
+        call_end(&call, hand_out(ppFunctionList));
+    else if (!call.struck)
+        call.rv = hand_out(ppFunctionList);
+    return call.rv;
 }

@@ -32,4 +32,8 @@ enum function_id {
         FUNCTION_COUNT
 };
 
+const char *function_name(enum function_id function);
+/* FUNCTION_COUNT: there is none of this name. */
+enum function_id function_named(const char *name);
+
 #endif

@@ -51,17 +51,17 @@ static CK_RV get_info(CK_INFO_PTR info)
 
 CK_RV C_GetInfo(CK_INFO_PTR pInfo)
 {
-    RETURN_CALL(C_GetInfo, get_info(pInfo));
+    RETURN_CALL(C_GetInfo, CALL_NO_SLOT, get_info(pInfo));
 }
 
 CK_RV C_GetFunctionStatus(CK_SESSION_HANDLE hSession)
 {
     (void)hSession;
-    RETURN_CALL(C_GetFunctionStatus, CKR_FUNCTION_NOT_PARALLEL);
+    RETURN_CALL(C_GetFunctionStatus, CALL_NO_SLOT, CKR_FUNCTION_NOT_PARALLEL);
 }
 
 CK_RV C_CancelFunction(CK_SESSION_HANDLE hSession)
 {
     (void)hSession;
-    RETURN_CALL(C_CancelFunction, CKR_FUNCTION_NOT_PARALLEL);
+    RETURN_CALL(C_CancelFunction, CALL_NO_SLOT, CKR_FUNCTION_NOT_PARALLEL);
 }

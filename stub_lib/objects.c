@@ -20,7 +20,7 @@ static CK_RV find_init(CK_SESSION_HANDLE handle, const CK_ATTRIBUTE *attributes,
 
 CK_RV C_FindObjectsInit(CK_SESSION_HANDLE hSession, CK_ATTRIBUTE_PTR pTemplate, CK_ULONG ulCount)
 {
-    RETURN_LOCKED_CALL(C_FindObjectsInit, find_init(hSession, pTemplate, ulCount));
+    RETURN_SESSION_CALL(C_FindObjectsInit, hSession, find_init(hSession, pTemplate, ulCount));
 }
 
 static CK_RV find(CK_SESSION_HANDLE handle, const CK_OBJECT_HANDLE *objects, CK_ULONG_PTR count)
@@ -40,7 +40,7 @@ CK_RV C_FindObjects(CK_SESSION_HANDLE hSession, CK_OBJECT_HANDLE_PTR phObject,
                     CK_ULONG ulMaxObjectCount, CK_ULONG_PTR pulObjectCount)
 {
     (void)ulMaxObjectCount;
-    RETURN_LOCKED_CALL(C_FindObjects, find(hSession, phObject, pulObjectCount));
+    RETURN_SESSION_CALL(C_FindObjects, hSession, find(hSession, phObject, pulObjectCount));
 }
 
 static CK_RV find_final(CK_SESSION_HANDLE handle)
@@ -56,5 +56,5 @@ static CK_RV find_final(CK_SESSION_HANDLE handle)
 
 CK_RV C_FindObjectsFinal(CK_SESSION_HANDLE hSession)
 {
-    RETURN_LOCKED_CALL(C_FindObjectsFinal, find_final(hSession));
+    RETURN_SESSION_CALL(C_FindObjectsFinal, hSession, find_final(hSession));
 }

@@ -66,14 +66,15 @@ static CK_RV init_token(CK_SLOT_ID slot_id, const CK_UTF8CHAR *pin, CK_ULONG len
     struct state_keyring *keyring = state_keyring(file, slot_id);
     if (keyring == NULL)
         return CKR_SLOT_ID_INVALID;
-    if (session_token(slot_id)->sessions > 0)
-        return CKR_SESSION_EXISTS;
     if (!state_write_begin(file))
         return CKR_DEVICE_ERROR;
-    struct token_record record;
-    state_read_token(&keyring->token, &record);
-    CK_RV rv = change_token(&record, pin, length, label);
-    state_write_token(&keyring->token, &record);
+    CK_RV rv = CKR_SESSION_EXISTS;
+    if (!registry_anybody_in_session(file, state_keyring_index(file, slot_id))) {
+        struct token_record record;
+        state_read_token(&keyring->token, &record);
+        rv = change_token(&record, pin, length, label);
+        state_write_token(&keyring->token, &record);
+    }
     state_write_end(file);
     return rv;
 }
@@ -81,7 +82,7 @@ static CK_RV init_token(CK_SLOT_ID slot_id, const CK_UTF8CHAR *pin, CK_ULONG len
 CK_RV C_InitToken(CK_SLOT_ID slotID, CK_UTF8CHAR_PTR pPin, CK_ULONG ulPinLen,
                   CK_UTF8CHAR_PTR pLabel)
 {
-    RETURN_LOCKED_CALL(C_InitToken, init_token(slotID, pPin, ulPinLen, pLabel));
+    RETURN_LOCKED_CALL(C_InitToken, slotID, init_token(slotID, pPin, ulPinLen, pLabel));
 }
 
 /* ---- C_InitPIN and C_SetPIN ---- */
@@ -111,7 +112,7 @@ static CK_RV init_pin(CK_SESSION_HANDLE handle, const CK_UTF8CHAR *pin, CK_ULONG
 
 CK_RV C_InitPIN(CK_SESSION_HANDLE hSession, CK_UTF8CHAR_PTR pPin, CK_ULONG ulPinLen)
 {
-    RETURN_LOCKED_CALL(C_InitPIN, init_pin(hSession, pPin, ulPinLen));
+    RETURN_SESSION_CALL(C_InitPIN, hSession, init_pin(hSession, pPin, ulPinLen));
 }
 
 static CK_RV change_pin(CK_SESSION_HANDLE handle, const CK_UTF8CHAR *old_pin, CK_ULONG old_length,
@@ -146,7 +147,7 @@ static CK_RV change_pin(CK_SESSION_HANDLE handle, const CK_UTF8CHAR *old_pin, CK
 CK_RV C_SetPIN(CK_SESSION_HANDLE hSession, CK_UTF8CHAR_PTR pOldPin, CK_ULONG ulOldLen,
                CK_UTF8CHAR_PTR pNewPin, CK_ULONG ulNewLen)
 {
-    RETURN_LOCKED_CALL(C_SetPIN, change_pin(hSession, pOldPin, ulOldLen, pNewPin, ulNewLen));
+    RETURN_SESSION_CALL(C_SetPIN, hSession, change_pin(hSession, pOldPin, ulOldLen, pNewPin, ulNewLen));
 }
 
 /* ---- C_Login and C_Logout ---- */
@@ -209,7 +210,7 @@ static CK_RV log_in(CK_SESSION_HANDLE handle, CK_USER_TYPE user_type, const CK_U
 CK_RV C_Login(CK_SESSION_HANDLE hSession, CK_USER_TYPE userType, CK_UTF8CHAR_PTR pPin,
               CK_ULONG ulPinLen)
 {
-    RETURN_LOCKED_CALL(C_Login, log_in(hSession, userType, pPin, ulPinLen));
+    RETURN_SESSION_CALL(C_Login, hSession, log_in(hSession, userType, pPin, ulPinLen));
 }
 
 static CK_RV log_out(CK_SESSION_HANDLE handle)
@@ -226,5 +227,5 @@ static CK_RV log_out(CK_SESSION_HANDLE handle)
 
 CK_RV C_Logout(CK_SESSION_HANDLE hSession)
 {
-    RETURN_LOCKED_CALL(C_Logout, log_out(hSession));
+    RETURN_SESSION_CALL(C_Logout, hSession, log_out(hSession));
 }

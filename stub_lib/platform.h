@@ -7,7 +7,6 @@
 #ifndef STUB_PLATFORM_H
 #define STUB_PLATFORM_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -15,8 +14,16 @@
 
 /* ---- mutexes of this process ---- */
 
+#if defined(_WIN32)
+typedef struct platform_mutex {
+    void *slim; /* an SRWLOCK, without the header that would bring in everything */
+} platform_mutex;
+#define PLATFORM_MUTEX_INITIALIZER {NULL}
+#else
+#include <pthread.h>
 typedef pthread_mutex_t platform_mutex;
 #define PLATFORM_MUTEX_INITIALIZER PTHREAD_MUTEX_INITIALIZER
+#endif
 
 void platform_mutex_lock(platform_mutex *mutex);
 void platform_mutex_unlock(platform_mutex *mutex);
@@ -26,7 +33,7 @@ void platform_mutex_reset(platform_mutex *mutex);
 /* ---- a file mapped into memory and shared with other processes ---- */
 
 struct platform_file {
-    int fd;
+    intptr_t handle; /* a file descriptor, or a HANDLE */
     void *memory;
     size_t size;
     struct platform_file *next; /* all open ones, for the child of a fork to close */
@@ -45,7 +52,8 @@ int platform_create(const char *path, size_t size, void (*fill)(void *memory, co
    process dies. `wait` false: EAGAIN when somebody else holds it. */
 int platform_byte_lock(struct platform_file *file, uint64_t offset, bool wait);
 void platform_byte_unlock(struct platform_file *file, uint64_t offset);
-/* Held by another platform_file? When the system cannot tell, yes: take nothing from the living. */
+/* Held by another platform_file? When the system cannot tell, yes: take nothing from the living.
+   Not to be asked of a byte that this one has locked: it could lose that lock. */
 bool platform_byte_locked(struct platform_file *file, uint64_t offset);
 
 /* ---- waiting ---- */
@@ -54,11 +62,15 @@ bool platform_byte_locked(struct platform_file *file, uint64_t offset);
 void platform_wait(_Atomic uint32_t *word, uint32_t expected, uint32_t milliseconds);
 void platform_wake_one(_Atomic uint32_t *word);
 void platform_sleep(uint64_t microseconds);
-uint64_t platform_monotonic(void); /* microseconds */
+uint64_t platform_monotonic(void); /* nanoseconds since some moment */
+uint64_t platform_wall_clock(void); /* nanoseconds since 1970-01-01 UTC */
 
 /* ---- the process ---- */
 
 int64_t platform_pid(void);
+int64_t platform_thread(void); /* as the system numbers it, and threading.get_native_id() */
+/* The value of an environment variable, in the encoding of paths; free() it. NULL: not set. */
+char *platform_environment(const char *name);
 bool platform_random(void *buffer, size_t size);
 /* Called in the child of every fork, when all platform_files are closed there. */
 void platform_on_fork(void (*child)(void));

@@ -50,6 +50,10 @@ void platform_mutex_reset(platform_mutex *mutex)
 
 /* ---- open files, and what a fork does to them ---- */
 
+/* Asking the system each time would be most of what a logged call costs. 0: not asked yet. */
+static _Atomic int64_t process_number;
+static _Thread_local int64_t thread_number;
+
 static platform_mutex files_mutex = PLATFORM_MUTEX_INITIALIZER;
 static struct platform_file *files;
 static void (*fork_child)(void);
@@ -74,10 +78,12 @@ static void after_fork_in_child(void)
         struct platform_file *file = files;
         files = file->next;
         (void)munmap(file->memory, file->size);
-        (void)close(file->fd);
+        (void)close((int)file->handle);
         file->memory = NULL;
-        file->fd = -1;
+        file->handle = -1;
     }
+    atomic_store(&process_number, 0);
+    thread_number = 0;
     platform_mutex_unlock(&files_mutex); /* this thread took it, before the fork */
     if (fork_child != NULL)
         fork_child();
@@ -115,7 +121,7 @@ int platform_open(const char *path, struct platform_file *file)
     int fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
     int error = fd < 0 ? errno : map_file(fd, file);
     if (error == 0) {
-        file->fd = fd;
+        file->handle = fd;
         file->previous = NULL;
         file->next = files;
         if (files != NULL)
@@ -138,9 +144,9 @@ void platform_close(struct platform_file *file)
     else
         files = file->next;
     (void)munmap(file->memory, file->size);
-    (void)close(file->fd);
+    (void)close((int)file->handle);
     file->memory = NULL;
-    file->fd = -1;
+    file->handle = -1;
     platform_mutex_unlock(&files_mutex);
 }
 
@@ -200,7 +206,7 @@ static struct flock one_byte(uint64_t offset, short type)
 int platform_byte_lock(struct platform_file *file, uint64_t offset, bool wait)
 {
     struct flock lock = one_byte(offset, F_WRLCK);
-    while (fcntl(file->fd, wait ? F_OFD_SETLKW : F_OFD_SETLK, &lock) != 0) {
+    while (fcntl((int)file->handle, wait ? F_OFD_SETLKW : F_OFD_SETLK, &lock) != 0) {
         if (errno != EINTR)
             return errno == EACCES ? EAGAIN : errno;
     }
@@ -210,13 +216,13 @@ int platform_byte_lock(struct platform_file *file, uint64_t offset, bool wait)
 void platform_byte_unlock(struct platform_file *file, uint64_t offset)
 {
     struct flock lock = one_byte(offset, F_UNLCK);
-    (void)fcntl(file->fd, F_OFD_SETLK, &lock);
+    (void)fcntl((int)file->handle, F_OFD_SETLK, &lock);
 }
 
 bool platform_byte_locked(struct platform_file *file, uint64_t offset)
 {
     struct flock lock = one_byte(offset, F_WRLCK);
-    return fcntl(file->fd, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
+    return fcntl((int)file->handle, F_OFD_GETLK, &lock) != 0 || lock.l_type != F_UNLCK;
 }
 
 /* ---- waiting ---- */
@@ -228,11 +234,21 @@ void platform_sleep(uint64_t microseconds)
     (void)nanosleep(&time, NULL);
 }
 
-uint64_t platform_monotonic(void)
+static uint64_t read_clock(clockid_t clock)
 {
     struct timespec now;
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000U + (uint64_t)now.tv_nsec / 1000U;
+    (void)clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
+}
+
+uint64_t platform_monotonic(void)
+{
+    return read_clock(CLOCK_MONOTONIC);
+}
+
+uint64_t platform_wall_clock(void)
+{
+    return read_clock(CLOCK_REALTIME);
 }
 
 #ifdef __linux__
@@ -268,7 +284,32 @@ void platform_wake_one(_Atomic uint32_t *word)
 
 int64_t platform_pid(void)
 {
-    return (int64_t)getpid();
+    int64_t number = atomic_load_explicit(&process_number, memory_order_relaxed);
+    if (number == 0) {
+        number = (int64_t)getpid();
+        atomic_store_explicit(&process_number, number, memory_order_relaxed);
+    }
+    return number;
+}
+
+int64_t platform_thread(void)
+{
+    if (thread_number == 0) {
+#ifdef __linux__
+        thread_number = (int64_t)syscall(SYS_gettid);
+#else
+        uint64_t number = 0;
+        (void)pthread_threadid_np(NULL, &number);
+        thread_number = (int64_t)number;
+#endif
+    }
+    return thread_number;
+}
+
+char *platform_environment(const char *name)
+{
+    const char *value = getenv(name);
+    return value == NULL ? NULL : strdup(value);
 }
 
 bool platform_random(void *buffer, size_t size)

@@ -16,7 +16,7 @@ static CK_RV seed_random(CK_SESSION_HANDLE handle, const CK_BYTE *seed)
 CK_RV C_SeedRandom(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pSeed, CK_ULONG ulSeedLen)
 {
     (void)ulSeedLen;
-    RETURN_LOCKED_CALL(C_SeedRandom, seed_random(hSession, pSeed));
+    RETURN_SESSION_CALL(C_SeedRandom, hSession, seed_random(hSession, pSeed));
 }
 
 static CK_RV generate_random(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG length)
@@ -30,5 +30,5 @@ static CK_RV generate_random(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG l
 
 CK_RV C_GenerateRandom(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pRandomData, CK_ULONG ulRandomLen)
 {
-    RETURN_LOCKED_CALL(C_GenerateRandom, generate_random(hSession, pRandomData, ulRandomLen));
+    RETURN_SESSION_CALL(C_GenerateRandom, hSession, generate_random(hSession, pRandomData, ulRandomLen));
 }

@@ -6,7 +6,9 @@
  */
 #include "registry.h"
 
-bool registry_enter(struct state_file *file)
+/* Between state_write_begin() and state_write_end(): whoever looks at sessions must not take the
+   last owner's for ours. */
+static bool take_entry(struct state_file *file)
 {
     for (uint32_t index = 0; index < STATE_APPLICATIONS; index++) {
         if (platform_byte_lock(&file->platform, STATE_LIFE_BYTE(index), false) != 0)
@@ -16,11 +18,22 @@ bool registry_enter(struct state_file *file)
         uint32_t generation = atomic_fetch_add(&entry->generation, 1U) + 1U;
         if (generation == atomic_load(&entry->disconnected))
             generation = atomic_fetch_add(&entry->generation, 1U) + 1U;
+        for (uint32_t word = 0; word < STATE_KEYRING_BITS; word++)
+            atomic_store_explicit(&entry->in_session[word], 0, memory_order_relaxed);
         atomic_store(&entry->pid, platform_pid());
         file->self = (uint64_t)generation << 32 | (index + 1U);
         return true;
     }
     return false;
+}
+
+bool registry_enter(struct state_file *file)
+{
+    if (!state_write_begin(file))
+        return false;
+    bool entered = take_entry(file);
+    state_write_end(file);
+    return entered;
 }
 
 void registry_leave(struct state_file *file)
@@ -63,4 +76,35 @@ void registry_disconnect(struct state_file *file, uint64_t owner)
 {
     atomic_store(&file->state->applications[registry_index(owner)].disconnected,
                  registry_generation(owner));
+}
+
+/* ---- sessions ---- */
+
+static _Atomic uint64_t *session_word(struct state_file *file, uint32_t index, uint32_t keyring)
+{
+    return &file->state->applications[index].in_session[keyring / 64U];
+}
+
+void registry_set_in_session(struct state_file *file, uint32_t keyring, bool in_session)
+{
+    _Atomic uint64_t *word = session_word(file, registry_index(file->self), keyring);
+    uint64_t bit = UINT64_C(1) << keyring % 64U;
+    if (in_session)
+        atomic_fetch_or(word, bit);
+    else
+        atomic_fetch_and(word, ~bit);
+}
+
+bool registry_anybody_in_session(struct state_file *file, uint32_t keyring)
+{
+    uint64_t bit = UINT64_C(1) << keyring % 64U;
+    for (uint32_t index = 0; index < STATE_APPLICATIONS; index++) {
+        if ((atomic_load(session_word(file, index, keyring)) & bit) == 0)
+            continue;
+        bool own = index == registry_index(file->self);
+        uint64_t owner = own ? file->self : registry_at(file, index);
+        if (owner != 0 && registry_alive(file, owner))
+            return true;
+    }
+    return false;
 }

@@ -31,4 +31,9 @@ int64_t registry_pid(struct state_file *file, uint64_t owner);
 uint64_t registry_at(struct state_file *file, uint32_t index);
 void registry_disconnect(struct state_file *file, uint64_t owner);
 
+/* Has this application a session with the keyring's token? To set it and to ask for anybody's needs
+   state_write_begin(). */
+void registry_set_in_session(struct state_file *file, uint32_t keyring, bool in_session);
+bool registry_anybody_in_session(struct state_file *file, uint32_t keyring);
+
 #endif

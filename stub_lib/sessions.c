@@ -44,9 +44,15 @@ struct session *session_find(CK_SESSION_HANDLE handle)
     return handle != CK_INVALID_HANDLE && session->handle == handle ? session : NULL;
 }
 
+uint64_t session_slot(CK_SESSION_HANDLE handle)
+{
+    const struct session *session = session_find(handle);
+    return session == NULL ? CALL_NO_SLOT : session->slot_id;
+}
+
 struct token_use *session_token(CK_SLOT_ID slot_id)
 {
-    return &tokens[slot_id - application_file()->first_slot];
+    return &tokens[state_keyring_index(application_file(), slot_id)];
 }
 
 CK_STATE session_state(const struct session *session)
@@ -61,7 +67,20 @@ CK_STATE session_state(const struct session *session)
     }
 }
 
-static CK_RV open_session(CK_SLOT_ID slot_id, CK_FLAGS flags, CK_SESSION_HANDLE_PTR handle)
+/* The first session with a token is told to the cluster, for C_InitToken of other applications; the
+   writer's lock keeps it out of the midst of theirs. */
+static bool tell_first_session(CK_SLOT_ID slot_id)
+{
+    struct state_file *file = application_file();
+    if (!state_write_begin(file))
+        return false;
+    registry_set_in_session(file, state_keyring_index(file, slot_id), true);
+    state_write_end(file);
+    return true;
+}
+
+static CK_RV open_session(CK_SLOT_ID slot_id, CK_FLAGS flags, CK_SESSION_HANDLE_PTR handle,
+                          bool reply_lost)
 {
     if (handle == NULL)
         return CKR_ARGUMENTS_BAD;
@@ -78,6 +97,8 @@ static CK_RV open_session(CK_SLOT_ID slot_id, CK_FLAGS flags, CK_SESSION_HANDLE_
         place++;
     if (place == SESSIONS_MAX)
         return CKR_SESSION_COUNT;
+    if (token->sessions == 0 && !tell_first_session(slot_id))
+        return CKR_DEVICE_ERROR;
     CK_SESSION_HANDLE next = ++opened * SESSIONS_MAX + place;
     if (next == CK_INVALID_HANDLE)
         next = ++opened * SESSIONS_MAX + place;
@@ -86,7 +107,8 @@ static CK_RV open_session(CK_SLOT_ID slot_id, CK_FLAGS flags, CK_SESSION_HANDLE_
     token->sessions++;
     if (read_write)
         token->rw_sessions++;
-    *handle = next;
+    if (!reply_lost)
+        *handle = next;
     return CKR_OK;
 }
 
@@ -95,7 +117,8 @@ CK_RV C_OpenSession(CK_SLOT_ID slotID, CK_FLAGS flags, CK_VOID_PTR pApplication,
 {
     (void)pApplication; /* there is nothing to notify of */
     (void)Notify;
-    RETURN_LOCKED_CALL(C_OpenSession, open_session(slotID, flags, phSession));
+    RETURN_LOCKED_CALL(C_OpenSession, slotID,
+                       open_session(slotID, flags, phSession, call.reply_lost));
 }
 
 /* The last session of a token takes the login with it. */
@@ -105,8 +128,11 @@ static void close_session(struct session *session)
     token->sessions--;
     if (session->read_write)
         token->rw_sessions--;
-    if (token->sessions == 0)
+    if (token->sessions == 0) {
         token->login = LOGIN_NONE;
+        struct state_file *file = application_file();
+        registry_set_in_session(file, state_keyring_index(file, session->slot_id), false);
+    }
     session->handle = CK_INVALID_HANDLE;
 }
 
@@ -121,7 +147,7 @@ static CK_RV close_one(CK_SESSION_HANDLE handle)
 
 CK_RV C_CloseSession(CK_SESSION_HANDLE hSession)
 {
-    RETURN_LOCKED_CALL(C_CloseSession, close_one(hSession));
+    RETURN_SESSION_CALL(C_CloseSession, hSession, close_one(hSession));
 }
 
 static CK_RV close_all(CK_SLOT_ID slot_id)
@@ -137,7 +163,7 @@ static CK_RV close_all(CK_SLOT_ID slot_id)
 
 CK_RV C_CloseAllSessions(CK_SLOT_ID slotID)
 {
-    RETURN_LOCKED_CALL(C_CloseAllSessions, close_all(slotID));
+    RETURN_LOCKED_CALL(C_CloseAllSessions, slotID, close_all(slotID));
 }
 
 static CK_RV get_session_info(CK_SESSION_HANDLE handle, CK_SESSION_INFO_PTR info)
@@ -156,5 +182,5 @@ static CK_RV get_session_info(CK_SESSION_HANDLE handle, CK_SESSION_INFO_PTR info
 
 CK_RV C_GetSessionInfo(CK_SESSION_HANDLE hSession, CK_SESSION_INFO_PTR pInfo)
 {
-    RETURN_LOCKED_CALL(C_GetSessionInfo, get_session_info(hSession, pInfo));
+    RETURN_SESSION_CALL(C_GetSessionInfo, hSession, get_session_info(hSession, pInfo));
 }

@@ -37,17 +37,23 @@ struct session *session_find(CK_SESSION_HANDLE handle); /* NULL: no such session
 struct token_use *session_token(CK_SLOT_ID slot_id);    /* of a slot that exists */
 CK_STATE session_state(const struct session *session);
 
+uint64_t session_slot(CK_SESSION_HANDLE handle); /* CALL_NO_SLOT: no such session */
+
 /* RETURN_CALL for functions that look at sessions. A latency is slept out before the lock. */
-#define RETURN_LOCKED_CALL(function, answer)            \
-    do {                                                \
-        CK_RV call_rv;                                  \
-        if (call_enter(FUNCTION_##function, &call_rv)) { \
-            sessions_lock();                            \
-            call_rv = (answer);                         \
-            sessions_unlock();                          \
-            application_leave();                        \
-        }                                               \
-        return call_rv;                                 \
+#define RETURN_LOCKED_CALL(function, slot_id, answer)               \
+    do {                                                            \
+        struct call call;                                           \
+        if (call_begin(&call, FUNCTION_##function, (slot_id))) {    \
+            sessions_lock();                                        \
+            CK_RV call_rv = (answer);                               \
+            sessions_unlock();                                      \
+            call_end(&call, call_rv);                               \
+        }                                                           \
+        return call.rv;                                             \
     } while (0)
+
+/* For those that are given a session: its slot is the call's. */
+#define RETURN_SESSION_CALL(function, handle, answer) \
+    RETURN_LOCKED_CALL(function, CALL_NO_SLOT, (call.slot_id = session_slot(handle), (answer)))
 
 #endif

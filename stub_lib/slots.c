@@ -10,6 +10,8 @@
 #include "sessions.h"
 #include "text.h"
 
+#define EVENT_POLL_US 20000U
+
 /* ---- slots ---- */
 
 static CK_RV get_slot_list(CK_SLOT_ID_PTR slot_ids, CK_ULONG_PTR count)
@@ -31,7 +33,7 @@ static CK_RV get_slot_list(CK_SLOT_ID_PTR slot_ids, CK_ULONG_PTR count)
 CK_RV C_GetSlotList(CK_BBOOL tokenPresent, CK_SLOT_ID_PTR pSlotList, CK_ULONG_PTR pulCount)
 {
     (void)tokenPresent; /* in every slot there is one */
-    RETURN_CALL(C_GetSlotList, get_slot_list(pSlotList, pulCount));
+    RETURN_CALL(C_GetSlotList, CALL_NO_SLOT, get_slot_list(pSlotList, pulCount));
 }
 
 static CK_RV get_slot_info(CK_SLOT_ID slot_id, CK_SLOT_INFO_PTR info)
@@ -43,7 +45,7 @@ static CK_RV get_slot_info(CK_SLOT_ID slot_id, CK_SLOT_INFO_PTR info)
         return CKR_SLOT_ID_INVALID;
     char description[65];
     (void)snprintf(description, sizeof description, "luna_ext stand-in, keyring %llu",
-                   (unsigned long long)(slot_id - file->first_slot + 1U));
+                   state_keyring_index(file, slot_id) + 1ULL);
     memset(info, 0, sizeof *info);
     text_pad(info->slotDescription, sizeof info->slotDescription, description);
     text_pad(info->manufacturerID, sizeof info->manufacturerID, TEXT_MANUFACTURER);
@@ -55,20 +57,24 @@ static CK_RV get_slot_info(CK_SLOT_ID slot_id, CK_SLOT_INFO_PTR info)
 
 CK_RV C_GetSlotInfo(CK_SLOT_ID slotID, CK_SLOT_INFO_PTR pInfo)
 {
-    RETURN_CALL(C_GetSlotInfo, get_slot_info(slotID, pInfo));
+    RETURN_CALL(C_GetSlotInfo, slotID, get_slot_info(slotID, pInfo));
 }
 
-static CK_RV wait_for_slot_event(CK_FLAGS flags, CK_SLOT_ID_PTR slot, CK_VOID_PTR reserved)
+/* Tokens never come or go, so only C_Finalize or a lost connection ends the waiting. */
+static CK_RV wait_for_slot_event(CK_FLAGS flags, const CK_SLOT_ID *slot, const void *reserved)
 {
     if (slot == NULL || reserved != NULL)
         return CKR_ARGUMENTS_BAD;
-    /* Tokens never come or go; waiting for it would be waiting for ever. */
-    return (flags & CKF_DONT_BLOCK) != 0 ? CKR_NO_EVENT : CKR_FUNCTION_NOT_SUPPORTED;
+    if ((flags & CKF_DONT_BLOCK) != 0)
+        return CKR_NO_EVENT;
+    while (!application_interrupted())
+        platform_sleep(EVENT_POLL_US);
+    return application_started() ? CKR_DEVICE_ERROR : CKR_CRYPTOKI_NOT_INITIALIZED;
 }
 
 CK_RV C_WaitForSlotEvent(CK_FLAGS flags, CK_SLOT_ID_PTR pSlot, CK_VOID_PTR pReserved)
 {
-    RETURN_CALL(C_WaitForSlotEvent, wait_for_slot_event(flags, pSlot, pReserved));
+    RETURN_CALL(C_WaitForSlotEvent, CALL_NO_SLOT, wait_for_slot_event(flags, pSlot, pReserved));
 }
 
 /* ---- tokens ---- */
@@ -132,7 +138,7 @@ static CK_RV get_token_info(CK_SLOT_ID slot_id, CK_TOKEN_INFO_PTR info)
 
 CK_RV C_GetTokenInfo(CK_SLOT_ID slotID, CK_TOKEN_INFO_PTR pInfo)
 {
-    RETURN_LOCKED_CALL(C_GetTokenInfo, get_token_info(slotID, pInfo));
+    RETURN_LOCKED_CALL(C_GetTokenInfo, slotID, get_token_info(slotID, pInfo));
 }
 
 /* ---- mechanisms: none ---- */
@@ -151,7 +157,7 @@ CK_RV C_GetMechanismList(CK_SLOT_ID slotID, CK_MECHANISM_TYPE_PTR pMechanismList
                          CK_ULONG_PTR pulCount)
 {
     (void)pMechanismList;
-    RETURN_CALL(C_GetMechanismList, get_mechanism_list(slotID, pulCount));
+    RETURN_CALL(C_GetMechanismList, slotID, get_mechanism_list(slotID, pulCount));
 }
 
 static CK_RV get_mechanism_info(CK_SLOT_ID slot_id, CK_MECHANISM_INFO_PTR info)
@@ -165,5 +171,5 @@ static CK_RV get_mechanism_info(CK_SLOT_ID slot_id, CK_MECHANISM_INFO_PTR info)
 CK_RV C_GetMechanismInfo(CK_SLOT_ID slotID, CK_MECHANISM_TYPE type, CK_MECHANISM_INFO_PTR pInfo)
 {
     (void)type;
-    RETURN_CALL(C_GetMechanismInfo, get_mechanism_info(slotID, pInfo));
+    RETURN_CALL(C_GetMechanismInfo, slotID, get_mechanism_info(slotID, pInfo));
 }

@@ -74,13 +74,24 @@ void state_read_label(struct state_token *token, uint8_t label[STATE_LABEL_SIZE]
                       STATE_LABEL_SIZE / sizeof(uint64_t));
 }
 
-uint64_t state_read_rule(struct state_rule *rule, struct fault_rule *record)
+uint64_t state_read_fault(struct state_fault_rule *rule, struct fault_rule *record)
 {
     return read_record(&rule->version, rule->copies[0], STATE_WORDS(*record), record,
                        STATE_WORDS(*record));
 }
 
-void state_write_rule(struct state_rule *rule, const struct fault_rule *record)
+void state_write_fault(struct state_fault_rule *rule, const struct fault_rule *record)
+{
+    write_record(&rule->version, rule->copies[0], STATE_WORDS(*record), record);
+}
+
+uint64_t state_read_latency(struct state_latency_rule *rule, struct latency_rule *record)
+{
+    return read_record(&rule->version, rule->copies[0], STATE_WORDS(*record), record,
+                       STATE_WORDS(*record));
+}
+
+void state_write_latency(struct state_latency_rule *rule, const struct latency_rule *record)
 {
     write_record(&rule->version, rule->copies[0], STATE_WORDS(*record), record);
 }
@@ -130,6 +141,8 @@ static void fill(void *memory, const void *context)
     state->header.application_size = sizeof(struct state_application);
     state->header.keyring_count = plan->keyrings;
     state->header.keyring_size = sizeof(struct state_keyring);
+    state->header.log_entries = STATE_LOG_ENTRIES;
+    state->header.log_entry_size = sizeof(struct state_log_entry);
     state->header.first_slot = plan->first_slot;
     state->header.file_size = file_size(plan->keyrings);
     memcpy(state->header.cluster_id, plan->cluster_id, strlen(plan->cluster_id));
@@ -170,7 +183,9 @@ static const char *find_defect(const struct state *state, uint64_t size)
         header->fault_size != sizeof(struct state_fault) ||
         header->application_count != STATE_APPLICATIONS ||
         header->application_size != sizeof(struct state_application) ||
-        header->keyring_size != sizeof(struct state_keyring))
+        header->keyring_size != sizeof(struct state_keyring) ||
+        header->log_entries != STATE_LOG_ENTRIES ||
+        header->log_entry_size != sizeof(struct state_log_entry))
         return "a state file of another layout";
     if (header->keyring_count < 1 || header->keyring_count > STATE_MAX_KEYRINGS)
         return "damaged: the number of keyrings is out of range";

@@ -11,9 +11,12 @@
 #include "functions.h"
 #include "platform.h"
 
-#define STATE_VERSION 1U
+#define STATE_VERSION 2U
 #define STATE_MAX_KEYRINGS 3500U
 #define STATE_APPLICATIONS 1024U
+#ifndef STATE_LOG_ENTRIES
+#define STATE_LOG_ENTRIES 16384U /* a power of two */
+#endif
 #define STATE_CLUSTER_ID_SIZE 64U
 #define STATE_LABEL_SIZE 32U
 #define STATE_SERIAL_SIZE 16U
@@ -46,7 +49,18 @@ struct token_record {
 
 struct fault_rule {
     uint64_t rv;
-    int64_t times; /* -1: always; 0: never */
+    int64_t times;      /* how often it strikes; -1: for ever; 0: never */
+    uint64_t every;     /* it meets each so-manieth call, at least 1 */
+    uint64_t threshold; /* and strikes if the call's random number is not above this */
+    uint64_t seed;      /* of the random numbers */
+    uint64_t lost_reply; /* 0: in place of the effect; 1: after it */
+};
+
+/* Microseconds. Drawn evenly from between the two. */
+struct latency_rule {
+    uint64_t least;
+    uint64_t most;
+    uint64_t seed;
 };
 
 /* Two copies of a record and a version whose low bit selects the current one. A writer fills the
@@ -60,13 +74,15 @@ struct fault_rule {
     _Static_assert(sizeof(struct type) % sizeof(uint64_t) == 0, "records consist of words")
 
 STATE_RECORD(state_token, token_record);
-STATE_RECORD(state_rule, fault_rule);
+STATE_RECORD(state_fault_rule, fault_rule);
+STATE_RECORD(state_latency_rule, latency_rule);
 
 /* ---- the file ---- */
 
 enum switch_contention { CONTENTION_WAIT, CONTENTION_ERROR };
 enum switch_relock { RELOCK_GRANTED, RELOCK_WAIT, RELOCK_ERROR };
 enum switch_unlock_owner { UNLOCK_OWNER_UNCHECKED, UNLOCK_OWNER_CHECKED };
+enum switch_log { LOG_ON, LOG_OFF };
 
 /* Written when the file is made and never again. */
 struct state_header {
@@ -79,6 +95,8 @@ struct state_header {
     uint32_t application_size;
     uint32_t keyring_count;
     uint32_t keyring_size;
+    uint32_t log_entries;
+    uint32_t log_entry_size;
     uint64_t first_slot; /* slot ID of the first keyring; the others follow */
     uint64_t file_size;
     char cluster_id[STATE_CLUSTER_ID_SIZE + 8]; /* NUL-terminated */
@@ -88,19 +106,43 @@ struct state_switches {
     _Atomic uint32_t contention;
     _Atomic uint32_t relock;
     _Atomic uint32_t unlock_owner;
+    _Atomic uint32_t log;
 };
 
 struct state_fault {
     _Atomic uint32_t armed; /* 0: nothing below applies; all that an untroubled call looks at */
-    struct state_rule rule;
-    _Atomic uint64_t used; /* version of the rule << 32 | calls that it has struck */
-    _Atomic uint64_t latency;
+    struct state_fault_rule rule;
+    _Atomic uint64_t met;    /* version of the rule << 32 | calls that it has met */
+    _Atomic uint64_t struck; /* version of the rule << 32 | calls that it has struck */
+    struct state_latency_rule latency;
+    _Atomic uint64_t delayed; /* version of the latency << 32 | calls that it has delayed */
 };
+
+#define STATE_KEYRING_BITS ((STATE_MAX_KEYRINGS + 63U) / 64U)
 
 struct state_application {
     _Atomic uint32_t generation;   /* steps with every owner of the entry */
     _Atomic uint32_t disconnected; /* the generation that lost its connection */
     _Atomic int64_t pid;
+    _Atomic uint64_t in_session[STATE_KEYRING_BITS]; /* the keyrings that it has sessions with */
+};
+
+/* An entry is true if its check fits the rest. One that is half written, by a process that was
+   killed or overtaken by a whole round of the log, is none. */
+struct state_log_entry {
+    alignas(64) _Atomic uint64_t number; /* of the call, from 1 */
+    _Atomic uint64_t began;              /* nanoseconds since 1970-01-01 UTC */
+    _Atomic uint64_t duration;           /* nanoseconds; all ones: has not returned */
+    _Atomic uint64_t pid_and_function;   /* pid << 32 | enum function_id */
+    _Atomic uint64_t thread;
+    _Atomic uint64_t slot_id; /* all ones: none */
+    _Atomic uint64_t rv;
+    _Atomic uint64_t check;
+};
+
+struct state_log {
+    alignas(64) _Atomic uint64_t calls; /* the number of the latest one */
+    struct state_log_entry entries[STATE_LOG_ENTRIES];
 };
 
 struct state_keyring {
@@ -119,6 +161,7 @@ struct state {
     alignas(64) struct state_switches switches;
     alignas(64) struct state_fault faults[FUNCTION_COUNT];
     alignas(64) struct state_application applications[STATE_APPLICATIONS];
+    struct state_log log;
     struct state_keyring keyrings[];
 };
 
@@ -149,6 +192,11 @@ int state_create(const char *path, const struct state_plan *plan);
 int state_open(const char *path, struct state_file *file, const char **reason);
 void state_close(struct state_file *file);
 
+static inline uint32_t state_keyring_index(const struct state_file *file, uint64_t slot_id)
+{
+    return (uint32_t)(slot_id - file->first_slot);
+}
+
 /* NULL when the slot is none of the cluster's. */
 static inline struct state_keyring *state_keyring(struct state_file *file, uint64_t slot_id)
 {
@@ -163,8 +211,10 @@ void state_write_end(struct state_file *file);
 void state_read_token(struct state_token *token, struct token_record *record);
 void state_write_token(struct state_token *token, const struct token_record *record);
 void state_read_label(struct state_token *token, uint8_t label[STATE_LABEL_SIZE]);
-/* The version it returns tells one rule from the next. */
-uint64_t state_read_rule(struct state_rule *rule, struct fault_rule *record);
-void state_write_rule(struct state_rule *rule, const struct fault_rule *record);
+/* The version that these return tells one rule from the next. */
+uint64_t state_read_fault(struct state_fault_rule *rule, struct fault_rule *record);
+void state_write_fault(struct state_fault_rule *rule, const struct fault_rule *record);
+uint64_t state_read_latency(struct state_latency_rule *rule, struct latency_rule *record);
+void state_write_latency(struct state_latency_rule *rule, const struct latency_rule *record);
 
 #endif

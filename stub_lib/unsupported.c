@@ -40,12 +40,14 @@
 #define DEFINE(name, parameters)                           \
     CK_RV name parameters                                  \
     {                                                      \
-        RETURN_CALL(name, CKR_FUNCTION_NOT_SUPPORTED);     \
+        RETURN_CALL(name, CALL_NO_SLOT, CKR_FUNCTION_NOT_SUPPORTED); \
     }
 #define CHOOSE(...) THIRD(__VA_ARGS__)
 #define THIRD(first, second, third, ...) third
 #define DEFINE_IF_MISSING(name, parameters) \
     CHOOSE(ELSEWHERE_##name, SKIP, DEFINE, )(name, parameters)
 
+#if defined(__GNUC__)
 #pragma GCC diagnostic ignored "-Wunused-parameter"
+#endif
 CRYPTOKI_FUNCTIONS(DEFINE_IF_MISSING)

@@ -269,7 +269,9 @@ def test_public_header_compiles_alone_and_twice(header, language, standard):
 
 
 @pytest.mark.parametrize(
-    "source", sorted((ROOT / "stub_lib").glob("*.c")), ids=lambda path: path.name
+    "source",
+    [source for source in sorted((ROOT / "stub_lib").glob("*.c")) if "_windows" not in source.stem],
+    ids=lambda path: path.name,
 )
 def test_stand_in_compiles_without_a_warning(tmp_path, source):
     command = ["cc", "-std=c11", *STRICT, "-Wconversion", "-O2", "-fPIC", "-D_GNU_SOURCE"]

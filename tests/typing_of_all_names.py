@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import assert_type
 
 import luna_ext
-from luna_ext.stub import Cluster, ClusterToken, library_path
+from luna_ext.stub import Cluster, ClusterToken, LoggedCall, library_path
 
 
 def library() -> None:
@@ -125,7 +125,14 @@ def stand_in() -> None:
         assert_type(cluster.cluster_id, str)
         assert_type(cluster.library(contention="poll"), luna_ext.Library)
         assert_type(cluster.tokens(), list[ClusterToken])
-        cluster.fault("CA_GetSlotId", 0x30, times=1)
+        cluster.fault("CA_GetSlotId", 0x30, times=1, every=2, probability=0.5, seed=1)
+        cluster.fault("CA_GetSlotId", 0x30, lost_reply=True)
         cluster.latency(0.001)
+        cluster.latency(0.001, "CA_GetSlotId", up_to=0.1, seed=1)
         cluster.switch("contention", "error")
         cluster.disconnect(1)
+        assert_type(cluster.log(), list[LoggedCall])
+        for call in cluster.log():
+            assert_type(call.rv, int | None)
+            assert_type(call.rv_name, str | None)
+            assert_type(call.duration, float | None)

@@ -1,0 +1,91 @@
+"""The stand-in's control interface (stub_lib/control.h) by ctypes: its structs, errors, ranges."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import math
+import os
+
+ALL_ONES = 2**64 - 1
+"""How control.h says that there is none."""
+MICROSECONDS = 1_000_000
+
+
+class Token(ctypes.Structure):
+    """luna_stub_token of control.h."""
+
+    _fields_ = (
+        ("slot_id", ctypes.c_uint64),
+        ("label", ctypes.c_uint8 * 32),
+        ("original_label", ctypes.c_uint8 * 32),
+        ("owner_pid", ctypes.c_int64),
+    )
+
+
+class Rule(ctypes.Structure):
+    """luna_stub_rule of control.h."""
+
+    _fields_ = (
+        ("rv", ctypes.c_uint64),
+        ("times", ctypes.c_int64),
+        ("every", ctypes.c_uint64),
+        ("probability", ctypes.c_double),
+        ("seed", ctypes.c_uint64),
+        ("lost_reply", ctypes.c_uint32),
+    )
+
+
+class Call(ctypes.Structure):
+    """luna_stub_call of control.h."""
+
+    _fields_ = (
+        ("number", ctypes.c_uint64),
+        ("began", ctypes.c_uint64),
+        ("duration", ctypes.c_uint64),
+        ("function", ctypes.c_char_p),
+        ("slot_id", ctypes.c_uint64),
+        ("rv", ctypes.c_uint64),
+        ("pid", ctypes.c_int64),
+        ("thread", ctypes.c_int64),
+    )
+
+
+class Control:
+    """The control functions of the stand-in at `library`, on the state file at `path`."""
+
+    def __init__(self, library: str, path: str) -> None:
+        self._library = ctypes.CDLL(library)
+        self._path = path
+
+    def call(self, name: str, *arguments: object, refusal: str = "") -> None:
+        """luna_stub_`name`(path, *arguments); `refusal` says what is wrong if it is EINVAL."""
+        error: int = self._library[f"luna_stub_{name}"](os.fsencode(self._path), *arguments)
+        if error == errno.EINVAL and refusal:
+            raise ValueError(f"the stand-in refuses this: {refusal}")
+        if error == errno.EBADMSG:
+            raise OSError(error, "not a state file of this version of the stand-in", self._path)
+        if error == errno.ESRCH:
+            raise ProcessLookupError(error, "no such process has initialised the stand-in")
+        if error:
+            raise OSError(error, f"the stand-in's {name}: {os.strerror(error)}", self._path)
+
+
+def text(name: str, value: str) -> bytes:
+    encoded = value.encode("utf-8", "surrogateescape")
+    if b"\0" in encoded:
+        raise ValueError(f"{name} must not contain a NUL character: {value!r}")
+    return encoded
+
+
+def whole(name: str, value: int, least: int, most: int) -> int:
+    # ctypes would cut off what does not fit.
+    if not least <= value <= most:
+        raise ValueError(f"{name} is a whole number from {least} to {most}, not {value!r}")
+    return value
+
+
+def microseconds(name: str, seconds: float) -> int:
+    if not (math.isfinite(seconds) and 0 <= seconds <= 1e9):
+        raise ValueError(f"{name} is a number of seconds, 0 or more, not {seconds!r}")
+    return round(seconds * MICROSECONDS)

@@ -1,0 +1,33 @@
+/*
+ * call.c: what only some calls meet on their way: faults, and the log.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#include "call.h"
+
+bool call_meet_fault(struct call *call)
+{
+    CK_RV rv = CKR_OK;
+    enum fault_kind kind = fault_meet(application_file()->state, call->function,
+                                      application_interrupted, &rv);
+    if (kind == FAULT_INSTEAD) {
+        call->struck = true;
+        call_end(call, rv);
+        return false;
+    }
+    if (application_interrupted()) {
+        call_end(call, application_started() ? CKR_DEVICE_ERROR
+                                             : call_not_initialised(call->function));
+        return false;
+    }
+    if (kind == FAULT_LOST_REPLY) {
+        call->reply_lost = true;
+        call->rv = rv;
+    }
+    return true;
+}
+
+void call_log_end(struct call *call)
+{
+    log_end(application_file()->state, call->function, call->slot_id, call->rv, &call->ticket);
+}

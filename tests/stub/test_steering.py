@@ -1,0 +1,81 @@
+"""luna_ext.stub.Cluster: what it refuses, before anything has changed, and how it says so."""
+
+import pytest
+
+from luna_ext.stub import Cluster
+
+REFUSED = {
+    "unknown function": (lambda c: c.fault("CA_Lock", 0x30), "'CA_Lock'"),
+    "function with a NUL": (lambda c: c.fault("C_Login\0", 0x30), "NUL"),
+    "negative code": (lambda c: c.fault("C_Login", -1), "rv is a whole number"),
+    "too large code": (lambda c: c.fault("C_Login", 2**64), "rv is a whole number"),
+    "too few times": (lambda c: c.fault("C_Login", 0x30, times=-2), "times is a whole number"),
+    "too many times": (lambda c: c.fault("C_Login", 0x30, times=2**32), "times is a whole"),
+    "every 0th": (lambda c: c.fault("C_Login", 0x30, every=0), "every is a whole number"),
+    "probability below 0": (lambda c: c.fault("C_Login", 0x30, probability=-0.1), "-0.1"),
+    "probability above 1": (lambda c: c.fault("C_Login", 0x30, probability=1.1), "1.1"),
+    "no probability": (lambda c: c.fault("C_Login", 0x30, probability=float("nan")), "nan"),
+    "negative seed": (lambda c: c.fault("C_Login", 0x30, seed=-1), "seed is a whole number"),
+    "latency of an unknown function": (lambda c: c.latency(1, "C_Nothing"), "'C_Nothing'"),
+    "negative latency": (lambda c: c.latency(-1), "seconds is a number of seconds"),
+    "endless latency": (lambda c: c.latency(float("inf")), "seconds is a number of seconds"),
+    "latency that shrinks": (lambda c: c.latency(2, up_to=1), "up_to is not less"),
+    "unknown switch": (lambda c: c.switch("contest", "wait"), "'contest'"),
+    "unknown value": (lambda c: c.switch("contention", "granted"), "'granted'"),
+}
+
+
+@pytest.mark.parametrize(("call", "reason"), REFUSED.values(), ids=REFUSED)
+def test_bad_argument_is_refused_and_named(cluster, call, reason):
+    with open(cluster.path, "rb") as file:
+        before = file.read()
+
+    with pytest.raises(ValueError, match=reason):
+        call(cluster)
+
+    with open(cluster.path, "rb") as file:
+        assert file.read() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"keyrings": 0}, "keyrings is a whole number from 1 to 3500"),
+        ({"keyrings": 3501}, "keyrings is a whole number from 1 to 3500"),
+        ({"keyrings": 2**32 + 1}, "keyrings"),
+        ({"cluster_id": ""}, "cluster_id has 1 to 64 bytes"),
+        ({"cluster_id": "x" * 65}, "cluster_id has 1 to 64 bytes"),
+        ({"cluster_id": "a\0b"}, "NUL"),
+        ({"label": "x" * 32}, "label and index have 32"),
+        ({"first_slot": -1}, "first_slot"),
+        ({"first_slot": 2**64 - 1}, "slot ID"),
+    ],
+)
+def test_impossible_cluster_is_refused_and_not_made(tmp_path, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        Cluster(tmp_path / "cluster", **options)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cluster_id_and_labels_are_utf_8(tmp_path):
+    with Cluster(tmp_path / "cluster", cluster_id="Zürich", label="Schlüssel-") as cluster:
+        assert cluster.cluster_id == "Zürich"
+        assert cluster.tokens()[0].label == "Schlüssel-1"
+
+
+def test_disconnection_of_a_process_that_is_no_client_is_an_error(cluster):
+    with pytest.raises(ProcessLookupError):
+        cluster.disconnect(1)
+
+
+def test_cluster_whose_file_has_gone_says_so(tmp_path):
+    cluster = Cluster(tmp_path / "cluster")
+    (tmp_path / "cluster").unlink()
+
+    with pytest.raises(FileNotFoundError, match="cluster"):
+        cluster.tokens()
+
+
+def test_repr_names_cluster_and_file(cluster):
+    assert repr(cluster) == f"<luna_ext.stub.Cluster 'cluster-1' at {cluster.path!r}>"
