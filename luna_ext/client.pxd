@@ -47,6 +47,7 @@ cdef class Lease:
 cdef class Client:
     cdef readonly str path                        # absolute, as it was first loaded
     cdef readonly bint is_stub                    # it is the stand-in, not an HSM's client
+    cdef bint stub_warned                         # of being it; once per process is enough
     cdef void *handle                             # from dlopen; never closed
     cdef CK_FUNCTION_LIST *functions              # the C_ functions; published once, never changed
     cdef CA_GetSlotId_t get_slot_id               # NULL: not exported; so the three below

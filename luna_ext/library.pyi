@@ -13,6 +13,7 @@ class Library:
         path: str | os.PathLike[str] | None = None,
         *,
         contention: Literal["block", "poll"] = "block",
+        _expects_stand_in: bool = False,
     ) -> Self: ...
     def __enter__(self) -> Self: ...
     def __exit__(

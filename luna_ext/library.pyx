@@ -21,6 +21,7 @@ from luna_ext.token cimport new_claim, new_token
 from .discovery import find_library
 from .errors import AmbiguousLabelError, CryptokiError, LibraryClosedError, TokenNotFoundError
 from .labels import encode_label
+from .stub_guard import check_stand_in
 
 # Not looked up in `sys`, which may be gone by the time that it is asked.
 cdef object is_finalizing = sys.is_finalizing
@@ -46,7 +47,8 @@ cdef class Library:
     Raises
     ------
     LibraryLoadError
-        No client library was found, or the file is none.
+        No client library was found, or the file is none, or it is the stand-in and the environment
+        says LUNA_EXT_FORBID_STUB=1.
     CryptokiError
         What C_Initialize answers.
 
@@ -55,7 +57,8 @@ cdef class Library:
     Use it in a ``with`` statement, or call `close()`. Several Library objects may use one client
     library at a time; they share its locks, and the last one that closes finalises it. It loads
     any PKCS #11 module; the cluster functions are resolved one by one, and one that is missing
-    raises `UnsupportedFunctionError` when it is needed.
+    raises `UnsupportedFunctionError` when it is needed. The stand-in, opened by its path instead of
+    `luna_ext.stub.Cluster.library()`, warns with a `RuntimeWarning` once per process.
     """
 
     cdef object __weakref__
@@ -66,11 +69,14 @@ cdef class Library:
     cdef bint opened                 # between a successful open and close()
     cdef dict slots_by_id            # slot ID -> its one ClusterSlot
 
-    def __cinit__(self, path=None, *, contention="block"):
+    def __cinit__(self, path=None, *, contention="block", bint _expects_stand_in=False):
         if contention not in ("block", "poll"):
             raise ValueError(f'contention is "block" or "poll", not {contention!r}')
         self.path = find_library(path)
         self.client = load_client(self.path)
+        if self.client.is_stub:
+            check_stand_in(self.path, warn=not (_expects_stand_in or self.client.stub_warned))
+            self.client.stub_warned |= not _expects_stand_in
         self.poll = contention == "poll"
         self.slots_by_id = {}
         self.lease = self.client.open(self.path)

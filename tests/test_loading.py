@@ -14,6 +14,9 @@ import pytest
 import luna_ext
 from luna_ext.stub import STATE_VARIABLE, Cluster, library_path
 
+# The stand-in is what most of these tests load by its path.
+pytestmark = pytest.mark.filterwarnings("ignore:.* is the stand-in:RuntimeWarning")
+
 HERE = Path(__file__).parent
 SOFTHSM = Path("/usr/lib/softhsm/libsofthsm2.so")
 CLUSTER_FUNCTIONS = (
@@ -213,43 +216,6 @@ def test_link_has_the_same_locks_as_its_target(cluster, luna, tmp_path):
         with pytest.raises(luna_ext.LockReentryError):
             other.slot(3).acquire()
         assert not other.slot(4).locked()
-
-
-@pytest.mark.parametrize("value", ["1"])
-def test_stand_in_is_refused_where_it_is_forbidden(cluster, monkeypatch, value):
-    monkeypatch.setenv("LUNA_EXT_FORBID_STUB", value)
-
-    message = refusal(library_path())
-
-    assert library_path() in message
-    assert "stand-in" in message
-    assert "LUNA_EXT_FORBID_STUB" in message
-
-
-def test_stand_in_is_refused_under_another_name_where_it_is_forbidden(
-    cluster, tmp_path, monkeypatch
-):
-    link = tmp_path / "libCryptoki2_64.so"
-    link.symlink_to(library_path())
-    monkeypatch.setenv("LUNA_EXT_FORBID_STUB", "1")
-
-    assert "stand-in" in refusal(link)
-
-
-def test_forbidding_does_not_disturb_an_open_library(luna, monkeypatch):
-    monkeypatch.setenv("LUNA_EXT_FORBID_STUB", "1")
-
-    assert "stand-in" in refusal(luna.path)
-    with luna.slot(1):
-        assert luna.slot(1).locked()
-
-
-@pytest.mark.parametrize("value", ["", "0"])
-def test_stand_in_is_allowed_unless_it_is_forbidden(cluster, monkeypatch, value):
-    monkeypatch.setenv("LUNA_EXT_FORBID_STUB", value)
-
-    with luna_ext.Library(library_path()) as luna:
-        assert luna.is_stub
 
 
 # ---- what a Library says about itself ----

@@ -1,0 +1,135 @@
+"""Nobody takes the stand-in for an HSM by accident."""
+
+import subprocess
+import sys
+
+import pytest
+
+import luna_ext
+from luna_ext.stub import library_path
+
+OPEN_BY_PATH = """
+import sys, warnings
+import luna_ext
+from luna_ext.stub import Cluster
+
+def by_path():
+    luna_ext.Library(sys.argv[1]).close()  # the line that the warning names
+
+by_path()
+by_path()
+cluster = Cluster()
+cluster.library().close()
+by_path()
+cluster.destroy()
+"""
+OPEN_THROUGH_THE_CLUSTER = """
+from luna_ext.stub import Cluster
+
+with Cluster() as cluster, cluster.library() as luna:
+    print(luna.is_stub)
+"""
+
+WARNING_AS_ERROR = """
+import sys, warnings
+import luna_ext
+
+warnings.simplefilter("error")
+for _ in range(2):
+    try:
+        luna_ext.Library(sys.argv[1])
+    except RuntimeWarning:
+        print("refused")
+"""
+
+
+def run(program, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def refusal(open_it):
+    with pytest.raises(luna_ext.LibraryLoadError) as caught:
+        open_it()
+    return str(caught.value)
+
+
+# ---- the warning ----
+
+
+def test_stand_in_that_is_loaded_by_its_path_warns_once_per_process(cluster):
+    finished = run(OPEN_BY_PATH, library_path())
+
+    assert finished.returncode == 0
+    assert finished.stderr.count("RuntimeWarning") == 1
+    assert f"<string>:7: RuntimeWarning: {library_path()!r} is the stand-in" in finished.stderr
+    assert "LUNA_EXT_FORBID_STUB=1" in finished.stderr
+
+
+def test_stand_in_warns_under_another_name_too(cluster, tmp_path):
+    link = tmp_path / "libCryptoki2_64.so"
+    link.symlink_to(library_path())
+
+    finished = run(OPEN_BY_PATH, str(link))
+
+    assert finished.returncode == 0
+    assert finished.stderr.count(f"RuntimeWarning: {str(link)!r} is the stand-in") == 1
+
+
+def test_stand_in_that_is_opened_through_a_cluster_does_not_warn():
+    finished = run(OPEN_THROUGH_THE_CLUSTER)
+
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "True\n", "")
+
+
+def test_warning_that_is_an_error_opens_nothing(cluster):
+    finished = run(WARNING_AS_ERROR, library_path())
+
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines() == ["refused", "refused"]
+    assert cluster.log() == []
+
+
+# ---- the prohibition ----
+
+
+@pytest.mark.parametrize("value", ["1", "true", "yes"])
+def test_stand_in_is_refused_where_it_is_forbidden(cluster, monkeypatch, value):
+    monkeypatch.setenv("LUNA_EXT_FORBID_STUB", value)
+
+    for open_it in (lambda: luna_ext.Library(library_path()), cluster.library):
+        message = refusal(open_it)
+        assert library_path() in message
+        assert "stand-in" in message
+        assert "LUNA_EXT_FORBID_STUB" in message
+    assert cluster.log() == []
+
+
+def test_stand_in_is_refused_under_another_name_where_it_is_forbidden(
+    cluster, tmp_path, monkeypatch
+):
+    link = tmp_path / "libCryptoki2_64.so"
+    link.symlink_to(library_path())
+    monkeypatch.setenv("LUNA_EXT_FORBID_STUB", "1")
+
+    assert "stand-in" in refusal(lambda: luna_ext.Library(link))
+
+
+def test_forbidding_does_not_disturb_an_open_library(luna, monkeypatch):
+    monkeypatch.setenv("LUNA_EXT_FORBID_STUB", "1")
+
+    assert "stand-in" in refusal(lambda: luna_ext.Library(luna.path))
+    with luna.slot(1):
+        assert luna.slot(1).locked()
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_stand_in_is_allowed_unless_it_is_forbidden(cluster, monkeypatch, value):
+    monkeypatch.setenv("LUNA_EXT_FORBID_STUB", value)
+
+    with cluster.library() as luna:
+        assert luna.is_stub
