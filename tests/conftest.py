@@ -1,4 +1,4 @@
-"""The stand-in's cluster and an open Library on it, afresh for every test."""
+"""What the tests share beyond the fixtures that luna_ext gives to everybody."""
 
 import os
 import subprocess
@@ -10,29 +10,20 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import luna_ext
-from luna_ext.stub import STATE_VARIABLE, Cluster
+from luna_ext.stub import Cluster
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    with Cluster() as cluster:
-        # Also for child processes; monkeypatch takes it back afterwards.
-        monkeypatch.setenv(STATE_VARIABLE, cluster.path)
-        yield cluster
-
-
-@pytest.fixture
-def luna(cluster: Cluster) -> Iterator[luna_ext.Library]:
-    with cluster.library() as library:
-        yield library
+def cluster(luna_cluster: Cluster) -> Cluster:
+    return luna_cluster
 
 
 HOLDER = """
+import os
 import sys
-import luna_ext
-from luna_ext.stub import library_path
+from luna_ext.stub import STATE_VARIABLE, Cluster
 
-with luna_ext.Library(library_path()) as luna:
+with Cluster(os.environ[STATE_VARIABLE]).library() as luna:
     slot = luna.slot(int(sys.argv[1]))
     with slot:
         print("held", flush=True)

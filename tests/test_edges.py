@@ -173,7 +173,7 @@ def test_a_thread_that_holds_cannot_wait_in_a_task(luna):
 
 def test_close_unlocks_a_claim_after_its_assignment(luna, cluster, call):
     # Another Library stays open, so that the assignment's calls still go through.
-    mine = luna_ext.Library(library_path())
+    mine = cluster.library()
     cluster.latency(0.2, "C_InitToken")
     asked = luna.stats().get("C_GetTokenInfo", luna_ext.FunctionStats(0, {})).calls
     claimed = []
@@ -340,8 +340,8 @@ def test_objects_that_no_library_made_are_not_to_be_had():
             object.__new__(kind)
 
 
-def test_a_lock_taken_through_one_library_is_not_released_through_another(luna, owner_of):
-    with luna_ext.Library(library_path()) as other, luna.slot(1):
+def test_a_lock_taken_through_one_library_is_not_released_through_another(luna, owner_of, cluster):
+    with cluster.library() as other, luna.slot(1):
         with pytest.raises(luna_ext.LockNotOwnedError, match="another Library"):
             other.slot(1).release()
         assert owner_of(1) == os.getpid()

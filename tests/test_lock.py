@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 import luna_ext
-from luna_ext.stub import Cluster, library_path
+from luna_ext.stub import Cluster
 
 DEVICE_ERROR = 0x30
 LOCK = "CA_LockClusteredSlot"
@@ -238,7 +238,7 @@ def test_a_failed_lock_call_lets_the_next_thread_try(luna, cluster, call, wait_u
     assert sorted(results) == [True, DEVICE_ERROR]
 
 
-def test_slot_ids_over_the_whole_range_reach_the_device(luna, monkeypatch):
+def test_slot_ids_over_the_whole_range_reach_the_device(luna, monkeypatch, cluster):
     largest = 2**64 - 1
     with pytest.raises(luna_ext.SlotIdInvalidError) as caught, luna.slot(largest):
         pass
@@ -442,7 +442,7 @@ def test_a_library_that_nobody_closed_warns_and_releases(cluster, owner_of):
 
 
 def test_two_libraries_share_the_locks_of_one_client(luna, cluster, owner_of):
-    with luna_ext.Library(library_path()) as other:
+    with cluster.library() as other:
         assert other.slot(1) is not luna.slot(1)
         with luna.slot(1):
             assert other.slot(1).locked()

@@ -13,8 +13,9 @@ from luna_ext.stub import library_path
 
 PREAMBLE = """
 import os, sys, threading, luna_ext
-from luna_ext.stub import library_path
-luna = luna_ext.Library(library_path())
+from luna_ext.stub import STATE_VARIABLE, Cluster
+cluster = Cluster(os.environ[STATE_VARIABLE])
+luna = cluster.library()
 slot = luna.slot(1)
 """
 
@@ -215,9 +216,6 @@ def test_closing_in_the_child_leaves_the_parent_alone(luna, owner_of):
 def test_multiprocessing(cluster, method):
     body = f"""
         import multiprocessing
-        def work(_):
-            with luna_ext.Library(library_path()) as mine, mine.slot(2):
-                return os.getpid()
         if __name__ == "__main__":
             luna.close()
             context = multiprocessing.get_context({method!r})

@@ -6,7 +6,6 @@ import time
 import pytest
 
 import luna_ext
-from luna_ext.stub import library_path
 
 LOCK = "CA_LockClusteredSlot"
 UNLOCK = "CA_UnlockClusteredSlot"
@@ -113,7 +112,7 @@ def test_close_does_not_wait_for_the_call_that_was_left_behind(cluster, hold_els
     holder = hold_elsewhere(1)
     with (
         pytest.raises(luna_ext.LockTimeoutError),
-        luna_ext.Library(library_path()) as luna,
+        cluster.library() as luna,
         luna.slot(1).lock(timeout=0.05),
     ):
         pass
@@ -122,7 +121,7 @@ def test_close_does_not_wait_for_the_call_that_was_left_behind(cluster, hold_els
     holder.release()
     # Its late grant was given back before the client was finalised; a new Library waits for that.
     assert hold_elsewhere(1).pid
-    with luna_ext.Library(library_path()) as again:
+    with cluster.library() as again:
         assert again.stats()["C_Finalize"].calls == finalized + 1
 
 

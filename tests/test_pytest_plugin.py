@@ -1,0 +1,139 @@
+"""The fixtures that luna_ext gives to other projects, in a project of their own."""
+
+import pytest
+
+from luna_ext.stub import STATE_VARIABLE
+
+pytest_plugins = ["pytester"]
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    monkeypatch.delenv(STATE_VARIABLE, raising=False)
+    monkeypatch.delenv("LUNA_EXT_FORBID_STUB", raising=False)
+
+
+def run(pytester, tests, *options):
+    """Run pytest on these tests in a project that has nothing but them."""
+    pytester.makepyfile(tests)
+    return pytester.runpytest_subprocess("--strict-markers", "-W", "error", *options)
+
+
+def test_fixtures_need_nothing_but_the_installed_package(pytester):
+    result = run(
+        pytester,
+        """
+        def test_open_library_on_a_cluster(luna, luna_cluster):
+            with luna.slot(1):
+                assert [token.slot_id for token in luna_cluster.tokens() if token.owner] == [1]
+            assert luna.is_stub
+            assert len(luna.slots()) == 8
+        """,
+    )
+
+    result.assert_outcomes(passed=1)
+    assert "warning" not in result.stdout.str()
+
+
+def test_each_test_has_a_fresh_cluster(pytester):
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        @pytest.mark.parametrize("time", [1, 2])
+        def test_nothing_is_left_of_the_test_before(luna, luna_cluster, time):
+            assert luna_cluster.tokens()[0].label == "keyring1"
+            assert [call.function for call in luna_cluster.log()] == ["C_Initialize"]
+            with luna.claim(luna_cluster.cluster_id) as token:
+                token.assign("payments", so_pin="1234567")
+            luna_cluster.switch("contention", "error")
+            luna_cluster.fault("CA_LockClusteredSlot", 0x30)
+        """,
+    )
+
+    result.assert_outcomes(passed=2)
+
+
+def test_marker_says_what_kind_of_cluster(pytester):
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        pytestmark = pytest.mark.luna_cluster(keyrings=2)
+
+        @pytest.mark.luna_cluster(keyrings=3, label="payments-", cluster_id="other")
+        def test_nearest_marker_counts(luna, luna_cluster):
+            assert luna_cluster.cluster_id == "other"
+            assert [token.label for token in luna.tokens()] == [
+                "payments-1", "payments-2", "payments-3"
+            ]
+
+        def test_marker_of_the_module(luna):
+            assert len(luna.slots()) == 2
+        """,
+    )
+
+    result.assert_outcomes(passed=2)
+
+
+def test_marker_with_a_wrong_option_is_an_error_that_names_it(pytester):
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        @pytest.mark.luna_cluster(keyring=3)
+        def test_never_runs(luna):
+            pass
+        """,
+    )
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*unexpected keyword argument 'keyring'*"])
+
+
+def test_marker_takes_no_path(pytester):
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        @pytest.mark.luna_cluster("cluster")
+        def test_never_runs(luna):
+            pass
+        """,
+    )
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*luna_cluster*keyword*"])
+
+
+def test_cluster_goes_after_the_test_and_the_environment_is_restored(pytester):
+    result = run(
+        pytester,
+        f"""
+        import os
+
+        paths = []
+
+        def test_first(luna_cluster):
+            paths.append(luna_cluster.path)
+            assert os.environ[{STATE_VARIABLE!r}] == luna_cluster.path
+
+        def test_second():
+            assert {STATE_VARIABLE!r} not in os.environ
+            assert not os.path.exists(paths[0])
+        """,
+    )
+
+    result.assert_outcomes(passed=2)
+
+
+def test_fixtures_and_marker_are_listed(pytester):
+    fixtures = run(pytester, "", "--fixtures")
+    markers = pytester.runpytest_subprocess("--markers")
+
+    fixtures.stdout.fnmatch_lines(["luna_cluster -- *", "luna -- *"])
+    markers.stdout.fnmatch_lines(["@pytest.mark.luna_cluster(?*options): *"])
