@@ -63,13 +63,16 @@ int64_t registry_pid(struct state_file *file, uint64_t owner)
     return atomic_load(&file->state->applications[registry_index(owner)].pid);
 }
 
+static uint64_t word_of(struct state_file *file, uint32_t index)
+{
+    return (uint64_t)atomic_load(&file->state->applications[index].generation) << 32 | (index + 1U);
+}
+
 uint64_t registry_at(struct state_file *file, uint32_t index)
 {
-    struct state_application *entry = &file->state->applications[index];
-    uint64_t owner = (uint64_t)atomic_load(&entry->generation) << 32 | (index + 1U);
-    bool there = atomic_load(&entry->pid) != 0 &&
+    bool there = atomic_load(&file->state->applications[index].pid) != 0 &&
                  platform_byte_locked(&file->platform, STATE_LIFE_BYTE(index));
-    return there ? owner : 0;
+    return there ? word_of(file, index) : 0;
 }
 
 void registry_disconnect(struct state_file *file, uint64_t owner)
@@ -101,9 +104,7 @@ bool registry_anybody_in_session(struct state_file *file, uint32_t keyring)
     for (uint32_t index = 0; index < STATE_APPLICATIONS; index++) {
         if ((atomic_load(session_word(file, index, keyring)) & bit) == 0)
             continue;
-        bool own = index == registry_index(file->self);
-        uint64_t owner = own ? file->self : registry_at(file, index);
-        if (owner != 0 && registry_alive(file, owner))
+        if (registry_alive(file, word_of(file, index)))
             return true;
     }
     return false;

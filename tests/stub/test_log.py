@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -171,6 +172,34 @@ def test_log_keeps_the_latest_calls(module, cluster):
 
     log = cluster.log()
     assert [call.number for call in log] == list(range(12, KEPT + 12))
+
+
+def test_call_that_returns_after_a_whole_round_of_the_log_is_not_put_in_another_s_place(
+    module, cluster, call
+):
+    with locked_elsewhere(1):
+        caller = call(lambda: module.CA_LockClusteredSlot(1))
+        wait_for_call(cluster, "CA_LockClusteredSlot")
+        for _ in range(KEPT + 10):
+            module.C_GetInfo(None)
+    assert caller.result() == OK
+
+    log = cluster.log()
+    assert [call.number for call in log] == list(range(log[0].number, log[0].number + KEPT))
+
+
+@pytest.mark.luna_cluster(first_slot=0x1122334455667788)
+def test_half_written_entry_is_left_out(module, cluster):
+    slot_id = 0x1122334455667788
+    assert module.CA_LockClusteredSlot(slot_id) == OK
+    assert module.CA_UnlockClusteredSlot(slot_id) == OK
+    with open(cluster.path, "r+b") as file:
+        content = file.read()
+        # The last entry's slot ID; its result comes next.
+        file.seek(content.rindex(slot_id.to_bytes(8, sys.byteorder)) + 8)
+        file.write((DEVICE_ERROR).to_bytes(8, sys.byteorder))
+
+    assert entries(cluster, "function") == [("C_Initialize",), ("CA_LockClusteredSlot",)]
 
 
 def test_log_is_switched_off_and_on(module, cluster):

@@ -197,6 +197,16 @@ def test_session_of_a_killed_process_is_gone(module):
     assert module.init_token(1, "new") == OK
 
 
+def test_session_of_a_killed_process_is_not_its_successor_s(module):
+    with called_elsewhere(OPEN_SESSION) as process:
+        process.kill()
+        process.wait()
+
+    # The table of applications gives the next process the place of the dead one.
+    with called_elsewhere("module.C_GetInfo(ctypes.create_string_buffer(256))"):
+        assert module.init_token(1, "new") == OK
+
+
 @pytest.mark.parametrize("pin", [b"", b"123", b"x" * 65])
 def test_pin_length_has_its_limits_in_init_token(module, pin):
     assert module.init_token(1, "new", pin) == PIN_LEN_RANGE
