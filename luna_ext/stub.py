@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Self
 from .errors import rv_name
 from .labels import decode_label
 from .library import Library
-from .stub_control import ALL_ONES, Call, Control, Rule, Token, microseconds, text, whole
+from .stub_control import ALL_ONES, Call, Control, Rule, Token, microseconds, real, text, whole
 
 __all__ = ["Cluster", "ClusterToken", "LoggedCall", "library_path"]
 
@@ -129,8 +129,9 @@ class Cluster:
                 text("label", label),
                 ctypes.c_uint32(whole("keyrings", keyrings, 1, 3500)),
                 ctypes.c_uint64(whole("first_slot", first_slot, 0, 2**64 - 1)),
-                refusal="a cluster_id has 1 to 64 bytes; label and index have 32 at most; "
-                "the last slot ID has to be a CK_SLOT_ID, too",
+                refusal="a cluster_id has 1 to 64 bytes, a label with its index 32 at most, and "
+                "the last slot ID has to be a CK_SLOT_ID, too: "
+                f"{cluster_id!r}, {label!r}, {first_slot}",
             )
 
     def __enter__(self) -> Self:
@@ -196,7 +197,7 @@ class Cluster:
             rv=whole("rv", rv, 0, 2**64 - 1),
             times=whole("times", times, -1, 2**32 - 1),
             every=whole("every", every, 1, 2**64 - 1),
-            probability=probability,
+            probability=real("probability", probability, 0, 1),
             seed=whole("seed", seed, 0, 2**64 - 1),
             lost_reply=lost_reply,
         )
@@ -204,8 +205,7 @@ class Cluster:
             "fault",
             text("function", function),
             ctypes.byref(rule),
-            refusal=f"{function!r} is the name of a C_ or CA_ function, a probability of "
-            f"{probability} between 0 and 1, and 0x{rv:X} a CK_RV of this platform",
+            refusal=f"rv is a CK_RV, which 0x{rv:X} cannot be on this platform",
         )
 
     def latency(
@@ -237,8 +237,7 @@ class Cluster:
             ctypes.c_uint64(least),
             ctypes.c_uint64(most),
             ctypes.c_uint64(whole("seed", seed, 0, 2**64 - 1)),
-            refusal=f"{function!r} is the name of a C_ or CA_ function, or None, and up_to is not "
-            "less than seconds",
+            refusal=f"up_to is not less than seconds, as {up_to!r} is",
         )
 
     def switch(self, name: str, value: str) -> None:
@@ -265,7 +264,7 @@ class Cluster:
 
     def disconnect(self, pid: int) -> None:
         """Drop a process's connection: its locks are gone, its calls answer CKR_DEVICE_ERROR."""
-        self._control.call("disconnect", ctypes.c_int64(pid))
+        self._control.call("disconnect", ctypes.c_int64(whole("pid", pid, 1, 2**63 - 1)))
 
     def tokens(self) -> list[ClusterToken]:
         """All keyrings and who holds their locks."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import math
+import operator
 import os
 
 ALL_ONES = 2**64 - 1
 """How control.h says that there is none."""
 MICROSECONDS = 1_000_000
+MOST_SECONDS = 1e9
 
 
 class Token(ctypes.Structure):
@@ -62,7 +63,9 @@ class Control:
         """luna_stub_`name`(path, *arguments); `refusal` says what is wrong if it is EINVAL."""
         error: int = self._library[f"luna_stub_{name}"](os.fsencode(self._path), *arguments)
         if error == errno.EINVAL and refusal:
-            raise ValueError(f"the stand-in refuses this: {refusal}")
+            raise ValueError(refusal)
+        if error == errno.ENOSYS:
+            raise ValueError(f"there is no C_ or CA_ function {arguments[0]!r}")
         if error == errno.EBADMSG:
             raise OSError(error, "not a state file of this version of the stand-in", self._path)
         if error == errno.ESRCH:
@@ -72,6 +75,8 @@ class Control:
 
 
 def text(name: str, value: str) -> bytes:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is a str, not {value!r}")
     encoded = value.encode("utf-8", "surrogateescape")
     if b"\0" in encoded:
         raise ValueError(f"{name} must not contain a NUL character: {value!r}")
@@ -80,12 +85,22 @@ def text(name: str, value: str) -> bytes:
 
 def whole(name: str, value: int, least: int, most: int) -> int:
     # ctypes would cut off what does not fit.
-    if not least <= value <= most:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is a whole number, not {value!r}") from None
+    if not least <= number <= most:
         raise ValueError(f"{name} is a whole number from {least} to {most}, not {value!r}")
-    return value
+    return number
+
+
+def real(name: str, value: float, least: float, most: float) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number, not {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} is a number from {least:g} to {most:g}, not {value!r}")
+    return float(value)
 
 
 def microseconds(name: str, seconds: float) -> int:
-    if not (math.isfinite(seconds) and 0 <= seconds <= 1e9):
-        raise ValueError(f"{name} is a number of seconds, 0 or more, not {seconds!r}")
-    return round(seconds * MICROSECONDS)
+    return round(real(name, seconds, 0, MOST_SECONDS) * MICROSECONDS)

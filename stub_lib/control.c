@@ -63,7 +63,7 @@ int luna_stub_fault(const char *path, const char *function, const luna_stub_rule
         return EINVAL;
     enum function_id id = function_named(function);
     if (id == FUNCTION_COUNT)
-        return EINVAL;
+        return ENOSYS;
     struct state_file file;
     int error = open_state(path, &file);
     if (error != 0)
@@ -96,7 +96,7 @@ int luna_stub_latency(const char *path, const char *function, uint64_t least, ui
     if (function != NULL) {
         first = function_named(function);
         if (first == FUNCTION_COUNT)
-            return EINVAL;
+            return ENOSYS;
         end = first + 1U;
     }
     struct state_file file;

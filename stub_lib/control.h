@@ -60,12 +60,13 @@ LUNA_STUB_API int luna_stub_create(const char *path, const char *cluster_id, con
 LUNA_STUB_API int luna_stub_cluster_id(const char *path, char cluster_id[65]);
 
 /* For calls of the function by anybody, from now on; it replaces the function's present rule, and
-   counts the calls from the first. EINVAL: no such function, or a number is out of range. */
+   counts the calls from the first. ENOSYS: no such function. EINVAL: a number is out of range. */
 LUNA_STUB_API int luna_stub_fault(const char *path, const char *function,
                                   const luna_stub_rule *rule);
 
 /* Calls of the function (NULL: of every function) take so many microseconds longer, before their
-   effect: from least to most, evenly distributed; the same seed, the same delays. */
+   effect: from least to most, evenly distributed; the same seed, the same delays. ENOSYS: no such
+   function. EINVAL: least is more than most. */
 LUNA_STUB_API int luna_stub_latency(const char *path, const char *function, uint64_t least,
                                     uint64_t most, uint64_t seed);
 

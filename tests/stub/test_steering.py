@@ -17,9 +17,10 @@ REFUSED = {
     "no probability": (lambda c: c.fault("C_Login", 0x30, probability=float("nan")), "nan"),
     "negative seed": (lambda c: c.fault("C_Login", 0x30, seed=-1), "seed is a whole number"),
     "latency of an unknown function": (lambda c: c.latency(1, "C_Nothing"), "'C_Nothing'"),
-    "negative latency": (lambda c: c.latency(-1), "seconds is a number of seconds"),
-    "endless latency": (lambda c: c.latency(float("inf")), "seconds is a number of seconds"),
+    "negative latency": (lambda c: c.latency(-1), "seconds is a number from 0"),
+    "endless latency": (lambda c: c.latency(float("inf")), "seconds is a number from 0"),
     "latency that shrinks": (lambda c: c.latency(2, up_to=1), "up_to is not less"),
+    "no such process": (lambda c: c.disconnect(-1), "pid is a whole number"),
     "unknown switch": (lambda c: c.switch("contest", "wait"), "'contest'"),
     "unknown value": (lambda c: c.switch("contention", "granted"), "'granted'"),
 }
@@ -38,6 +39,23 @@ def test_bad_argument_is_refused_and_named(cluster, call, reason):
 
 
 @pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda c: c.fault(b"C_Login", 0x30), "function"),
+        (lambda c: c.fault("C_Login", "CKR_DEVICE_ERROR"), "rv"),
+        (lambda c: c.fault("C_Login", 0x30, every=1.5), "every"),
+        (lambda c: c.fault("C_Login", 0x30, probability="often"), "probability"),
+        (lambda c: c.latency("long"), "seconds"),
+        (lambda c: c.switch("log", True), "value"),
+        (lambda c: c.disconnect("1"), "pid"),
+    ],
+)
+def test_argument_of_a_wrong_type_is_refused_and_named(cluster, call, name):
+    with pytest.raises(TypeError, match=f"^{name} is a"):
+        call(cluster)
+
+
+@pytest.mark.parametrize(
     ("options", "reason"),
     [
         ({"keyrings": 0}, "keyrings is a whole number from 1 to 3500"),
@@ -46,7 +64,7 @@ def test_bad_argument_is_refused_and_named(cluster, call, reason):
         ({"cluster_id": ""}, "cluster_id has 1 to 64 bytes"),
         ({"cluster_id": "x" * 65}, "cluster_id has 1 to 64 bytes"),
         ({"cluster_id": "a\0b"}, "NUL"),
-        ({"label": "x" * 32}, "label and index have 32"),
+        ({"label": "x" * 32}, "label with its index 32"),
         ({"first_slot": -1}, "first_slot"),
         ({"first_slot": 2**64 - 1}, "slot ID"),
     ],
