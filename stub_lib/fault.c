@@ -80,24 +80,36 @@ enum fault_kind fault_meet(struct state *state, enum function_id function,
 
 /* ---- setting them ---- */
 
-static void rearm(struct state_fault *fault)
+/* While a rule is changed its function is armed, which is never wrong: a writer that is killed must
+   not leave a rule behind that nobody looks at. */
+static void arm(struct state_fault *fault)
+{
+    atomic_store(&fault->armed, 1U);
+}
+
+static void disarm_if_idle(struct state_fault *fault)
 {
     struct fault_rule rule;
     struct latency_rule latency;
     (void)state_read_fault(&fault->rule, &rule);
     (void)state_read_latency(&fault->latency, &latency);
-    atomic_store(&fault->armed, rule.times != 0 || latency.most != 0 ? 1U : 0U);
+    if (rule.times == 0 && latency.most == 0)
+        atomic_store(&fault->armed, 0);
 }
 
 void fault_set_rule(struct state *state, enum function_id function, const struct fault_rule *rule)
 {
-    state_write_fault(&state->faults[function].rule, rule);
-    rearm(&state->faults[function]);
+    struct state_fault *fault = &state->faults[function];
+    arm(fault);
+    state_write_fault(&fault->rule, rule);
+    disarm_if_idle(fault);
 }
 
 void fault_set_latency(struct state *state, enum function_id function,
                        const struct latency_rule *rule)
 {
-    state_write_latency(&state->faults[function].latency, rule);
-    rearm(&state->faults[function]);
+    struct state_fault *fault = &state->faults[function];
+    arm(fault);
+    state_write_latency(&fault->latency, rule);
+    disarm_if_idle(fault);
 }
