@@ -75,7 +75,8 @@ stub = Extension(
     depends=[str(header) for header in sorted(HERE.glob("stub_lib/*.h"))],
     define_macros=[("_CRT_SECURE_NO_WARNINGS" if WINDOWS else "_GNU_SOURCE", None)],
     extra_compile_args=stub_flags,
-    extra_link_args=[] if WINDOWS else ["-pthread"],
+    # Unloaded, it could no longer close its files in the child of a fork, and with them its locks.
+    extra_link_args=[] if WINDOWS else ["-pthread", "-Wl,-z,nodelete"],
     libraries=["advapi32"] if WINDOWS else [],
 )
 

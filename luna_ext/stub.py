@@ -15,7 +15,19 @@ from typing import Literal, NamedTuple, Self
 from .errors import rv_name
 from .labels import decode_label
 from .library import Library
-from .stub_control import ALL_ONES, Call, Control, Rule, Token, microseconds, real, text, whole
+from .stub_control import (
+    ALL_ONES,
+    Call,
+    Control,
+    Rule,
+    Token,
+    file_path,
+    microseconds,
+    real,
+    text,
+    whole,
+)
+from .stub_guard import check_stand_in
 
 __all__ = ["Cluster", "ClusterToken", "LoggedCall", "library_path"]
 
@@ -40,7 +52,7 @@ class LoggedCall(NamedTuple):
     """From 1, in the order in which the calls began."""
     function: str
     slot_id: int | None
-    """Of the slot, or the session's slot; that of CA_GetUnassignedSlot is the one it found."""
+    """Of a call for a slot or for a session; that of CA_GetUnassignedSlot is the one it found."""
     rv: int | None
     """What it answered; None: it has not returned, or its process has died in it."""
     pid: int
@@ -91,6 +103,8 @@ class Cluster:
         An argument is out of range.
     OSError
         The file cannot be made or opened, or is no state file of this version.
+    LibraryLoadError
+        The environment forbids the stand-in by LUNA_EXT_FORBID_STUB=1.
 
     Notes
     -----
@@ -107,10 +121,15 @@ class Cluster:
         label: str = "keyring",
         first_slot: int = 1,
     ) -> None:
-        self._temporary = None if path else tempfile.mkdtemp(prefix="luna_stub-")
-        self.path = os.path.abspath(path or os.path.join(str(self._temporary), "cluster"))
-        self._control = Control(library_path(), self.path)
+        check_stand_in(library_path(), warn=False)
+        self._temporary: str | None = None
+        self._made_by = os.getpid()
+        if path is None:
+            self._temporary = tempfile.mkdtemp(prefix="luna_stub-")
+            path = os.path.join(self._temporary, "cluster")
         try:
+            self.path = os.path.abspath(file_path(path))
+            self._control = Control(library_path(), self.path)
             if not os.path.exists(self.path):
                 self._create(cluster_id, label, keyrings, first_slot)
             stored_id = ctypes.create_string_buffer(65)
@@ -146,17 +165,32 @@ class Cluster:
         self.destroy()
 
     def destroy(self) -> None:
-        """Remove the temporary directory; a state file that was named by its path is kept."""
-        if self._temporary is not None:
+        """Remove the temporary directory; a state file that was named by its path is kept.
+
+        A forked child leaves it to its parent.
+        """
+        if self._temporary is not None and self._made_by == os.getpid():
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def library(self, *, contention: Literal["block", "poll"] = "block") -> Library:
         """Open the stand-in on this cluster in this process.
 
-        The arguments are those of `Library`, but for the path.
+        The arguments are those of `Library`, but for the path. RuntimeError: a Library of this
+        process is still open on another cluster.
         """
         os.environ[STATE_VARIABLE] = self.path
-        return Library(library_path(), contention=contention, _expects_stand_in=True)
+        library = Library(library_path(), contention=contention, _expects_stand_in=True)
+        try:
+            self._control.call("entered")
+        except BaseException as error:
+            library.close()
+            if isinstance(error, ProcessLookupError):
+                raise RuntimeError(
+                    "this process is already an application of another cluster than "
+                    f"{self.path!r}; close the Library that is open there"
+                ) from None
+            raise
+        return library
 
     def fault(
         self,
@@ -189,9 +223,9 @@ class Cluster:
         seed : int
             The same seed strikes the same calls.
         lost_reply : bool
-            False: a call that is struck has no effect. True: it takes effect, and the caller sees
-            the error and nothing else: a lock is set, an unassigned token is locked without being
-            named.
+            False: a call that is struck has no effect. True: it takes effect and answers the
+            error: a lock is set, an unassigned token is locked without being named, a session is
+            open without its handle.
         """
         rule = Rule(
             rv=whole("rv", rv, 0, 2**64 - 1),
@@ -199,7 +233,7 @@ class Cluster:
             every=whole("every", every, 1, 2**64 - 1),
             probability=real("probability", probability, 0, 1),
             seed=whole("seed", seed, 0, 2**64 - 1),
-            lost_reply=lost_reply,
+            lost_reply=bool(lost_reply),
         )
         self._control.call(
             "fault",
@@ -285,7 +319,8 @@ class Cluster:
     def log(self) -> list[LoggedCall]:
         """The calls of all processes, the latest 16384 at most, in the order in which they began.
 
-        A call that came before C_Initialize, or for which no cluster was found, is not in it.
+        A call that came before C_Initialize, or for which no cluster was found, is not in it. A
+        process that is killed in a call leaves it without a result.
         """
         count = ctypes.c_uint32(0)
         self._control.call("log", None, ctypes.c_uint32(0), ctypes.byref(count))

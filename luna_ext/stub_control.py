@@ -65,13 +65,24 @@ class Control:
         if error == errno.EINVAL and refusal:
             raise ValueError(refusal)
         if error == errno.ENOSYS:
-            raise ValueError(f"there is no C_ or CA_ function {arguments[0]!r}")
+            raise ValueError(f"there is no such C_ or CA_ function: {_shown(arguments[0])}")
         if error == errno.EBADMSG:
             raise OSError(error, "not a state file of this version of the stand-in", self._path)
         if error == errno.ESRCH:
             raise ProcessLookupError(error, "no such process has initialised the stand-in")
         if error:
             raise OSError(error, f"the stand-in's {name}: {os.strerror(error)}", self._path)
+
+
+def _shown(name: object) -> str:
+    return repr(name.decode(errors="replace") if isinstance(name, bytes) else name)
+
+
+def file_path(path: str | os.PathLike[str]) -> str:
+    decoded = os.fsdecode(path)
+    if not decoded or "\0" in decoded:
+        raise ValueError(f"path is the path of a file, not {path!r}")
+    return decoded
 
 
 def text(name: str, value: str) -> bytes:

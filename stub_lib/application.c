@@ -8,6 +8,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "fault.h"
 #include "keyring_lock.h"
@@ -51,8 +52,21 @@ static bool never(void)
     return false;
 }
 
+/* Anything but nothing and 0: whoever writes "yes" there means it. */
+static bool forbidden(void)
+{
+    char *value = platform_environment("LUNA_EXT_FORBID_STUB");
+    bool forbids = value != NULL && strcmp(value, "") != 0 && strcmp(value, "0") != 0;
+    free(value);
+    return forbids;
+}
+
 static CK_RV open_cluster(struct state_file *file)
 {
+    if (forbidden()) {
+        explain("LUNA_EXT_FORBID_STUB", "forbids the stand-in");
+        return CKR_DEVICE_ERROR;
+    }
     char *path = platform_environment("LUNA_STUB_STATE");
     const char *reason = "is not set";
     bool opened = path != NULL && state_open(path, file, &reason) == 0;
@@ -65,7 +79,7 @@ static CK_RV open_cluster(struct state_file *file)
 static bool enter_cluster(struct state_file *file, void (*prepare)(void))
 {
     if (!registry_enter(file)) {
-        explain(file->state->header.cluster_id, "the table of applications is full");
+        explain(file->state->header.cluster_id, "has no place for another application, or its file no locks");
         return false;
     }
     application.entry = &file->state->applications[registry_index(file->self)];
@@ -103,16 +117,19 @@ static CK_RV end(const struct life_call *call, CK_RV rv)
     return answer;
 }
 
-static CK_RV start(void (*prepare)(void))
+static CK_RV start(CK_RV argument_rv, void (*prepare)(void))
 {
-    if (application_started())
-        return CKR_CRYPTOKI_ALREADY_INITIALIZED;
-    platform_on_fork(forget);
+    struct life_call call;
+    if (application_started()) {
+        begin(&call, FUNCTION_C_Initialize);
+        return end(&call, argument_rv != CKR_OK ? argument_rv : CKR_CRYPTOKI_ALREADY_INITIALIZED);
+    }
+    if (argument_rv != CKR_OK)
+        return argument_rv;
     struct state_file *file = &application.file;
     CK_RV rv = open_cluster(file);
     if (rv != CKR_OK)
         return rv;
-    struct life_call call;
     begin(&call, FUNCTION_C_Initialize);
     bool entered = call.fault != FAULT_INSTEAD && enter_cluster(file, prepare);
     rv = end(&call, entered ? CKR_OK : CKR_DEVICE_ERROR);
@@ -123,23 +140,24 @@ static CK_RV start(void (*prepare)(void))
     return rv;
 }
 
-CK_RV application_start(void (*prepare)(void))
+CK_RV application_start(CK_RV argument_rv, void (*prepare)(void))
 {
+    platform_on_fork(forget);
     platform_mutex_lock(&life_mutex);
-    CK_RV rv = start(prepare);
+    CK_RV rv = start(argument_rv, prepare);
     platform_mutex_unlock(&life_mutex);
     return rv;
 }
 
-static CK_RV stop(void)
+static CK_RV stop(CK_RV argument_rv)
 {
     if (!application_started())
         return CKR_CRYPTOKI_NOT_INITIALIZED;
     struct state_file *file = &application.file;
     struct life_call call;
     begin(&call, FUNCTION_C_Finalize);
-    if (call.fault == FAULT_INSTEAD)
-        return end(&call, CKR_OK);
+    if (call.fault == FAULT_INSTEAD || argument_rv != CKR_OK)
+        return end(&call, argument_rv);
     atomic_fetch_and(&application.gate, ~GATE_OPEN);
     while (atomic_load(&application.gate) != 0)
         platform_sleep(DRAIN_POLL_US);
@@ -150,10 +168,11 @@ static CK_RV stop(void)
     return rv;
 }
 
-CK_RV application_stop(void)
+CK_RV application_stop(CK_RV argument_rv)
 {
+    platform_on_fork(forget);
     platform_mutex_lock(&life_mutex);
-    CK_RV rv = stop();
+    CK_RV rv = stop(argument_rv);
     platform_mutex_unlock(&life_mutex);
     return rv;
 }

@@ -25,6 +25,8 @@ extern struct application application;
 
 static inline bool application_enter(void)
 {
+    if ((atomic_load(&application.gate) & GATE_OPEN) == 0)
+        return false;
     if ((atomic_fetch_add(&application.gate, 1U) & GATE_OPEN) != 0)
         return true;
     atomic_fetch_sub(&application.gate, 1U);
@@ -51,9 +53,10 @@ static inline bool application_disconnected(void)
 /* A blocked call asks this now and then: has it to give up? */
 bool application_interrupted(void);
 
-/* C_Initialize and C_Finalize, after their arguments. `prepare` runs before any call can enter. */
-CK_RV application_start(void (*prepare)(void));
-CK_RV application_stop(void);
+/* C_Initialize and C_Finalize, and what is wrong with their arguments. `prepare` runs before any call
+   can enter. */
+CK_RV application_start(CK_RV argument_rv, void (*prepare)(void));
+CK_RV application_stop(CK_RV argument_rv);
 bool application_started(void);
 
 #endif

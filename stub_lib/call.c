@@ -15,7 +15,7 @@ bool call_meet_fault(struct call *call)
         call_end(call, rv);
         return false;
     }
-    if (application_interrupted()) {
+    if (application_interrupted() && call->function != FUNCTION_C_GetFunctionList) {
         call_end(call, application_started() ? CKR_DEVICE_ERROR
                                              : call_not_initialised(call->function));
         return false;

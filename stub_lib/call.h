@@ -16,7 +16,7 @@
 struct call {
     enum function_id function;
     bool struck;     /* by a fault, which is the answer in place of any effect */
-    bool reply_lost; /* whatever it does, the caller learns nothing of it but rv */
+    bool reply_lost; /* it takes effect, but the caller is not told what it has got, only rv */
     uint64_t slot_id;
     CK_RV rv;
     struct log_ticket ticket; /* of number 0: it is not logged */
@@ -58,7 +58,7 @@ static inline bool call_begin(struct call *call, enum function_id function, uint
     struct state *state = application_file()->state;
     if (log_wanted(state))
         log_begin(state, function, slot_id, &call->ticket);
-    if (application_disconnected()) {
+    if (application_disconnected() && function != FUNCTION_C_GetFunctionList) {
         call_end(call, CKR_DEVICE_ERROR);
         return false;
     }

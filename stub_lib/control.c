@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "application.h"
 #include "fault.h"
 #include "keyring_lock.h"
 #include "log.h"
@@ -25,7 +26,7 @@ int luna_stub_create(const char *path, const char *cluster_id, const char *label
     if (path == NULL || cluster_id == NULL || label == NULL)
         return EINVAL;
     struct state_plan plan = {cluster_id, label, keyrings, first_slot, 0};
-    if (!platform_random(&plan.serial_base, sizeof plan.serial_base))
+    if (!platform_random(&plan.identity, sizeof plan.identity))
         return EIO;
     return state_create(path, &plan);
 }
@@ -41,6 +42,22 @@ int luna_stub_cluster_id(const char *path, char cluster_id[65])
     memcpy(cluster_id, file.state->header.cluster_id, STATE_CLUSTER_ID_SIZE + 1U);
     state_close(&file);
     return 0;
+}
+
+int luna_stub_entered(const char *path)
+{
+    struct state_file file;
+    int error = open_state(path, &file);
+    if (error != 0)
+        return error;
+    error = ESRCH;
+    if (application_enter()) {
+        if (application_file()->state->header.identity == file.state->header.identity)
+            error = 0;
+        application_leave();
+    }
+    state_close(&file);
+    return error;
 }
 
 /* ---- faults and latencies ---- */

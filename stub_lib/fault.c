@@ -32,7 +32,8 @@ static bool count(_Atomic uint64_t *counter, uint64_t version, uint64_t limit, u
     uint64_t old = atomic_load(counter);
     for (;;) {
         *before = (uint32_t)(old >> 32) == (uint32_t)version ? (uint32_t)old : 0;
-        if (*before >= limit)
+        bool replaced = (int32_t)((uint32_t)(old >> 32) - (uint32_t)version) > 0;
+        if (replaced || *before >= limit)
             return false;
         uint64_t next = (uint64_t)(uint32_t)version << 32 | (uint32_t)(*before + 1U);
         if (atomic_compare_exchange_weak(counter, &old, next))
@@ -63,16 +64,21 @@ enum fault_kind fault_meet(struct state *state, enum function_id function,
     meet_latency(fault, interrupted);
     struct fault_rule rule;
     uint64_t version = state_read_fault(&fault->rule, &rule);
+    uint32_t place = 0;
+    while (rule.times != 0 && !count(&fault->met, version, UINT64_MAX, &place)) {
+        uint64_t replaced = version;
+        version = state_read_fault(&fault->rule, &rule);
+        if (version == replaced) /* in a damaged file */
+            break;
+    }
     if (rule.times == 0)
         return FAULT_NONE;
-    uint32_t place;
-    (void)count(&fault->met, version, UINT64_MAX, &place);
     if (rule.every > 1 && (place + UINT64_C(1)) % rule.every != 0)
         return FAULT_NONE;
     if (random_number(rule.seed, place) > rule.threshold)
         return FAULT_NONE;
     uint32_t struck;
-    if (!count(&fault->struck, version, (uint64_t)rule.times, &struck))
+    if (rule.times > 0 && !count(&fault->struck, version, (uint64_t)rule.times, &struck))
         return FAULT_NONE;
     *rv = (CK_RV)rule.rv;
     return rule.lost_reply != 0 ? FAULT_LOST_REPLY : FAULT_INSTEAD;

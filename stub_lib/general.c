@@ -25,15 +25,12 @@ static CK_RV check_arguments(const CK_C_INITIALIZE_ARGS *arguments)
 
 CK_RV C_Initialize(CK_VOID_PTR pInitArgs)
 {
-    CK_RV rv = check_arguments(pInitArgs);
-    return rv == CKR_OK ? application_start(sessions_forget) : rv;
+    return application_start(check_arguments(pInitArgs), sessions_forget);
 }
 
 CK_RV C_Finalize(CK_VOID_PTR pReserved)
 {
-    if (pReserved != NULL)
-        return application_started() ? CKR_ARGUMENTS_BAD : CKR_CRYPTOKI_NOT_INITIALIZED;
-    return application_stop();
+    return application_stop(pReserved == NULL ? CKR_OK : CKR_ARGUMENTS_BAD);
 }
 
 static CK_RV get_info(CK_INFO_PTR info)

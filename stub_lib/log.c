@@ -19,13 +19,18 @@ static uint64_t pid_and_function(const struct log_call *call)
     return (uint64_t)(uint32_t)call->pid << 32 | (uint32_t)call->function;
 }
 
-static uint64_t check_of(const struct log_call *call)
+/* Of what is known when the call begins and never changes. */
+static uint64_t check_of_beginning(const struct log_call *call)
 {
     uint64_t check = random_mix(call->number);
     check = random_mix(check + call->began);
-    check = random_mix(check + call->duration);
     check = random_mix(check + pid_and_function(call));
-    check = random_mix(check + (uint64_t)call->thread);
+    return random_mix(check + (uint64_t)call->thread);
+}
+
+static uint64_t check_of(const struct log_call *call)
+{
+    uint64_t check = random_mix(check_of_beginning(call) + call->duration);
     check = random_mix(check + call->slot_id);
     return random_mix(check + call->rv);
 }
@@ -40,21 +45,6 @@ static uint64_t get(_Atomic uint64_t *word)
     return atomic_load_explicit(word, memory_order_relaxed);
 }
 
-static void write_entry(struct state *state, struct log_call *call)
-{
-    struct state_log_entry *entry = entry_of(state, call->number);
-    call->pid = platform_pid();
-    call->thread = platform_thread();
-    put(&entry->number, call->number);
-    put(&entry->began, call->began);
-    put(&entry->duration, call->duration);
-    put(&entry->pid_and_function, pid_and_function(call));
-    put(&entry->thread, (uint64_t)call->thread);
-    put(&entry->slot_id, call->slot_id);
-    put(&entry->rv, call->rv);
-    put(&entry->check, check_of(call));
-}
-
 void log_begin(struct state *state, enum function_id function, uint64_t slot_id,
                struct log_ticket *ticket)
 {
@@ -62,20 +52,33 @@ void log_begin(struct state *state, enum function_id function, uint64_t slot_id,
     ticket->started = platform_monotonic();
     ticket->number = atomic_fetch_add(&state->log.calls, 1U) + 1U;
     struct log_call call = {.number = ticket->number, .began = ticket->began,
-                            .duration = LOG_UNFINISHED, .slot_id = slot_id, .function = function};
-    write_entry(state, &call);
+                            .pid = platform_pid(), .thread = platform_thread(),
+                            .function = function};
+    struct state_log_entry *entry = entry_of(state, call.number);
+    put(&entry->number, call.number);
+    put(&entry->began, call.began);
+    put(&entry->pid_and_function, pid_and_function(&call));
+    put(&entry->thread, (uint64_t)call.thread);
+    put(&entry->slot_id, slot_id);
+    put(&entry->check, check_of_beginning(&call));
 }
 
 void log_end(struct state *state, enum function_id function, uint64_t slot_id, uint64_t rv,
              const struct log_ticket *ticket)
 {
+    struct state_log_entry *entry = entry_of(state, ticket->number);
     /* The log may have gone all the way round while the call waited. */
-    if (get(&entry_of(state, ticket->number)->number) != ticket->number)
+    if (get(&entry->number) != ticket->number)
         return;
     struct log_call call = {.number = ticket->number, .began = ticket->began,
                             .duration = platform_monotonic() - ticket->started,
-                            .slot_id = slot_id, .rv = rv, .function = function};
-    write_entry(state, &call);
+                            .slot_id = slot_id, .rv = rv, .pid = platform_pid(),
+                            .thread = platform_thread(), .function = function};
+    /* Until the check changes, the call has not returned. */
+    put(&entry->slot_id, call.slot_id);
+    put(&entry->rv, call.rv);
+    put(&entry->duration, call.duration);
+    atomic_store_explicit(&entry->check, check_of(&call), memory_order_release);
 }
 
 uint64_t log_latest(struct state *state)
@@ -86,7 +89,7 @@ uint64_t log_latest(struct state *state)
 bool log_read(struct state *state, uint64_t number, struct log_call *call)
 {
     struct state_log_entry *entry = entry_of(state, number);
-    uint64_t check = get(&entry->check);
+    uint64_t check = atomic_load_explicit(&entry->check, memory_order_acquire);
     uint64_t pid_function = get(&entry->pid_and_function);
     *call = (struct log_call){
         .number = get(&entry->number),
@@ -98,6 +101,11 @@ bool log_read(struct state *state, uint64_t number, struct log_call *call)
         .thread = (int64_t)get(&entry->thread),
         .function = (enum function_id)(uint32_t)pid_function,
     };
-    return call->number == number && (uint32_t)pid_function < FUNCTION_COUNT &&
-           check == check_of(call);
+    if (call->number != number || (uint32_t)pid_function >= FUNCTION_COUNT)
+        return false;
+    if (check == check_of(call))
+        return true;
+    call->duration = LOG_UNFINISHED;
+    call->rv = 0;
+    return check == check_of_beginning(call);
 }

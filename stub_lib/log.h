@@ -29,7 +29,7 @@ void log_begin(struct state *state, enum function_id function, uint64_t slot_id,
 void log_end(struct state *state, enum function_id function, uint64_t slot_id, uint64_t rv,
              const struct log_ticket *ticket);
 
-/* Another process's view of an entry. */
+/* An entry's content. */
 struct log_call {
     uint64_t number;
     uint64_t began;

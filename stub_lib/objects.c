@@ -7,11 +7,11 @@
 
 static CK_RV find_init(CK_SESSION_HANDLE handle, const CK_ATTRIBUTE *attributes, CK_ULONG count)
 {
-    if (attributes == NULL && count > 0)
-        return CKR_ARGUMENTS_BAD;
     struct session *session = session_find(handle);
     if (session == NULL)
         return CKR_SESSION_HANDLE_INVALID;
+    if (attributes == NULL && count > 0)
+        return CKR_ARGUMENTS_BAD;
     if (session->searching)
         return CKR_OPERATION_ACTIVE;
     session->searching = true;
@@ -25,11 +25,11 @@ CK_RV C_FindObjectsInit(CK_SESSION_HANDLE hSession, CK_ATTRIBUTE_PTR pTemplate, 
 
 static CK_RV find(CK_SESSION_HANDLE handle, const CK_OBJECT_HANDLE *objects, CK_ULONG_PTR count)
 {
-    if (objects == NULL || count == NULL)
-        return CKR_ARGUMENTS_BAD;
     const struct session *session = session_find(handle);
     if (session == NULL)
         return CKR_SESSION_HANDLE_INVALID;
+    if (objects == NULL || count == NULL)
+        return CKR_ARGUMENTS_BAD;
     if (!session->searching)
         return CKR_OPERATION_NOT_INITIALIZED;
     *count = 0;

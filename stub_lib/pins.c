@@ -48,7 +48,7 @@ static CK_RV change_token(struct token_record *record, const CK_UTF8CHAR *pin, C
             return rv;
     } else {
         if (!length_in_range(length))
-            return CKR_PIN_LEN_RANGE;
+            return CKR_PIN_INCORRECT; /* CKR_PIN_LEN_RANGE is no answer of C_InitToken */
         set_pin(&record->so_pin, pin, length);
     }
     memcpy(record->label, label, STATE_LABEL_SIZE);
@@ -89,11 +89,11 @@ CK_RV C_InitToken(CK_SLOT_ID slotID, CK_UTF8CHAR_PTR pPin, CK_ULONG ulPinLen,
 
 static CK_RV init_pin(CK_SESSION_HANDLE handle, const CK_UTF8CHAR *pin, CK_ULONG length)
 {
-    if (pin == NULL)
-        return CKR_ARGUMENTS_BAD;
     const struct session *session = session_find(handle);
     if (session == NULL)
         return CKR_SESSION_HANDLE_INVALID;
+    if (pin == NULL)
+        return CKR_ARGUMENTS_BAD;
     if (session_state(session) != CKS_RW_SO_FUNCTIONS)
         return CKR_USER_NOT_LOGGED_IN;
     if (!length_in_range(length))
@@ -118,11 +118,11 @@ CK_RV C_InitPIN(CK_SESSION_HANDLE hSession, CK_UTF8CHAR_PTR pPin, CK_ULONG ulPin
 static CK_RV change_pin(CK_SESSION_HANDLE handle, const CK_UTF8CHAR *old_pin, CK_ULONG old_length,
                         const CK_UTF8CHAR *new_pin, CK_ULONG new_length)
 {
-    if (old_pin == NULL || new_pin == NULL)
-        return CKR_ARGUMENTS_BAD;
     const struct session *session = session_find(handle);
     if (session == NULL)
         return CKR_SESSION_HANDLE_INVALID;
+    if (old_pin == NULL || new_pin == NULL)
+        return CKR_ARGUMENTS_BAD;
     if (!session->read_write)
         return CKR_SESSION_READ_ONLY;
     if (!length_in_range(new_length))
@@ -189,11 +189,11 @@ static CK_RV login_to(struct token_use *token, struct state_keyring *keyring, en
 static CK_RV log_in(CK_SESSION_HANDLE handle, CK_USER_TYPE user_type, const CK_UTF8CHAR *pin,
                     CK_ULONG length)
 {
-    if (pin == NULL)
-        return CKR_ARGUMENTS_BAD;
     const struct session *session = session_find(handle);
     if (session == NULL)
         return CKR_SESSION_HANDLE_INVALID;
+    if (pin == NULL)
+        return CKR_ARGUMENTS_BAD;
     if (user_type == CKU_CONTEXT_SPECIFIC)
         return CKR_OPERATION_NOT_INITIALIZED;
     if (user_type != CKU_SO && user_type != CKU_USER)

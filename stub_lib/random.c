@@ -7,10 +7,9 @@
 
 static CK_RV seed_random(CK_SESSION_HANDLE handle, const CK_BYTE *seed)
 {
-    if (seed == NULL)
-        return CKR_ARGUMENTS_BAD;
-    return session_find(handle) != NULL ? CKR_RANDOM_SEED_NOT_SUPPORTED
-                                        : CKR_SESSION_HANDLE_INVALID;
+    if (session_find(handle) == NULL)
+        return CKR_SESSION_HANDLE_INVALID;
+    return seed == NULL ? CKR_ARGUMENTS_BAD : CKR_RANDOM_SEED_NOT_SUPPORTED;
 }
 
 CK_RV C_SeedRandom(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pSeed, CK_ULONG ulSeedLen)
@@ -21,10 +20,10 @@ CK_RV C_SeedRandom(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pSeed, CK_ULONG ulSee
 
 static CK_RV generate_random(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG length)
 {
-    if (data == NULL)
-        return CKR_ARGUMENTS_BAD;
     if (session_find(handle) == NULL)
         return CKR_SESSION_HANDLE_INVALID;
+    if (data == NULL)
+        return CKR_ARGUMENTS_BAD;
     return platform_random(data, length) ? CKR_OK : CKR_DEVICE_ERROR;
 }
 

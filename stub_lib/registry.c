@@ -14,6 +14,7 @@ static bool take_entry(struct state_file *file)
         if (platform_byte_lock(&file->platform, STATE_LIFE_BYTE(index), false) != 0)
             continue;
         struct state_application *entry = &file->state->applications[index];
+        atomic_store(&entry->pid, 0); /* a killed owner's is still there */
         /* Before the process ID, so that no lock of the entry's last owner counts as ours. */
         uint32_t generation = atomic_fetch_add(&entry->generation, 1U) + 1U;
         if (generation == atomic_load(&entry->disconnected))

@@ -168,11 +168,11 @@ CK_RV C_CloseAllSessions(CK_SLOT_ID slotID)
 
 static CK_RV get_session_info(CK_SESSION_HANDLE handle, CK_SESSION_INFO_PTR info)
 {
-    if (info == NULL)
-        return CKR_ARGUMENTS_BAD;
     const struct session *session = session_find(handle);
     if (session == NULL)
         return CKR_SESSION_HANDLE_INVALID;
+    if (info == NULL)
+        return CKR_ARGUMENTS_BAD;
     memset(info, 0, sizeof *info);
     info->slotID = session->slot_id;
     info->state = session_state(session);

@@ -121,7 +121,7 @@ static void fill_keyring(struct state_keyring *keyring, const struct state_plan 
     (void)snprintf(text, sizeof text, "%s%u", plan->label, number);
     text_pad(keyring->original_label, STATE_LABEL_SIZE, text);
     (void)snprintf(text, sizeof text, "%010llu%06u",
-                   (unsigned long long)(plan->serial_base % UINT64_C(10000000000)), number);
+                   (unsigned long long)(plan->identity % UINT64_C(10000000000)), number);
     text_pad(keyring->serial, STATE_SERIAL_SIZE, text);
     struct token_record record;
     memset(&record, 0, sizeof record);
@@ -145,6 +145,7 @@ static void fill(void *memory, const void *context)
     state->header.log_entry_size = sizeof(struct state_log_entry);
     state->header.first_slot = plan->first_slot;
     state->header.file_size = file_size(plan->keyrings);
+    state->header.identity = plan->identity;
     memcpy(state->header.cluster_id, plan->cluster_id, strlen(plan->cluster_id));
     for (uint32_t i = 0; i < plan->keyrings; i++)
         fill_keyring(&state->keyrings[i], plan, i + 1U);

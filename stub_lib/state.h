@@ -99,6 +99,7 @@ struct state_header {
     uint32_t log_entry_size;
     uint64_t first_slot; /* slot ID of the first keyring; the others follow */
     uint64_t file_size;
+    uint64_t identity; /* random: the cluster, whatever its path */
     char cluster_id[STATE_CLUSTER_ID_SIZE + 8]; /* NUL-terminated */
 };
 
@@ -183,7 +184,7 @@ struct state_plan {
     const char *label;
     uint32_t keyrings;
     uint64_t first_slot;
-    uint64_t serial_base;
+    uint64_t identity;
 };
 
 /* 0 or an errno value: EEXIST, EINVAL, ... */

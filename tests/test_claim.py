@@ -273,7 +273,7 @@ def test_wrong_pins_are_pin_errors(luna, cluster):
     with luna.claim("cluster-1") as token:
         with pytest.raises(luna_ext.PinError) as caught:
             token.assign("new", so_pin="1")
-        assert caught.value.rv_name == "CKR_PIN_LEN_RANGE"
+        assert caught.value.rv_name == "CKR_PIN_INCORRECT"
         assert any("label is 'keyring" in note for note in caught.value.__notes__)
         token.assign("new", so_pin=SO_PIN)
 

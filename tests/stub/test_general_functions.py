@@ -2,6 +2,8 @@
 
 import ctypes
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,23 @@ def test_function_with_a_meaning_needs_initialisation(uninitialised, name):
         assert uninitialised.C_GetFunctionList(ctypes.byref(ctypes.c_void_p())) == OK
     else:
         assert getattr(uninitialised, name)(*[0] * 8) == NOT_INITIALIZED
+
+
+UNLOADING = """
+import _ctypes, ctypes, sys
+
+_ctypes.dlclose(ctypes.CDLL(sys.argv[1])._handle)
+print(sys.argv[1] in open("/proc/self/maps").read())
+"""
+
+
+def test_module_stays_in_a_process_that_unloads_it():
+    # Gone, it could not give back in a forked child what it has open.
+    finished = subprocess.run(
+        [sys.executable, "-c", UNLOADING, library_path()], capture_output=True, text=True
+    )
+
+    assert finished.stdout == "True\n"
 
 
 # ---- C_Initialize and C_Finalize ----

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from pkcs11_client import (
+    ALREADY_INITIALIZED,
     ARGUMENTS_BAD,
     DEVICE_ERROR,
     NO_SLOT,
@@ -154,16 +155,14 @@ def test_fault_is_logged_as_the_caller_saw_it(module, cluster):
 def test_initialisation_and_finalisation_are_logged(uninitialised, cluster):
     cluster.fault("C_Initialize", DEVICE_ERROR, times=1)
     cluster.fault("C_Finalize", DEVICE_ERROR, times=1)
-    answers = [uninitialised.C_Initialize(None) for _ in range(2)]
-    answers += [uninitialised.C_Finalize(None) for _ in range(2)]
+    answers = [uninitialised.C_Initialize(None) for _ in range(3)]
+    answers.append(uninitialised.C_Initialize(b"x" * 64))
+    answers += [uninitialised.C_Finalize(argument) for argument in (None, b"x", None)]
 
-    assert answers == [DEVICE_ERROR, OK, DEVICE_ERROR, OK]
-    assert entries(cluster, "function", "rv") == [
-        ("C_Initialize", DEVICE_ERROR),
-        ("C_Initialize", OK),
-        ("C_Finalize", DEVICE_ERROR),
-        ("C_Finalize", OK),
-    ]
+    results = [DEVICE_ERROR, OK, ALREADY_INITIALIZED, ARGUMENTS_BAD]
+    assert answers == [*results, DEVICE_ERROR, ARGUMENTS_BAD, OK]
+    functions = ["C_Initialize"] * 4 + ["C_Finalize"] * 3
+    assert entries(cluster, "function", "rv") == list(zip(functions, answers, strict=True))
 
 
 def test_log_keeps_the_latest_calls(module, cluster):
@@ -231,6 +230,13 @@ def test_no_call_of_many_threads_and_processes_is_missing(module, cluster, call)
     assert sum(entry.function == "C_GetInfo" and entry.rv == ARGUMENTS_BAD for entry in log) == (
         5 * each
     )
+
+
+def test_function_list_is_logged_as_answered_after_a_disconnection(module, cluster):
+    cluster.disconnect(os.getpid())
+
+    assert module.C_GetFunctionList(ctypes.byref(ctypes.c_void_p())) == OK
+    assert cluster.log()[-1].rv == OK
 
 
 @pytest.mark.parametrize("function", ["C_GetSlotList", "CA_GetSlotId"])

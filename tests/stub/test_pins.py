@@ -209,7 +209,8 @@ def test_session_of_a_killed_process_is_not_its_successor_s(module):
 
 @pytest.mark.parametrize("pin", [b"", b"123", b"x" * 65])
 def test_pin_length_has_its_limits_in_init_token(module, pin):
-    assert module.init_token(1, "new", pin) == PIN_LEN_RANGE
+    # The standard's list of answers of C_InitToken does not have CKR_PIN_LEN_RANGE.
+    assert module.init_token(1, "new", pin) == PIN_INCORRECT
     assert module.token_info(1).label == b"keyring1".ljust(32)
 
 

@@ -157,6 +157,25 @@ def test_session_needs_a_known_slot_a_place_and_the_serial_flag(module):
     assert handle.value == UNTOUCHED
 
 
+def test_bad_session_comes_before_bad_arguments(module):
+    nothing = {
+        "C_GetSessionInfo": (None,),
+        "C_Login": (1, None, 4),
+        "C_InitPIN": (None, 4),
+        "C_SetPIN": (None, 4, None, 4),
+        "C_FindObjectsInit": (None, 1),
+        "C_FindObjects": (None, 1, None),
+        "C_SeedRandom": (None, 1),
+        "C_GenerateRandom": (None, 1),
+    }
+    session = module.open_session(1)
+
+    for function, arguments in nothing.items():
+        call = getattr(module, function)
+        assert call(session + UNTOUCHED, *arguments) == SESSION_HANDLE_INVALID, function
+        assert call(session, *arguments) == ARGUMENTS_BAD, function
+
+
 def test_sessions_run_out(module):
     handle = ctypes.c_ulong()
     room = module.token_info(1).max_session_count

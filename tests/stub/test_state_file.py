@@ -112,6 +112,19 @@ def test_unset_variable_is_a_device_error_with_its_reason(tmp_path, monkeypatch)
     assert "LUNA_STUB_STATE: is not set" in traced.stderr
 
 
+def test_forbidden_stand_in_does_not_initialise_for_any_client(tmp_path):
+    path = tmp_path / "cluster"
+    with Cluster(path):
+        pass
+
+    allowed = initialise(path, LUNA_EXT_FORBID_STUB="0")
+    forbidden = initialise(path, LUNA_EXT_FORBID_STUB="1", LUNA_STUB_TRACE="1")
+
+    assert allowed.stdout == f"{OK}\n"
+    assert forbidden.stdout == f"{DEVICE_ERROR}\n"
+    assert "LUNA_EXT_FORBID_STUB: forbids the stand-in" in forbidden.stderr
+
+
 def test_file_is_for_its_owner_alone_whatever_the_umask(tmp_path):
     old = os.umask(0)
     try:

@@ -1,7 +1,11 @@
 """luna_ext.stub.Cluster: what it refuses, before anything has changed, and how it says so."""
 
+import os
+import tempfile
+
 import pytest
 
+import luna_ext
 from luna_ext.stub import Cluster
 
 REFUSED = {
@@ -93,6 +97,57 @@ def test_cluster_whose_file_has_gone_says_so(tmp_path):
 
     with pytest.raises(FileNotFoundError, match="cluster"):
         cluster.tokens()
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", b""])
+def test_path_that_is_none_is_refused(path):
+    with pytest.raises(ValueError, match="path of a file"):
+        Cluster(path)
+
+
+def test_path_of_bytes_is_a_path(tmp_path):
+    path = os.fsencode(tmp_path / "cluster")
+
+    with Cluster(path) as cluster, cluster.library() as luna:
+        assert cluster.path == os.fsdecode(path)
+        assert len(luna.slots()) == 8
+
+
+def test_failure_leaves_no_temporary_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    with pytest.raises(ValueError, match="keyrings"):
+        Cluster(keyrings=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_library_on_another_cluster_is_refused_while_one_is_open(cluster, luna):
+    with Cluster(keyrings=2) as other:
+        with pytest.raises(RuntimeError, match="already an application of another cluster"):
+            other.library()
+        assert len(luna.slots()) == 8
+        luna.close()
+        with other.library() as luna_there:
+            assert len(luna_there.slots()) == 2
+
+
+def test_forked_child_leaves_the_cluster_to_its_parent(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Cluster() as cluster:
+        pid = os.fork()
+        if pid == 0:
+            cluster.destroy()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert len(cluster.tokens()) == 8
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_forbidden_stand_in_is_not_steered_either(monkeypatch):
+    monkeypatch.setenv("LUNA_EXT_FORBID_STUB", "1")
+
+    with pytest.raises(luna_ext.LibraryLoadError, match="LUNA_EXT_FORBID_STUB"):
+        Cluster()
 
 
 def test_repr_names_cluster_and_file(cluster):
