@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import luna_ext
-from luna_ext.stub import Cluster
+from luna_ext.stub import STATE_VARIABLE, Cluster
+
+
+@pytest.fixture(autouse=True)
+def no_cluster_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Cluster.library() puts into the environment goes with the test."""
+    monkeypatch.setenv(STATE_VARIABLE, "")
+    monkeypatch.delenv(STATE_VARIABLE)
 
 
 @pytest.fixture

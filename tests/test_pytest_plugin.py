@@ -8,8 +8,7 @@ pytest_plugins = ["pytester"]
 
 
 @pytest.fixture(autouse=True)
-def no_cluster(monkeypatch):
-    monkeypatch.delenv(STATE_VARIABLE, raising=False)
+def stand_in_is_allowed(monkeypatch):
     monkeypatch.delenv("LUNA_EXT_FORBID_STUB", raising=False)
 
 

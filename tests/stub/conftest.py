@@ -1,10 +1,15 @@
 """The stand-in on a fresh cluster: as a C library, and as the module of other makers' clients."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 from foreign_clients import SO_PIN, USER_PIN, Program, installed
 from pkcs11_client import OK, Module
 
 from luna_ext.stub import STATE_VARIABLE, library_path
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -32,6 +37,23 @@ def token(module):
     assert module.init_pin(session) == OK
     assert module.C_CloseSession(session) == OK
     return 1
+
+
+@pytest.fixture(scope="session")
+def stand_in_program(tmp_path_factory):
+    """Builds a C program of tests/c together with the stand-in, instead of loading it."""
+
+    def build(name, sources, *flags):
+        program = tmp_path_factory.mktemp(name) / name
+        files = [*(ROOT / "tests" / "c").glob(sources), *(ROOT / "stub_lib").glob("*.c")]
+        command = ["cc", "-std=c11", "-O2", "-pthread", "-D_GNU_SOURCE", *flags]
+        command += ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
+        command += [f"-I{ROOT / 'include'}", f"-I{ROOT / 'stub_lib'}", "-o", str(program)]
+        command += [str(file) for file in files if "_windows" not in file.stem]
+        subprocess.run(command, check=True)
+        return program
+
+    return build
 
 
 # ---- clients of other makers ----

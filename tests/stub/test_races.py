@@ -1,28 +1,20 @@
 """The stand-in in moments that are too short for a test in Python: tests/c/races.c."""
 
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
 PATIENCE = 40
 
 
 @pytest.fixture(scope="session")
-def races(tmp_path_factory):
+def races(stand_in_program):
     """How often one of the races went wrong."""
-    directory = tmp_path_factory.mktemp("races")
-    sources = [ROOT / "tests" / "c" / "races.c"]
-    sources += [each for each in (ROOT / "stub_lib").glob("*.c") if "_windows" not in each.stem]
-    command = ["cc", *STRICT, "-O2", "-pthread", "-D_GNU_SOURCE", "-Wl,--wrap=platform_pid"]
-    command += [f"-I{ROOT / 'include'}", f"-I{ROOT / 'stub_lib'}", *map(str, sources)]
-    subprocess.run([*command, "-o", str(directory / "races")], check=True)
+    program = stand_in_program("races", "races.c", "-Wl,--wrap=platform_pid")
 
     def run(way):
         finished = subprocess.run(
-            [directory / "races", way, directory / way],
+            [program, way, program.with_name(way)],
             capture_output=True,
             text=True,
             timeout=PATIENCE,

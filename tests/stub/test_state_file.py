@@ -96,8 +96,7 @@ def test_path_without_a_file_is_a_device_error_with_its_reason(tmp_path, kind):
     assert path.is_dir() == (kind == "directory")
 
 
-def test_unset_variable_is_a_device_error_with_its_reason(tmp_path, monkeypatch):
-    monkeypatch.delenv(STATE_VARIABLE, raising=False)
+def test_unset_variable_is_a_device_error_with_its_reason():
     program = [sys.executable, "-c", INITIALISE, library_path()]
 
     traced = subprocess.run(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TARGET = "x86_64-w64-mingw32"
 CC = f"{TARGET}-gcc"
 SOURCES = [
