@@ -1,0 +1,253 @@
+/*
+ * fuzz_model.c: what the cluster has to look like, as far as nobody has damaged its file.
+ *
+ * SPDX-License-Identifier: MIT
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fuzz.h"
+
+struct model model;
+
+_Noreturn void disagree(const char *what, uint64_t found, uint64_t expected)
+{
+    (void)fprintf(stderr, "fuzz: %s: 0x%llx instead of 0x%llx\n", what, (unsigned long long)found,
+                  (unsigned long long)expected);
+    abort();
+}
+
+/* ---- slots, sessions, applications ---- */
+
+struct model_token *model_token(CK_SLOT_ID slot)
+{
+    uint64_t index = slot - model.first_slot;
+    return index < model.tokens_count ? &model.tokens[index] : NULL;
+}
+
+struct model_session *model_session(CK_SESSION_HANDLE handle)
+{
+    for (unsigned int i = 0; i < MODEL_SESSIONS; i++) {
+        struct model_session *session = &model.sessions[i];
+        if (session->open && handle != CK_INVALID_HANDLE && session->handle == handle)
+            return session;
+    }
+    return NULL;
+}
+
+unsigned int model_sessions_of(unsigned int token, bool only_read_write)
+{
+    unsigned int count = 0;
+    for (unsigned int i = 0; i < MODEL_SESSIONS; i++) {
+        const struct model_session *session = &model.sessions[i];
+        count += session->open && session->token == token &&
+                 (session->read_write || !only_read_write);
+    }
+    return count;
+}
+
+void model_forget_sessions(void)
+{
+    memset(model.sessions, 0, sizeof model.sessions);
+    for (unsigned int i = 0; i < MODEL_TOKENS; i++)
+        model.tokens[i].login = LOGIN_NONE;
+}
+
+bool model_alive(enum who who)
+{
+    return model.applications[who].entered && !model.applications[who].disconnected;
+}
+
+void model_release_all(enum who who)
+{
+    for (unsigned int i = 0; i < MODEL_TOKENS; i++) {
+        if (model.tokens[i].owner == who)
+            model.tokens[i].owner = NOBODY;
+    }
+}
+
+void model_disconnect(enum who who)
+{
+    model.applications[who].disconnected = true;
+    model_release_all(who);
+}
+
+/* ---- what becomes of a call ---- */
+
+struct gate model_fault(enum function_id function)
+{
+    struct model_fault *fault = &model.faults[function];
+    const luna_stub_rule *rule = &fault->rule;
+    const struct gate open = {.enters = true};
+    if (rule->times == 0 || rule->probability == 0.0)
+        return open;
+    if (++fault->met % rule->every != 0)
+        return open;
+    if (rule->times > 0 && fault->struck == (uint64_t)rule->times)
+        return open;
+    fault->struck++;
+    return (struct gate){.enters = rule->lost_reply != 0, .lost = rule->lost_reply != 0,
+                         .rv = rule->rv};
+}
+
+struct gate model_gate(enum function_id function)
+{
+    bool anywhere = function == FUNCTION_C_GetFunctionList; /* works wherever it is called */
+    if (!model_us()->entered)
+        return (struct gate){.enters = anywhere, .rv = call_not_initialised(function)};
+    if (model_us()->disconnected && !anywhere)
+        return (struct gate){.rv = CKR_DEVICE_ERROR};
+    return model_fault(function);
+}
+
+/* ---- one call ---- */
+
+static const CK_RV get_slot_id_answers[] = {CKR_OK, CKR_ARGUMENTS_BAD, CKR_DEVICE_ERROR,
+                                            CKR_BUFFER_TOO_SMALL, CKR_CRYPTOKI_NOT_INITIALIZED};
+static const CK_RV get_unassigned_answers[] = {CKR_OK, CKR_FUNCTION_FAILED, CKR_ARGUMENTS_BAD,
+                                               CKR_DEVICE_ERROR, CKR_BUFFER_TOO_SMALL,
+                                               CKR_CRYPTOKI_NOT_INITIALIZED};
+static const CK_RV lock_answers[] = {CKR_OK, CKR_SLOT_ID_INVALID, CKR_DEVICE_ERROR};
+static const CK_RV other_answers[] = {
+    CKR_OK,
+    CKR_SLOT_ID_INVALID,
+    CKR_ARGUMENTS_BAD,
+    CKR_NO_EVENT,
+    CKR_CANT_LOCK,
+    CKR_DEVICE_ERROR,
+    CKR_FUNCTION_NOT_PARALLEL,
+    CKR_FUNCTION_NOT_SUPPORTED,
+    CKR_MECHANISM_INVALID,
+    CKR_OPERATION_ACTIVE,
+    CKR_OPERATION_NOT_INITIALIZED,
+    CKR_PIN_INCORRECT,
+    CKR_PIN_LEN_RANGE,
+    CKR_PIN_LOCKED,
+    CKR_SESSION_COUNT,
+    CKR_SESSION_HANDLE_INVALID,
+    CKR_SESSION_PARALLEL_NOT_SUPPORTED,
+    CKR_SESSION_READ_ONLY,
+    CKR_SESSION_EXISTS,
+    CKR_SESSION_READ_ONLY_EXISTS,
+    CKR_SESSION_READ_WRITE_SO_EXISTS,
+    CKR_USER_ALREADY_LOGGED_IN,
+    CKR_USER_NOT_LOGGED_IN,
+    CKR_USER_PIN_NOT_INITIALIZED,
+    CKR_USER_TYPE_INVALID,
+    CKR_USER_ANOTHER_ALREADY_LOGGED_IN,
+    CKR_RANDOM_SEED_NOT_SUPPORTED,
+    CKR_BUFFER_TOO_SMALL,
+    CKR_CRYPTOKI_NOT_INITIALIZED,
+    CKR_CRYPTOKI_ALREADY_INITIALIZED,
+};
+
+#define ANSWERS(list) ((struct answers){list, sizeof list / sizeof list[0]})
+
+struct answers {
+    const CK_RV *list;
+    size_t count;
+};
+
+static struct answers answers_of(enum function_id function)
+{
+    switch (function) {
+    case FUNCTION_CA_GetSlotId:
+        return ANSWERS(get_slot_id_answers);
+    case FUNCTION_CA_GetUnassignedSlot:
+        return ANSWERS(get_unassigned_answers);
+    case FUNCTION_CA_LockClusteredSlot:
+    case FUNCTION_CA_UnlockClusteredSlot:
+        return ANSWERS(lock_answers);
+    default:
+        return ANSWERS(other_answers);
+    }
+}
+
+static void check_answer(enum function_id function, CK_RV rv)
+{
+    struct answers answers = answers_of(function);
+    for (size_t i = 0; i < answers.count; i++) {
+        if (rv == answers.list[i])
+            return;
+    }
+    disagree(function_name(function), rv, CKR_OK);
+}
+
+static struct state *state_now(void)
+{
+    size_t size = 0;
+    return (struct state *)(void *)memory_file(FUZZ_PATH, &size);
+}
+
+struct fuzz_call call_starts(enum function_id function)
+{
+    struct fuzz_call call = {.function = function};
+    bool enters = application_started();
+    fuzz_acts = 0;
+    call.armed = fault_armed(state_now(), function);
+    call.logged = enters && log_wanted(state_now());
+    if (model.valid && function != FUNCTION_C_Initialize && function != FUNCTION_C_Finalize)
+        call.gate = model_gate(function);
+    return call;
+}
+
+/* The file's header may have been damaged since, so this goes past luna_stub_log(). */
+static void check_logged(const struct fuzz_call *call, CK_RV rv)
+{
+    struct state *state = state_now();
+    struct log_call logged;
+    if (!log_read(state, log_latest(state), &logged))
+        disagree("the log has no entry of a call", 0, call->function);
+    if (logged.function != call->function)
+        disagree("the log's function", logged.function, call->function);
+    if (logged.rv != rv)
+        disagree("the log's rv", logged.rv, rv);
+    if (logged.pid != memory_system.pid || logged.duration == LOG_UNFINISHED)
+        disagree("the log's entry", (uint64_t)logged.pid, (uint64_t)memory_system.pid);
+}
+
+void call_ended(const struct fuzz_call *call, CK_RV rv, CK_RV normal)
+{
+    release_arguments();
+    memory_check_idle();
+    if (!model.valid) {
+        if (!call->armed)
+            check_answer(call->function, rv);
+        return;
+    }
+    CK_RV expected = call->gate.enters && !call->gate.lost ? normal : call->gate.rv;
+    if (rv != expected)
+        disagree(function_name(call->function), rv, expected);
+    if (call->logged)
+        check_logged(call, rv);
+    check_file();
+}
+
+/* ---- the file ---- */
+
+static void check_token(const luna_stub_token *found, unsigned int index)
+{
+    const struct model_token *token = &model.tokens[index];
+    if (found->slot_id != model.first_slot + index)
+        disagree("the snapshot's slot", found->slot_id, model.first_slot + index);
+    if (memcmp(found->original_label, token->original, STATE_LABEL_SIZE) != 0)
+        disagree("the snapshot's original label", found->original_label[0], token->original[0]);
+    if (memcmp(found->label, token->label, STATE_LABEL_SIZE) != 0)
+        disagree("the snapshot's label", found->label[0], token->label[0]);
+    int64_t owner = token->owner == NOBODY ? 0 : model.applications[token->owner].pid;
+    if (found->owner_pid != owner)
+        disagree("the snapshot's owner", (uint64_t)found->owner_pid, (uint64_t)owner);
+}
+
+void check_file(void)
+{
+    luna_stub_token found[MODEL_TOKENS];
+    uint32_t count = 0;
+    if (luna_stub_snapshot(FUZZ_PATH, found, MODEL_TOKENS, &count) != 0)
+        disagree("luna_stub_snapshot", 1, 0);
+    if (count != model.tokens_count)
+        disagree("the snapshot's count", count, model.tokens_count);
+    for (unsigned int i = 0; i < count; i++)
+        check_token(&found[i], i);
+}
