@@ -116,10 +116,12 @@ static size_t pin_offset(void)
            input_below(2) * sizeof(struct token_record) + fields[input_below(4)];
 }
 
-/* Somewhere in the file, mostly where it matters. */
-static size_t some_offset(void)
+/* Somewhere in the file, mostly where it matters: one of so many kinds of places. */
+#define PLACES 12U
+
+static size_t some_offset(unsigned int place)
 {
-    switch (input_below(10)) {
+    switch (place) {
     case 0:
         return (size_t)input_bytes(4);
     case 1:
@@ -138,23 +140,36 @@ static size_t some_offset(void)
     case 6:
         return offsetof(struct state, log) + (size_t)input_bytes(2) % sizeof(struct state_log);
     case 7:
+    case 8:
+    case 9:
         return pin_offset();
     default:
         return keyring_offset() + (size_t)input_bytes(2) % sizeof(struct state_keyring);
     }
 }
 
+static const uint64_t limits[] = {
+    0,       1,        STATE_PIN_TRIES - 1U, STATE_PIN_TRIES, STATE_PIN_MAX, STATE_PIN_MAX + 1U,
+    FUNCTION_COUNT, STATE_APPLICATIONS, UINT32_MAX, INT64_MAX, UINT64_MAX,
+};
+
+#define LIMITS (sizeof limits / sizeof limits[0])
+
+/* libFuzzer takes these for coverage: it would not notice otherwise that one damage is not another,
+   and keep the inputs that have it. */
+__attribute__((used, section("__libfuzzer_extra_counters"))) static uint8_t
+    damages[PLACES][LIMITS + 1U];
+
 static void damage(uint8_t *content, size_t size)
 {
     static const unsigned int widths[] = {1, 2, 4, 8};
-    static const uint64_t limits[] = {0, 1, 3, STATE_PIN_TRIES, STATE_PIN_MAX, STATE_PIN_MAX + 1U,
-                                      FUNCTION_COUNT, STATE_APPLICATIONS, UINT32_MAX, INT64_MAX,
-                                      UINT64_MAX};
-    size_t offset = some_offset() % size;
+    unsigned int place = input_below(PLACES);
+    size_t offset = some_offset(place) % size;
     unsigned int choice = input_below(16);
     unsigned int width = widths[choice % 4U];
-    uint64_t value = choice < 8 ? input_bytes(width)
-                                : limits[input_below(sizeof limits / sizeof limits[0])];
+    unsigned int limit = choice < 8 ? LIMITS : input_below(LIMITS);
+    uint64_t value = limit == LIMITS ? input_bytes(width) : limits[limit];
+    damages[place][limit]++;
     /* Fields are words, more often than not. */
     if (choice >= 4)
         offset -= offset % width;
@@ -218,7 +233,8 @@ static bool put_damaged_file(const struct template *template)
         size = change_count((struct state *)(void *)content);
     if (size > template->size)
         memset(content + template->size, 0, size - template->size);
-    for (unsigned int patches = input_below(6); patches > 0; patches--)
+    unsigned int patches = choice < 2 ? input_below(3) : 1U + input_below(4);
+    for (unsigned int i = 0; i < patches; i++)
         damage(content, size);
     (void)memory_put_file(FUZZ_PATH, content, size);
     struct state_file file;
@@ -276,13 +292,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     input = (struct input){data, data + size};
     unsigned int beginning = input_byte();
     const struct template *template = &templates[beginning % TEMPLATES];
-    bool valid = beginning < 160;
+    bool valid = beginning < 128;
     make_model(template, valid);
     memory_system.blocked = fuzz_somebody_has_to_act;
     if (valid)
         (void)memory_put_file(FUZZ_PATH, template->content, template->size);
     else if (!put_damaged_file(template))
         return 0;
+    if (beginning % 16 < 12)
+        fuzz_initialize();
     for (unsigned int calls = 0; calls < MOST_CALLS && input_left(); calls++)
         call_something();
     fuzz_end();

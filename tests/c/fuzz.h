@@ -165,6 +165,7 @@ struct fuzz_call {
 struct fuzz_call call_starts(enum function_id function);
 void call_ended(const struct fuzz_call *call, CK_RV rv, CK_RV normal);
 
+void fuzz_initialize(void);
 /* One of the calls of the PKCS #11 module, and those of its calls that are elsewhere. */
 void fuzz_pkcs11_call(void);
 void call_init_token(void);

@@ -69,15 +69,31 @@ CK_SESSION_HANDLE some_session(void)
                         : (CK_SESSION_HANDLE)input_bytes(8);
 }
 
-/* For a length that no PIN has, nothing may be read, so there is nothing. */
+/* A length that no PIN may have: of one in the damaged file, if there is any. */
+static CK_ULONG wrong_length(void)
+{
+    static const CK_ULONG lengths[] = {STATE_PIN_MAX + 1U, UINT32_MAX, UINT64_MAX};
+    size_t size = 0;
+    struct state *state = (struct state *)(void *)memory_file(FUZZ_PATH, &size);
+    for (unsigned int i = 0; i < model.tokens_count && size >= sizeof *state; i++) {
+        if (size < sizeof *state + (i + 1U) * sizeof state->keyrings[0])
+            break;
+        struct token_record record;
+        state_read_token(&state->keyrings[i].token, &record);
+        if (record.so_pin.length > STATE_PIN_MAX)
+            return record.so_pin.length;
+        if (record.user_pin.length > STATE_PIN_MAX)
+            return record.user_pin.length;
+    }
+    return lengths[input_below(3)];
+}
+
 struct pin some_pin(void)
 {
     static const char *const pins[] = {
         "1234", "12345", "123", "", "abcdefgh",
         "0123456789012345678901234567890123456789012345678901234567890123",
         "01234567890123456789012345678901234567890123456789012345678901234"};
-    static const CK_ULONG lengths[] = {STATE_PIN_MAX + 1U, STATE_PIN_MAX + 1U, UINT32_MAX,
-                                       UINT64_MAX};
     struct pin pin;
     unsigned int choice = input_below(16);
     if (choice < 11) {
@@ -87,8 +103,8 @@ struct pin some_pin(void)
         memcpy(pin.value, text, pin.length);
     } else if (choice == 11) {
         pin = (struct pin){NULL, input_byte()};
-    } else if (choice < 15) {
-        pin = (struct pin){exactly(1), lengths[input_below(4)]};
+    } else if (choice < 15) { /* nothing of it may be read, so there is nothing */
+        pin = (struct pin){exactly(1), wrong_length()};
     } else {
         pin.length = input_below(STATE_PIN_MAX + 8U);
         pin.value = exactly(pin.length);

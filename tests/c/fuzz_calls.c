@@ -51,31 +51,45 @@ static CK_RV normal_initialize(const CK_C_INITIALIZE_ARGS *arguments, struct fuz
     return CKR_OK;
 }
 
-static void call_initialize(void)
+static void initialize_with(CK_C_INITIALIZE_ARGS *arguments)
 {
-    unsigned int choice = input_below(32);
-    CK_C_INITIALIZE_ARGS *arguments = NULL;
     struct fuzz_call call = call_starts(FUNCTION_C_Initialize);
-    if (choice >= 16) {
-        arguments = exactly(sizeof *arguments);
-        memset(arguments, 0, sizeof *arguments);
-        arguments->flags = choice % 2 == 0 ? CKF_OS_LOCKING_OK : 0;
-        if ((choice & 2) != 0) {
-            arguments->CreateMutex = no_new_mutex;
-            arguments->DestroyMutex = no_mutex;
-        }
-        if ((choice & 4) != 0) {
-            arguments->LockMutex = no_mutex;
-            arguments->UnlockMutex = no_mutex;
-        }
-        arguments->pReserved = choice % 16 == 8 ? arguments : NULL;
-    }
-    memory_system.state_path = choice == 15 ? NULL : FUZZ_PATH;
     CK_RV rv = C_Initialize(arguments);
-    call.logged = false; /* it began before the library was initialised, if at all */
     call.gate = (struct gate){.enters = true};
     CK_RV normal = model.valid ? normal_initialize(arguments, &call) : CKR_OK;
     call_ended(&call, rv, normal);
+}
+
+void fuzz_initialize(void)
+{
+    memory_system.state_path = FUZZ_PATH;
+    initialize_with(NULL);
+}
+
+static CK_C_INITIALIZE_ARGS *some_initialize_arguments(void)
+{
+    unsigned int choice = input_below(32);
+    if (choice < 16)
+        return NULL;
+    CK_C_INITIALIZE_ARGS *arguments = exactly(sizeof *arguments);
+    memset(arguments, 0, sizeof *arguments);
+    arguments->flags = choice % 2 == 0 ? CKF_OS_LOCKING_OK : 0;
+    if ((choice & 2) != 0) {
+        arguments->CreateMutex = no_new_mutex;
+        arguments->DestroyMutex = no_mutex;
+    }
+    if ((choice & 4) != 0) {
+        arguments->LockMutex = no_mutex;
+        arguments->UnlockMutex = no_mutex;
+    }
+    arguments->pReserved = choice % 16 == 8 ? arguments : NULL;
+    return arguments;
+}
+
+static void call_initialize(void)
+{
+    memory_system.state_path = input_below(16) == 15 ? NULL : FUZZ_PATH;
+    initialize_with(some_initialize_arguments());
 }
 
 static void call_finalize(void)

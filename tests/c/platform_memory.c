@@ -289,8 +289,7 @@ static void sleep_for(uint64_t nanoseconds, uint32_t patience)
 
 void platform_wait(_Atomic uint32_t *word, uint32_t expected, uint32_t milliseconds)
 {
-    if (atomic_load(word) == expected)
-        sleep_for(milliseconds * UINT64_C(1000000), PATIENCE);
+    sleep_for(atomic_load(word) == expected ? milliseconds * UINT64_C(1000000) : 0, PATIENCE);
 }
 
 void platform_wake_one(_Atomic uint32_t *word)
