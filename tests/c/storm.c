@@ -34,23 +34,8 @@
 #include "random_number.h"
 
 struct storm storm;
-static pid_t first_process;
 
 /* ---- the run ---- */
-
-static void remove_directory(void)
-{
-    DIR *entries = opendir(storm.directory);
-    if (entries == NULL)
-        return;
-    const struct dirent *entry;
-    while ((entry = readdir(entries)) != NULL) {
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-            (void)unlinkat(dirfd(entries), entry->d_name, 0);
-    }
-    (void)closedir(entries);
-    (void)rmdir(storm.directory);
-}
 
 _Noreturn void fail(const char *format, ...)
 {
@@ -60,8 +45,6 @@ _Noreturn void fail(const char *format, ...)
     (void)vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     (void)fprintf(stderr, "storm: %s\n", text);
-    if (getpid() == first_process)
-        remove_directory();
     _exit(1);
 }
 
@@ -224,6 +207,44 @@ static void (*mode_named(const char *name))(void)
     return strcmp(name, "step") == 0 ? storm_step : NULL;
 }
 
+static void remove_directory(void)
+{
+    DIR *entries = opendir(storm.directory);
+    if (entries == NULL)
+        return;
+    const struct dirent *entry;
+    while ((entry = readdir(entries)) != NULL) {
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            (void)unlinkat(dirfd(entries), entry->d_name, 0);
+    }
+    (void)closedir(entries);
+    (void)rmdir(storm.directory);
+}
+
+static _Noreturn void run_to_the_end(void (*run)(void))
+{
+    (void)signal(SIGALRM, stuck);
+    /* Grandchildren whose parent was killed come to us, not to the system's first process. */
+    (void)prctl(PR_SET_CHILD_SUBREAPER, 1);
+    run();
+    exit(0);
+}
+
+/* However it ends, nothing is left behind: no process, no file. */
+static int look_after(pid_t runner)
+{
+    int status = 0;
+    int other;
+    while (waitpid(runner, &status, 0) < 0 && errno == EINTR)
+        continue;
+    while (waitpid(-1, &other, 0) > 0)
+        continue;
+    remove_directory();
+    if (WIFSIGNALED(status))
+        (void)fprintf(stderr, "storm: died of signal %d\n", WTERMSIG(status));
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+}
+
 int main(int argc, char **argv)
 {
     void (*run)(void) = argc == 3 || argc == 4 ? mode_named(argv[1]) : NULL;
@@ -233,7 +254,6 @@ int main(int argc, char **argv)
     }
     storm.seconds = strtod(argv[2], NULL);
     storm.seed = argc == 4 ? strtoull(argv[3], NULL, 0) : (uint64_t)time(NULL);
-    random_state = random_number(storm.seed, UINT64_MAX);
     const char *parent = getenv("TMPDIR");
     char directory[512];
     (void)snprintf(directory, sizeof directory, "%s/storm-XXXXXX",
@@ -241,11 +261,9 @@ int main(int argc, char **argv)
     if (mkdtemp(directory) == NULL)
         fail("%s: %s", directory, strerror(errno));
     storm.directory = directory;
-    first_process = getpid();
-    (void)signal(SIGALRM, stuck);
-    /* Grandchildren whose parent was killed come to us, not to the system's first process. */
     (void)prctl(PR_SET_CHILD_SUBREAPER, 1);
-    run();
-    remove_directory();
-    return 0;
+    pid_t runner = fork_child(UINT64_MAX);
+    if (runner == 0)
+        run_to_the_end(run);
+    return look_after(runner);
 }
