@@ -61,8 +61,9 @@ links = echo 'int $(2)(void) { return 0; }' | $(1) -x c - -o /dev/null 2>/dev/nu
 asan: asan-tools build/asan/storm build/asan/storm-plain $(VENV)/built $(VENV)/with-test
 	build/asan/storm exercise 4
 	build/asan/storm kill 4
+	build/asan/storm step 0
 	$(VALGRIND) build/asan/storm-plain exercise 3
-	$(VALGRIND) build/asan/storm-plain kill 3
+	$(VALGRIND) --leak-check=full build/asan/storm-plain kill 3
 	rm -rf build/asan/tree
 	mkdir build/asan/tree
 	cp -r README.md LICENSE setup.py pyproject.toml include luna_ext stub_lib tests examples build/asan/tree
@@ -73,9 +74,7 @@ asan: asan-tools build/asan/storm build/asan/storm-plain $(VENV)/built $(VENV)/w
 		ASAN_OPTIONS=detect_leaks=0 $(abspath $(BIN))/python -m pytest -q tests \
 		--ignore=tests/stub/test_p11_kit.py $(COMPILING:%=--ignore=tests/%.py)
 
-# What a thread has of its own is only "possibly lost" in a process that was forked beside it.
-VALGRIND := valgrind -q --error-exitcode=9 --leak-check=full --show-leak-kinds=definite \
-	--errors-for-leak-kinds=definite
+VALGRIND := valgrind -q --error-exitcode=9
 
 # Where the kernel puts a program at random, it may be where ThreadSanitizer keeps its own memory.
 tsan: tsan-tools build/tsan/storm

@@ -269,7 +269,6 @@ static void kill_at(const struct scenario *scenario, uint64_t steps)
 /* ---- the reader's side ---- */
 
 #define READS 16U
-#define DISTURBED_ONE_IN 150U
 
 static void read_records(void)
 {
@@ -292,23 +291,36 @@ static void disturb(struct state_token *token)
     }
 }
 
-/* Here it is the reader whose steps are counted, and between them somebody writes. */
-static void step_through_reading(void)
+/* The reader's steps. Between them somebody writes, one time in so many; 0: nobody does. */
+static uint64_t step_through_reading(uint32_t disturbed_one_in)
 {
     static const struct scenario reading = {.name = "reading", .act = read_records};
     make_file(&reading);
     pid_t victim = start_victim(&reading);
     if (!look_at_file())
         fail("there is no file");
-    disturb(&seen.state->keyrings[0].token);
+    struct state_token *token = &seen.state->keyrings[0].token;
+    disturb(token);
+    uint64_t steps = 0;
     while (step(victim)) {
-        figures.steps++;
-        if (one_in(DISTURBED_ONE_IN))
-            disturb(&seen.state->keyrings[0].token);
+        if (++steps == MOST_STEPS)
+            fail("a reader does not come to an end");
+        if (disturbed_one_in != 0 && one_in(disturbed_one_in))
+            disturb(token);
     }
     state_close(&seen);
     kill_victim(victim);
+    figures.steps += steps;
     figures.scenarios++;
+    return steps;
+}
+
+/* Each read is disturbed once, on the average, and has to begin anew. */
+static void try_reading(void)
+{
+    watch_for(120, "reading");
+    uint64_t steps = step_through_reading(0);
+    (void)step_through_reading((uint32_t)(steps / READS));
 }
 
 void storm_step(void)
@@ -323,8 +335,7 @@ void storm_step(void)
         watch_for(120, scenarios[i].name);
         steps[i] = step_through(&scenarios[i]);
     }
-    watch_for(120, "reading");
-    step_through_reading();
+    try_reading();
     while (now() - begin < storm.seconds) {
         uint32_t i = random_below((uint32_t)scenarios_count);
         watch_for(120, scenarios[i].name);
