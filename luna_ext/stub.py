@@ -186,8 +186,8 @@ class Cluster:
             library.close()
             if isinstance(error, ProcessLookupError):
                 raise RuntimeError(
-                    "this process is already an application of another cluster than "
-                    f"{self.path!r}; close the Library that is open there"
+                    f"this process has not become an application of the cluster at {self.path!r}, "
+                    "for it is already one of another cluster; close the Library that is open there"
                 ) from None
             raise
         return library
@@ -217,7 +217,7 @@ class Cluster:
         times : int
             How many calls it strikes at most; -1: no limit; 0: no call any more.
         every : int
-            Only each so-manieth call is struck; 1: each.
+            n: only every n-th call is struck; 1: each.
         probability : float
             Of these, only so many, 0 to 1, drawn by numbers that follow from the seed.
         seed : int

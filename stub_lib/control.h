@@ -32,7 +32,7 @@ typedef struct luna_stub_token {
 typedef struct luna_stub_rule {
     uint64_t rv;         /* what a struck call answers */
     int64_t times;       /* how many calls it strikes, at most 2^32 - 1; -1: no limit; 0: none */
-    uint64_t every;      /* only each so-manieth call; 1: each */
+    uint64_t every;      /* n: only every n-th call; 1: each */
     double probability;  /* of those, only so many; 1: all */
     uint64_t seed;       /* the same seed, the same calls */
     uint32_t lost_reply; /* 0: a struck call has no effect. 1: it has its effect, and the caller is

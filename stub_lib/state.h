@@ -50,7 +50,7 @@ struct token_record {
 struct fault_rule {
     uint64_t rv;
     int64_t times;      /* how often it strikes; -1: for ever; 0: never */
-    uint64_t every;     /* it meets each so-manieth call, at least 1 */
+    uint64_t every;     /* n: it meets every n-th call; at least 1 */
     uint64_t threshold; /* and strikes if the call's random number is not above this */
     uint64_t seed;      /* of the random numbers */
     uint64_t lost_reply; /* 0: in place of the effect; 1: after it */
@@ -128,12 +128,13 @@ struct state_application {
     _Atomic uint64_t in_session[STATE_KEYRING_BITS]; /* the keyrings that it has sessions with */
 };
 
-/* An entry is true if its check fits the rest. One that is half written, by a process that was
-   killed or overtaken by a whole round of the log, is none. */
+/* What an entry is, its check says: that of the whole, a call that has returned; that of number,
+   began, pid_and_function and thread alone, one that has not. With any other the entry is half
+   written, by a process that was killed or overtaken by a whole round of the log, and is none. */
 struct state_log_entry {
     alignas(64) _Atomic uint64_t number; /* of the call, from 1 */
     _Atomic uint64_t began;              /* nanoseconds since 1970-01-01 UTC */
-    _Atomic uint64_t duration;           /* nanoseconds; all ones: has not returned */
+    _Atomic uint64_t duration;           /* nanoseconds */
     _Atomic uint64_t pid_and_function;   /* pid << 32 | enum function_id */
     _Atomic uint64_t thread;
     _Atomic uint64_t slot_id; /* all ones: none */

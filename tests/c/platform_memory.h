@@ -12,7 +12,7 @@
 struct memory_system {
     int64_t pid;            /* the process that all calls come from */
     const char *state_path; /* LUNA_STUB_STATE; NULL: not set */
-    uint32_t fails_in;      /* the so-manieth call that can fail does; 0: none does */
+    uint32_t fails_in;      /* n: the n-th call that can fail does; 0: none does */
     bool may_block;         /* a call that sleeps waits for something; else it is a latency */
     void (*blocked)(void);  /* a call waits: somebody has to do something about it */
 };

@@ -123,7 +123,7 @@ def test_failure_leaves_no_temporary_directory(tmp_path, monkeypatch):
 
 def test_library_on_another_cluster_is_refused_while_one_is_open(cluster, luna):
     with Cluster(keyrings=2) as other:
-        with pytest.raises(RuntimeError, match="already an application of another cluster"):
+        with pytest.raises(RuntimeError, match="already one of another cluster"):
             other.library()
         assert len(luna.slots()) == 8
         luna.close()
