@@ -1,5 +1,6 @@
 """Lock, claim and assign the keyring tokens of a Thales Luna HSM cluster."""
 
+from .claiming import Claim
 from .errors import (
     AmbiguousLabelError,
     ArgumentsBadError,
@@ -29,7 +30,7 @@ from .info import FunctionStats, LibraryInfo, SlotFlag, SlotInfo, TokenFlag, Tok
 from .library import Library
 from .lock import SlotLock
 from .slot import ClusterSlot
-from .token import Claim, Token
+from .token import Token
 
 __all__ = [
     "AmbiguousLabelError",

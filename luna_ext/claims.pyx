@@ -4,6 +4,8 @@ Who locks a slot meanwhile may be granted the claim's lock a second time, and ha
 until the claim knows what it got: SlotMutex waits for that before it unlocks.
 """
 
+from collections import deque
+
 cimport cython
 
 cdef extern from "Python.h":
@@ -16,6 +18,7 @@ cdef class Claims:
 
     def __cinit__(self):
         self.threads = {}
+        self.requests = deque()
 
     cdef unsigned long long begin(self) except 0:
         """From here until end() the device may give this process a lock; the serial number."""

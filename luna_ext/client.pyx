@@ -343,8 +343,9 @@ cdef class Client:
         return True
 
     cdef Py_ssize_t abandoned(self) except -1:
-        """How many lock calls are in flight for which nobody waits."""
-        return sum([mutex.is_abandoned() for mutex in tuple(self.mutexes.values())])
+        """How many lock calls and claims are in flight for which nobody waits."""
+        locks = sum([mutex.is_abandoned() for mutex in tuple(self.mutexes.values())])
+        return locks + self.claims.abandoned
 
     def after_fork(self):
         """In the child: nothing is held, nothing in flight; the first call initialises anew."""

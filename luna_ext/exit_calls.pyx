@@ -8,6 +8,8 @@ import time
 
 from libc.stdlib cimport calloc, free
 
+from luna_ext.answers cimport says_busy
+from luna_ext.clock cimport luna_pause
 from luna_ext.cryptoki cimport CK_SLOT_ID, CA_UnlockClusteredSlot_t
 
 cdef extern from "pythread.h":
@@ -61,7 +63,8 @@ cdef void run_job(void *argument) noexcept nogil:
     cdef Job *job = <Job *> argument
     cdef size_t index
     for index in range(job.count):
-        job.unlock(job.slots[index])
+        while says_busy(job.unlock(job.slots[index])):
+            luna_pause(0.02)
     if job.finalize != NULL:
         job.finalize(NULL)
     PyThread_release_lock(job.done)

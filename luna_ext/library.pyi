@@ -2,9 +2,10 @@ import os
 from types import TracebackType
 from typing import Literal, NoReturn, Self, final
 
+from .claiming import Claim
 from .info import FunctionStats, LibraryInfo
 from .slot import ClusterSlot
-from .token import Claim, Token
+from .token import Token
 
 @final
 class Library:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 cimport cython
 from luna_ext cimport calls
+from luna_ext.claiming cimport new_claim
 from luna_ext.client cimport CA_GET_SLOT_ID, Client, Lease, load_client
 from luna_ext.cryptoki cimport (
     CK_SLOT_ID,
@@ -16,7 +17,7 @@ from luna_ext.cryptoki cimport (
 )
 from luna_ext.lock cimport check_open
 from luna_ext.slot cimport ClusterSlot, new_slot
-from luna_ext.token cimport new_claim, new_token
+from luna_ext.token cimport new_token
 
 from .discovery import find_library
 from .errors import AmbiguousLabelError, CryptokiError, LibraryClosedError, TokenNotFoundError
@@ -280,7 +281,7 @@ cdef class Library:
         return [token for token in found if token is not None]
 
     def claim(self, cluster_id, *, timeout=0):
-        """Claim an unassigned token, for a ``with`` statement (CA_GetUnassignedSlot).
+        """Claim an unassigned token, for ``with`` or ``async with`` (CA_GetUnassignedSlot).
 
         The device gives the token with its lock set; the end of the block unlocks it::
 
@@ -294,12 +295,15 @@ cdef class Library:
         cluster_id : str
             The cluster's ID.
         timeout : float
-            Seconds to wait for a token to become free. 0: ask once.
+            Seconds to keep trying while no unassigned token is left. 0: ask once, however long the
+            device takes to answer, and with a plain ``with`` on the calling thread.
 
         Raises
         ------
         NoUnassignedTokenError
             From the ``with``: none is left.
+        LockTimeoutError
+            From the ``with``: the device did not answer in time. Nothing is locked.
         UnsupportedFunctionError, DeviceError, ArgumentsBadError, CryptokiError
             From the ``with``: what the client library lacks, or the device answers.
         TypeError, ValueError

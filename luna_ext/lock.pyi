@@ -3,6 +3,9 @@ from collections.abc import Callable
 from types import GenericAlias, TracebackType
 from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, final
 
+from .client import Lease
+from .mutex import SlotMutex
+from .waiters import Waiter
 from .workers import Workers
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -31,10 +34,14 @@ class SlotLock(Generic[_T_co]):
     def __reduce__(self) -> NoReturn: ...
     def timed_out(self) -> Exception: ...
 
-def settle(future: asyncio.Future[None]) -> None: ...
-def tell(
-    loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]
-) -> Literal[False] | None: ...
+async def end_task_block(
+    mutex: SlotMutex,
+    lease: Lease,
+    task: asyncio.Task[Any] | None,
+    exc_type: type[BaseException] | None,
+    exc_value: BaseException | None,
+) -> None: ...
+def warn(waiter: Waiter, slot_id: int) -> None: ...
 def nobody() -> Literal[False]: ...
 async def on_worker(
     loop: asyncio.AbstractEventLoop, workers: Workers, function: Callable[[], object]

@@ -1,6 +1,6 @@
 """SlotLock: a slot's lock with a timeout, for `with` and `async with`; how a block ends."""
 
-import logging
+import operator
 import threading
 from functools import partial
 from types import GenericAlias
@@ -10,12 +10,13 @@ cimport cython
 from luna_ext.client cimport Lease
 from luna_ext.cryptoki cimport CK_SLOT_ID
 from luna_ext.mutex cimport SlotMutex
+from luna_ext.reports cimport LONG_WAIT_SECONDS, tell_failed_release, warn_of_wait
 from luna_ext.waiters cimport FAILED, WAITING, Waiter
 from luna_ext.workers cimport Workers
 
 from . import lock_errors
 from .errors import LockTimeoutError, LunaError
-from .tasks import current_task, running_loop
+from .tasks import current_task, running_loop, running_task, settled_within, tell
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
@@ -23,8 +24,6 @@ cdef extern from "Python.h":
 # How long a caller who will not wait for another holder waits for the device's answer. There is
 # no try-lock in the SDK: only the answer tells that the lock was free.
 ANSWER_SECONDS = 0.25
-
-_log = logging.getLogger("luna_ext")
 
 # Known only here: a SlotLock comes from a slot or token, never from its class.
 cdef object _KEY = object()
@@ -44,12 +43,17 @@ cdef SlotLock new_lock(SlotMutex mutex, Lease lease, bint poll, object timeout, 
 
 cdef double seconds_of(object timeout) except? -1:
     """A timeout with threading.Lock's checks."""
-    if not isinstance(timeout, (int, float)):
-        raise TypeError(f"a timeout is a number of seconds, not {type(timeout).__name__}")
+    if not isinstance(timeout, float):
+        try:
+            timeout = operator.index(timeout)
+        except TypeError:
+            raise TypeError(
+                f"a timeout is a number of seconds, not {type(timeout).__name__}"
+            ) from None
+    if abs(timeout) > threading.TIMEOUT_MAX:
+        raise OverflowError("timeout value is too large")
     if not timeout >= 0:
         raise ValueError("timeout value must be a non-negative number")
-    if timeout > threading.TIMEOUT_MAX:
-        raise OverflowError("timeout value is too large")
     return timeout
 
 
@@ -82,16 +86,16 @@ cdef int end_block(SlotMutex mutex, Lease lease, object exception) except -1:
         if not mutex.inherited or not mutex.ended_by_fork():
             mutex.release(lease)
     except LunaError as error:
-        report_failed_end(exception, error)
+        tell_failed_release(error)
+        note_or_raise(exception, error)
     return 0
 
 
-cdef int report_failed_end(object exception, object error) except -1:
+cdef int note_or_raise(object exception, object error) except -1:
     """The body's exception goes on, with a note; without one, the unlock's own is raised."""
     if exception is None:
         raise error
     exception.add_note(f"luna_ext: at the end of the with block: {error}")
-    _log.error("while an exception left a with block: %s", error)
     return 0
 
 
@@ -129,22 +133,19 @@ cdef class SlotLock:
     async def __aenter__(self):
         cdef Waiter waiter
         check_open(self.lease, self.mutex.slot_id)
-        loop = running_loop()
-        task = current_task()
-        if task is None:
-            raise RuntimeError("`async with` on a lock works inside an asyncio task")
+        loop, task = running_task()
         if self.timeout == 0 and not self.mutex.is_free():
             self.mutex.refuse_reentry(task)
             raise self.timed_out()
         answered = loop.create_future()
         waiter = self.mutex.ask(task, self.lease, self.poll, partial(tell, loop, answered))
         try:
-            timer = None
-            if self.timeout != -1:
-                timer = loop.call_later(self.timeout or ANSWER_SECONDS, settle, answered)
-            await answered
-            if timer is not None:
-                timer.cancel()
+            await settled_within(
+                answered,
+                self.timeout or ANSWER_SECONDS,
+                LONG_WAIT_SECONDS,
+                partial(warn, waiter, self.mutex.slot_id),
+            )
         except BaseException:
             self.mutex.withdraw(waiter)
             raise
@@ -153,7 +154,7 @@ cdef class SlotLock:
             raise self.timed_out()
         if waiter.outcome == FAILED:
             raise waiter.error
-        self.mutex.confirm(task, self.lease)
+        self.mutex.confirm(task, self.lease, &waiter.wait)
         self.task = task
         if self.check is not None:
             try:
@@ -164,40 +165,9 @@ cdef class SlotLock:
         return self.target
 
     async def __aexit__(self, exc_type, exc_value, traceback):
-        cdef SlotMutex mutex = self.mutex
-        cdef Waiter waiter
         # Not the current task: a coroutine may be closed by another one, or by none.
         task, self.task = self.task, None
-        if mutex.inherited and mutex.owner_task is not task and mutex.ended_by_fork():
-            return
-        waiter = Waiter.__new__(Waiter)
-        waiter.wake = nobody
-        done = None
-        # A coroutine that is being closed must not wait any more; the unlock goes on without it.
-        if exc_type is not GeneratorExit:
-            loop = running_loop()
-            if loop is not None:
-                done = loop.create_future()
-                waiter.wake = partial(tell, loop, done)
-        try:
-            if not self.lease.open:
-                check_evicted(mutex, self.lease, "CA_UnlockClusteredSlot")
-            mutex.release_task(task, waiter)
-        except LunaError as error:
-            report_failed_end(exc_value, error)
-            return
-        if done is None:
-            return
-        try:
-            await done
-        except BaseException as error:
-            # Nobody but the log, or this exception, will hear of a failure.
-            waiter.wake = nobody
-            if waiter.outcome == FAILED:
-                report_failed_end(error, waiter.error)
-            raise
-        if waiter.outcome == FAILED:
-            report_failed_end(exc_value, waiter.error)
+        await end_task_block(self.mutex, self.lease, task, exc_type, exc_value)
 
     def timed_out(self):
         slot_id = self.mutex.slot_id
@@ -213,17 +183,43 @@ cdef class SlotLock:
         raise TypeError("a SlotLock belongs to its process")
 
 
-def settle(future):
-    if not future.done():
-        future.set_result(None)
-
-
-def tell(loop, future):
-    """Settle the future from another thread; False when its loop is closed."""
+async def end_task_block(SlotMutex mutex, Lease lease, task, exc_type, exc_value):
+    """Unlock at the end of the task's `async with` block."""
+    cdef Waiter waiter
+    if mutex.inherited and mutex.owner_task is not task and mutex.ended_by_fork():
+        return
+    waiter = Waiter.__new__(Waiter)
+    waiter.wake = nobody
+    done = None
+    # A coroutine that is being closed must not wait any more; the unlock goes on without it.
+    if exc_type is not GeneratorExit:
+        loop = running_loop()
+        if loop is not None:
+            done = loop.create_future()
+            waiter.wake = partial(tell, loop, done)
     try:
-        loop.call_soon_threadsafe(settle, future)
-    except RuntimeError:
-        return False
+        if not lease.open:
+            check_evicted(mutex, lease, "CA_UnlockClusteredSlot")
+        mutex.release_task(task, waiter)
+    except LunaError as error:
+        note_or_raise(exc_value, error)
+        return
+    if done is None:
+        return
+    try:
+        await done
+    except BaseException as error:
+        # Nobody but the log, and this exception's notes, will hear of a failure.
+        waiter.wake = nobody
+        if waiter.outcome == FAILED:
+            note_or_raise(error, waiter.error)
+        raise
+    if waiter.outcome == FAILED:
+        note_or_raise(exc_value, waiter.error)
+
+
+def warn(Waiter waiter not None, slot_id):
+    warn_of_wait(&waiter.wait, slot_id)
 
 
 def nobody():

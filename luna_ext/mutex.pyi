@@ -2,13 +2,12 @@ import asyncio
 from typing import Any, final
 
 from .client import Client, Lease
-from .hold import Hold
+from .releasing import ReleasableHold
 
 SETTLE_SECONDS: float
-CLAIM_SECONDS: float
 
 @final
-class SlotMutex(Hold):
+class SlotMutex(ReleasableHold):
     def __new__(cls, client: Client, slot_id: int) -> SlotMutex: ...
     def lock_on_worker(self) -> None: ...
     def close_lease(self, lease: Lease) -> tuple[int | asyncio.Task[Any], str] | None: ...

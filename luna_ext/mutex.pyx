@@ -6,13 +6,12 @@ queue. The GIL is what protects the state. It changes only in stretches that nei
 code nor allocate objects that the garbage collector tracks, for both may let other threads in.
 """
 
-import logging
 import threading
 import time
 
 cimport cython
 
-from luna_ext.calls cimport lock_slot, token_label, unlock_slot
+from luna_ext.calls cimport lock_slot
 from luna_ext.client cimport (
     CA_LOCK_CLUSTERED_SLOT,
     CA_UNLOCK_CLUSTERED_SLOT,
@@ -21,51 +20,47 @@ from luna_ext.client cimport (
     Lease,
     error_of,
 )
+from luna_ext.clock cimport luna_now, luna_now_roughly, luna_pause
 from luna_ext.cryptoki cimport (
     CK_RV,
     CK_SLOT_ID,
     CKR_DEVICE_ERROR,
     CKR_OK,
 )
-from luna_ext.hold cimport LOCKING, OWNED, RELEASING, Hold
-from luna_ext.waiters cimport FAILED, GRANTED, TURN, WAITING, WITHDRAWN, Outcome, Waiter, WaitQueue
+from luna_ext.hold cimport LOCKING, OWNED
+from luna_ext.pending cimport luna_raise_pending
+from luna_ext.releasing cimport ReleasableHold
+from luna_ext.reports cimport (
+    LONG_WAIT_SECONDS,
+    PySys_Audit,
+    Wait,
+    begin_wait,
+    end_wait,
+    warn_of_wait,
+)
+from luna_ext.waiters cimport (
+    FAILED,
+    GRANTED,
+    TURN,
+    WAITING,
+    WITHDRAWN,
+    Outcome,
+    Waiter,
+    WaitQueue,
+    sit_out,
+)
 
 from . import lock_errors
 from .backoff import delays
-from .errors import CryptokiError, LibraryClosedError
-from .lock_errors import may_pass, means_lost
+from .lock_errors import may_pass
 from .tasks import current_task, running_loop, runs_here
 
 cdef extern from "Python.h":
-    """
-    /* The exception that PyErr_CheckSignals() has set already, if so, for Cython to catch. */
-    static int luna_raise_pending(void) {
-        return PyErr_Occurred() != NULL ? -1 : 0;
-    }
-    #ifdef _WIN32
-    #include <windows.h>
-    #define luna_pause() Sleep(1)
-    #else
-    #include <time.h>
-    static void luna_pause(void) {
-        struct timespec pause = {0, 200000};
-        nanosleep(&pause, NULL);
-    }
-    #endif
-    """
     unsigned long PyThread_get_thread_ident() noexcept nogil
     int PyErr_CheckSignals() noexcept
-    int luna_raise_pending() except -1
-    void luna_pause() noexcept nogil
 
 # How long a claim waits for the answer of a lock call for the very slot that it was given.
 SETTLE_SECONDS = 2.0
-# How long a release waits itself for a claim that may have been given the same slot, before it
-# leaves the unlock to a worker.
-CLAIM_SECONDS = 0.05
-
-_log = logging.getLogger("luna_ext")
-
 
 cdef SlotMutex mutex_of(Client client, CK_SLOT_ID slot_id):
     """The one SlotMutex of a slot in this process."""
@@ -76,7 +71,7 @@ cdef SlotMutex mutex_of(Client client, CK_SLOT_ID slot_id):
 
 
 @cython.final
-cdef class SlotMutex(Hold):
+cdef class SlotMutex(ReleasableHold):
     """See the module."""
 
     def __cinit__(self, Client client not None, slot_id):
@@ -87,13 +82,17 @@ cdef class SlotMutex(Hold):
     cdef int acquire(self, Lease lease, bint poll) except -1:
         """Lock, however long it takes, with the device call on the caller's own thread."""
         cdef unsigned long me = PyThread_get_thread_ident()
+        cdef Wait wait
         if self.client.lock_clustered_slot == NULL or self.client.unlock_clustered_slot == NULL:
             self._need_functions(lease)
+        if PySys_Audit("luna_ext.lock", "K", <unsigned long long> self.slot_id) != 0:
+            luna_raise_pending()
+        begin_wait(&wait, False)
         if self.state != 0 or self.queue.length != 0:
-            return self._wait_turn(me, lease, poll, False)
+            return self._wait_turn(me, lease, poll, &wait, False)
         self.state = LOCKING
         self.caller = me
-        return self._call_device(me, lease, poll)
+        return self._call_device(me, lease, poll, &wait)
 
     cdef bint acquire_within(self, Lease lease, bint poll, double seconds) except -1:
         """Lock with the device call on a worker, so that the caller can give up; -1: never.
@@ -104,7 +103,7 @@ cdef class SlotMutex(Hold):
         signal.acquire()
         cdef Waiter waiter = self.ask(PyThread_get_thread_ident(), lease, poll, signal.release)
         try:
-            signal.acquire(timeout=seconds)
+            sit_out(signal, &waiter.wait, self.slot_id, seconds)
         except BaseException:
             self.withdraw(waiter)
             raise
@@ -113,14 +112,17 @@ cdef class SlotMutex(Hold):
             return False
         if waiter.outcome == FAILED:
             raise waiter.error
-        self.confirm(waiter.key, lease)
+        self.confirm(waiter.key, lease, &waiter.wait)
         return True
 
     cdef Waiter ask(self, object key, Lease lease, bint poll, object wake):
         """Queue up for a lock that a worker gets. Whoever asks has to withdraw() or release."""
-        self._need_functions(lease)
-        self._refuse_reentry(key)
         cdef Waiter waiter = Waiter.__new__(Waiter)
+        self._need_functions(lease)
+        if PySys_Audit("luna_ext.lock", "K", <unsigned long long> self.slot_id) != 0:
+            luna_raise_pending()
+        self._refuse_reentry(key)
+        begin_wait(&waiter.wait, True)
         waiter.key = key
         waiter.lease = lease
         waiter.poll = poll
@@ -143,8 +145,10 @@ cdef class SlotMutex(Hold):
                 self._leave_later()
         return 0
 
-    cdef bint adopt(self, Lease lease) except -1:
-        """Own the lock that CA_GetUnassignedSlot has set; False when it is somebody's already.
+    cdef bint adopt(self, Waiter waiter) except -1:
+        """Give the waiter the lock that CA_GetUnassignedSlot has set; False if it is somebody's.
+
+        It is nobody's if the waiter has given up meanwhile, and has to be unlocked.
 
         If a lock call for this very slot is on its way, its answer is awaited for a moment: a
         device that grants a process its own lock again would answer at once, and then the slot is
@@ -152,13 +156,17 @@ cdef class SlotMutex(Hold):
         """
         cdef double until
         if self.calling:
-            until = time.monotonic() + SETTLE_SECONDS
-            while self.calling and time.monotonic() < until:
+            until = luna_now() + SETTLE_SECONDS
+            while self.calling and luna_now() < until:
                 with nogil:
-                    luna_pause()
+                    luna_pause(0.0002)
         if self.state & OWNED:
             return False
-        self.own_by_thread(PyThread_get_thread_ident(), lease)
+        if waiter.outcome == WAITING:
+            waiter.outcome = GRANTED
+            self.own(waiter.key, waiter.lease)
+        else:
+            self.own_by_thread(0, None)
         return True
 
     def _need_functions(self, Lease lease):
@@ -166,7 +174,9 @@ cdef class SlotMutex(Hold):
         self.client.need(CA_LOCK_CLUSTERED_SLOT, lease.path)
         self.client.need(CA_UNLOCK_CLUSTERED_SLOT, lease.path)
 
-    cdef int _wait_turn(self, unsigned long me, Lease lease, bint poll, bint first) except -1:
+    cdef int _wait_turn(
+        self, unsigned long me, Lease lease, bint poll, Wait *wait, bint first
+    ) except -1:
         self._refuse_reentry(me)
         signal = threading.Lock()
         signal.acquire()
@@ -178,17 +188,17 @@ cdef class SlotMutex(Hold):
         waiter.wake = signal.release
         self._enqueue(waiter, first)
         try:
-            signal.acquire()
+            sit_out(signal, wait, self.slot_id, -1)
         except BaseException:
             self.withdraw(waiter)
             raise
         if waiter.outcome == FAILED:
             raise waiter.error
         if waiter.outcome == TURN:
-            return self._call_device(me, lease, poll)
-        return self.confirm(me, lease)
+            return self._call_device(me, lease, poll, wait)
+        return self.confirm(me, lease, wait)
 
-    cdef int _call_device(self, unsigned long me, Lease lease, bint poll) except -1:
+    cdef int _call_device(self, unsigned long me, Lease lease, bint poll, Wait *wait) except -1:
         """Make the lock call on this thread; LOCKING is set and `caller` is this thread."""
         cdef CK_RV rv = CKR_OK
         if self.state != LOCKING:
@@ -196,16 +206,16 @@ cdef class SlotMutex(Hold):
             # or its unlock is on the way, which must not meet our call at the device.
             self.caller = 0
             self.state &= ~LOCKING
-            return self._wait_turn(me, lease, poll, True)
+            return self._wait_turn(me, lease, poll, wait, True)
         if self.client.state == READY and lease.open:
             # The call cannot raise then. This is the fast path, on which a `try` is felt.
             self.calling = True
             rv = lock_slot(self.client, self.slot_id)
             self.calling = False
             if rv != CKR_OK:
-                rv = self._insist(lease, poll, rv, True)
+                rv = self._insist(lease, poll, wait, rv, True)
         else:
-            rv = self._insist(lease, poll, rv, False)
+            rv = self._insist(lease, poll, wait, rv, False)
         self.caller = 0
         self.state &= ~LOCKING
         if self.state & OWNED or rv != CKR_OK:
@@ -213,15 +223,19 @@ cdef class SlotMutex(Hold):
             # that grant is handed over when the claim ends.
             if rv == CKR_OK:
                 self._keep_spare_grant()
-            return self._wait_turn(me, lease, poll, True)
+            return self._wait_turn(me, lease, poll, wait, True)
         self.own_by_thread(me, lease)
+        if wait.debug or luna_now_roughly() - wait.began > LONG_WAIT_SECONDS:
+            return self.confirm(me, lease, wait)
         # A signal that came during the call is seen here, where nothing can be left locked: after
         # the return of acquire() the caller has no chance to release.
         if PyErr_CheckSignals() != 0 or not lease.open:
             self._take_back(me, lease)
         return 0
 
-    cdef CK_RV _insist(self, Lease lease, bint poll, CK_RV rv, bint asked) except? 0xFFFFFFFF:
+    cdef CK_RV _insist(
+        self, Lease lease, bint poll, Wait *wait, CK_RV rv, bint asked
+    ) except? 0xFFFFFFFF:
         """Make the lock call again and again, while the answer means "not now".
 
         `asked`: it was made once, and `rv` is the answer. Gives CKR_OK, or an error if a claim has
@@ -229,14 +243,18 @@ cdef class SlotMutex(Hold):
         """
         try:
             self._check_lease(lease)
+            pauses = delays()
             if not asked:
                 rv = self._lock_call()
-            for delay in delays():
-                if rv == CKR_OK:
-                    break
+            # No Python code once the answer is CKR_OK: a signal handler that raised in it would
+            # leave the lock on the device, and nobody who knows of it.
+            while rv != CKR_OK:
                 if not may_pass(rv, poll):
                     raise error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id)
-                time.sleep(delay)
+                time.sleep(next(pauses))
+                self._check_lease(lease)
+                if luna_now() - wait.began > LONG_WAIT_SECONDS:
+                    warn_of_wait(wait, self.slot_id)
                 if self.state != LOCKING:
                     break
                 rv = self._lock_call()
@@ -256,8 +274,14 @@ cdef class SlotMutex(Hold):
             self.calling = False
         return rv
 
-    cdef int confirm(self, object key, Lease lease) except -1:
+    cdef int confirm(self, object key, Lease lease, Wait *wait) except -1:
         """What was granted is not taken if a signal handler raises, or the library has closed."""
+        try:
+            end_wait(wait, self.slot_id)
+        except BaseException:
+            if self._is_owned_by(key):
+                self._leave_later()
+            raise
         if PyErr_CheckSignals() != 0 or not lease.open:
             self._take_back(key, lease)
         return 0
@@ -274,11 +298,6 @@ cdef class SlotMutex(Hold):
             self._begin_leave()
             self._finish_leave_quietly(True)
         return self._check_lease(lease)
-
-    cdef bint _is_owned_by(self, object key) except -1:
-        if not self.state & OWNED:
-            return False
-        return self.owner == key if isinstance(key, int) else self.owner_task is key
 
     cdef int _check_lease(self, Lease lease) except -1:
         if not lease.open:
@@ -318,11 +337,6 @@ cdef class SlotMutex(Hold):
                 self._hand_over(LOCKING)
         self._pass_turn()
         self.client.call_came_back()
-
-    cdef int _keep_spare_grant(self) except -1:
-        self.spare_grant = True
-        self.spare_session = self.client.session
-        return 0
 
     # ---- the queue ----
 
@@ -370,6 +384,13 @@ cdef class SlotMutex(Hold):
         self._finish_leave_quietly(True)
         return 0
 
+    cdef bint _hand_over_spare_grant(self) except -1:
+        """The device has granted the lock twice, and the first one has no use for it any more."""
+        if self.queue.head is None:
+            return False
+        self._hand_over(OWNED)
+        return True
+
     cdef int _settle(self, Waiter waiter, Outcome outcome, object error) except -1:
         """End a wait. 0 when nobody listens any more."""
         self.queue.remove(waiter)
@@ -407,157 +428,6 @@ cdef class SlotMutex(Hold):
         if self.owner_task is not None and runs_here(self.owner_task):
             return True
         return any(not isinstance(key, int) and runs_here(key) for key in tuple(self.queue.keys))
-
-    # ---- releasing ----
-
-    cdef int release(self, Lease lease) except -1:
-        """Unlock; only the thread that holds the lock may, and through the same Library."""
-        if (
-            not self.state & OWNED
-            or self.owner != PyThread_get_thread_ident()
-            or self.lease is not lease
-        ):
-            self.check_mine("CA_UnlockClusteredSlot")
-            raise lock_errors.not_owned(
-                self.slot_id,
-                "it was locked by `async with`, or through another Library, and is released there",
-                "CA_UnlockClusteredSlot",
-            )
-        self._begin_leave()
-        return self._finish_leave(True)
-
-    cdef int release_task(self, object key, Waiter waiter) except -1:
-        """Unlock on a worker on behalf of a task; the waiter is settled when that is done."""
-        if key is None or not self.state & OWNED or self.owner_task is not key:
-            raise lock_errors.not_owned(
-                self.slot_id, "this `async with` does not hold it", "CA_UnlockClusteredSlot"
-            )
-        self._begin_leave()
-
-        def leave():
-            try:
-                self._finish_leave(False)
-            except BaseException as error:
-                waiter.error = error
-                waiter.outcome = FAILED
-            else:
-                waiter.outcome = GRANTED
-            if waiter.wake() is False and waiter.error is not None:
-                _log.error("slot %d: %s", self.slot_id, waiter.error)
-            self.client.call_came_back()
-
-        self._on_worker(leave)
-        return 0
-
-    cdef int _begin_leave(self) except -1:
-        """Nobody's lock any more, but still on: nobody else may own it yet."""
-        self.owner = 0
-        self.owner_task = None
-        self.place_code = None
-        return 0
-
-    cdef int _finish_leave(self, bint may_wait_on_worker) except -1:
-        """After _begin_leave(): hand the device's lock over, or take it off."""
-        cdef str lost
-        # A claim that was under way before this hold began may have been given this very slot, and
-        # the device may have granted us its lock a second time. Until the claim has seen that the
-        # slot is taken, an unlock would take its lock away. Most often it comes back in a moment.
-        if self.client.claims.oldest != 0 and self.client.claims.others(self.claims_before):
-            until = time.monotonic() + CLAIM_SECONDS
-            while self.client.claims.others(self.claims_before):
-                if may_wait_on_worker and time.monotonic() > until:
-                    self._on_worker(self._finish_leave_quietly)
-                    return 0
-                with nogil:
-                    luna_pause()
-        lost = self.lost
-        self.lost = None
-        if self.spare_session != self.client.session:
-            self.spare_grant = False
-        if self.session != self.client.session and not self.spare_grant:
-            # The client was finalised since, which dropped the lock; by now it may be another's.
-            lost = lost or "its library was closed"
-        if lost is not None:
-            self.spare_grant = False
-            self.state &= ~OWNED
-            self._pass_turn()
-            raise lock_errors.lost(self.slot_id, lost)
-        if self.spare_grant:
-            self.spare_grant = False
-            if self.queue.head is not None:
-                return self._hand_over(OWNED)
-        self.state = (self.state & ~OWNED) + RELEASING
-        return self._unlock()
-
-    cdef int _unlock(self) except -1:
-        """Make the unlock call; RELEASING has been counted."""
-        cdef CK_RV rv = CKR_OK
-        # Looked at before, for the call cannot raise then; the next line but one must be reached.
-        cdef bint answers = self.client.answers
-        if answers:
-            rv = unlock_slot(self.client, self.slot_id)
-        self.state -= RELEASING
-        if self.queue.head is not None:
-            self._pass_turn()
-        if not answers:
-            raise lock_errors.lost(self.slot_id, "its library was closed")
-        if rv != CKR_OK:
-            raise self._unlock_error(rv)
-        return 0
-
-    def _unlock_error(self, CK_RV rv):
-        """Why an unlock failed: is the connection gone, and the lock with it?"""
-        cause = error_of(rv, CA_UNLOCK_CLUSTERED_SLOT, self.slot_id)
-        try:
-            token_label(self.client, self.slot_id)
-        except CryptokiError as error:
-            if means_lost(error):
-                why = f"the unlock failed ({cause.rv_name}), the next call too ({error.rv_name})"
-                lost = lock_errors.lost(self.slot_id, why, rv=rv)
-                lost.__cause__ = cause
-                return lost
-        except LibraryClosedError:
-            pass
-        return lock_errors.release_failed(cause)
-
-    cdef int _leave_later(self) except -1:
-        """Give back, on a worker, a grant that its owner cannot take."""
-        self._begin_leave()
-        self._on_worker(self._finish_leave_quietly)
-        return 0
-
-    def _finish_leave_quietly(self, bint may_wait_on_worker=False):
-        try:
-            self._finish_leave(may_wait_on_worker)
-        except BaseException as error:
-            # A client library that has been finalised has dropped its locks.
-            if self.client.answers and self.session == self.client.session:
-                _log.error("a lock that nobody could release any more: %s", error)
-        self.client.call_came_back()
-
-    def _on_worker(self, job):
-        try:
-            self.client.workers.run(job)
-        except (RuntimeError, MemoryError):
-            # No thread can be had (the interpreter is going down); later is never.
-            job()
-
-    # ---- while it is held ----
-
-    cdef int begin_work(self) except -1:
-        """Calls begin that rely on the lock: close() must not take it off in their midst."""
-        self.busy += 1
-        return 0
-
-    cdef int end_work(self) except -1:
-        # 0 already if a signal handler has forked in their midst, and this is the child.
-        if self.busy > 0:
-            self.busy -= 1
-        if self.evicted and self.busy == 0:
-            self.evicted = False
-            self._begin_leave()
-            self._finish_leave_quietly(True)
-        return 0
 
     # ---- losing it ----
 

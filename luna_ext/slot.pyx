@@ -7,7 +7,9 @@ from luna_ext.client cimport Lease
 from luna_ext.cryptoki cimport CK_SLOT_ID
 from luna_ext.lock cimport check_evicted, check_held, check_open, end_block, new_lock, seconds_of
 from luna_ext.mutex cimport mutex_of
+from luna_ext.reports cimport tell_failed_release
 
+from .errors import LunaError
 from .lock import ANSWER_SECONDS
 
 # Known only here: a slot comes from a Library, never from its class.
@@ -92,15 +94,12 @@ cdef class ClusterSlot:
         """
         cdef double seconds
         check_open(self.lease, self.mutex.slot_id)
-        if timeout == -1 and blocking:
+        if blocking and timeout == -1:
             self.mutex.acquire(self.lease, self.poll)
         else:
-            if not blocking:
-                if timeout != -1:
-                    raise ValueError("can't specify a timeout for a non-blocking call")
-                seconds = 0
-            else:
-                seconds = seconds_of(timeout)
+            seconds = 0 if timeout == -1 else seconds_of(timeout)
+            if not blocking and timeout != -1:
+                raise ValueError("can't specify a timeout for a non-blocking call")
             if seconds == 0:
                 if not self.mutex.is_free():
                     return False
@@ -122,9 +121,13 @@ cdef class ClusterSlot:
         LockReleaseError
             The device refused. The lock may stay set until this process disconnects.
         """
-        if not self.lease.open:
-            check_evicted(self.mutex, self.lease, "CA_UnlockClusteredSlot")
-        self.mutex.release(self.lease)
+        try:
+            if not self.lease.open:
+                check_evicted(self.mutex, self.lease, "CA_UnlockClusteredSlot")
+            self.mutex.release(self.lease)
+        except LunaError as error:
+            tell_failed_release(error)
+            raise
 
     def locked(self):
         """Whether a thread or task of this process holds the lock. Does not ask the device."""

@@ -1,4 +1,3 @@
-from luna_ext.client cimport Lease
 from luna_ext.slot cimport ClusterSlot
 
 
@@ -12,14 +11,4 @@ cdef class Token:
     cdef int check_label(self, bytes now) except -1
 
 
-cdef class Claim:
-    cdef object library                        # makes the slot's object
-    cdef Lease lease                           # the library's
-    cdef bytes cluster_id                      # NUL-terminated by Python
-    cdef double timeout                        # seconds to wait for a token to become free
-    cdef Token token                           # what is claimed, while the block runs; or None
-    cdef bint entered                          # the block runs, or is about to
-
-
 cdef Token new_token(ClusterSlot slot, bytes raw_label, object known_info)
-cdef Claim new_claim(object library, Lease lease, object cluster_id, object timeout)

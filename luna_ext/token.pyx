@@ -1,45 +1,25 @@
-"""Token: a keyring token by its label; how one is claimed and assigned."""
+"""Token: a keyring token by its label; how a claimed one is assigned."""
 
-import time
+import sys
 
 cimport cython
 from luna_ext cimport calls
-from luna_ext.client cimport (
-    CA_GET_UNASSIGNED_SLOT,
-    CA_UNLOCK_CLUSTERED_SLOT,
-    Client,
-    Lease,
-    error_of,
-)
-from luna_ext.cryptoki cimport CK_RV, CK_UNASSIGNED_SLOT_INFO, CKR_OK
-from luna_ext.lock cimport check_evicted, check_held, check_open, end_block, new_lock, seconds_of
-from luna_ext.mutex cimport SlotMutex, mutex_of
+from luna_ext.client cimport Client
+from luna_ext.lock cimport check_evicted, check_held, check_open, end_block, new_lock
+from luna_ext.mutex cimport SlotMutex
 from luna_ext.pin cimport Pin
 from luna_ext.slot cimport ClusterSlot
 
-from .backoff import delays
 from .errors import (
     AssignmentConflictError,
     CryptokiError,
-    FunctionFailedError,
     LockNotOwnedError,
-    LockReentryError,
     LunaError,
-    NoUnassignedTokenError,
     TokenChangedError,
 )
 from .labels import decode_label, encode_label
 
-cdef extern from "Python.h":
-    unsigned long PyThread_get_thread_ident() noexcept nogil
-
-cdef enum:
-    # How often a claim asks again at once when the device gives it a slot that this process
-    # holds already.
-    TRIES = 16
-
-
-# Known only here: tokens and claims come from a Library, never from their classes.
+# Known only here: a token comes from a Library, never from its class.
 cdef object _KEY = object()
 
 
@@ -49,19 +29,6 @@ cdef Token new_token(ClusterSlot slot, bytes raw_label, object known_info):
     token.raw_label = raw_label
     token.known_info = known_info
     return token
-
-
-cdef Claim new_claim(object library, Lease lease, object cluster_id, object timeout):
-    if not isinstance(cluster_id, str):
-        raise TypeError(f"a cluster ID is a str, not {type(cluster_id).__name__}")
-    if not cluster_id or "\0" in cluster_id:
-        raise ValueError(f"{cluster_id!r} is no cluster ID: it is empty or contains NUL")
-    cdef Claim claim = Claim.__new__(Claim, _KEY)
-    claim.library = library
-    claim.lease = lease
-    claim.cluster_id = cluster_id.encode("utf-8")
-    claim.timeout = seconds_of(timeout)
-    return claim
 
 
 @cython.final
@@ -151,6 +118,7 @@ cdef class Token:
         cdef Pin so = Pin(so_pin, "so_pin")
         cdef Pin user = None if user_pin is None else Pin(user_pin, "user_pin")
         cdef bytes now
+        sys.audit("luna_ext.assign", mutex.slot_id, label)
         if not self.slot.lease.open:
             check_evicted(mutex, self.slot.lease, "C_InitToken")
         mutex.check_mine("C_InitToken")
@@ -265,102 +233,3 @@ cdef class Token:
             error.add_note("luna_ext: the token's label could not be read back; look at it")
         else:
             error.add_note(f"luna_ext: the token's label is {now!r} now")
-
-
-@cython.final
-cdef class Claim:
-    """What `Library.claim()` gives: its ``with`` block holds an unassigned token."""
-
-    def __cinit__(self, key=None):
-        if key is not _KEY:
-            raise TypeError("a Claim comes from Library.claim()")
-
-    def __enter__(self):
-        if self.entered:
-            raise LockReentryError(
-                "this claim's block is running already; call claim() once more for another token",
-                function="CA_GetUnassignedSlot",
-            )
-        self.entered = True
-        try:
-            self.token = self._claim()
-        finally:
-            self.entered = self.token is not None
-        return self.token
-
-    def __exit__(self, exc_type, exc_value, traceback):
-        cdef Token token = self.token
-        if token is None:
-            raise LockNotOwnedError(
-                "this claim's block was not entered; there is nothing to release",
-                function="CA_UnlockClusteredSlot",
-            )
-        self.token = None
-        self.entered = False
-        end_block(token.slot.mutex, token.slot.lease, exc_value)
-
-    def __reduce__(self):
-        raise TypeError("a Claim belongs to its process")
-
-    def _claim(self):
-        """Ask until there is a token or the time is up."""
-        # What would end the claim has to be there before it begins.
-        self.lease.client.need(CA_GET_UNASSIGNED_SLOT, self.lease.path)
-        self.lease.client.need(CA_UNLOCK_CLUSTERED_SLOT, self.lease.path)
-        deadline = time.monotonic() + self.timeout
-        for delay in delays():
-            for _ in range(TRIES):
-                try:
-                    token = self._ask()
-                except FunctionFailedError as error:
-                    if error.function != "CA_GetUnassignedSlot":
-                        raise
-                    break
-                if token is not None:
-                    return token
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            time.sleep(min(delay, left))
-        raise NoUnassignedTokenError(
-            f"cluster {self.cluster_id.decode()!r} has no unassigned token"
-            + (f", and none became free within {self.timeout:g} s" if self.timeout else ""),
-            rv=0x6,
-            function="CA_GetUnassignedSlot",
-        )
-
-    def _ask(self):
-        """Ask for the next unassigned token; None if this process has it already."""
-        cdef Client client = self.lease.client
-        cdef CK_UNASSIGNED_SLOT_INFO info
-        cdef SlotMutex mutex = None
-        cdef Token token
-        cdef CK_RV rv
-        cdef bint adopted = False
-        self.library._check_open()
-        # No Python code between the two: a signal handler, say, could release another lock, and
-        # that would wait for this claim.
-        claim = client.claims.begin()
-        try:
-            rv = calls.next_unassigned(client, self.cluster_id, &info)
-            if rv == CKR_OK:
-                mutex = mutex_of(client, info.slotID)
-                # A slot that this process holds already is its holder's, whatever the device says;
-                # unlocking it here would take it away from there.
-                adopted = mutex.adopt(self.lease)
-        finally:
-            client.claims.end(claim)
-        if rv != CKR_OK:
-            raise error_of(rv, CA_GET_UNASSIGNED_SLOT, None)
-        if not adopted:
-            return None
-        mutex.confirm(PyThread_get_thread_ident(), self.lease)
-        try:
-            token = new_token(self.library.slot(info.slotID), info.label[:32], None)
-        except BaseException:
-            # The library was closed; perhaps close() came late enough to see to this lock itself.
-            if mutex.is_mine():
-                mutex.release(self.lease)
-            raise
-        token.claimed = mutex.hold
-        return token

@@ -1,4 +1,5 @@
 from luna_ext.client cimport Lease
+from luna_ext.reports cimport Wait
 
 # How a Waiter's wait ended.
 cdef enum Outcome:
@@ -12,6 +13,7 @@ cdef enum Outcome:
 cdef class Waiter:
     cdef object key              # who waits: a thread's ident, or an asyncio Task
     cdef Lease lease             # the Library through which it waits
+    cdef Wait wait               # since when
     cdef bint own_call           # it makes the device call itself and cannot give up in it
     cdef bint poll               # an error that may mean contention is tried again
     cdef object wake             # called once when the outcome is there; False: nobody listens
@@ -29,3 +31,6 @@ cdef class WaitQueue:
 
     cdef int push(self, Waiter waiter, bint first) except -1
     cdef int remove(self, Waiter waiter) except -1
+
+
+cdef int sit_out(object signal, Wait *wait, object subject, double seconds) except -1

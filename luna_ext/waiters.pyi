@@ -1,6 +1,8 @@
 from typing import final
 
-@final
+from typing_extensions import disjoint_base
+
+@disjoint_base
 class Waiter: ...
 
 @final

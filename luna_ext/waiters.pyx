@@ -6,8 +6,10 @@ garbage collection, and with it no other thread, can come in between.
 
 cimport cython
 
+from luna_ext.clock cimport luna_now
+from luna_ext.reports cimport LONG_WAIT_SECONDS, Wait, warn_of_wait
 
-@cython.final
+
 cdef class Waiter:
     """One thread or task that waits."""
 
@@ -49,3 +51,22 @@ cdef class WaitQueue:
         self.length -= 1
         self.keys.discard(waiter.key)
         return 0
+
+
+cdef int sit_out(object signal, Wait *wait, object subject, double seconds) except -1:
+    """Wait in Python until the lock `signal` is released, or for so long; -1: without limit.
+
+    The application is told when that becomes long.
+    """
+    cdef double end = luna_now() + seconds
+    cdef double patience
+    # One that is to end just when it would become long is told by its end.
+    if seconds < 0 or end - wait.began > LONG_WAIT_SECONDS + 0.1:
+        patience = max(0.0, wait.began + LONG_WAIT_SECONDS - luna_now())
+        if signal.acquire(timeout=patience):
+            return 0
+        warn_of_wait(wait, subject)
+        if seconds > 0:
+            seconds = max(0.0, end - luna_now())
+    signal.acquire(timeout=seconds)
+    return 0

@@ -21,7 +21,7 @@ cdef class Workers:
         self.idle = []
 
     cdef int run(self, object job) except -1:
-        """Run `job`, which may not raise, on a thread of its own; do not wait for it.
+        """Run `job` on a thread of its own; do not wait for it.
 
         Runs no byte code, so that no signal handler can interrupt it half way: either it raises
         (no thread can be had) and the job will not run, or the job will run.
@@ -37,9 +37,14 @@ cdef class Workers:
         """A worker's life."""
         while True:
             job = inbox.get()
-            job()
+            run_job(job)
             # Not kept until the next one comes: it may hold the last reference to a Library.
             job = None
             if len(self.idle) >= KEEP_IDLE:
                 return
             self.idle.append(inbox)
+
+
+cdef void run_job(object job) noexcept:
+    """What a job raises (in a handler of log records, say) goes to sys.unraisablehook."""
+    job()

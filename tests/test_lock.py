@@ -1,10 +1,13 @@
 """`with slot:`, acquire() and release(): one process, several threads."""
 
+import asyncio
 import gc
 import os
 import signal
 import threading
 import warnings
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
@@ -62,6 +65,65 @@ def test_acquire_refuses_what_threading_lock_refuses(luna, arguments, error, cal
         luna.slot(1).acquire(*arguments)
     assert calls_of(LOCK) == before
     assert not luna.slot(1).locked()
+
+
+class Index:
+    """A number that is neither int nor float."""
+
+    def __index__(self):
+        return 3
+
+
+ARGUMENTS = [
+    (),
+    *((blocking,) for blocking in (True, False, 1, 0)),
+    *(
+        (blocking, timeout)
+        for blocking in (True, False)
+        for timeout in (
+            -1, -1.0, 0, 0.0, 1, 0.5, True, False, Index(), -2, -0.5, -1e300, 1e300, 10**30,
+            -(10**30), threading.TIMEOUT_MAX, threading.TIMEOUT_MAX * 2, float("nan"),
+            float("inf"), -float("inf"), None, "1", b"1", 1j, Fraction(1, 2), Decimal(1), [],
+        )
+    ),
+]  # fmt: skip
+
+
+def outcome(function, *arguments, **options):
+    try:
+        return function(*arguments, **options)
+    except Exception as error:
+        return next(
+            kind
+            for kind in (TypeError, ValueError, OverflowError, RuntimeError)
+            if isinstance(error, kind)
+        )
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=repr)
+def test_acquire_answers_as_threading_lock_does(luna, arguments):
+    slot, lock = luna.slot(1), threading.Lock()
+    assert outcome(slot.acquire, *arguments) == outcome(lock.acquire, *arguments)
+    assert slot.locked() == lock.locked()
+    assert outcome(slot.release) == outcome(lock.release)
+    assert outcome(slot.release) == outcome(lock.release) is RuntimeError
+    named = dict(zip(("blocking", "timeout"), arguments, strict=False))
+    assert outcome(slot.acquire, **named) == outcome(lock.acquire, **named)
+    assert outcome(slot.release) == outcome(lock.release)
+
+
+@pytest.mark.parametrize("arguments", [(False,), (True, 0), (True, 0.02)])
+def test_acquire_of_a_held_lock_answers_as_threading_lock_does(luna, call, arguments):
+    slot, lock = luna.slot(1), threading.Lock()
+    with slot, lock:
+        assert call(lambda: slot.acquire(*arguments)).result() is False
+        assert call(lambda: lock.acquire(*arguments)).result() is False
+        for release in (slot.release, lock.release):
+            assert outcome(call(release).result) in (None, RuntimeError)
+        # A lock may be released by anybody, a slot by its holder only.
+        assert slot.locked()
+        assert not lock.locked()
+        lock.acquire()
 
 
 @pytest.mark.parametrize("timeout", [-1, -0.5, float("nan")])
@@ -347,6 +409,19 @@ def test_polling_waits_where_the_device_answers_an_error(cluster, hold_elsewhere
             luna.close()
 
 
+def test_close_ends_polling_though_another_library_is_open(cluster, luna, hold_elsewhere, call):
+    cluster.switch("contention", "error")
+    hold_elsewhere(1)
+    polling = cluster.library(contention="poll")
+    waiting = call(polling.slot(1).acquire)
+    while not any(entry.rv == DEVICE_ERROR for entry in cluster.log()):
+        os.sched_yield()
+    polling.close()
+    with pytest.raises(luna_ext.LibraryClosedError):
+        waiting.result()
+    assert not luna.closed
+
+
 def test_blocking_raises_where_the_device_answers_an_error(luna, cluster, hold_elsewhere):
     cluster.switch("contention", "error")
     hold_elsewhere(1)
@@ -452,3 +527,69 @@ def test_two_libraries_share_the_locks_of_one_client(luna, cluster, owner_of):
             assert luna.slot(2).acquire(False) is False
     with luna.slot(1):
         assert owner_of(1) == os.getpid()
+
+
+@pytest.mark.parametrize("code", [0x80000041, 0x80001604])
+@pytest.mark.parametrize("way", ["with", "task"])
+def test_a_busy_device_is_asked_to_unlock_again(luna, cluster, owner_of, code, way):
+    cluster.fault(UNLOCK, code, times=2)
+
+    async def in_task():
+        async with luna.slot(1).lock():
+            pass
+
+    if way == "with":
+        with luna.slot(1):
+            pass
+    else:
+        asyncio.run(in_task())
+    assert owner_of(1) is None
+
+
+def test_a_device_that_stays_busy_fails_the_release(luna, cluster):
+    cluster.fault(UNLOCK, 0x80001604)
+    with pytest.raises(luna_ext.LockReleaseError, match="CKR_BUSY"), luna.slot(1):
+        pass
+    cluster.fault(UNLOCK, 0, times=0)
+    with luna.slot(1):
+        pass
+
+
+def test_a_waiter_gets_the_lock_after_a_busy_unlock(luna, cluster, call, wait_until_queued):
+    slot = luna.slot(1)
+
+    def enter():
+        with slot:
+            return True
+
+    with slot:
+        waiting = call(enter)
+        wait_until_queued(slot, 1)
+        cluster.fault(UNLOCK, 0x80000041, times=2)
+    assert waiting.result()
+
+
+def test_condition_with_many_threads_and_timeouts(luna, call, wait_until_queued):
+    slot = luna.slot(2)
+    condition = threading.Condition(slot)
+    items: list[int] = []
+    waiting = threading.Barrier(5)
+
+    def consume():
+        waiting.wait(10)
+        with condition:
+            assert condition.wait_for(lambda: items, timeout=10)
+            return items.pop()
+
+    consumers = [call(consume) for _ in range(4)]
+    waiting.wait(10)
+    with condition:
+        assert condition.wait(timeout=0.01) is False
+        slot.ensure_held()
+        items.extend(range(4))
+        condition.notify_all()
+    assert sorted(caller.result() for caller in consumers) == [0, 1, 2, 3]
+    assert not slot.locked()
+    for use in (condition.wait, condition.notify, condition.notify_all):
+        with pytest.raises(RuntimeError):
+            use()

@@ -1,0 +1,363 @@
+"""What an application is told: log records and audit events."""
+
+import asyncio
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import luna_ext
+from luna_ext.stub import STATE_VARIABLE
+
+LOCK = "CA_LockClusteredSlot"
+UNLOCK = "CA_UnlockClusteredSlot"
+DEVICE_ERROR = 0x30
+
+
+async def lock_in_task(luna):
+    async with luna.slot(1).lock():
+        pass
+
+
+def hold(luna):
+    with luna.slot(1):
+        pass
+
+
+def claim(luna):
+    with luna.claim("cluster-1"):
+        pass
+
+
+def acquire(luna, **options):
+    assert luna.slot(1).acquire(**options)
+    luna.slot(1).release()
+
+
+async def claim_in_task(luna):
+    async with luna.claim("cluster-1"):
+        pass
+
+
+WAYS = {
+    "with": hold,
+    "acquire": acquire,
+    "timed": lambda luna: acquire(luna, timeout=5),
+    "non-blocking": lambda luna: acquire(luna, blocking=False),
+    "task": lambda luna: asyncio.run(lock_in_task(luna)),
+    "claim": claim,
+    "claim in a task": lambda luna: asyncio.run(claim_in_task(luna)),
+}
+
+
+def told(caplog, level):
+    """The texts of our records of this level."""
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "luna_ext" and record.levelno == level
+    ]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_debug_tells_each_lock_and_unlock_with_the_wait(luna, cluster, caplog, way):
+    caplog.set_level(logging.DEBUG, "luna_ext")
+    cluster.latency(0.02)
+    WAYS[way](luna)
+    locked, unlocked = told(caplog, logging.DEBUG)
+    slot_id, wait = re.fullmatch(r"slot (\d+): locked after (\d+\.\d+) s", locked).groups()
+    assert float(wait) >= 0.02
+    took = re.fullmatch(rf"slot {slot_id}: unlocked in (\d+\.\d+) s", unlocked).group(1)
+    assert float(took) >= 0.02
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_is_told_without_debug(luna, caplog, way):
+    caplog.set_level(logging.INFO, "luna_ext")
+    WAYS[way](luna)
+    assert caplog.records == []
+
+
+def test_a_change_of_the_level_is_seen_at_once(luna, caplog):
+    for _ in range(2):
+        caplog.set_level(logging.INFO, "luna_ext")
+        acquire(luna)
+        assert told(caplog, logging.DEBUG) == []
+        caplog.set_level(logging.DEBUG, "luna_ext")
+        acquire(luna)
+        assert len(told(caplog, logging.DEBUG)) == 2
+        caplog.clear()
+    logging.disable(logging.DEBUG)
+    try:
+        acquire(luna)
+        assert told(caplog, logging.DEBUG) == []
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+class Objection(Exception):
+    """What a filter of these tests raises."""
+
+
+@pytest.mark.parametrize("text", ["locked after", "unlocked in"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_filter_that_raises_leaves_nothing_locked(luna, cluster, way, text):
+    def object_to(record):
+        if text in record.getMessage():
+            raise Objection
+        return True
+
+    logger = logging.getLogger("luna_ext")
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addFilter(object_to)
+    try:
+        with pytest.raises(Objection):
+            WAYS[way](luna)
+    finally:
+        logger.removeFilter(object_to)
+        logger.setLevel(level)
+    for slot in luna.slots():
+        # Queued behind the unlock, if that is still under way.
+        with slot.lock(timeout=10):
+            pass
+    assert all(token.owner is None for token in cluster.tokens())
+
+
+def test_a_late_grant_is_told_when_it_is_unlocked(luna, caplog, hold_elsewhere):
+    caplog.set_level(logging.DEBUG, "luna_ext")
+    holder = hold_elsewhere(1)
+    assert luna.slot(1).acquire(timeout=0.05) is False
+    holder.release()
+    hold_elsewhere(1)
+    deadline = time.monotonic() + 10
+    while not told(caplog, logging.DEBUG):
+        assert time.monotonic() < deadline
+        os.sched_yield()
+    assert told(caplog, logging.DEBUG) == [
+        "slot 1: unlocked, for nobody waits for the lock any more"
+    ]
+
+
+def wait_in_lock(slot):
+    with slot.lock():
+        return True
+
+
+def wait_on_own_thread(slot):
+    with slot:
+        return True
+
+
+def wait_in_a_task(slot):
+    async def wait():
+        async with slot.lock(timeout=60):
+            return True
+
+    return asyncio.run(wait())
+
+
+def wait_for_a_token(luna):
+    with luna.claim("cluster-1", timeout=60) as token:
+        return token.slot.locked()
+
+
+def time_out(slot):
+    with pytest.raises(luna_ext.LockTimeoutError), slot.lock(timeout=5):
+        pass
+    return True
+
+
+def test_a_long_wait_is_warned_of_once(luna, cluster, caplog, hold_elsewhere, call):
+    """All ways to wait, side by side, for the 5 seconds have to pass in earnest."""
+    holders = [hold_elsewhere(slot_id) for slot_id in (1, 2, 3)]
+    cluster.fault("CA_GetUnassignedSlot", 0x6)
+    held, release = threading.Event(), threading.Event()
+
+    def hold_here():
+        with luna.slot(4), luna.slot(5):
+            held.set()
+            release.wait(60)
+
+    holding = call(hold_here)
+    assert held.wait(10)
+    inside_the_device = call(lambda: wait_on_own_thread(luna.slot(3)))
+    waiting = [
+        call(lambda: wait_in_lock(luna.slot(1))),
+        call(lambda: wait_in_a_task(luna.slot(2))),
+        call(lambda: wait_on_own_thread(luna.slot(4))),
+        call(lambda: wait_for_a_token(luna)),
+    ]
+    # One that ends when the wait would become long is told by its error.
+    timed_out = call(lambda: time_out(luna.slot(5)))
+    deadline = time.monotonic() + 30
+    while len(texts := told(caplog, logging.WARNING)) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert all(caller.is_alive() for caller in waiting)
+    assert sorted(texts) == [
+        "cluster 'cluster-1': still waiting for an unassigned token after 5 s",
+        *(
+            f"slot {slot_id}: still waiting for the lock after 5 s; another thread, process or "
+            "host holds it"
+            for slot_id in (1, 2, 4)
+        ),
+    ]
+    assert timed_out.result()
+    for holder in holders:
+        holder.release()
+    release.set()
+    cluster.fault("CA_GetUnassignedSlot", 0, times=0)
+    assert holding.result() is None
+    assert all(caller.result() for caller in (*waiting, inside_the_device))
+    # Nobody could tell while a device call on the caller's own thread lasted.
+    (late,) = told(caplog, logging.WARNING)[4:]
+    assert re.fullmatch(r"slot 3: locked, after a wait of \d+\.\d+ s", late)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_failed_or_lost_release_is_an_error_record(luna, cluster, caplog, lost):
+    kind = luna_ext.LockLostError if lost else luna_ext.LockReleaseError
+
+    def spoil():
+        cluster.fault(UNLOCK, DEVICE_ERROR, times=1)
+        if lost:
+            cluster.fault("C_GetTokenInfo", DEVICE_ERROR, times=1)
+
+    async def in_task():
+        async with luna.slot(1).lock():
+            spoil()
+
+    def with_block():
+        with luna.slot(1):
+            spoil()
+
+    def release():
+        luna.slot(1).acquire()
+        spoil()
+        luna.slot(1).release()
+
+    for way in (with_block, release, lambda: asyncio.run(in_task())):
+        caplog.clear()
+        with pytest.raises(kind) as caught:
+            way()
+        assert told(caplog, logging.ERROR) == [str(caught.value)]
+
+
+def test_a_release_by_somebody_else_is_no_error_record(luna, caplog):
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        luna.slot(1).release()
+    assert caplog.records == []
+
+
+AUDIT = """
+import asyncio, os, sys
+from luna_ext.stub import STATE_VARIABLE, Cluster
+
+events = []
+objecting = set()
+
+def hook(event, args):
+    if event.startswith("luna_ext."):
+        if event in objecting:
+            raise PermissionError(event)
+        events.append((event, *args))
+
+sys.addaudithook(hook)
+cluster = Cluster(os.environ[STATE_VARIABLE])
+
+def take():
+    taken = events[:]
+    events.clear()
+    return taken
+
+def free():
+    return all(token.owner is None for token in cluster.tokens())
+
+async def in_task():
+    async with luna.slot(3).lock():
+        pass
+    async with luna.claim("cluster-1"):
+        pass
+
+with cluster.library() as luna:
+    pair = [("luna_ext.lock", 1), ("luna_ext.unlock", 1)]
+    with luna.slot(1):
+        pass
+    assert take() == pair, events
+    luna.slot(1).acquire(timeout=5)
+    luna.slot(1).release()
+    assert take() == pair, events
+    with luna.claim("cluster-1") as token:
+        slot_id = token.slot.slot_id
+        token.assign("new", so_pin="12345678")
+    assert take() == [
+        ("luna_ext.claim", "cluster-1"),
+        ("luna_ext.assign", slot_id, "new"),
+        ("luna_ext.unlock", slot_id),
+    ]
+    asyncio.run(in_task())
+    task_events = take()
+    assert task_events[:3] == [
+        ("luna_ext.lock", 3), ("luna_ext.unlock", 3), ("luna_ext.claim", "cluster-1")
+    ]
+    assert [event for event, *_ in task_events[3:]] == ["luna_ext.unlock"]
+
+    def must_object(event, way):
+        before = len(cluster.log())
+        objecting.add("luna_ext." + event)
+        try:
+            way()
+        except PermissionError:
+            pass
+        else:
+            raise AssertionError(event)
+        finally:
+            objecting.clear()
+        with luna.slot(1).lock(timeout=10), luna.slot(3).lock(timeout=10):
+            pass
+        for slot in luna.slots():
+            with slot:
+                pass
+        assert free(), event
+
+    def hold():
+        with luna.slot(1):
+            pass
+
+    def claim():
+        with luna.claim("cluster-1"):
+            pass
+
+    def assign():
+        with luna.claim("cluster-1") as token:
+            token.assign("never", so_pin="12345678")
+
+    for event in ("lock", "unlock"):
+        must_object(event, hold)
+        must_object(event, lambda: luna.slot(1).acquire(timeout=5) and luna.slot(1).release())
+        must_object(event, lambda: asyncio.run(in_task()))
+    must_object("claim", claim)
+    must_object("claim", lambda: asyncio.run(in_task()))
+    must_object("assign", assign)
+    assert not any(token.label == "never" for token in cluster.tokens())
+print("done")
+"""
+
+
+def test_audit_events(cluster, monkeypatch):
+    """In a process of its own: an audit hook cannot be taken off."""
+    monkeypatch.setenv(STATE_VARIABLE, cluster.path)
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", AUDIT],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

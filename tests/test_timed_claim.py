@@ -1,0 +1,283 @@
+"""Claims that somebody may stop waiting for: with a timeout, and with `async with`."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+import luna_ext
+from luna_ext.stub import Cluster
+
+CLAIM = "CA_GetUnassignedSlot"
+UNLOCK = "CA_UnlockClusteredSlot"
+NONE_LEFT = 0x6
+AGAIN, BUSY = 0x80000041, 0x80001604
+
+
+def free(cluster):
+    return all(token.owner is None for token in cluster.tokens())
+
+
+def wait_until_free(cluster):
+    """A late grant is unlocked by a worker."""
+    deadline = time.monotonic() + 20
+    while not free(cluster):
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+def wait_until_called(cluster, function):
+    deadline = time.monotonic() + 10
+    while not any(call.function == function for call in cluster.log()):
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+def wait_until_answered(cluster):
+    """The claim that was given up comes back, so that the next test begins anew."""
+    cluster.latency(0, CLAIM)
+    deadline = time.monotonic() + 20
+    while any(call.duration is None for call in cluster.log() if call.function == CLAIM):
+        assert time.monotonic() < deadline
+        os.sched_yield()
+    wait_until_free(cluster)
+
+
+def enter(claim):
+    with claim as token:
+        return token.slot.slot_id
+
+
+async def enter_in_task(claim):
+    async with claim as token:
+        return token.slot.slot_id
+
+
+def test_async_with_holds_the_token_for_the_task(luna, cluster, owner_of):
+    async def other(token):
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            token.ensure_held()
+
+    async def main():
+        claim = luna.claim("cluster-1")
+        async with claim as token:
+            assert token.label == f"keyring{token.slot.slot_id}"
+            assert owner_of(token.slot.slot_id) == os.getpid()
+            await asyncio.create_task(other(token))
+            with pytest.raises(luna_ext.LockReentryError):
+                await claim.__aenter__()
+            new = token.assign("payments-01", so_pin="12345678")
+            new.ensure_held()
+        assert owner_of(new.slot.slot_id) is None
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            await claim.__aexit__(None, None, None)
+        async with claim as token:
+            assert token.slot is not new.slot
+
+    asyncio.run(main())
+    assert free(cluster)
+    assert luna.token("payments-01")
+
+
+def test_the_end_of_an_async_claim_reports_like_the_end_of_a_lock(luna, cluster):
+    async def fail():
+        async with luna.claim("cluster-1"):
+            raise KeyError
+
+    cluster.fault(UNLOCK, 0x30, times=1)
+    with pytest.raises(luna_ext.LockReleaseError):
+        asyncio.run(enter_in_task(luna.claim("cluster-1")))
+    cluster.fault(UNLOCK, 0x30, times=1)
+    with pytest.raises(KeyError) as caught:
+        asyncio.run(fail())
+    assert "CKR_DEVICE_ERROR" in caught.value.__notes__[0]
+
+
+def test_async_with_outside_a_task_says_so(luna):
+    for lock in (luna.claim("cluster-1"), luna.slot(1).lock()):
+        with pytest.raises(RuntimeError, match="asyncio task"):
+            lock.__aenter__().send(None)
+
+
+@pytest.mark.parametrize("way", ["thread", "task"])
+def test_a_claim_gives_up_on_time_while_the_device_is_silent(luna, cluster, way):
+    cluster.latency(1.5, CLAIM)
+    begin = time.monotonic()
+    with pytest.raises(luna_ext.LockTimeoutError, match=r"within 0\.1 s") as caught:
+        if way == "thread":
+            enter(luna.claim("cluster-1", timeout=0.1))
+        else:
+            asyncio.run(enter_in_task(luna.claim("cluster-1", timeout=0.1)))
+    assert 0.1 <= time.monotonic() - begin < 1.4
+    assert caught.value.function == CLAIM
+    # What the device gives afterwards is unlocked at once.
+    wait_until_answered(cluster)
+    assert not any(slot.locked() for slot in luna.slots())
+
+
+@pytest.mark.parametrize("way", ["thread", "task"])
+def test_a_claim_that_was_told_that_none_is_left_says_that(luna, cluster, way):
+    cluster.fault(CLAIM, NONE_LEFT)
+    with pytest.raises(luna_ext.NoUnassignedTokenError, match=r"none became free within 0\.05 s"):
+        if way == "thread":
+            enter(luna.claim("cluster-1", timeout=0.05))
+        else:
+            asyncio.run(enter_in_task(luna.claim("cluster-1", timeout=0.05)))
+
+
+@pytest.mark.parametrize("timeout", [0, 10])
+@pytest.mark.parametrize("way", ["thread", "task"])
+def test_a_claim_waits_for_a_token_to_become_free(luna, cluster, way, timeout):
+    cluster.fault(CLAIM, NONE_LEFT, times=3)
+    claim = luna.claim("cluster-1", timeout=timeout)
+    if timeout == 0:
+        with pytest.raises(luna_ext.NoUnassignedTokenError):
+            enter(claim) if way == "thread" else asyncio.run(enter_in_task(claim))
+    else:
+        assert enter(claim) if way == "thread" else asyncio.run(enter_in_task(claim))
+    assert free(cluster)
+
+
+@pytest.mark.parametrize("timeout", [0, 10])
+@pytest.mark.parametrize("code", [AGAIN, BUSY])
+@pytest.mark.parametrize("way", ["thread", "task"])
+def test_a_busy_device_is_asked_for_a_token_again(luna, cluster, way, code, timeout):
+    cluster.fault(CLAIM, code, times=2)
+    claim = luna.claim("cluster-1", timeout=timeout)
+    assert enter(claim) if way == "thread" else asyncio.run(enter_in_task(claim))
+
+
+@pytest.mark.parametrize("timeout", [0, 0.05])
+@pytest.mark.parametrize("way", ["thread", "task"])
+def test_a_device_that_stays_busy_is_an_error(luna, cluster, way, timeout):
+    cluster.fault(CLAIM, BUSY)
+    claim = luna.claim("cluster-1", timeout=timeout)
+    with pytest.raises(luna_ext.DeviceError) as caught:
+        enter(claim) if way == "thread" else asyncio.run(enter_in_task(claim))
+    assert caught.value.rv == BUSY
+
+
+def test_many_tasks_claim_with_few_threads(luna, cluster):
+    cluster.latency(0.01, CLAIM)
+    most = 0
+
+    async def claim():
+        nonlocal most
+        async with luna.claim("cluster-1", timeout=60):
+            most = max(most, len(os.listdir("/proc/self/task")))
+
+    async def main():
+        await asyncio.gather(*(claim() for _ in range(200)))
+
+    before = len(os.listdir("/proc/self/task"))
+    asyncio.run(main())
+    assert most <= before + 30
+    assert free(cluster)
+
+
+def test_a_cancelled_claim_leaks_nothing(luna, cluster):
+    cluster.latency(0.2, CLAIM)
+
+    async def main():
+        task = asyncio.create_task(enter_in_task(luna.claim("cluster-1")))
+        while not any(call.function == CLAIM for call in cluster.log()):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    wait_until_answered(cluster)
+
+
+def test_a_claim_of_a_loop_that_is_gone_is_given_back(luna, cluster):
+    cluster.latency(0.2, CLAIM)
+
+    async def main():
+        task = asyncio.create_task(enter_in_task(luna.claim("cluster-1")))
+        while not any(call.function == CLAIM for call in cluster.log()):
+            await asyncio.sleep(0)
+        return task
+
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(main())
+    loop.close()
+    wait_until_answered(cluster)
+    task._log_destroy_pending = False
+
+
+@pytest.mark.signals
+def test_ctrl_c_ends_a_timed_claim_while_the_device_is_silent(luna, cluster):
+    cluster.latency(3, CLAIM)
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        begin = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            enter(luna.claim("cluster-1", timeout=60))
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert time.monotonic() - begin < 2.5
+    wait_until_answered(cluster)
+
+
+def test_close_does_not_wait_for_a_claim_that_was_given_up(cluster):
+    cluster.latency(2, CLAIM)
+    luna = cluster.library()
+    with pytest.raises(luna_ext.LockTimeoutError):
+        enter(luna.claim("cluster-1", timeout=0.05))
+    begin = time.monotonic()
+    luna.close()
+    assert time.monotonic() - begin < 1.5
+    wait_until_called(cluster, "C_Finalize")
+    assert free(cluster)
+
+
+def test_close_ends_claims_that_wait(cluster, call):
+    cluster.fault(CLAIM, NONE_LEFT)
+    luna = cluster.library()
+    waiting = call(lambda: enter(luna.claim("cluster-1", timeout=60)))
+    wait_until_called(cluster, CLAIM)
+    luna.close()
+    with pytest.raises(luna_ext.LibraryClosedError):
+        waiting.result()
+
+
+def test_timed_claims_and_locks_of_the_same_slots_never_share_one(call):
+    holders: dict[int, int] = {}
+    clashes = []
+
+    def hold(slot):
+        me = threading.get_ident()
+        if holders.setdefault(slot.slot_id, me) != me:
+            clashes.append(slot.slot_id)
+        os.sched_yield()
+        if holders.pop(slot.slot_id, None) != me:
+            clashes.append(slot.slot_id)
+
+    with Cluster(keyrings=3) as cluster, cluster.library() as luna:
+
+        def claim():
+            for turn in range(100):
+                try:
+                    with luna.claim("cluster-1", timeout=0.001 if turn % 3 else 60) as token:
+                        hold(token.slot)
+                except (luna_ext.NoUnassignedTokenError, luna_ext.LockTimeoutError):
+                    pass
+
+        def lock():
+            for turn in range(300):
+                with luna.slot(1 + turn % 3).lock(timeout=60) as slot:
+                    hold(slot)
+
+        for caller in [call(claim), call(claim), call(lock), call(lock)]:
+            caller.result(60)
+        wait_until_free(cluster)
+    assert clashes == []
