@@ -2,13 +2,24 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 
 import pytest
+import uvloop
 
 import luna_ext
 
 LOCK = "CA_LockClusteredSlot"
 UNLOCK = "CA_UnlockClusteredSlot"
+
+
+def eager_loop():
+    """Tasks begin at once, where Python has that (3.12)."""
+    loop = asyncio.new_event_loop()
+    if hasattr(asyncio, "eager_task_factory"):
+        loop.set_task_factory(asyncio.eager_task_factory)
+    return loop
 
 
 def test_async_with_holds_the_lock_for_the_task(luna, owner_of):
@@ -71,19 +82,106 @@ def threads():
     return len(os.listdir("/proc/self/task"))
 
 
-def test_many_tasks_need_few_threads(luna):
+def test_ten_thousand_tasks_wait_without_as_many_threads(luna):
     slot = luna.slot(1)
+    inside = most = 0
 
     async def enter():
+        nonlocal inside, most
         async with slot.lock():
+            inside += 1
+            most = max(most, inside)
+            inside -= 1
             return threads()
 
     async def main():
-        return max(await asyncio.gather(*(enter() for _ in range(1000))))
+        return max(await asyncio.gather(*(enter() for _ in range(10_000))))
 
     before = threads()
     # Two calls at a time are under way, and up to 8 workers are kept.
     assert asyncio.run(main()) <= before + 12
+    assert most == 1
+
+
+LOOPS = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+    "eager tasks": eager_loop,
+}
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_every_event_loop_will_do(luna, hold_elsewhere, owner_of, loop, debug):
+    holder = hold_elsewhere(1)
+    order = []
+
+    async def enter(name):
+        async with luna.slot(1).lock(timeout=30):
+            order.append(name)
+            assert owner_of(1) == os.getpid()
+            await asyncio.sleep(0)
+
+    async def main():
+        with pytest.raises(luna_ext.LockTimeoutError):
+            async with luna.slot(1).lock(timeout=0.01):
+                pass
+        tasks = [asyncio.create_task(enter(number)) for number in range(5)]
+        while f"{len(tasks)} waiting" not in repr(luna.slot(1)):
+            await asyncio.sleep(0)
+        tasks[2].cancel()
+        holder.release()
+        await asyncio.wait(tasks)
+        async with luna.claim("cluster-1", timeout=5) as token:
+            token.ensure_held()
+        async with luna.claim("cluster-1"):
+            pass
+
+    with asyncio.Runner(loop_factory=LOOPS[loop], debug=debug) as runner:
+        runner.run(main())
+    assert order == [0, 1, 3, 4]
+    assert owner_of(1) is None
+
+
+def test_tasks_of_loops_in_several_threads_exclude_each_other(luna, call):
+    slot = luna.slot(1)
+    inside = most = 0
+
+    async def enter():
+        nonlocal inside, most
+        async with slot.lock():
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0)
+            inside -= 1
+
+    async def main():
+        await asyncio.gather(*(enter() for _ in range(50)))
+
+    def plain():
+        nonlocal inside, most
+        for _ in range(200):
+            with slot:
+                inside += 1
+                most = max(most, inside)
+                os.sched_yield()
+                inside -= 1
+
+    for caller in [*(call(lambda: asyncio.run(main())) for _ in range(3)), call(plain)]:
+        caller.result(60)
+    assert most == 1
+
+
+def test_nothing_runs_at_import():
+    program = (
+        "import os, sys, luna_ext; print(os.listdir('/proc/self/task'), 'asyncio' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    threads, asyncio_is_loaded = done.stdout.rsplit(maxsplit=1)
+    assert threads.count(",") == 0
+    assert asyncio_is_loaded == "False"
 
 
 def test_async_timeout(luna, hold_elsewhere):
