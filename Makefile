@@ -6,13 +6,17 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml \
 	$(wildcard include/*.h luna_ext/*.pyx luna_ext/*.pxd luna_ext/*.h stub_lib/*.c stub_lib/*.h)
 
-.PHONY: demo test check coverage asan tsan fuzz benchmark wheel clean
+.PHONY: demo test stress check coverage asan tsan fuzz benchmark wheel clean
 
 demo: $(VENV)/built
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/built $(VENV)/with-test
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# The stress tests in their long form, a few minutes of them, with their figures.
+stress: $(VENV)/built $(VENV)/with-test
+	LUNA_EXT_STRESS=long $(BIN)/pytest -m stress -s tests/stress $(PYTEST_ARGS)
 
 check: $(VENV)/built $(VENV)/with-check
 	$(BIN)/ruff check .
@@ -130,6 +134,7 @@ build/fuzz/fuzz: $(FUZZ_SOURCES) $(C_HEADERS)
 benchmark: $(VENV)/built
 	$(BIN)/python benchmarks/lock_pair.py
 	$(BIN)/python benchmarks/large_cluster.py
+	$(BIN)/python benchmarks/contention.py
 
 # A wheel, built from the sdist alone, and a first use of it in an environment with nothing else.
 wheel: $(VENV)/with-test

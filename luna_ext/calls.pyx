@@ -44,6 +44,7 @@ from luna_ext.cryptoki cimport (
     CKR_OK,
     CKU_SO,
 )
+from luna_ext.gil_turn cimport luna_calls_device, luna_comes_back, luna_is_back
 from luna_ext.pin cimport Pin
 
 from .info import LibraryInfo, SlotFlag, SlotInfo, TokenFlag, TokenInfo, Version
@@ -60,7 +61,10 @@ cdef CK_RV lock_slot(Client client, CK_SLOT_ID slot_id) except? 0xFFFFFFFF:
     cdef CK_RV rv
     begin_call(client)
     with nogil:
+        luna_calls_device()
         rv = client.lock_clustered_slot(slot_id)
+        luna_comes_back()
+    luna_is_back()
     return end_call(client, CA_LOCK_CLUSTERED_SLOT, rv)
 
 
@@ -68,7 +72,10 @@ cdef CK_RV unlock_slot(Client client, CK_SLOT_ID slot_id) except? 0xFFFFFFFF:
     cdef CK_RV rv
     begin_cleanup(client)
     with nogil:
+        luna_calls_device()
         rv = client.unlock_clustered_slot(slot_id)
+        luna_comes_back()
+    luna_is_back()
     return end_call(client, CA_UNLOCK_CLUSTERED_SLOT, rv)
 
 
