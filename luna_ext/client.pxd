@@ -58,7 +58,8 @@ cdef class Client:
     cdef bint initialised_here                    # our C_Initialize took effect, in this process
     cdef bint answers                             # initialised and, for all we know, not finalised
     cdef unsigned long long session               # number of the newest C_Initialize
-    cdef Py_ssize_t users                         # open leases
+    cdef set leases                               # of the Libraries that have not closed
+    cdef unsigned long exits                      # the thread that ends the interpreter, or 0
     cdef Py_ssize_t in_flight                     # device calls that have not come back
     cdef object transition                        # held while one thread initialises or finalises
     cdef object drained                           # a lock that the last call back releases, or None
@@ -70,6 +71,7 @@ cdef class Client:
 
     cdef int make_ready(self) except -1
     cdef int refuse(self) except -1
+    cdef int hold_back_at_exit(self) except -1
     cdef void count_error(self, int function, CK_RV rv) noexcept
     cdef int need(self, int function, str path) except -1
     cdef bint has(self, int function) noexcept

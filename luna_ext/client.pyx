@@ -47,6 +47,7 @@ cdef extern from "Python.h":
     #define luna_path_free(path) ((void)(path))
     #endif
     """
+    unsigned long PyThread_get_thread_ident() noexcept nogil
     luna_path_t luna_path_of(object path) except NULL
     void luna_path_free(luna_path_t path) noexcept
 
@@ -169,6 +170,7 @@ cdef class Client:
         self.is_stub = luna_symbol(self.handle, b"luna_stub_create") != NULL
         self.state = CLOSED
         self.transition = threading.Lock()
+        self.leases = set()
         self.mutexes = {}
         self.workers = Workers()
         self.claims = Claims.__new__(Claims)
@@ -209,17 +211,18 @@ cdef class Client:
         if self.state == CLOSING:
             self._drain(-1, abandoned=False)
             self._drain(REOPEN_SECONDS)
+            self.call_came_back()
+        lease = Lease(self, path)
         with self.transition:
             if self.state == CLOSING:
-                if self.in_flight == 0:
-                    self._finalize()
-                else:
-                    # An abandoned call may take for ever. What it belongs to is as good as new.
-                    self.state = READY
-            if self.state != READY:
-                self._initialise()
-            self.users += 1
-            return Lease(self, path)
+                # An abandoned call may take for ever. What it belongs to is as good as new.
+                self.state = READY
+            rv = CKR_OK if self.state == READY else self._initialise()
+            if rv == CKR_OK:
+                self.leases.add(lease)
+        if rv != CKR_OK:
+            raise error_of(rv, C_INITIALIZE, None)
+        return lease
 
     def close(self, Lease lease not None, bint wait=True):
         """End a lease; with the last one, finalise after the last call came back.
@@ -228,10 +231,10 @@ cdef class Client:
         the interpreter's exit.
         """
         lease.open = False
-        self.users -= 1
-        if self.users == 0 and self.state == READY:
+        self.leases.discard(lease)
+        if not self.leases and self.state == READY:
             self.state = CLOSING
-        elif self.users == 0 and self.state == FORKED:
+        elif not self.leases and self.state == FORKED:
             self.state = CLOSED
         if wait:
             self.finish_closing()
@@ -242,7 +245,7 @@ cdef class Client:
         A lock call that somebody has given up on may take for ever; it is not waited for, and
         whoever made it finalises the library when it comes back.
         """
-        while self.state == CLOSING and self.users == 0:
+        while self.state == CLOSING and not self.leases:
             # Not under `transition`: a signal handler may close the library in here once more.
             self._drain(-1, abandoned=False)
             self.call_came_back()
@@ -251,10 +254,14 @@ cdef class Client:
 
     def call_came_back(self):
         """After a call that nobody may have waited for: finalise, if that is what is left to do."""
-        if self.state == CLOSING and self.users == 0:
+        cdef CK_RV rv = CKR_OK
+        if self.state == CLOSING and not self.leases:
             with self.transition:
-                if self.state == CLOSING and self.users == 0 and self.in_flight == 0:
-                    self._finalize()
+                if self.state == CLOSING and not self.leases and self.in_flight == 0:
+                    rv = self._finalize()
+        # Not under `transition`: logging runs Python code, which may come back here.
+        if rv != CKR_OK:
+            _log.warning("C_Finalize of %s: %s", self.path, rv_name(rv))
 
     def is_open(self):
         """Whether calls are possible, after a fork perhaps by initialising anew."""
@@ -273,15 +280,27 @@ cdef class Client:
 
     cdef int make_ready(self) except -1:
         """begin_call()'s slow path: a fork's first call, or nobody may call any more."""
+        cdef CK_RV rv = CKR_OK
         if self.state == FORKED:
             with self.transition:
                 if self.state == FORKED:
-                    self._initialise()
+                    rv = self._initialise()
+            if rv != CKR_OK:
+                raise error_of(rv, C_INITIALIZE, None)
         if self.state != READY:
             self.refuse()
         return 0
 
+    cdef int hold_back_at_exit(self) except -1:
+        """Keep a thread from hearing, and telling on stderr, that the interpreter's exit has ended
+        its lock or call. It seldom wakes up, as any daemon thread at exit.
+        """
+        if self.exits != 0 and self.exits != PyThread_get_thread_ident():
+            time.sleep(EXIT_SECONDS)
+        return 0
+
     cdef int refuse(self) except -1:
+        self.hold_back_at_exit()
         raise LibraryClosedError(f"the library {self.path!r} is closed; open a new one to go on")
 
     cdef void count_error(self, int function, CK_RV rv) noexcept:
@@ -293,6 +312,7 @@ cdef class Client:
             pass
 
     def _initialise(self):
+        """Under `transition`, so without any Python code; what C_Initialize answers, if an error."""
         cdef CK_C_INITIALIZE_ARGS arguments
         cdef CK_RV rv
         memset(&arguments, 0, sizeof(arguments))
@@ -304,11 +324,12 @@ cdef class Client:
             self.count_error(C_INITIALIZE, rv)
             # Somebody else in this process did it; then finalising is theirs, too.
             if rv != CKR_CRYPTOKI_ALREADY_INITIALIZED:
-                raise error_of(rv, C_INITIALIZE, None)
+                return rv
         self.initialised_here = rv == CKR_OK
         self.answers = True
         self.session += 1
         self.state = READY
+        return CKR_OK
 
     def _finalize(self):
         cdef CK_RV rv = CKR_OK
@@ -322,7 +343,7 @@ cdef class Client:
         self.state = CLOSED
         if rv != CKR_OK:
             self.count_error(C_FINALIZE, rv)
-            _log.warning("C_Finalize of %s: %s", self.path, rv_name(rv))
+        return rv
 
     def _drain(self, double seconds, bint abandoned=True):
         """Wait until no call is in flight; -1: for ever. Whether that is so.
@@ -349,9 +370,12 @@ cdef class Client:
 
     def after_fork(self):
         """In the child: nothing is held, nothing in flight; the first call initialises anew."""
-        if self.state == READY:
+        # A close() that another thread of the parent was in will not come to its end here.
+        self.leases = {lease for lease in self.leases if (<Lease> lease).open}
+        self.exits = 0
+        if self.state == READY and self.leases:
             self.state = FORKED
-        elif self.state == CLOSING:
+        elif self.state != FORKED or not self.leases:
             self.state = CLOSED
         self.initialised_here = False
         self.answers = False
@@ -366,9 +390,12 @@ cdef class Client:
             mutex.after_fork()
 
     def shut_down(self, double deadline):
-        """At the interpreter's exit: unlock what is held and finalise, if the device answers."""
+        """At the interpreter's exit: unlock what is held and finalise, if the device answers.
+
+        What there is to be said of it.
+        """
         if self.state != READY and self.state != CLOSING:
-            return
+            return []
         self.state = CLOSING
         places = {}
         for mutex in tuple(self.mutexes.values()):
@@ -382,12 +409,11 @@ cdef class Client:
                 self.answers = False
                 if finalize_until(self.functions.C_Finalize, deadline):
                     self.state = CLOSED
-        for slot_id, place in places.items():
-            warnings.warn(
-                f"slot {slot_id} was still locked, {place}, when the interpreter exited",
-                ResourceWarning,
-                stacklevel=2,
-            )
+        return [
+            f"slot {slot_id} was still locked, {place}, when the interpreter exited"
+            for slot_id, place in places.items()
+            if place
+        ]
 
 
 def _after_fork_in_child():
@@ -397,8 +423,15 @@ def _after_fork_in_child():
 
 def _at_exit():
     deadline = time.monotonic() + EXIT_SECONDS
-    for client in tuple(_clients.values()):
-        client.shut_down(deadline)
+    clients = tuple(_clients.values())
+    for client in clients:
+        (<Client> client).exits = PyThread_get_thread_ident()
+    for message in [message for client in clients for message in client.shut_down(deadline)]:
+        try:
+            warnings.warn(message, ResourceWarning, stacklevel=2)
+        except ResourceWarning as warning:
+            # A warning that is an error; there is nobody left to raise it to.
+            _log.error("%s", warning)
 
 
 if hasattr(os, "register_at_fork"):

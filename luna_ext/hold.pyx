@@ -94,6 +94,7 @@ cdef class Hold:
                     self.slot_id, why, rv=error.rv, function=error.function
                 ) from error
         if self.lost is not None:
+            self.client.hold_back_at_exit()
             raise lock_errors.lost(self.slot_id, self.lost)
         if self.hold != hold or not self.is_mine():
             raise lock_errors.lost(self.slot_id, "its Library was closed")
@@ -117,12 +118,12 @@ cdef class Hold:
     def lose(self, str reason):
         """Mark a held lock as lost, because it is about to be unlocked under its holder.
 
-        Where it was taken; None if it is not held.
+        Where it was taken, "" if it is being given back already; None if it is not held.
         """
         if not self.state & OWNED or self.lost is not None:
             return None
         self.lost = reason
-        return self.place()
+        return "" if self.owner == 0 and self.owner_task is None else self.place()
 
     cdef int forget(self) except -1:
         """In a forked child: the lock is the parent's."""

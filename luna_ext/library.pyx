@@ -1,9 +1,11 @@
 """Library: the front door. Loads a client library and makes its slots and tokens."""
 
 import operator
+import os
 import sys
+import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 cimport cython
 from luna_ext cimport calls
@@ -23,6 +25,9 @@ from .discovery import find_library
 from .errors import AmbiguousLabelError, CryptokiError, LibraryClosedError, TokenNotFoundError
 from .labels import encode_label
 from .stub_guard import check_stand_in
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() noexcept nogil
 
 # Not looked up in `sys`, which may be gone by the time that it is asked.
 cdef object is_finalizing = sys.is_finalizing
@@ -68,6 +73,9 @@ cdef class Library:
     cdef readonly str path           # absolute
     cdef bint poll                   # contention="poll"
     cdef bint opened                 # between a successful open and close()
+    cdef object closing              # a lock that the first close() has while it lasts, or None
+    cdef unsigned long closer        # the thread that made it
+    cdef long closing_pid            # and its process
     cdef dict slots_by_id            # slot ID -> its one ClusterSlot
 
     def __cinit__(self, path=None, *, contention="block", bint _expects_stand_in=False):
@@ -101,10 +109,26 @@ cdef class Library:
         if self.opened:
             self._close(True)
         else:
+            self._wait_for_close()
             self.client.finish_closing()
+
+    def _wait_for_close(self):
+        """Until another thread's close() has released what was held."""
+        # Not for the one that this signal handler has interrupted, nor for one that was left behind
+        # in the parent process: neither would ever end.
+        if self.closer != PyThread_get_thread_ident() and self.closing_pid == os.getpid():
+            with self.closing:
+                pass
 
     def _close(self, bint wait):
         self.opened = False
+        self.closer = PyThread_get_thread_ident()
+        self.closing_pid = os.getpid()
+        self.closing = threading.Lock()
+        with self.closing:
+            self._release_all(wait)
+
+    def _release_all(self, bint wait):
         self.lease.open = False
         failure = None
         places = []
@@ -126,7 +150,7 @@ cdef class Library:
                     f"slot {slot.slot_id} was still locked, {place}, when its Library was "
                     "closed; it is unlocked now",
                     ResourceWarning,
-                    stacklevel=3,
+                    stacklevel=1,
                     source=slot,
                 )
 
@@ -272,12 +296,32 @@ cdef class Library:
         if operator.index(workers) < 1:
             raise ValueError(f"workers is at least 1, not {workers}")
         slots = self.slots()
-        with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="luna_ext-tokens") as pool:
+        found = [None] * len(slots)
+        left = iter(range(len(slots)))
+        ends = SimpleQueue()
+
+        def read():
+            error = None
             try:
-                found = list(pool.map(read_token, slots))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+                for index in left:
+                    found[index] = read_token(slots[index])
+            except BaseException as failure:
+                error = failure
+            ends.put(error)
+
+        threads = min(workers, len(slots))
+        try:
+            # Not concurrent.futures, which joins its threads at the interpreter's exit.
+            for _ in range(threads):
+                self.client.workers.run(read)
+            for _ in range(threads):
+                error = ends.get()
+                if error is not None:
+                    raise error
+        finally:
+            # Nothing more to do for those that are still at it.
+            for _ in left:
+                pass
         return [token for token in found if token is not None]
 
     def claim(self, cluster_id, *, timeout=0):

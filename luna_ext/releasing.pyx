@@ -153,6 +153,7 @@ cdef class ReleasableHold(Hold):
             self.spare_grant = False
             self.state &= ~OWNED
             self._pass_turn()
+            self.client.hold_back_at_exit()
             raise lock_errors.lost(self.slot_id, lost)
         if self.spare_grant:
             self.spare_grant = False
@@ -173,6 +174,7 @@ cdef class ReleasableHold(Hold):
         self.state -= RELEASING
         self._pass_turn()
         if not answers:
+            self.client.hold_back_at_exit()
             raise lock_errors.lost(self.slot_id, "its library was closed")
         if rv != CKR_OK:
             raise self._unlock_error(rv)
@@ -221,7 +223,11 @@ cdef class ReleasableHold(Hold):
                 self._finish_leave(may_wait_on_worker)
             except BaseException as error:
                 # A client library that has been finalised has dropped its locks.
-                if self.client.answers and self.session == self.client.session:
+                if (
+                    self.client.exits == 0
+                    and self.client.answers
+                    and self.session == self.client.session
+                ):
                     _log.error("a lock that nobody could release any more: %s", error)
             else:
                 if debug_is_on():

@@ -15,7 +15,8 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
     asyncio = sys.modules.get("asyncio")
     try:
         return None if asyncio is None else asyncio.get_running_loop()
-    except RuntimeError:
+    except (RuntimeError, AttributeError):
+        # Without the attribute, another thread is just importing asyncio: no loop runs yet.
         return None
 
 

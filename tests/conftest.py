@@ -1,11 +1,14 @@
 """What the tests share beyond the fixtures that luna_ext gives to everybody."""
 
 import os
+import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import pytest
 
@@ -150,3 +153,148 @@ def wait_until_queued() -> Callable[[luna_ext.ClusterSlot, int], None]:
             os.sched_yield()
 
     return wait
+
+
+@pytest.fixture
+def wait_until_inside(cluster: Cluster) -> Callable[..., None]:
+    """Until so many threads of a process, this one by default, are inside a device call."""
+
+    def wait(function: str, count: int = 1, *, pid: int | None = None) -> None:
+        me = os.getpid() if pid is None else pid
+        deadline = time.monotonic() + 10
+        while sum((c.function, c.rv, c.pid) == (function, None, me) for c in cluster.log()) < count:
+            assert time.monotonic() < deadline, cluster.log()
+            os.sched_yield()
+
+    return wait
+
+
+PREAMBLE = """
+import os, signal, sys, threading, time, luna_ext
+from luna_ext.stub import STATE_VARIABLE, Cluster
+cluster = Cluster(os.environ[STATE_VARIABLE])
+luna = cluster.library()
+slot = luna.slot(1)
+
+def in_thread(function, *arguments, daemon=True):
+    thread = threading.Thread(target=function, args=arguments, daemon=daemon)
+    thread.start()
+    return thread
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+def wait_until_inside(function, count=1):
+    def inside(call):
+        return (call.function, call.rv, call.pid) == (function, None, os.getpid())
+    wait_until(lambda: sum(map(inside, cluster.log())) >= count)
+
+def leaving():
+    print(time.monotonic(), flush=True)
+"""
+DEVELOPMENT = ("-X", "dev", "-W", "error")
+
+
+class Ended(NamedTuple):
+    """How a program ended."""
+
+    returncode: int
+    words: list[str]
+    """What it printed, but for what leaving() did."""
+    stderr: str
+    seconds: float | None
+    """From leaving(), if the program called it, to its end."""
+
+
+class Program:
+    """Python code, after PREAMBLE, in a process of its own."""
+
+    def __init__(self, body: str, *, options: tuple[str, ...] = DEVELOPMENT, **variables: str):
+        self.process = subprocess.Popen(
+            [sys.executable, *options, "-c", PREAMBLE + textwrap.dedent(body)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **variables},
+        )
+
+    def expect(self, word: str) -> None:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        assert line == word, (line, self.process.poll())
+
+    def ended(self, timeout: float = 60) -> Ended:
+        try:
+            out, err = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            out, err = self.process.communicate()
+            raise AssertionError(f"the program does not end: {out!r}, {err!r}") from None
+        now = time.monotonic()
+        words = out.split()
+        seconds = None
+        if words and words[-1].replace(".", "", 1).isdigit() and "." in words[-1]:
+            seconds = now - float(words.pop())
+        return Ended(self.process.returncode, words, err, seconds)
+
+
+@pytest.fixture
+def program() -> Iterator[Callable[..., Program]]:
+    """Start a Program; ended() waits for it."""
+    programs: list[Program] = []
+
+    def start(body: str, **options: object) -> Program:
+        programs.append(Program(body, **options))  # type: ignore[arg-type]
+        return programs[-1]
+
+    yield start
+    for started in programs:
+        if started.process.poll() is None:
+            started.process.kill()
+        if started.process.stdin is not None and not started.process.stdin.closed:
+            started.process.communicate()
+
+
+@pytest.fixture
+def run(program: Callable[..., Program]) -> Callable[..., Ended]:
+    """Run a Program to its end."""
+
+    def run(body: str, *, timeout: float = 60, **options: object) -> Ended:
+        return program(body, **options).ended(timeout)
+
+    return run
+
+
+@pytest.fixture
+def succeed(run: Callable[..., Ended]) -> Callable[..., list[str]]:
+    """Run a Program that ends without a word on stderr; what it printed."""
+
+    def succeed(body: str, **options: object) -> list[str]:
+        done = run(body, **options)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        return done.words
+
+    return succeed
+
+
+@pytest.fixture
+def in_child() -> Callable[[Callable[[], object]], int]:
+    """Run a function in a forked child; the child's exit code. 0: the function returned true."""
+
+    def run(function: Callable[[], object]) -> int:
+        child = os.fork()
+        if child == 0:
+            # A child that hangs is ended by the signal's default action.
+            signal.alarm(60)
+            code = 99
+            try:
+                code = 0 if function() else 1
+            finally:
+                os._exit(code)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    return run

@@ -6,7 +6,9 @@ import ctypes
 import gc
 import os
 import signal
+import sys
 import threading
+import types
 
 import pytest
 
@@ -466,3 +468,10 @@ def test_a_release_does_not_wait_for_a_slow_claim(luna, cluster, call, owner_of)
     with pytest.warns(ResourceWarning):
         luna.close()
     assert free(cluster)
+
+
+def test_a_lock_while_another_thread_imports_asyncio(luna, monkeypatch, owner_of):
+    """A module is in sys.modules before it has any of its names."""
+    monkeypatch.setitem(sys.modules, "asyncio", types.ModuleType("asyncio"))
+    with luna.slot(1).lock(timeout=10):
+        assert owner_of(1) == os.getpid()

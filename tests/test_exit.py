@@ -1,0 +1,469 @@
+"""The end of the interpreter: held locks come off, and nothing keeps or breaks the process."""
+
+import re
+import signal
+import textwrap
+
+import pytest
+
+from luna_ext.stub import Cluster
+
+QUIET = ("-X", "dev")
+# The exit itself gives the device 2 s; the rest is for a slow machine.
+AT_MOST = 12.0
+
+
+def check(done, *, returncode=0, warnings=0, error=None):
+    """An exit as Python's own, in time, without a word but `warnings` of ours and the `error`."""
+    said = done.stderr
+    if error is not None:
+        traceback = re.match(rf"(?sm)Traceback \(most recent call.*?^{error}.*?\n", said)
+        assert traceback, done
+        said = said[traceback.end() :]
+    ours = r".*ResourceWarning: slot \d+ was still locked, .* when the interpreter exited"
+    lines = said.splitlines()
+    assert len(lines) == warnings, done
+    assert all(re.fullmatch(ours, line) for line in lines), done
+    assert done.returncode == returncode, done
+    assert done.seconds is not None, done
+    assert done.seconds < AT_MOST, done
+
+
+def nothing_is_locked(cluster):
+    return all(token.owner is None for token in cluster.tokens())
+
+
+def test_at_exit_held_locks_are_released(luna, owner_of, run):
+    done = run("slot.acquire(); print(os.getpid())", options=())
+    assert done.returncode == 0
+    assert int(done.words[0]) > 0
+    assert owner_of(1) is None
+
+
+def test_a_closed_library_exits_without_a_word(cluster, succeed):
+    assert succeed("with slot: print('held')\nluna.close()") == ["held"]
+
+
+def test_an_uncaught_exception_inside_a_block_releases(luna, owner_of, run):
+    done = run("with luna, slot: raise SystemExit(3)")
+    assert (done.returncode, done.stderr) == (3, "")
+    assert owner_of(1) is None
+
+
+HELD = {
+    "nothing": (0, "pass"),
+    "released": (0, "with slot: pass"),
+    "plain": (1, "slot.acquire()"),
+    "timed": (1, "slot.acquire(timeout=20)"),
+    "block": (1, "slot.lock(timeout=20).__enter__()"),
+    "claim": (1, "token = luna.claim('cluster-1').__enter__()"),
+    "token": (1, "luna.token('keyring2').__enter__()"),
+    "two slots": (2, "slot.acquire(); luna.slot(2).acquire()"),
+    "two libraries": (2, "slot.acquire(); other = cluster.library(); other.slot(2).acquire()"),
+    "async": (
+        1,
+        """
+        import asyncio
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(slot.lock(timeout=20).__aenter__())
+        loop.close()
+        """,
+    ),
+    "in an asyncio thread": (
+        1,
+        """
+        import asyncio
+        held = threading.Event()
+        async def hold():
+            async with slot.lock():
+                held.set()
+                await asyncio.Event().wait()
+        in_thread(asyncio.run, hold())
+        held.wait()
+        """,
+    ),
+    "in a thread": (
+        1,
+        """
+        held = threading.Event()
+        def hold():
+            with slot:
+                held.set()
+                threading.Event().wait()
+        in_thread(hold)
+        held.wait()
+        """,
+    ),
+}
+ENDS = {
+    "the script's end": (0, None, "leaving()"),
+    "sys.exit": (7, None, "leaving(); sys.exit(7)"),
+    "an exception": (1, "KeyError: 'mine'", "leaving(); raise KeyError('mine')"),
+}
+
+
+@pytest.mark.parametrize(
+    ("held", "end"),
+    [
+        *((held, "the script's end") for held in HELD),
+        *((held, end) for held in ("two slots", "in a thread") for end in list(ENDS)[1:]),
+    ],
+)
+def test_an_exit_releases_what_is_held_and_says_so(cluster, run, held, end):
+    warnings, body = HELD[held]
+    returncode, error, way_out = ENDS[end]
+    done = run(textwrap.dedent(body) + "\n" + way_out, options=QUIET)
+    check(done, returncode=returncode, error=error, warnings=warnings)
+    assert nothing_is_locked(cluster)
+    log = [entry.function for entry in cluster.log()]
+    unlocked = held == "released" or warnings
+    assert log.count("CA_UnlockClusteredSlot") == unlocked
+    assert (log.count("C_Finalize"), log[-1]) == (1, "C_Finalize")
+
+
+def test_a_warning_that_is_an_error_keeps_no_other_from_being_said(cluster, run):
+    done = run("slot.acquire(); luna.slot(2).acquire(); leaving()")
+    assert done.returncode == 0
+    assert [slot_id for slot_id in "12" if f"slot {slot_id} was still" in done.stderr] == ["1", "2"]
+    assert nothing_is_locked(cluster)
+
+
+def test_all_client_libraries_are_shut_down_whatever_the_first_one_says(cluster, run, tmp_path):
+    """Two files are two client libraries, with a connection of its own each."""
+    body = f"""
+        import shutil
+        from luna_ext.stub import library_path
+        path = shutil.copy(library_path(), {str(tmp_path / "another.so")!r})
+        import warnings
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            other = luna_ext.Library(path)
+        slot.acquire()
+        other.slot(2).acquire()
+        leaving()
+    """
+    done = run(body)
+    assert done.returncode == 0
+    assert nothing_is_locked(cluster)
+    assert [entry.function for entry in cluster.log()].count("C_Finalize") == 2
+    assert [slot_id for slot_id in "12" if f"slot {slot_id} was still" in done.stderr] == ["1", "2"]
+
+
+def test_threads_that_wait_for_the_device_do_not_keep_the_process(
+    cluster, hold_elsewhere, program, owner_of
+):
+    """In a plain lock, behind it, in a timed one, and one that has been given up."""
+    holder = hold_elsewhere(1)
+    hold_elsewhere(2)
+    hold_elsewhere(3)
+    body = """
+        def enter(lock):
+            with lock:
+                os._exit(99)
+        in_thread(enter, slot)
+        wait_until_inside("CA_LockClusteredSlot")
+        in_thread(enter, slot)
+        in_thread(enter, slot.lock(timeout=50))
+        in_thread(enter, luna.slot(2).lock())
+        in_thread(enter, luna.slot(2))
+        assert luna.slot(3).acquire(timeout=0.01) is False
+        wait_until_inside("CA_LockClusteredSlot", 3)
+        wait_until(lambda: "2 waiting" in repr(slot) and "2 waiting" in repr(luna.slot(2)))
+        luna.slot({mine}).acquire()
+    """
+    started = [
+        (end, program(textwrap.dedent(body.format(mine=mine)) + end[2], options=QUIET))
+        for mine, end in enumerate(ENDS.values(), 4)
+    ]
+    for (returncode, error, _), running in started:
+        check(running.ended(), returncode=returncode, error=error, warnings=1)
+    assert {owner_of(slot_id) for slot_id in range(4, 7)} == {None}
+    holder.release()
+    assert owner_of(1) is None
+
+
+def test_exit_with_a_thread_blocked_in_the_device_is_bounded(luna, hold_elsewhere, run):
+    hold_elsewhere(1)
+    body = """
+        started = threading.Event()
+        def block():
+            started.set()
+            slot.acquire()
+        threading.Thread(target=block, daemon=True).start()
+        started.wait()
+        assert slot.acquire(timeout=0.05) is False
+        other = luna.slot(2)
+        other.acquire()
+        print("exits")
+    """
+    done = run(body, options=(), timeout=10)
+    assert (done.returncode, done.words) == (0, ["exits"]), done
+    with luna.slot(2).lock(timeout=1):
+        pass
+
+
+@pytest.fixture
+def run_each(program):
+    """Run programs at the same time, each with a cluster of its own; [(Cluster, Ended)]."""
+    clusters = []
+
+    def run_each(bodies, **options):
+        started = []
+        for body in bodies:
+            clusters.append(Cluster())
+            variables = {"LUNA_STUB_STATE": clusters[-1].path}
+            started.append((clusters[-1], program(body, **options, **variables)))
+        return [(cluster, running.ended()) for cluster, running in started]
+
+    yield run_each
+    for cluster in clusters:
+        cluster.destroy()
+
+
+SILENT = {
+    "CA_UnlockClusteredSlot": (1, "slot.acquire()"),
+    "C_Finalize": (1, "slot.acquire()"),
+    "CA_LockClusteredSlot": (0, "inside(luna.slot(2).lock(timeout=50).__enter__)"),
+    "CA_GetUnassignedSlot": (0, "inside(luna.claim('cluster-1').__enter__)"),
+    "C_GetTokenInfo": (0, "inside(luna.tokens)"),
+}
+
+
+def test_exit_with_a_device_that_does_not_answer_is_bounded(run_each):
+    """Whatever it leaves unanswered; side by side, for each may take the whole 2 s."""
+    body = """
+        def inside(function):
+            in_thread(function)
+            wait_until_inside({silent!r})
+        cluster.latency(30, {silent!r})
+        {call}
+        leaving()
+        sys.exit(4)
+    """
+    bodies = [body.format(silent=silent, call=call) for silent, (_, call) in SILENT.items()]
+    for (warnings, _), (cluster, done) in zip(
+        SILENT.values(), run_each(bodies, options=QUIET), strict=True
+    ):
+        check(done, returncode=4, warnings=warnings)
+        assert nothing_is_locked(cluster)
+
+
+def test_a_library_that_only_answers_slowly_is_waited_for(cluster, run):
+    cluster.latency(0.3, "CA_UnlockClusteredSlot")
+    cluster.latency(0.3, "C_Finalize")
+    done = run("slot.acquire(); leaving()", options=QUIET)
+    check(done, warnings=1)
+    answers = {entry.function: entry.rv for entry in cluster.log()}
+    assert (answers["CA_UnlockClusteredSlot"], answers["C_Finalize"]) == (0, 0)
+
+
+def test_sigterm_with_a_handler_that_raises_releases(luna, owner_of, run):
+    body = """
+        import signal
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+        with luna, slot:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(10)
+    """
+    done = run(body)
+    assert (done.returncode, done.stderr) == (5, "")
+    assert owner_of(1) is None
+
+
+WAITS = {
+    "idle": "ready(); threading.Event().wait()",
+    "in a timed lock": "waits(lambda: slot.acquire(timeout=50))",
+    "in a lock without a limit": "waits(lambda: slot.lock().__enter__())",
+    "behind a thread": """
+        held = threading.Event()
+        def hold():
+            with luna.slot(3):
+                held.set()
+                threading.Event().wait()
+        in_thread(hold)
+        held.wait()
+        in_thread(lambda: wait_until(lambda: "1 waiting" in repr(luna.slot(3))) or ready())
+        luna.slot(3).acquire()
+    """,
+    "in an event loop": """
+        import asyncio
+        async def main():
+            async with luna.slot(4).lock():
+                in_thread(lambda: wait_until_inside("CA_LockClusteredSlot") or ready())
+                async with slot.lock(timeout=50):
+                    pass
+        asyncio.run(main())
+    """,
+    "polling": """
+        cluster.fault("CA_LockClusteredSlot", 0x80000041)
+        def refused():
+            return any(entry.rv == 0x80000041 for entry in cluster.log())
+        in_thread(lambda: wait_until(refused) or ready())
+        slot.acquire()
+    """,
+}
+SIGNALS = {
+    "SIGTERM": (5, None, "signal.signal(signal.SIGTERM, end)"),
+    "SIGINT": (-signal.SIGINT, "KeyboardInterrupt", "signal.signal(signal.SIGINT, interrupt)"),
+}
+
+
+@pytest.mark.luna_cluster(keyrings=40)
+@pytest.mark.parametrize("how", SIGNALS)
+def test_a_signal_ends_a_program_that_waits(cluster, program, hold_elsewhere, owner_of, how):
+    """A handler raises SystemExit or KeyboardInterrupt, while another slot is held."""
+    hold_elsewhere(1)
+    returncode, error, handle = SIGNALS[how]
+    body = """
+        def end(*_):
+            leaving()
+            sys.exit(5)
+        def interrupt(*_):
+            leaving()
+            signal.default_int_handler(*_)
+        def ready():
+            print("ready", flush=True)
+        def waits(wait):
+            in_thread(lambda: wait_until_inside("CA_LockClusteredSlot") or ready())
+            wait()
+    """
+    started = []
+    for number, waits in enumerate(WAITS.values()):
+        parts = [body, f"held = luna.slot({10 + number}); held.acquire()", handle, waits]
+        running = program("\n".join(map(textwrap.dedent, parts)), options=QUIET)
+        running.expect("ready")
+        started.append(running)
+    for running in started:
+        running.process.send_signal(getattr(signal, how))
+    for waits, running in zip(WAITS, started, strict=True):
+        held = 2 if waits == "behind a thread" else 1
+        check(running.ended(), returncode=returncode, error=error, warnings=held)
+    assert [owner_of(slot_id) for slot_id in range(2, 41)] == [None] * 39
+
+
+def test_a_signal_inside_a_device_call_ends_the_program_when_the_call_returns(
+    cluster, program, hold_elsewhere, owner_of
+):
+    holder = hold_elsewhere(1)
+    body = """
+        def end(*_):
+            leaving()
+            sys.exit(5)
+        signal.signal(signal.SIGTERM, end)
+        in_thread(lambda: wait_until_inside("CA_LockClusteredSlot") or print("ready", flush=True))
+        slot.acquire()
+        os._exit(99)
+    """
+    started = program(body, options=QUIET)
+    started.expect("ready")
+    started.process.send_signal(signal.SIGTERM)
+    holder.release()
+    check(started.ended(), returncode=5)
+    assert owner_of(1) is None
+
+
+def test_sys_exit_inside_a_task_releases_its_lock(cluster, run):
+    body = """
+        import asyncio
+        async def main():
+            waiting = asyncio.create_task(wait())
+            async with slot.lock():
+                await asyncio.sleep(0)
+                leaving()
+                sys.exit(6)
+        async def wait():
+            async with slot.lock():
+                os._exit(99)
+        asyncio.run(main())
+    """
+    check(run(body), returncode=6)
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.parametrize("end", ["sys.exit", "an exception"])
+def test_closing_first_ends_threads_that_would_keep_the_process(cluster, run, end):
+    """Python joins threads that are no daemons before anything is called at exit."""
+    returncode, error, way_out = ENDS[end]
+    body = f"""
+        def enter(lock):
+            try:
+                with lock:
+                    os._exit(99)
+            except luna_ext.LibraryClosedError:
+                os.write(1, b"ended\\n")
+        with luna:
+            slot.acquire()
+            in_thread(enter, slot, daemon=False)
+            in_thread(enter, slot.lock(), daemon=False)
+            wait_until(lambda: "2 waiting" in repr(slot))
+            {way_out}
+    """
+    done = run(body, options=QUIET)
+    assert done.returncode == returncode
+    assert done.words.count("ended") == 2, done
+    assert (error or "slot 1 was still locked") in done.stderr
+    assert nothing_is_locked(cluster)
+
+
+BUSY = """
+import random
+chance = random.Random({seed})
+
+def plain(slot):
+    with slot:
+        pass
+
+def timed(slot):
+    with slot.lock(timeout=20):
+        pass
+
+def at_once(slot):
+    if slot.acquire(blocking=False):
+        slot.release()
+
+def claim(slot):
+    with luna.claim("cluster-1", timeout=20):
+        pass
+
+def tokens(slot):
+    slot.token_info
+
+def in_loop(slot):
+    import asyncio
+
+    async def enter():
+        async with slot.lock(timeout=20):
+            pass
+
+    async def main():
+        while True:
+            await asyncio.gather(enter(), enter())
+
+    asyncio.run(main())
+
+def work(slot, kind):
+    while True:
+        kind(slot)
+
+kinds = [plain, timed, at_once, claim, tokens, in_loop]
+for kind in chance.sample(kinds, 5):
+    in_thread(work, chance.choice([slot, luna.slot(2)]), kind)
+time.sleep(chance.random() / 20)
+if chance.random() < 0.3:
+    luna.slot(3).acquire()
+leaving()
+if chance.random() < 0.5:
+    sys.exit(8)
+raise KeyError("mine")
+"""
+
+
+@pytest.mark.parametrize("first", range(0, 40, 4))
+def test_busy_threads_break_no_exit(run_each, first):
+    bodies = [BUSY.format(seed=seed) for seed in range(first, first + 4)]
+    for cluster, done in run_each(bodies, options=QUIET):
+        assert done.returncode in (1, 8), done
+        assert done.seconds < AT_MOST
+        assert nothing_is_locked(cluster)
+        said = re.sub(r"(?sm)\ATraceback.*?^KeyError: 'mine'\n", "", done.stderr)
+        assert re.sub(r".*ResourceWarning: slot \d+ was still locked, .*\n", "", said) == "", done

@@ -1,0 +1,439 @@
+"""fork(): what a child has of the parent's library and locks, and that fork() never waits."""
+
+import asyncio
+import os
+import signal
+import threading
+
+import pytest
+
+import luna_ext
+
+LOCK = "CA_LockClusteredSlot"
+CLAIM = "CA_GetUnassignedSlot"
+
+
+def test_in_a_forked_child_nothing_is_held(luna, owner_of, in_child):
+    slot = luna.slot(1)
+    parent = os.getpid()
+
+    def child():
+        held = slot.locked()
+        try:
+            slot.ensure_held()
+        except luna_ext.LockNotOwnedError as error:
+            told = "parent process" in str(error)
+        try:
+            slot.release()
+        except luna_ext.LockNotOwnedError:
+            refused = True
+        return not held and told and refused and owner_of(1) == parent
+
+    with slot:
+        assert in_child(child) == 0
+        slot.ensure_held()
+        assert owner_of(1) == parent
+    assert owner_of(1) is None
+
+
+def test_an_inherited_with_ends_quietly_in_a_grandchild_too(luna, in_child):
+    slot = luna.slot(1)
+
+    def child():
+        def grandchild():
+            slot.__exit__(None, None, None)
+            return not slot.locked()
+
+        return in_child(grandchild) == 0
+
+    with slot:
+        assert in_child(child) == 0
+
+
+def test_stats_count_for_one_process(luna, in_child):
+    def child():
+        before = luna.stats()
+        with luna.slot(2):
+            pass
+        return before == {} and luna.stats()[LOCK].calls == 1
+
+    with luna.slot(1):
+        pass
+    assert in_child(child) == 0
+
+
+def test_the_childs_first_call_initialises_anew(luna, owner_of, in_child):
+    def child():
+        with luna.slot(2):
+            mine = owner_of(2) == os.getpid()
+        return mine and len(luna.tokens()) == 8 and owner_of(1) == os.getppid()
+
+    with luna.slot(1):
+        assert in_child(child) == 0
+        luna.slot(1).ensure_held()
+
+
+def test_the_first_calls_of_many_threads_of_a_child_initialise_once(luna, cluster, call, in_child):
+    cluster.latency(0.05, "C_Initialize")
+
+    def child():
+        together = threading.Barrier(8)
+
+        def enter(slot_id):
+            together.wait(10)
+            with luna.slot(slot_id).lock(timeout=20) if slot_id % 2 else luna.slot(slot_id):
+                return cluster.tokens()[slot_id - 1].owner == os.getpid()
+
+        callers = [call(lambda slot_id=slot_id: enter(slot_id)) for slot_id in range(1, 9)]
+        mine = [caller.result(30) for caller in callers]
+        return all(mine) and luna.stats()["C_Initialize"].calls == 1
+
+    with luna.slot(1):
+        pass
+    assert in_child(child) == 0
+
+
+def test_a_child_whose_first_call_fails_can_try_again(luna, cluster, owner_of, in_child):
+    def child():
+        cluster.fault("C_Initialize", 0x30, times=1)
+        try:
+            luna.slot(1).acquire()
+        except luna_ext.DeviceError as error:
+            told = error.function == "C_Initialize"
+        with luna.slot(1):
+            return told and owner_of(1) == os.getpid()
+
+    assert in_child(child) == 0
+
+
+def test_an_inherited_with_ends_as_a_logged_no_op(luna, caplog, owner_of, in_child):
+    slot = luna.slot(1)
+    parent = os.getpid()
+    code = 99
+    try:
+        with slot:
+            child = os.fork()
+        if child == 0:
+            told = "ends in the child" in caplog.text
+            code = 0 if told and owner_of(1) == parent and not slot.locked() else 1
+    finally:
+        if os.getpid() != parent:
+            os._exit(code)
+    # The parent has left its own block by now; the child looks while it may still be held, or not.
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 1)
+    with slot:
+        assert in_child(lambda: inherited_end(slot, caplog, parent, owner_of)) == 0
+        assert owner_of(1) == parent
+
+
+def inherited_end(slot, caplog, parent, owner_of):
+    slot.__exit__(None, None, None)
+    return "ends in the child" in caplog.text and owner_of(1) == parent
+
+
+BLOCKS = {
+    "slot": lambda luna: luna.slot(1),
+    "timed lock": lambda luna: luna.slot(1).lock(timeout=10),
+    "token": lambda luna: luna.token("keyring1"),
+    "timed token": lambda luna: luna.token("keyring1").lock(timeout=10),
+    "claim": lambda luna: luna.claim("cluster-1"),
+    "condition": lambda luna: threading.Condition(luna.slot(1)),
+}
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("error", [None, KeyError("the body's")])
+def test_a_block_of_any_kind_is_inherited_without_its_lock(luna, cluster, caplog, kind, error):
+    """The child leaves it while the parent is inside, in a thread that is not the main one too."""
+    parent = os.getpid()
+    block = BLOCKS[kind](luna)
+    owners = []
+
+    def enter():
+        with block:
+            held = [token.slot_id for token in cluster.tokens() if token.owner == parent]
+            assert len(held) == 1
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)
+                left = False
+                try:
+                    left = leave(held[0])
+                finally:
+                    os._exit(0 if left else 1)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            owners.append(cluster.tokens()[held[0] - 1].owner)
+            luna.slot(held[0]).ensure_held()
+        return code
+
+    def leave(held):
+        suppressed = block.__exit__(error and type(error), error, None)
+        slot = luna.slot(held)
+        return (
+            not suppressed
+            and caplog.text.count("ends in the child") == 1
+            and not getattr(error, "__notes__", ())
+            and cluster.tokens()[held - 1].owner == parent
+            and not slot.locked()
+            and slot.acquire(timeout=0.05) is False
+        )
+
+    thread = threading.Thread(target=lambda: codes.append(enter()))
+    codes = [enter()]
+    thread.start()
+    thread.join(60)
+    assert codes == [0, 0]
+    assert owners == [parent, parent]
+    assert all(token.owner is None for token in cluster.tokens())
+
+
+def test_an_inherited_async_with_ends_as_a_logged_no_op(luna, caplog, owner_of):
+    slot = luna.slot(1)
+    parent = os.getpid()
+
+    async def main():
+        code = 1
+        try:
+            async with slot.lock(timeout=10):
+                child = os.fork()
+                if child:
+                    status = os.waitpid(child, 0)[1]
+                    slot.ensure_held()
+            if os.getpid() != parent:
+                told = caplog.text.count("ends in the child") == 1
+                code = 0 if told and owner_of(1) == parent and not slot.locked() else 2
+        finally:
+            if os.getpid() != parent:
+                os._exit(code)
+        return os.waitstatus_to_exitcode(status)
+
+    assert asyncio.run(main()) == 0
+    assert owner_of(1) is None
+
+
+def test_a_child_leaves_an_inherited_block_and_locks_the_slot_itself(luna, owner_of, in_child):
+    """What was inherited is forgotten with the block's end: the next one is the child's own."""
+    slot = luna.slot(1)
+    slot.acquire()
+    reader, writer = os.pipe()
+
+    def child():
+        slot.__exit__(None, None, None)
+        os.close(writer)
+        os.read(reader, 1)
+        with slot:
+            mine = owner_of(1) == os.getpid()
+        return mine and owner_of(1) is None
+
+    def release_once_forked():
+        slot.release()
+        os.close(writer)
+
+    child_pid = os.fork()
+    if child_pid == 0:
+        signal.alarm(60)
+        code = 99
+        try:
+            code = 0 if child() else 1
+        finally:
+            os._exit(code)
+    os.close(reader)
+    release_once_forked()
+    assert os.waitstatus_to_exitcode(os.waitpid(child_pid, 0)[1]) == 0
+
+
+def test_a_fork_with_waiting_threads_leaves_them_to_the_parent(
+    luna, call, owner_of, wait_until_queued, in_child
+):
+    slot = luna.slot(1)
+    parent = os.getpid()
+
+    def enter():
+        with slot:
+            return owner_of(1)
+
+    def enter_in_time():
+        with slot.lock(timeout=30):
+            return owner_of(1)
+
+    def child():
+        with luna.slot(2):
+            pass
+        return (
+            "waiting" not in repr(slot)
+            and slot.acquire(timeout=0.05) is False
+            and owner_of(1) == parent
+        )
+
+    with slot:
+        waiting = [call(enter), call(enter_in_time), call(enter), call(enter_in_time)]
+        wait_until_queued(slot, 4)
+        assert in_child(child) == 0
+    assert [caller.result() for caller in waiting] == [parent] * 4
+    assert owner_of(1) is None
+
+
+def test_a_fork_beside_a_thread_that_waits_for_a_condition(luna, call, owner_of, in_child):
+    slot = luna.slot(1)
+    condition = threading.Condition(slot)
+    news = []
+
+    def listen():
+        with condition:
+            return condition.wait_for(lambda: news, timeout=30)
+
+    def tell():
+        with condition:
+            news.append(os.getpid())
+            condition.notify_all()
+
+    def talk():
+        listening = call(listen)
+        tell()
+        return listening.result() == [os.getpid()] and owner_of(1) is None
+
+    listening = call(listen)
+    while not condition._waiters:
+        os.sched_yield()
+    assert in_child(talk) == 0
+    tell()
+    assert listening.result() == [os.getpid()]
+    assert owner_of(1) is None
+
+
+def test_children_of_children_are_applications_of_their_own(luna, owner_of, in_child):
+    def descend(generation):
+        slot = luna.slot(generation)
+        with slot:
+            below = generation == 4 or in_child(lambda: descend(generation + 1)) == 0
+            slot.ensure_held()
+            mine = owner_of(generation) == os.getpid()
+        owners = [owner_of(slot_id) for slot_id in range(1, generation)]
+        return below and mine and None not in owners and len(set(owners)) == generation - 1
+
+    assert descend(1)
+
+
+def test_a_fork_while_another_thread_is_inside_the_device(luna, hold_elsewhere, owner_of, in_child):
+    holder = hold_elsewhere(1)
+    slot = luna.slot(1)
+    assert slot.acquire(timeout=0.05) is False
+
+    def child():
+        with luna.slot(2).lock(timeout=5):
+            return owner_of(2) == os.getpid() and not slot.locked()
+
+    assert in_child(child) == 0
+    holder.release()
+    with slot.lock(timeout=10):
+        assert owner_of(1) == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("function", "block"),
+    [
+        ("C_Initialize", "luna.close(); begin = cluster.library"),
+        ("C_Finalize", "begin = luna.close"),
+        ("CA_GetUnassignedSlot", "begin = luna.claim('cluster-1').__enter__"),
+        ("CA_LockClusteredSlot", "begin = slot.acquire"),
+        ("CA_UnlockClusteredSlot", "begin = lambda: slot.acquire() and slot.release()"),
+    ],
+)
+def test_fork_does_not_wait_for_a_call_of_another_thread(succeed, cluster, function, block):
+    """The call takes a minute; fork() and all that the child does is over before."""
+    body = f"""
+        {block}
+        cluster.latency(60, {function!r})
+        inside = in_thread(begin)
+        wait_until_inside({function!r})
+        child = os.fork()
+        cluster.latency(0, {function!r})
+        if child == 0:
+            signal.alarm(50)
+            with cluster.library() as mine:
+                with mine.slot(2).lock(timeout=40), mine.slot(3):
+                    owners = [token.owner for token in cluster.tokens()]
+                calls = {{name: stats.calls for name, stats in mine.stats().items()}}
+                with mine.claim("cluster-1"):
+                    pass
+            mine = owners[1] == owners[2] == os.getpid() and owners.count(os.getpid()) == 2
+            os._exit(0 if mine and calls["C_Initialize"] == 1 else 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), inside.is_alive(), flush=True)
+        os._exit(0)
+    """
+    assert succeed(body) == ["0", "True"]
+
+
+def test_a_fork_in_the_midst_of_a_close_does_not_keep_the_child_from_closing(succeed, cluster):
+    """The Library that was about to close in the parent is no user of the child's."""
+    body = """
+        slot.acquire()
+        cluster.latency(60, "CA_UnlockClusteredSlot")
+        in_thread(luna.close)
+        wait_until_inside("CA_UnlockClusteredSlot")
+        child = os.fork()
+        if child == 0:
+            signal.alarm(50)
+            with cluster.library() as mine:
+                mine.slots()
+            calls = mine.stats()
+            os._exit(0 if calls["C_Finalize"].calls == 1 else 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        os._exit(0)
+    """
+    assert succeed(body) == ["0"]
+
+
+def test_closing_in_the_child_leaves_the_parent_alone(luna, owner_of, in_child):
+    def child():
+        luna.close()
+        return luna.closed
+
+    with luna.slot(1):
+        assert in_child(child) == 0
+        luna.slot(1).ensure_held()
+        assert owner_of(1) == os.getpid()
+
+
+def test_a_child_that_has_used_the_library_closes_only_its_own(luna, cluster, owner_of, in_child):
+    def child():
+        with luna.slot(2):
+            luna.tokens()
+        luna.close()
+        return luna.stats()["C_Finalize"].calls == 1
+
+    with luna.slot(1):
+        assert in_child(child) == 0
+        luna.slot(1).ensure_held()
+        assert owner_of(1) == os.getpid()
+    finalised = {entry.pid for entry in cluster.log() if entry.function == "C_Finalize"}
+    assert len(finalised) == 1
+    assert os.getpid() not in finalised
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_child_that_exits_ends_nothing_of_the_parents(run, cluster, used):
+    """sys.exit() in the child runs the exit of Python, with all that is registered there."""
+    done = run(
+        f"""
+        slot.acquire()
+        child = os.fork()
+        if child == 0:
+            if {used}:
+                luna.slot(2).acquire()
+            sys.exit(3)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        slot.ensure_held()
+        owners = [token.owner for token in cluster.tokens()]
+        print(code, owners[0] == os.getpid(), owners[1], flush=True)
+        slot.release()
+        luna.close()
+        """,
+        options=("-X", "dev"),
+    )
+    assert (done.returncode, done.words) == (0, ["3", "True", "None"]), done
+    assert done.stderr.count("ResourceWarning") == done.stderr.count("slot 2 was still") == used
+    assert len(done.stderr.splitlines()) == used
+    finalised = [entry.pid for entry in cluster.log() if entry.function == "C_Finalize"]
+    assert len(finalised) == 1 + used
