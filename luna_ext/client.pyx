@@ -312,7 +312,7 @@ cdef class Client:
             pass
 
     def _initialise(self):
-        """Under `transition`, so without any Python code; what C_Initialize answers, if an error."""
+        """What C_Initialize answers, if an error. Under `transition`: no Python code may run."""
         cdef CK_C_INITIALIZE_ARGS arguments
         cdef CK_RV rv
         memset(&arguments, 0, sizeof(arguments))
