@@ -1,0 +1,58 @@
+"""What the lock of a slot should do: a small model for the state machine to compare with."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from actors import Actor
+
+import luna_ext
+
+SLOTS = (1, 2)
+US, THEM = "us", "them"
+POLLS = 1
+"""The Library that tries again when the device answers an error; Library 0 does not."""
+
+
+class Party(NamedTuple):
+    """Somebody who waits for a slot, or holds it."""
+
+    actor: Actor
+    library: int
+    call: str
+    """Who makes the lock call: the actor on its "own", or a "worker"."""
+    enter: Callable[[], object]
+    end: Callable[[], object]
+    refusal: object
+    """What comes out when the time is up."""
+
+
+class Model:
+    """Who holds each slot, who waits for it in which order, and whose lock the device has."""
+
+    def __init__(self) -> None:
+        self.holder: dict[int, Party | None] = dict.fromkeys(SLOTS)
+        self.device: dict[int, str | None] = dict.fromkeys(SLOTS)
+        self.call: dict[int, str | None] = dict.fromkeys(SLOTS)  # who made the one that is out
+        self.waiting: dict[int, list[Party]] = {slot: [] for slot in SLOTS}
+        self.lost: set[int] = set()  # of whose loss ensure_held() has told
+        self.contention, self.relock, self.connected = "wait", "granted", True
+
+    def answer(self, slot: int) -> str:
+        answers = {None: "granted", US: self.relock, THEM: self.contention}
+        return answers[self.device[slot]] if self.connected else "error"
+
+    def go_on(self, slot: int) -> dict[Actor, object]:
+        ended: dict[Actor, object] = {}
+        queue = self.waiting[slot]
+        while not self.holder[slot] and (queue or self.call[slot]):
+            answer = self.answer(slot)
+            if answer == "wait" or (answer == "error" and queue and queue[0].library == POLLS):
+                self.call[slot] = self.call[slot] or queue[0].call
+                break
+            self.call[slot] = None
+            first = queue.pop(0) if queue else None
+            if answer == "granted":
+                self.holder[slot], self.device[slot] = first, US if first else None
+            if first:
+                ended[first.actor] = True if answer == "granted" else luna_ext.DeviceError
+        return ended
