@@ -36,7 +36,8 @@ coverage: $(VENV)/built $(VENV)/with-test
 	cp -r README.md LICENSE setup.py pyproject.toml include luna_ext stub_lib tests examples build/coverage
 	rm -f build/coverage/luna_ext/*.so
 	cd build/coverage && LUNA_EXT_TRACE=1 $(abspath $(BIN))/python setup.py -q build_ext --inplace
-	cd build/coverage && $(abspath $(BIN))/coverage run -m pytest -q -m "not signals" $(COMPILING:%=--ignore=tests/%.py)
+	cd build/coverage && $(abspath $(BIN))/coverage run -m pytest -q -m "not signals and not stress" \
+		--ignore=tests/test_every_code.py $(COMPILING:%=--ignore=tests/%.py)
 	cd build/coverage && $(abspath $(BIN))/coverage report
 
 # ---- the stand-in's C code under sanitizers, valgrind and a fuzzer ----
@@ -76,13 +77,14 @@ asan: asan-tools build/asan/storm build/asan/storm-plain $(VENV)/built $(VENV)/w
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/asan/tree && LD_PRELOAD="$$($(SANITIZER_CC) -print-file-name=libasan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 $(abspath $(BIN))/python -m pytest -q tests \
-		--ignore=tests/stub/test_p11_kit.py $(COMPILING:%=--ignore=tests/%.py)
+		-m "not stress" --ignore=tests/stub/test_p11_kit.py $(COMPILING:%=--ignore=tests/%.py)
 
 VALGRIND := valgrind -q --error-exitcode=9
 
 # Where the kernel puts a program at random, it may be where ThreadSanitizer keeps its own memory. A
-# report makes a process exit with 66, which a test of its own minds, and is shown at the end. Left
-# out is what has one thread, and other clients, which are not built for it.
+# report makes a process exit with 66, and is shown at the end. Left out is what has one thread, other
+# clients, which are not built for it, and forked servers that are ended by signals, which
+# ThreadSanitizer delivers late.
 tsan: tsan-tools build/tsan/storm $(VENV)/built $(VENV)/with-test
 	TSAN_OPTIONS=halt_on_error=1 $(NOT_AT_RANDOM) build/tsan/storm exercise 10
 	TSAN_OPTIONS=halt_on_error=1 $(NOT_AT_RANDOM) build/tsan/storm kill 4
@@ -93,9 +95,10 @@ tsan: tsan-tools build/tsan/storm $(VENV)/built $(VENV)/with-test
 	cd build/tsan/tree && CC=$(SANITIZER_CC) CFLAGS="-fsanitize=thread -g" LDFLAGS="-fsanitize=thread" \
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/tsan/tree && LD_PRELOAD="$$($(SANITIZER_CC) -print-file-name=libtsan.so)" TSAN_OPTIONS="\
-		die_after_fork=0 suppressions=tests/tsan.supp log_path=$(abspath build/tsan/reports)/of" \
+		die_after_fork=0 handle_segv=0 suppressions=$(abspath tests/tsan.supp) log_path=$(abspath build/tsan/reports)/of" \
 		$(NOT_AT_RANDOM) $(abspath $(BIN))/python -m pytest -q tests --ignore=tests/stub \
-		$(SINGLE_THREADED:%=--ignore=tests/test_%.py) $(COMPILING:%=--ignore=tests/%.py); \
+		--deselect=tests/test_processes.py::test_forked_workers_of_an_open_library_exclude_each_other \
+		--ignore=tests/test_gunicorn.py $(SINGLE_THREADED:%=--ignore=tests/test_%.py); \
 		status=$$?; cat $(abspath build/tsan/reports)/* 2>/dev/null && exit 66; exit $$status
 
 SINGLE_THREADED := build discovery errors every_code labels loading pytest_plugin stub_guard
