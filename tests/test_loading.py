@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -292,7 +293,7 @@ def test_close_finalises(luna):
     before = luna.stats().get("C_Finalize", luna_ext.FunctionStats(0, {}))
     luna.close()
 
-    assert luna.stats()["C_Finalize"] == before._replace(calls=before.calls + 1)
+    assert luna.stats()["C_Finalize"] == replace(before, calls=before.calls + 1)
 
 
 def test_failing_finalisation_is_logged_and_the_library_is_closed(luna, cluster, caplog):
