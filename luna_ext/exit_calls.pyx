@@ -80,7 +80,7 @@ cdef bint run_until(Job *job, double deadline) except -1:
         return False
     with nogil:
         done = PyThread_acquire_lock(job.done, NOWAIT_LOCK)
-        # Not a timed wait, which ThreadSanitizer does not know in every form that CPython has for it.
+        # Not a timed wait, of which ThreadSanitizer does not know every form that CPython has.
         while not done and luna_now() < end:
             luna_pause(0.0005)
             done = PyThread_acquire_lock(job.done, NOWAIT_LOCK)
