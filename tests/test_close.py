@@ -233,19 +233,28 @@ def test_who_hears_of_a_failed_finalisation_may_open_the_library(cluster, succee
 
 
 def test_storms_of_open_and_close_with_locks(cluster, call):
-    """Each thread opens, locks in all ways, closes; sometimes somebody else's Library."""
+    """Each thread opens, locks in all ways, closes; sometimes somebody else's Library.
+
+    Whose Library is closed under him hears that his lock is lost, and another one has it at once.
+    """
     holders = {}
     clashes = []
     current = []
     together = threading.Barrier(6)
+    looking = threading.Lock()
 
-    def enter(slot_id):
-        me = threading.get_ident()
-        if holders.setdefault(slot_id, me) != me:
-            clashes.append(slot_id)
+    def enter(slot_id, luna):
+        with looking:
+            before = holders.get(slot_id)
+            if before is not None and not before.closed:
+                clashes.append(slot_id)
+            holders[slot_id] = luna
         os.sched_yield()
-        if holders.pop(slot_id, None) != me:
-            clashes.append(slot_id)
+        with looking:
+            if holders.get(slot_id) is luna:
+                del holders[slot_id]
+            elif not luna.closed:
+                clashes.append(slot_id)
 
     def work(number):
         together.wait(10)
@@ -255,13 +264,13 @@ def test_storms_of_open_and_close_with_locks(cluster, call):
             current.append(luna)
             try:
                 with luna.slot(1 + turn % 2):
-                    enter(1 + turn % 2)
+                    enter(1 + turn % 2, luna)
                 with luna.slot(3).lock(timeout=20):
-                    enter(3)
+                    enter(3, luna)
                 with luna.claim("cluster-1", timeout=20) as token:
-                    enter(token.slot.slot_id)
+                    enter(token.slot.slot_id, luna)
                 counted += 1
-            except luna_ext.LibraryClosedError:
+            except (luna_ext.LibraryClosedError, luna_ext.LockLostError):
                 pass
             if turn % 4 == number % 4:
                 close(current.pop(0))
