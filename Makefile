@@ -62,7 +62,8 @@ lacks = { echo "make $(@:-tools=): there is no $(1): apt-get install $(2)" >&2; 
 links = echo 'int $(2)(void) { return 0; }' | $(1) -x c - -o /dev/null 2>/dev/null
 
 # Leaks are not looked for where some are to be expected: in CPython, and in a process that was forked
-# beside a thread with memory of its own. Left out is p11-kit, which does not end under AddressSanitizer.
+# beside a thread with memory of its own. Left out is p11-kit, which does not end under AddressSanitizer,
+# and a child with many threads, for it takes their stacks for those of threads that a fork left behind.
 asan: asan-tools build/asan/storm build/asan/storm-plain $(VENV)/built $(VENV)/with-test
 	ASAN_OPTIONS=detect_leaks=0 build/asan/storm exercise 4
 	build/asan/storm kill 4
@@ -77,7 +78,8 @@ asan: asan-tools build/asan/storm build/asan/storm-plain $(VENV)/built $(VENV)/w
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/asan/tree && LD_PRELOAD="$$($(SANITIZER_CC) -print-file-name=libasan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 $(abspath $(BIN))/python -m pytest -q tests \
-		-m "not stress" --ignore=tests/stub/test_p11_kit.py $(COMPILING:%=--ignore=tests/%.py)
+		-m "not stress" --ignore=tests/stub/test_p11_kit.py $(COMPILING:%=--ignore=tests/%.py) \
+		--deselect=tests/test_fork.py::test_the_first_calls_of_many_threads_of_a_child_initialise_once
 
 VALGRIND := valgrind -q --error-exitcode=9
 
