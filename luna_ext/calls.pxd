@@ -1,9 +1,13 @@
+from libc.stdint cimport uint64_t
+
 from luna_ext.client cimport Client
 from luna_ext.cryptoki cimport CK_RV, CK_SLOT_ID, CK_UNASSIGNED_SLOT_INFO
 from luna_ext.pin cimport Pin
 
 # These three answer the CK_RV, for who calls them has to act on it at once; all others raise.
-cdef CK_RV lock_slot(Client client, CK_SLOT_ID slot_id) except? 0xFFFFFFFF
+cdef CK_RV lock_slot(
+    Client client, CK_SLOT_ID slot_id, uint64_t *nanoseconds
+) except? 0xFFFFFFFF
 cdef CK_RV unlock_slot(Client client, CK_SLOT_ID slot_id) except? 0xFFFFFFFF
 cdef CK_RV next_unassigned(
     Client client, bytes cluster_id, CK_UNASSIGNED_SLOT_INFO *info

@@ -10,13 +10,7 @@ cimport cython
 from luna_ext.answers cimport says_busy
 from luna_ext.calls cimport next_unassigned
 from luna_ext.claims cimport Claims
-from luna_ext.client cimport (
-    CA_GET_UNASSIGNED_SLOT,
-    CA_UNLOCK_CLUSTERED_SLOT,
-    Client,
-    Lease,
-    error_of,
-)
+from luna_ext.client cimport Client, Lease
 from luna_ext.clock cimport luna_now
 from luna_ext.cryptoki cimport (
     CK_RV,
@@ -24,6 +18,7 @@ from luna_ext.cryptoki cimport (
     CKR_FUNCTION_FAILED,
     CKR_OK,
 )
+from luna_ext.functions cimport CA_GET_UNASSIGNED_SLOT, CA_UNLOCK_CLUSTERED_SLOT, error_of
 from luna_ext.lock cimport end_block, seconds_of
 from luna_ext.mutex cimport mutex_of
 from luna_ext.reports cimport LONG_WAIT_SECONDS, begin_wait, warn_of_wait
@@ -242,7 +237,7 @@ cdef class Claim:
                 "this claim's block is running already; call claim() once more for another token",
                 function="CA_GetUnassignedSlot",
             )
-        begin_wait(&self.wait, True)
+        begin_wait(&self.wait, False)
         self.refusal = None
         self.entered = True
         return 0

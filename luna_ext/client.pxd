@@ -1,34 +1,18 @@
+from libc.stdint cimport uint64_t
+
 from luna_ext.claims cimport Claims
+from luna_ext.counters cimport luna_count, luna_counter
 from luna_ext.cryptoki cimport (
     CK_FUNCTION_LIST,
     CK_RV,
-    CKR_OK,
     CA_GetSlotId_t,
     CA_GetUnassignedSlot_t,
     CA_LockClusteredSlot_t,
     CA_UnlockClusteredSlot_t,
 )
+from luna_ext.functions cimport FUNCTION_COUNT
+from luna_ext.ticks cimport luna_since
 from luna_ext.workers cimport Workers
-
-# C functions, as a Client counts them: indices into client.FUNCTION_NAMES.
-cdef enum:
-    C_INITIALIZE
-    C_FINALIZE
-    C_GET_INFO
-    C_GET_SLOT_LIST
-    C_GET_SLOT_INFO
-    C_GET_TOKEN_INFO
-    C_INIT_TOKEN
-    C_INIT_PIN
-    C_OPEN_SESSION
-    C_CLOSE_SESSION
-    C_LOGIN
-    C_LOGOUT
-    CA_GET_SLOT_ID
-    CA_GET_UNASSIGNED_SLOT
-    CA_LOCK_CLUSTERED_SLOT
-    CA_UNLOCK_CLUSTERED_SLOT
-    FUNCTION_COUNT
 
 cdef enum State:
     CLOSED       # no Library is open
@@ -66,20 +50,19 @@ cdef class Client:
     cdef readonly dict mutexes                    # slot ID -> its SlotMutex, one per process
     cdef Workers workers                          # threads for calls that somebody may give up on
     cdef Claims claims                            # the calls of CA_GetUnassignedSlot under way
-    cdef unsigned long long calls[<int> FUNCTION_COUNT]  # made by this process, by function
-    cdef dict errors                              # (function, CK_RV) -> how often
+    cdef double tick                              # of luna_ticks(), in nanoseconds
+    # Of this process's calls, by function.
+    cdef luna_counter counters[<int> FUNCTION_COUNT]
 
     cdef int make_ready(self) except -1
     cdef int refuse(self) except -1
     cdef int hold_back_at_exit(self) except -1
-    cdef void count_error(self, int function, CK_RV rv) noexcept
     cdef int need(self, int function, str path) except -1
     cdef bint has(self, int function) noexcept
     cdef Py_ssize_t abandoned(self) except -1
 
 
 cdef Client load_client(str path)
-cdef object error_of(CK_RV rv, int function, object slot_id)
 
 
 # Every device call stands between begin_call() or begin_cleanup() and end_call(). The GIL is held
@@ -99,13 +82,19 @@ cdef inline int begin_cleanup(Client client) except -1:
     return 0
 
 
-cdef inline CK_RV end_call(Client client, int function, CK_RV rv) except? 0xFFFFFFFF:
-    client.calls[function] += 1
+# Between these, without the GIL, right after the call: how many nanoseconds it took.
+cdef inline uint64_t call_returned(
+    Client client, int function, uint64_t began, CK_RV rv
+) noexcept nogil:
+    cdef uint64_t lasted = luna_since(began, client.tick)
+    luna_count(&client.counters[function], lasted, rv)
+    return lasted
+
+
+cdef inline int end_call(Client client) except -1:
     client.in_flight -= 1
     if client.drained is not None and client.in_flight == 0:
         # Once: before the thread that waits has run, the count may come down to 0 again.
         drained, client.drained = client.drained, None
         drained.release()
-    if rv != CKR_OK:
-        client.count_error(function, rv)
-    return rv
+    return 0

@@ -2,7 +2,6 @@ from typing import final
 
 from .info import FunctionStats
 
-FUNCTION_NAMES: tuple[str, ...]
 EXIT_SECONDS: float
 REOPEN_SECONDS: float
 RECOUNT_SECONDS: float

@@ -9,6 +9,7 @@ import time
 import warnings
 
 cimport cython
+from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from luna_ext.claims cimport Claims
@@ -25,17 +26,23 @@ from luna_ext.cryptoki cimport (
     CA_UnlockClusteredSlot_t,
 )
 from luna_ext.exit_calls cimport finalize_until, unlock_until
+from luna_ext.functions cimport (
+    C_FINALIZE,
+    C_INITIALIZE,
+    CA_GET_SLOT_ID,
+    CA_GET_UNASSIGNED_SLOT,
+    CA_LOCK_CLUSTERED_SLOT,
+    CA_UNLOCK_CLUSTERED_SLOT,
+    FUNCTION_COUNT,
+    error_of,
+    name_of,
+    stats_of,
+)
 from luna_ext.loader cimport luna_open, luna_open_error, luna_path_t, luna_symbol
+from luna_ext.ticks cimport luna_measure_tick, luna_ticks
 from luna_ext.workers cimport Workers
 
-from .errors import (
-    LibraryClosedError,
-    LibraryLoadError,
-    UnsupportedFunctionError,
-    error_for,
-    rv_name,
-)
-from .info import FunctionStats
+from .errors import LibraryClosedError, LibraryLoadError, UnsupportedFunctionError, rv_name
 
 cdef extern from "Python.h":
     """
@@ -51,24 +58,6 @@ cdef extern from "Python.h":
     luna_path_t luna_path_of(object path) except NULL
     void luna_path_free(luna_path_t path) noexcept
 
-FUNCTION_NAMES = (
-    "C_Initialize",
-    "C_Finalize",
-    "C_GetInfo",
-    "C_GetSlotList",
-    "C_GetSlotInfo",
-    "C_GetTokenInfo",
-    "C_InitToken",
-    "C_InitPIN",
-    "C_OpenSession",
-    "C_CloseSession",
-    "C_Login",
-    "C_Logout",
-    "CA_GetSlotId",
-    "CA_GetUnassignedSlot",
-    "CA_LockClusteredSlot",
-    "CA_UnlockClusteredSlot",
-)
 EXIT_SECONDS = 2.0
 # How long a new Library waits for abandoned calls of the one before, to begin with a clean slate.
 REOPEN_SECONDS = 1.0
@@ -83,10 +72,6 @@ _clients = {}
 
 # Known only here: `handle` is an address that has to come from the loader.
 cdef object _KEY = object()
-
-
-cdef object error_of(CK_RV rv, int function, object slot_id):
-    return error_for(rv, FUNCTION_NAMES[function], slot_id)
 
 
 cdef Client load_client(str path):
@@ -151,6 +136,7 @@ cdef class Client:
             )
         with nogil:
             rv = get_function_list(&self.functions)
+            self.tick = luna_measure_tick()
         if rv != CKR_OK or self.functions == NULL:
             raise LibraryLoadError(
                 f"{path!r} gives no function list: C_GetFunctionList: {rv_name(rv)}",
@@ -174,7 +160,6 @@ cdef class Client:
         self.mutexes = {}
         self.workers = Workers()
         self.claims = Claims.__new__(Claims)
-        self.errors = {}
 
     cdef bint has(self, int function) noexcept:
         if function == CA_GET_SLOT_ID:
@@ -190,7 +175,7 @@ cdef class Client:
     cdef int need(self, int function, str path) except -1:
         """Refuse, before anything was done, what the loaded client cannot do."""
         if not self.has(function):
-            name = FUNCTION_NAMES[function]
+            name = name_of(function)
             raise UnsupportedFunctionError(
                 f"{path!r} does not export {name}: "
                 "Luna client 10.6 and newer have it, other PKCS #11 libraries do not",
@@ -201,7 +186,7 @@ cdef class Client:
     def cluster_functions(self):
         """The names of the cluster extensions that the library exports."""
         return frozenset(
-            FUNCTION_NAMES[function]
+            name_of(function)
             for function in range(CA_GET_SLOT_ID, FUNCTION_COUNT)
             if self.has(function)
         )
@@ -268,15 +253,8 @@ cdef class Client:
         return self.state == READY or self.state == FORKED
 
     def stats(self):
-        """What this process has called so far: {C function: FunctionStats}."""
-        errors = {}
-        for (function, rv), count in tuple(self.errors.items()):
-            errors.setdefault(function, {})[rv_name(rv)] = count
-        return {
-            FUNCTION_NAMES[function]: FunctionStats(self.calls[function], errors.get(function, {}))
-            for function in range(FUNCTION_COUNT)
-            if self.calls[function]
-        }
+        """What this process's calls have come to: {C function: FunctionStats}."""
+        return stats_of(self.counters)
 
     cdef int make_ready(self) except -1:
         """begin_call()'s slow path: a fork's first call, or nobody may call any more."""
@@ -303,25 +281,18 @@ cdef class Client:
         self.hold_back_at_exit()
         raise LibraryClosedError(f"the library {self.path!r} is closed; open a new one to go on")
 
-    cdef void count_error(self, int function, CK_RV rv) noexcept:
-        try:
-            key = (function, rv)
-            self.errors[key] = self.errors.get(key, 0) + 1
-        except MemoryError:
-            # What the call has done has to be dealt with; the count matters less.
-            pass
-
     def _initialise(self):
         """What C_Initialize answers, if an error. Under `transition`: no Python code may run."""
         cdef CK_C_INITIALIZE_ARGS arguments
         cdef CK_RV rv
         memset(&arguments, 0, sizeof(arguments))
         arguments.flags = CKF_OS_LOCKING_OK
+        cdef uint64_t began
         with nogil:
+            began = luna_ticks(self.tick)
             rv = self.functions.C_Initialize(&arguments)
-        self.calls[<int> C_INITIALIZE] += 1
+            call_returned(self, C_INITIALIZE, began, rv)
         if rv != CKR_OK:
-            self.count_error(C_INITIALIZE, rv)
             # Somebody else in this process did it; then finalising is theirs, too.
             if rv != CKR_CRYPTOKI_ALREADY_INITIALIZED:
                 return rv
@@ -334,15 +305,15 @@ cdef class Client:
     def _finalize(self):
         cdef CK_RV rv = CKR_OK
         cdef bint ours = self.initialised_here
+        cdef uint64_t began
         self.initialised_here = False
         if ours:
             self.answers = False
             with nogil:
+                began = luna_ticks(self.tick)
                 rv = self.functions.C_Finalize(NULL)
-            self.calls[<int> C_FINALIZE] += 1
+                call_returned(self, C_FINALIZE, began, rv)
         self.state = CLOSED
-        if rv != CKR_OK:
-            self.count_error(C_FINALIZE, rv)
         return rv
 
     def _drain(self, double seconds, bint abandoned=True):
@@ -381,8 +352,7 @@ cdef class Client:
         self.answers = False
         self.in_flight = 0
         self.claims = Claims.__new__(Claims)
-        memset(self.calls, 0, sizeof(self.calls))
-        self.errors = {}
+        memset(self.counters, 0, sizeof(self.counters))
         self.transition = threading.Lock()
         self.drained = None
         self.workers = Workers()

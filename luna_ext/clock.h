@@ -15,10 +15,6 @@ static inline double luna_now(void) {
     return (double)count.QuadPart / (double)per_second.QuadPart;
 }
 
-static inline double luna_now_roughly(void) {
-    return luna_now();
-}
-
 static inline void luna_pause(double seconds) {
     Sleep((DWORD)(seconds * 1e3) + 1);
 }
@@ -28,23 +24,10 @@ static inline void luna_pause(double seconds) {
 #include <errno.h>
 #include <time.h>
 
-static inline double luna_clock(clockid_t clock) {
-    struct timespec now;
-    clock_gettime(clock, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 static inline double luna_now(void) {
-    return luna_clock(CLOCK_MONOTONIC);
-}
-
-/* The same clock, a quarter of the price, some milliseconds late. */
-static inline double luna_now_roughly(void) {
-#ifdef CLOCK_MONOTONIC_COARSE
-    return luna_clock(CLOCK_MONOTONIC_COARSE);
-#else
-    return luna_clock(CLOCK_MONOTONIC);
-#endif
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 /* To the end, whatever signals come. */

@@ -2,5 +2,4 @@
 
 cdef extern from "clock.h":
     double luna_now() noexcept nogil
-    double luna_now_roughly() noexcept nogil
     void luna_pause(double seconds) noexcept nogil

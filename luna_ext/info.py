@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 __all__ = [
@@ -110,7 +110,24 @@ class TokenInfo:
 
 @dataclass(frozen=True, slots=True)
 class FunctionStats:
-    """How often this process called one C function, and which errors it answered, by name."""
+    """What this process's calls of one C function have come to. Each number only grows.
 
-    calls: int
-    errors: dict[str, int]
+    Attributes
+    ----------
+    calls : int
+        How many calls have returned.
+    errors : dict of str to int
+        How often which error was answered, by the name of its code: "CKR_DEVICE_ERROR"; one
+        without a name by its number. "other" counts those beyond the first 31 different ones.
+    total_seconds, max_seconds : float
+        How long all calls took together, and the longest.
+    histogram : tuple of int
+        ``histogram[n]`` calls took less than 2**n nanoseconds, and not less than half of that. The
+        last number counts all longer ones as well. Empty if no call has returned.
+    """
+
+    calls: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    total_seconds: float = 0.0
+    max_seconds: float = 0.0
+    histogram: tuple[int, ...] = ()

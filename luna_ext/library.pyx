@@ -10,13 +10,14 @@ from queue import SimpleQueue
 cimport cython
 from luna_ext cimport calls
 from luna_ext.claiming cimport new_claim
-from luna_ext.client cimport CA_GET_SLOT_ID, Client, Lease, load_client
+from luna_ext.client cimport Client, Lease, load_client
 from luna_ext.cryptoki cimport (
     CK_SLOT_ID,
     CKR_SLOT_ID_INVALID,
     CKR_TOKEN_NOT_PRESENT,
     CKR_TOKEN_NOT_RECOGNIZED,
 )
+from luna_ext.functions cimport CA_GET_SLOT_ID
 from luna_ext.lock cimport check_open
 from luna_ext.slot cimport ClusterSlot, new_slot
 from luna_ext.token cimport new_token

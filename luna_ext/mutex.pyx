@@ -10,23 +10,18 @@ import threading
 import time
 
 cimport cython
+from libc.stdint cimport uint64_t
 
 from luna_ext.calls cimport lock_slot
-from luna_ext.client cimport (
-    CA_LOCK_CLUSTERED_SLOT,
-    CA_UNLOCK_CLUSTERED_SLOT,
-    READY,
-    Client,
-    Lease,
-    error_of,
-)
-from luna_ext.clock cimport luna_now, luna_now_roughly, luna_pause
+from luna_ext.client cimport READY, Client, Lease
+from luna_ext.clock cimport luna_now, luna_pause
 from luna_ext.cryptoki cimport (
     CK_RV,
     CK_SLOT_ID,
     CKR_DEVICE_ERROR,
     CKR_OK,
 )
+from luna_ext.functions cimport CA_LOCK_CLUSTERED_SLOT, CA_UNLOCK_CLUSTERED_SLOT, error_of
 from luna_ext.hold cimport LOCKING, OWNED
 from luna_ext.pending cimport luna_raise_pending
 from luna_ext.releasing cimport ReleasableHold
@@ -59,6 +54,8 @@ cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
     int PyErr_CheckSignals() noexcept
 
+cdef uint64_t LONG_WAIT_NANOSECONDS = LONG_WAIT_SECONDS * 1000000000ULL
+
 # How long a claim waits for the answer of a lock call for the very slot that it was given.
 SETTLE_SECONDS = 2.0
 
@@ -87,7 +84,7 @@ cdef class SlotMutex(ReleasableHold):
             self._need_functions(lease)
         if PySys_Audit("luna_ext.lock", "K", <unsigned long long> self.slot_id) != 0:
             luna_raise_pending()
-        begin_wait(&wait, False)
+        begin_wait(&wait, True)
         if self.state != 0 or self.queue.length != 0:
             return self._wait_turn(me, lease, poll, &wait, False)
         self.state = LOCKING
@@ -122,7 +119,7 @@ cdef class SlotMutex(ReleasableHold):
         if PySys_Audit("luna_ext.lock", "K", <unsigned long long> self.slot_id) != 0:
             luna_raise_pending()
         self._refuse_reentry(key)
-        begin_wait(&waiter.wait, True)
+        begin_wait(&waiter.wait, False)
         waiter.key = key
         waiter.lease = lease
         waiter.poll = poll
@@ -178,6 +175,8 @@ cdef class SlotMutex(ReleasableHold):
         self, unsigned long me, Lease lease, bint poll, Wait *wait, bint first
     ) except -1:
         self._refuse_reentry(me)
+        if wait.began == 0:
+            wait.began = luna_now()
         signal = threading.Lock()
         signal.acquire()
         cdef Waiter waiter = Waiter.__new__(Waiter)
@@ -201,6 +200,7 @@ cdef class SlotMutex(ReleasableHold):
     cdef int _call_device(self, unsigned long me, Lease lease, bint poll, Wait *wait) except -1:
         """Make the lock call on this thread; LOCKING is set and `caller` is this thread."""
         cdef CK_RV rv = CKR_OK
+        cdef uint64_t nanoseconds = 0
         if self.state != LOCKING:
             # A claim came back with this slot before this thread took its turn. It holds the lock,
             # or its unlock is on the way, which must not meet our call at the device.
@@ -210,11 +210,14 @@ cdef class SlotMutex(ReleasableHold):
         if self.client.state == READY and lease.open:
             # The call cannot raise then. This is the fast path, on which a `try` is felt.
             self.calling = True
-            rv = lock_slot(self.client, self.slot_id)
+            rv = lock_slot(self.client, self.slot_id, &nanoseconds)
             self.calling = False
+            if nanoseconds > LONG_WAIT_NANOSECONDS or rv != CKR_OK or self.state & OWNED:
+                wait.began = wait.began or luna_now() - 1e-9 * nanoseconds
             if rv != CKR_OK:
                 rv = self._insist(lease, poll, wait, rv, True)
         else:
+            wait.began = wait.began or luna_now()
             rv = self._insist(lease, poll, wait, rv, False)
         self.caller = 0
         self.state &= ~LOCKING
@@ -225,7 +228,7 @@ cdef class SlotMutex(ReleasableHold):
                 self._keep_spare_grant()
             return self._wait_turn(me, lease, poll, wait, True)
         self.own_by_thread(me, lease)
-        if wait.debug or luna_now_roughly() - wait.began > LONG_WAIT_SECONDS:
+        if wait.debug or (wait.began != 0 and luna_now() - wait.began > LONG_WAIT_SECONDS):
             return self.confirm(me, lease, wait)
         # A signal that came during the call is seen here, where nothing can be left locked: after
         # the return of acquire() the caller has no chance to release.
@@ -267,9 +270,10 @@ cdef class SlotMutex(ReleasableHold):
 
     cdef CK_RV _lock_call(self) except? 0xFFFFFFFF:
         cdef CK_RV rv
+        cdef uint64_t nanoseconds
         self.calling = True
         try:
-            rv = lock_slot(self.client, self.slot_id)
+            rv = lock_slot(self.client, self.slot_id, &nanoseconds)
         finally:
             self.calling = False
         return rv

@@ -8,9 +8,10 @@ import time
 
 from luna_ext.answers cimport says_busy
 from luna_ext.calls cimport token_label, unlock_slot
-from luna_ext.client cimport CA_UNLOCK_CLUSTERED_SLOT, Lease, error_of
+from luna_ext.client cimport Lease
 from luna_ext.clock cimport luna_now, luna_pause
 from luna_ext.cryptoki cimport CK_RV, CKR_OK
+from luna_ext.functions cimport CA_UNLOCK_CLUSTERED_SLOT, error_of
 from luna_ext.hold cimport OWNED, RELEASING, Hold
 from luna_ext.pending cimport luna_raise_pending
 from luna_ext.reports cimport PySys_Audit, debug_is_on, tell_failed_release, tell_unlocked

@@ -1,7 +1,7 @@
-from cpython.dict cimport PyDict_GetItem
+from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject
 
-from luna_ext.clock cimport luna_now, luna_now_roughly
+from luna_ext.clock cimport luna_now
 from luna_ext.cryptoki cimport CK_SLOT_ID
 
 cdef extern from "Python.h":
@@ -12,7 +12,7 @@ cdef extern from "Python.h":
 
 # One wait for a slot's lock, from the moment that it was asked for.
 cdef struct Wait:
-    double began     # seconds of luna_now()
+    double began     # seconds of luna_now(); 0: with the device call, whose length is measured
     bint debug       # whether DEBUG records were wanted then
     bint warned      # of its length; once is enough
 
@@ -34,20 +34,20 @@ cdef inline bint debug_is_on() except -1:
 
     Logger.isEnabledFor() would be a fifth of a lock and unlock; its own cache says no at once.
     """
-    if PyDict_GetItem(_levels, _DEBUG) == Py_False:
+    if PyDict_GetItemWithError(_levels, _DEBUG) == Py_False:
         return False
     return look_up_debug()
 
 
-cdef inline int begin_wait(Wait *wait, bint exact) except -1:
+cdef inline int begin_wait(Wait *wait, bint by_device_call) except -1:
     wait.debug = debug_is_on()
-    wait.began = luna_now() if exact or wait.debug else luna_now_roughly()
+    wait.began = 0 if by_device_call and not wait.debug else luna_now()
     wait.warned = False
     return 0
 
 
 cdef inline int end_wait(Wait *wait, CK_SLOT_ID slot_id) except -1:
     """The lock is held. May run the application's code: a handler, or a filter."""
-    if wait.debug or luna_now_roughly() - wait.began > LONG_WAIT_SECONDS:
+    if wait.debug or luna_now() - wait.began > LONG_WAIT_SECONDS:
         tell_locked(wait, slot_id)
     return 0

@@ -177,7 +177,7 @@ def test_close_unlocks_a_claim_after_its_assignment(luna, cluster, call):
     # Another Library stays open, so that the assignment's calls still go through.
     mine = cluster.library()
     cluster.latency(0.2, "C_InitToken")
-    asked = luna.stats().get("C_GetTokenInfo", luna_ext.FunctionStats(0, {})).calls
+    asked = luna.stats().get("C_GetTokenInfo", luna_ext.FunctionStats()).calls
     claimed = []
 
     def assign():
@@ -187,7 +187,7 @@ def test_close_unlocks_a_claim_after_its_assignment(luna, cluster, call):
 
     assigning = call(assign)
     # assign() has looked at the label by then, and goes on to erase the token.
-    while luna.stats().get("C_GetTokenInfo", luna_ext.FunctionStats(0, {})).calls == asked:
+    while luna.stats().get("C_GetTokenInfo", luna_ext.FunctionStats()).calls == asked:
         os.sched_yield()
     with pytest.warns(ResourceWarning, match="still locked"):
         mine.close()

@@ -1,0 +1,2 @@
+NAMES: tuple[str, ...]
+OTHER_ERRORS: str

@@ -1,0 +1,143 @@
+"""What stats() counts of the device's functions."""
+
+import contextlib
+import threading
+import time
+
+import pytest
+
+import luna_ext
+
+LOCK = "CA_LockClusteredSlot"
+INFO = "C_GetSlotInfo"
+
+
+@pytest.fixture
+def since(luna):
+    """What a function's calls have come to since the test began, but for the longest of them."""
+    before = luna.stats()
+
+    def difference(function):
+        first = before.get(function, luna_ext.FunctionStats())
+        now = luna.stats().get(function, luna_ext.FunctionStats())
+        errors = {name: count - first.errors.get(name, 0) for name, count in now.errors.items()}
+        start = first.histogram or (0,) * len(now.histogram)
+        return luna_ext.FunctionStats(
+            calls=now.calls - first.calls,
+            errors={name: count for name, count in errors.items() if count},
+            total_seconds=now.total_seconds - first.total_seconds,
+            max_seconds=now.max_seconds,
+            histogram=tuple(b - a for a, b in zip(start, now.histogram, strict=True)),
+        )
+
+    return difference
+
+
+def test_what_was_never_called_has_come_to_nothing():
+    stats = luna_ext.FunctionStats()
+    assert (stats.calls, stats.errors, stats.total_seconds, stats.max_seconds) == (0, {}, 0.0, 0.0)
+    assert stats.histogram == ()
+
+
+def test_the_length_of_calls(luna, cluster, since):
+    cluster.latency(0.005, INFO)
+    begin = time.perf_counter()
+    for _ in range(4):
+        _ = luna.slot(1).info
+    took = time.perf_counter() - begin
+    stats = since(INFO)
+    assert stats.calls == 4
+    assert 0.020 <= stats.total_seconds <= took
+    assert stats.total_seconds / 4 <= stats.max_seconds <= stats.total_seconds
+
+
+def test_the_histogram_has_powers_of_two(luna, cluster, since):
+    """A call of 20 ms takes more than 2**24 ns, and on an idle machine less than 2**25."""
+    cluster.latency(0.020, INFO)
+    _ = luna.slot(1).info
+    stats = since(INFO)
+    (power,) = (n for n, count in enumerate(stats.histogram) if count)
+    assert 2 ** (power - 1) <= round(stats.total_seconds * 1e9) < 2**power
+    assert power >= 25
+    assert sum(stats.histogram) == stats.calls == 1
+
+
+def test_errors_by_their_code(luna, cluster, since):
+    for rv, times in ((0x30, 2), (0x80000041, 1), (0x8000ABCD, 3)):
+        cluster.fault(INFO, rv, times=times)
+        for _ in range(times):
+            with pytest.raises(luna_ext.CryptokiError):
+                _ = luna.slot(1).info
+    _ = luna.slot(1).info
+    stats = since(INFO)
+    assert stats.calls == 7
+    assert stats.errors == {"CKR_DEVICE_ERROR": 2, "CKR_AGAIN": 1, "0x8000ABCD": 3}
+
+
+def test_more_codes_than_there_are_places_for(luna, cluster, in_child):
+    """In a child, which counts from nothing."""
+
+    def child():
+        for code in range(50):
+            cluster.fault("C_GetInfo", 0x8000F000 + code, times=1)
+            with contextlib.suppress(luna_ext.CryptokiError):
+                _ = luna.info
+        errors = luna.stats()["C_GetInfo"].errors
+        return len(errors) == 32 and errors["other"] == 19 and errors["0x8000F000"] == 1
+
+    assert in_child(child) == 0
+
+
+def test_nothing_is_missed_where_threads_count_at_a_time(luna, cluster, call, since):
+    cluster.fault(INFO, 0x30, every=3)
+    together = threading.Barrier(8)
+
+    def ask():
+        together.wait(10)
+        failed = 0
+        for _ in range(500):
+            try:
+                _ = luna.slot(1).info
+            except luna_ext.DeviceError:
+                failed += 1
+        return failed
+
+    failed = sum(caller.result() for caller in [call(ask) for _ in range(8)])
+    stats = since(INFO)
+    assert stats.calls == sum(stats.histogram) == 4000
+    assert stats.errors == {"CKR_DEVICE_ERROR": failed}
+
+
+def test_reading_waits_for_nobody(luna, hold_elsewhere, call, wait_until_inside, since):
+    """A call that has not come back is not counted yet, and keeps nobody from reading."""
+    holder = hold_elsewhere(1)
+    waiting = call(luna.slot(1).acquire)
+    wait_until_inside(LOCK)
+    assert since(LOCK).calls == 0
+    holder.release()
+    # A thread ends with the lock that it has; the main thread takes no part in it.
+    assert waiting.result() is True
+    assert since(LOCK).calls == 1
+    with pytest.warns(ResourceWarning, match="still locked"):
+        luna.close()
+
+
+def test_a_closed_library_still_tells(cluster):
+    with cluster.library() as luna:
+        _ = luna.info
+    assert luna.stats()["C_GetInfo"].calls > 0
+
+
+def test_a_child_counts_for_itself(luna, in_child):
+    _ = luna.info
+
+    def child():
+        if luna.stats() != {}:
+            return False
+        _ = luna.info
+        return {name: stats.calls for name, stats in luna.stats().items()} == {
+            "C_Initialize": 1,
+            "C_GetInfo": 1,
+        }
+
+    assert in_child(child) == 0
