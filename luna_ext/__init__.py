@@ -29,6 +29,7 @@ from .errors import (
 from .info import FunctionStats, LibraryInfo, SlotFlag, SlotInfo, TokenFlag, TokenInfo, Version
 from .library import Library
 from .lock import SlotLock
+from .provision import ProvisionProgress, ProvisionReport, provision
 from .slot import ClusterSlot
 from .token import Token
 
@@ -57,6 +58,8 @@ __all__ = [
     "NoUnassignedTokenError",
     "NotInitializedError",
     "PinError",
+    "ProvisionProgress",
+    "ProvisionReport",
     "SlotFlag",
     "SlotIdInvalidError",
     "SlotInfo",
@@ -68,6 +71,7 @@ __all__ = [
     "TokenNotFoundError",
     "UnsupportedFunctionError",
     "Version",
+    "provision",
 ]
 
 __version__ = "0.1.0"

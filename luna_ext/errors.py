@@ -170,7 +170,15 @@ class TokenChangedError(LunaError):
 
 
 class AssignmentConflictError(LunaError):
-    """The token is not, or no longer, one that may be given a label."""
+    """The token is not, or no longer, one that may be given a label; or two were given the same.
+
+    Attributes
+    ----------
+    slot_ids : tuple of int
+        The slots of all tokens with the label, where it is there more than once.
+    """
+
+    slot_ids: tuple[int, ...] = ()
 
 
 class _Code(NamedTuple):

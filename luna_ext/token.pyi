@@ -31,3 +31,6 @@ class Token:
         so_pin: str | bytes | bytearray,
         user_pin: str | bytes | bytearray | None = None,
     ) -> Token: ...
+    def _set_user_pin(
+        self, so_pin: str | bytes | bytearray, user_pin: str | bytes | bytearray
+    ) -> None: ...

@@ -183,6 +183,22 @@ cdef class Token:
             )
             raise
 
+    def _set_user_pin(self, so_pin, user_pin):
+        """The last part of assign(), for a token whose assignment was cut off before it.
+
+        C_OpenSession, C_Login, C_InitPIN. The caller holds the lock, and has looked that the token
+        lacks its user PIN.
+        """
+        cdef SlotMutex mutex = self.slot.mutex
+        cdef Pin so = Pin(so_pin, "so_pin")
+        cdef Pin user = Pin(user_pin, "user_pin")
+        mutex.begin_work()
+        try:
+            self.ensure_held()
+            calls.init_user_pin(self.slot.client, mutex.slot_id, so, user)
+        finally:
+            mutex.end_work()
+
     def __enter__(self):
         cdef ClusterSlot slot = self.slot
         check_open(slot.lease, slot.mutex.slot_id)

@@ -1,0 +1,93 @@
+"""What Library.stats() counts, for Prometheus. Needs the extra `prometheus`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+try:
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+        Metric,
+    )
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    raise ImportError(
+        "luna_ext.metrics needs the package prometheus-client: pip install 'luna_ext[prometheus]'"
+    ) from error
+
+from .library import Library
+
+__all__ = ["PrometheusCollector"]
+
+SHORTEST = 10
+"""Of the histogram: 2**10 ns, about a microsecond. What is shorter counts as that."""
+LONGEST = 36
+"""2**36 ns, a good minute. What is longer is in the bucket +Inf alone."""
+
+
+class PrometheusCollector(Collector):
+    """The device calls of this process, for prometheus_client.
+
+    ::
+
+        from prometheus_client import REGISTRY
+        REGISTRY.register(PrometheusCollector(luna))
+
+    Parameters
+    ----------
+    library : Library
+        Whose `stats()` are told; it may be closed. All Libraries of a process on one client library
+        count together, so one of them is enough.
+
+    Notes
+    -----
+    Reading is done when Prometheus asks, and stops no device call. The metrics, each with the C
+    function as the label ``function``:
+
+    luna_ext_call_duration_seconds
+        A histogram, with powers of two nanoseconds; its _count is the number of calls.
+    luna_ext_call_errors_total
+        Calls that answered an error, with its name as the label ``code``.
+    luna_ext_call_duration_seconds_max
+        The longest call so far.
+
+    A forked worker counts for itself; prometheus_client's multiprocess mode does not gather what
+    collectors tell. Let each worker be scraped.
+    """
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+
+    def collect(self) -> Iterator[Metric]:
+        """What registries call."""
+        durations = HistogramMetricFamily(
+            "luna_ext_call_duration_seconds", "Length of calls to the device", labels=["function"]
+        )
+        errors = CounterMetricFamily(
+            "luna_ext_call_errors",
+            "Calls to the device that answered an error",
+            labels=["function", "code"],
+        )
+        longest = GaugeMetricFamily(
+            "luna_ext_call_duration_seconds_max",
+            "Length of the longest call to the device",
+            labels=["function"],
+        )
+        for function, stats in self._library.stats().items():
+            so_far = list(itertools.accumulate(stats.histogram))
+            buckets = [
+                (repr(2**power / 1e9), float(so_far[power]))
+                for power in range(SHORTEST, LONGEST + 1)
+            ]
+            durations.add_metric(
+                [function], [*buckets, ("+Inf", float(stats.calls))], stats.total_seconds
+            )
+            longest.add_metric([function], stats.max_seconds)
+            for code, count in stats.errors.items():
+                errors.add_metric([function, code], count)
+        yield durations
+        yield errors
+        yield longest

@@ -1,0 +1,356 @@
+"""Many tokens at once: each label gets an unassigned token."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
+
+from .claiming import Claim
+from .errors import (
+    AssignmentConflictError,
+    NoUnassignedTokenError,
+    PinError,
+    UnsupportedFunctionError,
+)
+from .info import TokenFlag
+from .labels import encode_label
+from .library import Library
+from .pin import Pin
+from .slot import ClusterSlot
+from .token import Token
+
+__all__ = ["ProvisionProgress", "ProvisionReport", "provision"]
+
+NEEDED = (
+    "CA_GetSlotId",
+    "CA_GetUnassignedSlot",
+    "CA_LockClusteredSlot",
+    "CA_UnlockClusteredSlot",
+)
+
+LOCK_SECONDS = 30.0
+"""How long a token that lacks its user PIN is waited for; assigning one takes milliseconds."""
+
+AnyPin: TypeAlias = str | bytes | bytearray
+_T = TypeVar("_T")
+
+
+class ProvisionProgress(NamedTuple):
+    """What has become of one label."""
+
+    label: str
+    outcome: Literal["assigned", "skipped", "failed"]
+    slot_id: int | None
+    """Where the token with this label is; None if it failed."""
+    error: Exception | None
+    """Why it failed."""
+    done: int
+    """How many labels have come to an end, this one among them."""
+    total: int
+
+
+class _End(NamedTuple):
+    label: str
+    outcome: Literal["assigned", "skipped", "failed"]
+    slot_id: int | None
+    error: Exception | None
+
+
+_Kept: TypeAlias = list[tuple[Claim, Exception]]
+"""The claims whose tokens could not be assigned, and why; a worker keeps them until it ends."""
+_Step: TypeAlias = Callable[[str, _Kept], _End | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ProvisionReport:
+    """What `provision()` has done, by label, in the order of the labels.
+
+    Attributes
+    ----------
+    assigned : dict of str to int
+        Slot IDs of the tokens that have got their label, or their user PIN, by this call.
+    skipped : dict of str to int
+        Slot IDs of the tokens that had their label already.
+    failed : dict of str to Exception
+        Why a label has no token, or more than one; also an unlock that failed.
+    """
+
+    assigned: dict[str, int]
+    skipped: dict[str, int]
+    failed: dict[str, Exception]
+
+
+def provision(
+    library: Library,
+    cluster_id: str,
+    labels: Iterable[str],
+    *,
+    so_pin: AnyPin,
+    user_pin: AnyPin | None = None,
+    workers: int = 8,
+    guard: ClusterSlot | Token | None = None,
+    on_progress: Callable[[ProvisionProgress], object] | None = None,
+) -> ProvisionReport:
+    """Give each label an unassigned token: claim it, assign it, unlock it.
+
+    It can be run again after any crash: labels that are there already are skipped, and a token that
+    has its label but not yet its user PIN gets it. Each worker holds one token at a time; what one
+    label fails of does not stop the others.
+
+    Parameters
+    ----------
+    library : Library
+        Its client needs all four cluster functions.
+    cluster_id : str
+        The cluster's ID.
+    labels : iterable of str
+        Each 1 to 32 bytes of UTF-8, none twice.
+    so_pin, user_pin : str, bytes or bytearray
+        PINs for all tokens. Without `user_pin` none is set.
+    workers : int
+        How many tokens are worked on at a time, each on a thread of its own.
+    guard : ClusterSlot or Token, optional
+        Is locked for as long as the call takes. If all hosts agree on one, they come one after the
+        other, and no label can come up twice. Not one of the unassigned tokens.
+    on_progress : callable, optional
+        Called on the caller's thread with a `ProvisionProgress` for each label that has come to an
+        end. What it raises ends the call, as a Ctrl-C does: what is begun is finished, nothing
+        stays locked, and the exception goes on.
+
+    Returns
+    -------
+    ProvisionReport
+
+    Raises
+    ------
+    TypeError, ValueError
+        For the arguments, before the device is asked.
+    UnsupportedFunctionError
+        The client library lacks one of the functions.
+    LockLostError, LockReleaseError, CryptokiError
+        From the lock of `guard`.
+
+    Notes
+    -----
+    **Two hosts at once, without a guard.** Both may find that a label is not there, and both
+    assign it. No order of calls prevents that, for a lock belongs to a token and not to a label.
+    But at the end each label that was assigned is looked up once more. If it is there twice, it is
+    reported as failed, by an `AssignmentConflictError` with both slots in its `slot_ids`; so is a
+    label that was there twice from the beginning.
+
+    **A PIN that is refused** counts towards the lock-out of a token. Until one token has taken the
+    PINs, tokens are assigned one by one, and the first `PinError` ends the whole: the other labels
+    fail without a try. A token that could not be assigned stays locked until the end, so that no
+    other label comes upon it in this run.
+
+    Per label it makes 7 device calls, with a user PIN 12: CA_GetSlotId, CA_GetUnassignedSlot,
+    C_GetTokenInfo, C_InitToken, C_GetTokenInfo, (C_OpenSession, C_Login, C_InitPIN, C_Logout,
+    C_CloseSession,) CA_UnlockClusteredSlot, CA_GetSlotId.
+    """
+    if isinstance(labels, str | bytes):
+        raise TypeError("labels is an iterable of labels, not a single one")
+    wanted: dict[str, None] = {}
+    for label in labels:
+        encode_label(label, errors="strict")
+        if label in wanted:
+            raise ValueError(f"labels has {label!r} more than once")
+        wanted[label] = None
+    if operator.index(workers) < 1:
+        raise ValueError(f"workers is at least 1, not {workers}")
+    Pin(so_pin, "so_pin")
+    if user_pin is not None:
+        Pin(user_pin, "user_pin")
+    if not isinstance(guard, ClusterSlot | Token | None):
+        raise TypeError(f"guard is a ClusterSlot or a Token, not {type(guard).__name__}")
+    library.claim(cluster_id)  # checks the argument, and nothing else
+    for function in NEEDED:
+        if function not in library.cluster_functions:
+            raise UnsupportedFunctionError(
+                f"{library.path!r} does not export {function}, which provision() needs: "
+                "Luna client 10.6 and newer have it",
+                function=function,
+            )
+    run = _Run(library, cluster_id, list(wanted), _Pins(so_pin, user_pin), on_progress)
+    with nullcontext() if guard is None else guard.lock():
+        run.each(run.provide, run.labels, workers)
+        run.each(run.look_for_others, list(run.assigned), workers)
+    return run.report()
+
+
+class _Pins:
+    """The PINs, and whether they are known to be right."""
+
+    def __init__(self, so_pin: AnyPin, user_pin: AnyPin | None) -> None:
+        self.so_pin = so_pin
+        self.user_pin = user_pin
+        self._proof = threading.Lock()
+        self._proven = False
+        self._refusal: PinError | None = None
+
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """The block tries the PINs: one block at a time until one has succeeded."""
+        with ExitStack() as alone:
+            if not self._proven:
+                alone.enter_context(self._proof)
+                if self._refusal is not None:
+                    raise PinError(
+                        f"not tried, for another token refused the PIN: {self._refusal}",
+                        rv=self._refusal.rv,
+                        function=self._refusal.function,
+                    )
+                if self._proven:
+                    alone.close()
+            try:
+                yield
+            except PinError as error:
+                if not self._proven:
+                    self._refusal = error
+                raise
+            self._proven = True
+
+
+class _Run:
+    """One call of provision()."""
+
+    def __init__(
+        self,
+        library: Library,
+        cluster_id: str,
+        labels: list[str],
+        pins: _Pins,
+        on_progress: Callable[[ProvisionProgress], object] | None,
+    ) -> None:
+        self.labels = labels
+        self.assigned: dict[str, int] = {}
+        self._skipped: dict[str, int] = {}
+        self._failed: dict[str, Exception] = {}
+        self._library = library
+        self._cluster_id = cluster_id
+        self._pins = pins
+        self._on_progress = on_progress
+
+    def report(self) -> ProvisionReport:
+        def in_order(found: dict[str, _T]) -> dict[str, _T]:
+            return {label: found[label] for label in self.labels if label in found}
+
+        return ProvisionReport(
+            in_order(self.assigned), in_order(self._skipped), in_order(self._failed)
+        )
+
+    def each(self, step: _Step, labels: list[str], workers: int) -> None:
+        """Call `step` with each label, on so many threads, and note what it comes to."""
+        left = iter(labels)
+        ended: SimpleQueue[_End | None] = SimpleQueue()
+
+        def work() -> None:
+            kept: _Kept = []
+            try:
+                for label in left:
+                    try:
+                        end = step(label, kept)
+                    except Exception as error:
+                        end = _End(label, "failed", None, error)
+                    if end is not None:
+                        ended.put(end)
+            finally:
+                for claim, why in kept:
+                    claim.__exit__(type(why), why, None)
+                ended.put(None)
+
+        # Not concurrent.futures, which joins its threads at the interpreter's exit.
+        threads = [
+            threading.Thread(target=work, name="luna_ext.provision", daemon=True)
+            for _ in range(min(workers, len(labels)))
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            working = len(threads)
+            while working:
+                end = ended.get()
+                if end is None:
+                    working -= 1
+                else:
+                    self._note(end)
+        except BaseException:
+            # What is begun is finished, and nothing else begun.
+            for _ in left:
+                pass
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+            raise
+
+    def _note(self, end: _End) -> None:
+        label, outcome, slot_id, error = end
+        self.assigned.pop(label, None)
+        if error is not None:
+            self._failed[label] = error
+        elif slot_id is not None:
+            (self.assigned if outcome == "assigned" else self._skipped)[label] = slot_id
+        if self._on_progress is not None:
+            done = len(self.assigned) + len(self._skipped) + len(self._failed)
+            self._on_progress(ProvisionProgress(*end, done, len(self.labels)))
+
+    # ---- the steps, on any thread ----
+
+    def provide(self, label: str, kept: _Kept) -> _End:
+        tokens = self._with_label(label)
+        if not tokens:
+            try:
+                with self._pins.tried():
+                    return _End(label, "assigned", self._assign(label, kept), None)
+            except NoUnassignedTokenError:
+                # Another host may have got the last one, for this very label.
+                tokens = self._with_label(label)
+                if not tokens:
+                    raise
+        (token,) = tokens
+        if self._pins.user_pin is None or _has_user_pin(token):
+            return _End(label, "skipped", token.slot.slot_id, None)
+        # Somebody was killed after C_InitToken, or is about to set the PIN and has the lock.
+        with token.lock(timeout=LOCK_SECONDS), self._pins.tried():
+            if _has_user_pin(token):
+                return _End(label, "skipped", token.slot.slot_id, None)
+            token._set_user_pin(self._pins.so_pin, self._pins.user_pin)
+        return _End(label, "assigned", token.slot.slot_id, None)
+
+    def look_for_others(self, label: str, kept: _Kept) -> None:
+        """Another host may have assigned the same label meanwhile."""
+        self._with_label(label)
+
+    def _with_label(self, label: str) -> list[Token]:
+        """The one token with this label, or none."""
+        tokens = self._library.find(label)
+        if len(tokens) > 1:
+            slot_ids = tuple(token.slot.slot_id for token in tokens)
+            conflict = AssignmentConflictError(
+                f"the label {label!r} is there {len(tokens)} times, in the slots "
+                f"{', '.join(map(str, slot_ids))}: hosts have assigned it at the same moment. "
+                "Decide which one stays; a guard prevents it",
+                function="CA_GetSlotId",
+            )
+            conflict.slot_ids = slot_ids
+            raise conflict
+        return tokens
+
+    def _assign(self, label: str, kept: _Kept) -> int:
+        claim = self._library.claim(self._cluster_id)
+        token = claim.__enter__()
+        try:
+            token.assign(label, so_pin=self._pins.so_pin, user_pin=self._pins.user_pin)
+        except Exception as error:
+            kept.append((claim, error))
+            raise
+        claim.__exit__(None, None, None)
+        return token.slot.slot_id
+
+
+def _has_user_pin(token: Token) -> bool:
+    return TokenFlag.USER_PIN_INITIALIZED in token.slot.token_info.flags

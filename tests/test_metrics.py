@@ -1,0 +1,88 @@
+"""The counters of device calls, as Prometheus reads them."""
+
+import subprocess
+import sys
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+import luna_ext
+from luna_ext.metrics import PrometheusCollector
+
+INFO = "C_GetSlotInfo"
+
+
+@pytest.fixture
+def scrape(luna):
+    """What a server would read: {(sample, function, its other label): value}."""
+    registry = CollectorRegistry()
+    registry.register(PrometheusCollector(luna))
+
+    def read():
+        families = text_string_to_metric_families(generate_latest(registry).decode())
+        return {
+            (
+                sample.name,
+                sample.labels["function"],
+                sample.labels.get("le", sample.labels.get("code")),
+            ): (sample.value)
+            for family in families
+            for sample in family.samples
+        }
+
+    return read
+
+
+def test_calls_errors_and_durations_are_told(luna, cluster, scrape):
+    before = scrape()
+    cluster.latency(0.005, INFO)
+    cluster.fault(INFO, 0x30, times=1)
+    with pytest.raises(luna_ext.DeviceError):
+        _ = luna.slot(1).info
+    _ = luna.slot(1).info
+
+    after = scrape()
+
+    def grown(name, label=None):
+        return after[name, INFO, label] - before.get((name, INFO, label), 0)
+
+    durations = "luna_ext_call_duration_seconds"
+    assert grown(f"{durations}_count") == 2
+    assert grown(f"{durations}_sum") >= 0.010
+    assert grown(f"{durations}_bucket", "+Inf") == 2
+    assert grown(f"{durations}_bucket", "0.004194304") == 0
+    assert grown(f"{durations}_bucket", "68.719476736") == 2
+    assert after[f"{durations}_max", INFO, None] >= 0.005
+    assert grown("luna_ext_call_errors_total", "CKR_DEVICE_ERROR") == 1
+
+
+def test_buckets_hold_what_is_in_the_ones_below(luna, scrape):
+    _ = luna.slot(1).info
+    by_bound = sorted(
+        (float(le), value)
+        for (name, function, le), value in scrape().items()
+        if name.endswith("_bucket") and function == INFO
+    )
+    assert len(by_bound) == 28
+    values = [value for _, value in by_bound]
+    assert values == sorted(values)
+    assert values[-1] == luna.stats()[INFO].calls
+
+
+def test_a_closed_library_is_still_read(luna, scrape):
+    luna.close()
+    assert scrape()["luna_ext_call_duration_seconds_count", "C_Finalize", None] > 0
+
+
+def test_without_prometheus_client_it_says_what_to_install():
+    program = "import sys; sys.modules['prometheus_client'] = None; import luna_ext.metrics"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: luna_ext.metrics needs the package prometheus-client: "
+        "pip install 'luna_ext[prometheus]'"
+    )

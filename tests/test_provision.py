@@ -1,0 +1,398 @@
+"""Many labels at once, each of which gets an unassigned token."""
+
+import json
+import os
+import random
+import select
+import signal
+import threading
+import warnings
+from collections import Counter
+
+import pytest
+
+import luna_ext
+
+SO_PIN, USER_PIN = "so-pin-1", "user-pin-1"
+INIT_TOKEN, INIT_PIN, CLAIM = "C_InitToken", "C_InitPIN", "CA_GetUnassignedSlot"
+DEVICE_ERROR, PIN_INCORRECT = 0x30, 0xA0
+LABELS = [f"payments-{number}" for number in range(6)]
+
+pytestmark = pytest.mark.luna_cluster(keyrings=8)
+
+
+@pytest.fixture
+def provision(luna):
+    def call(labels=LABELS, *, so_pin=SO_PIN, **options):
+        return luna_ext.provision(luna, "cluster-1", labels, so_pin=so_pin, **options)
+
+    return call
+
+
+@pytest.fixture
+def labelled(cluster):
+    """Where each label is that an assignment gave: {label: slot IDs}. Nothing may be locked."""
+
+    def look():
+        found = {}
+        for token in cluster.tokens():
+            assert token.owner is None, token
+            if token.label != token.original_label:
+                found.setdefault(token.label, []).append(token.slot_id)
+        return found
+
+    return look
+
+
+def has_user_pin(luna, slot_id):
+    return luna_ext.TokenFlag.USER_PIN_INITIALIZED in luna.slot(slot_id).token_info.flags
+
+
+def slots_of(cluster, function):
+    return [call.slot_id for call in cluster.log() if call.function == function]
+
+
+def test_each_label_gets_a_token(luna, provision, labelled):
+    report = provision(user_pin=USER_PIN)
+    assert list(report.assigned) == LABELS
+    assert (report.skipped, report.failed) == ({}, {})
+    assert labelled() == {label: [slot_id] for label, slot_id in report.assigned.items()}
+    assert all(has_user_pin(luna, slot_id) for slot_id in report.assigned.values())
+
+
+def test_what_is_there_is_skipped(provision, labelled, calls_of):
+    first = provision(LABELS[:4])
+    claimed = calls_of(CLAIM)
+    again = provision()
+    assert again.skipped == first.assigned
+    assert list(again.assigned) == LABELS[4:]
+    assert calls_of(CLAIM) - claimed == 2
+    assert provision().skipped == {**first.assigned, **again.assigned}
+    assert sorted(labelled()) == LABELS
+
+
+def test_no_labels(provision, calls_of):
+    assert provision([]) == luna_ext.ProvisionReport({}, {}, {})
+    assert calls_of(CLAIM) == 0
+
+
+@pytest.mark.parametrize("user_pin", [None, USER_PIN])
+def test_so_many_device_calls_a_label_as_the_docstring_says(luna, provision, user_pin):
+    provision(LABELS[:1], user_pin=user_pin)
+    before = {name: stats.calls for name, stats in luna.stats().items()}
+    provision(LABELS[1:], user_pin=user_pin)
+    made = sum(stats.calls - before.get(name, 0) for name, stats in luna.stats().items())
+    assert made == 5 * (7 if user_pin is None else 12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"labels": "payments"}, TypeError),
+        ({"labels": ["good", 5]}, TypeError),
+        ({"labels": ["good", "x" * 33]}, ValueError),
+        ({"labels": ["good", ""]}, ValueError),
+        ({"labels": ["good", "other", "good"]}, ValueError),
+        ({"so_pin": ""}, ValueError),
+        ({"so_pin": None}, TypeError),
+        ({"user_pin": 1234}, TypeError),
+        ({"workers": 0}, ValueError),
+        ({"workers": 1.5}, TypeError),
+        ({"guard": 1}, TypeError),
+        ({"cluster_id": ""}, ValueError),
+        ({"cluster_id": None}, TypeError),
+    ],
+)
+def test_bad_arguments_do_not_reach_the_device(luna, arguments, error):
+    before = luna.stats()
+    cluster_id = arguments.pop("cluster_id", "cluster-1")
+    with pytest.raises(error):
+        luna_ext.provision(luna, cluster_id, **{"labels": LABELS, "so_pin": SO_PIN, **arguments})
+    assert {name: stats.calls for name, stats in luna.stats().items()} == {
+        name: stats.calls for name, stats in before.items()
+    }
+
+
+def test_one_failure_does_not_stop_the_others(cluster, provision, labelled):
+    cluster.fault(INIT_TOKEN, DEVICE_ERROR, times=1)
+    report = provision()
+    assert len(report.assigned) == 5
+    ((label, error),) = report.failed.items()
+    assert isinstance(error, luna_ext.DeviceError)
+    assert sorted([label, *labelled()]) == LABELS
+    assert list(provision().assigned) == [label]
+
+
+def test_a_token_that_fails_is_met_by_one_label_alone(cluster, provision, labelled):
+    """Else a broken one could be claimed again and again, and fail them all."""
+    cluster.fault(INIT_TOKEN, DEVICE_ERROR, times=3)
+    report = provision(workers=1)
+    assert len(report.failed) == 3
+    tried = Counter(slots_of(cluster, INIT_TOKEN))
+    assert set(tried.values()) == {1}
+    assert len(tried) == 6
+    assert len(labelled()) == 3
+
+
+def test_a_pin_that_is_refused_at_first_is_tried_once(cluster, provision, labelled, calls_of):
+    cluster.fault(INIT_TOKEN, PIN_INCORRECT)
+    report = provision()
+    assert list(report.failed) == LABELS
+    assert all(isinstance(error, luna_ext.PinError) for error in report.failed.values())
+    assert sum("not tried" in str(error) for error in report.failed.values()) == 5
+    assert calls_of(INIT_TOKEN) == 1
+    assert labelled() == {}
+
+
+def test_a_user_pin_that_is_refused_at_first_spoils_one_token(provision, labelled, luna):
+    report = provision(user_pin="1")
+    assert list(report.failed) == LABELS
+    ((label, [slot_id]),) = labelled().items()
+    assert not has_user_pin(luna, slot_id)
+    assert list(provision(user_pin=USER_PIN).assigned) == LABELS
+    assert labelled()[label] == [slot_id]
+    assert has_user_pin(luna, slot_id)
+
+
+def test_a_pin_that_has_worked_is_not_given_up(cluster, provision, labelled):
+    cluster.fault(INIT_TOKEN, PIN_INCORRECT, every=3, times=1)
+    report = provision()
+    assert len(report.assigned) == 5
+    (error,) = report.failed.values()
+    assert isinstance(error, luna_ext.PinError)
+    assert "not tried" not in str(error)
+    assert len(labelled()) == 5
+
+
+def test_more_labels_than_tokens(provision, labelled):
+    report = provision([f"label-{number}" for number in range(11)])
+    assert len(report.assigned) == 8
+    assert len(report.failed) == 3
+    for error in report.failed.values():
+        assert isinstance(error, luna_ext.NoUnassignedTokenError)
+    assert len(labelled()) == 8
+
+
+def test_a_token_that_lacks_its_user_pin_gets_it(luna, cluster, provision):
+    cluster.fault(INIT_PIN, DEVICE_ERROR, times=1)
+    report = provision(user_pin=USER_PIN)
+    (label,) = report.failed
+    (token,) = luna.find(label)
+    assert not has_user_pin(luna, token.slot.slot_id)
+
+    again = provision(user_pin=USER_PIN)
+    assert again.assigned == {label: token.slot.slot_id}
+    assert again.skipped == report.assigned
+    assert has_user_pin(luna, token.slot.slot_id)
+
+
+def test_an_unlock_that_fails_is_told(luna, cluster, provision):
+    cluster.fault("CA_UnlockClusteredSlot", DEVICE_ERROR, times=1)
+    report = provision()
+    ((label, error),) = report.failed.items()
+    assert isinstance(error, luna_ext.LockReleaseError)
+    assert len(luna.find(label)) == 1
+    assert len(report.assigned) == 5
+
+
+def test_a_label_that_is_there_twice_is_a_conflict(luna, provision):
+    slot_ids = []
+    for _ in range(2):
+        with luna.claim("cluster-1") as token:
+            slot_ids.append(token.assign(LABELS[0], so_pin=SO_PIN).slot.slot_id)
+    report = provision()
+    (error,) = report.failed.values()
+    assert isinstance(error, luna_ext.AssignmentConflictError)
+    assert error.slot_ids == tuple(sorted(slot_ids))
+    assert all(str(slot_id) in str(error) for slot_id in slot_ids)
+    assert list(report.assigned) == LABELS[1:]
+
+
+# ---- while it runs ----
+
+
+def test_progress_is_told_on_the_callers_thread(cluster, provision):
+    provision(LABELS[:2])
+    cluster.fault(INIT_TOKEN, DEVICE_ERROR, times=1)
+    told, threads = [], set()
+
+    def on_progress(progress):
+        threads.add(threading.get_ident())
+        told.append(progress)
+
+    report = provision(on_progress=on_progress)
+    assert threads == {threading.get_ident()}
+    assert [progress.done for progress in told] == [1, 2, 3, 4, 5, 6]
+    assert {progress.total for progress in told} == {6}
+    by_label = {progress.label: progress for progress in told}
+    for outcome in ("assigned", "skipped", "failed"):
+        labels = {label for label, progress in by_label.items() if progress.outcome == outcome}
+        assert labels == set(getattr(report, outcome))
+    (failed,) = report.failed
+    assert by_label[failed].error is report.failed[failed]
+    assert by_label[LABELS[0]].slot_id == report.skipped[LABELS[0]]
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_a_progress_that_raises_ends_it(cluster, provision, labelled, kind):
+    cluster.latency(0.005)
+
+    def on_progress(progress):
+        raise kind("enough")
+
+    with pytest.raises(kind, match="enough"):
+        provision(workers=2, on_progress=on_progress)
+    assert 1 <= len(labelled()) < 6
+    assert len(provision().failed) == 0
+    assert sorted(labelled()) == LABELS
+
+
+@pytest.mark.signals
+def test_ctrl_c_ends_it(cluster, provision, labelled):
+    cluster.latency(0.05)
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            provision(workers=2)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert len(labelled()) < 6
+
+
+def test_closing_the_library_fails_what_is_left(cluster, labelled):
+    cluster.latency(0.005)
+    luna = cluster.library()
+
+    def on_progress(progress):
+        if progress.done == 1:
+            luna.close()
+
+    with warnings.catch_warnings():
+        # Whether a token is held at that moment is chance.
+        warnings.simplefilter("ignore", ResourceWarning)
+        report = luna_ext.provision(
+            luna, "cluster-1", LABELS, so_pin=SO_PIN, workers=1, on_progress=on_progress
+        )
+    assert len(report.assigned) + len(report.failed) == 6
+    assert any(isinstance(error, luna_ext.LibraryClosedError) for error in report.failed.values())
+    labelled()
+
+
+# ---- several processes ----
+
+PROVISION = """
+    import json
+    slot_id = {guard}
+    print("ready", flush=True)
+    sys.stdin.readline()
+    report = luna_ext.provision(
+        luna,
+        "cluster-1",
+        [f"payments-{{number}}" for number in range({count})],
+        so_pin="so-pin-1",
+        user_pin="user-pin-1",
+        workers={workers},
+        guard=None if slot_id is None else luna.slot(slot_id),
+    )
+    failed = {{label: getattr(error, "slot_ids", None) for label, error in report.failed.items()}}
+    luna.close()
+    print(json.dumps([report.assigned, report.skipped, failed], separators=(",", ":")))
+"""
+
+
+@pytest.fixture
+def at_once(program):
+    """What processes report that provision the same labels at the same moment."""
+
+    def run(processes, *, guard=None):
+        body = PROVISION.format(guard=guard, count=len(LABELS), workers=2)
+        started = [program(body) for _ in range(processes)]
+        for one in started:
+            one.expect("ready")
+        for one in started:
+            one.process.stdin.write("\n")
+            one.process.stdin.flush()
+        ends = [one.ended() for one in started]
+        assert [(end.returncode, end.stderr) for end in ends] == [(0, "")] * processes
+        return [json.loads(end.words[0]) for end in ends]
+
+    return run
+
+
+@pytest.mark.luna_cluster(keyrings=20)
+def test_two_hosts_without_a_guard_find_what_came_up_twice(cluster, at_once, labelled):
+    cluster.latency(0.2, CLAIM)
+    reports = at_once(2)
+    found = labelled()
+    assert set(found) == set(LABELS)
+    twice = {label: sorted(slot_ids) for label, slot_ids in found.items() if len(slot_ids) > 1}
+    assert twice
+    told = {}
+    for _, _, failed in reports:
+        told.update(failed)
+    assert {label: sorted(slot_ids) for label, slot_ids in told.items()} == twice
+
+
+@pytest.mark.luna_cluster(keyrings=20)
+def test_a_guard_lets_no_label_come_up_twice(luna, cluster, at_once, labelled):
+    with luna.claim("cluster-1") as token:
+        guard = token.assign("guard", so_pin=SO_PIN).slot.slot_id
+    cluster.latency(0.1, CLAIM)
+    reports = at_once(3, guard=guard)
+    assert all(len(slot_ids) == 1 for slot_ids in labelled().values())
+    assert [failed for _, _, failed in reports] == [{}] * 3
+    assert sorted(len(assigned) for assigned, _, _ in reports) == [0, 0, len(LABELS)]
+    assert sorted(len(skipped) for _, skipped, _ in reports) == [0, len(LABELS), len(LABELS)]
+
+
+@pytest.mark.luna_cluster(keyrings=40)
+def test_killed_at_any_moment_and_run_again_it_comes_to_an_end(luna, cluster, program, labelled):
+    cluster.latency(0.002)
+    chance = random.Random(5)
+    body = PROVISION.format(guard=None, count=30, workers=4)
+    kills = 0
+    while True:
+        one = program(body)
+        one.expect("ready")
+        one.process.stdin.write("\n")
+        one.process.stdin.flush()
+        # A process that is done by then has told so.
+        if select.select([one.process.stdout], [], [], chance.uniform(0, 0.04) + kills * 0.002)[0]:
+            break
+        one.process.kill()
+        assert one.ended().returncode == -signal.SIGKILL
+        kills += 1
+    end = one.ended()
+    assert (end.returncode, end.stderr) == (0, "")
+    assert kills >= 3
+    found = labelled()
+    assert len(found) == 30
+    assert all(len(slot_ids) == 1 for slot_ids in found.values())
+    assert all(has_user_pin(luna, slot_id) for (slot_id,) in found.values())
+
+
+# ---- the guard ----
+
+
+def test_the_guard_is_locked_meanwhile(luna, provision, owner_of):
+    owners = set()
+    provision(guard=luna.slot(8), on_progress=lambda progress: owners.add(owner_of(8)))
+    assert owners == {os.getpid()}
+    assert owner_of(8) is None
+
+
+def test_a_guard_that_is_a_token_keeps_its_label(luna, provision):
+    with luna.claim("cluster-1") as token:
+        guard = token.assign("guard", so_pin=SO_PIN)
+    assert len(provision(guard=guard).assigned) == 6
+    with pytest.raises(luna_ext.LockReentryError), guard:
+        provision(guard=guard)
+
+
+def test_a_connection_that_is_lost_loses_the_guard(luna, cluster, provision):
+    def on_progress(progress):
+        cluster.disconnect(os.getpid())
+
+    with pytest.raises(luna_ext.LockLostError):
+        provision(guard=luna.slot(8), on_progress=on_progress)
