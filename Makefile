@@ -9,7 +9,7 @@ SOURCES := setup.py pyproject.toml \
 .PHONY: demo test stress check coverage asan tsan fuzz benchmark wheel clean
 
 demo: $(VENV)/built
-	$(BIN)/python examples/demo.py
+	$(BIN)/python -m luna_ext.demo
 
 test: $(VENV)/built $(VENV)/with-test
 	$(BIN)/pytest $(PYTEST_ARGS)

@@ -48,6 +48,7 @@ cdef class Client:
     cdef object transition                        # held while one thread initialises or finalises
     cdef object drained                           # a lock that the last call back releases, or None
     cdef readonly dict mutexes                    # slot ID -> its SlotMutex, one per process
+    cdef bint publishes                           # a thread tells who holds locks
     cdef Workers workers                          # threads for calls that somebody may give up on
     cdef Claims claims                            # the calls of CA_GetUnassignedSlot under way
     cdef double tick                              # of luna_ticks(), in nanoseconds

@@ -42,6 +42,7 @@ from luna_ext.loader cimport luna_open, luna_open_error, luna_path_t, luna_symbo
 from luna_ext.ticks cimport luna_measure_tick, luna_ticks
 from luna_ext.workers cimport Workers
 
+from . import holders
 from .errors import LibraryClosedError, LibraryLoadError, UnsupportedFunctionError, rv_name
 
 cdef extern from "Python.h":
@@ -207,6 +208,7 @@ cdef class Client:
                 self.leases.add(lease)
         if rv != CKR_OK:
             raise error_of(rv, C_INITIALIZE, None)
+        self._publish()
         return lease
 
     def close(self, Lease lease not None, bint wait=True):
@@ -248,6 +250,17 @@ cdef class Client:
         if rv != CKR_OK:
             _log.warning("C_Finalize of %s: %s", self.path, rv_name(rv))
 
+    def holds(self):
+        """The slots that this process holds, each with the number of its hold."""
+        held = {slot_id: mutex.held() for slot_id, mutex in tuple(self.mutexes.items())}
+        return {slot_id: hold for slot_id, hold in held.items() if hold}
+
+    def _publish(self):
+        """Begin to tell who holds locks, if the environment asks for it; once in a process."""
+        if not self.publishes and os.environ.get(holders.VARIABLE):
+            self.publishes = True
+            holders.publish(self.path, self.holds)
+
     def is_open(self):
         """Whether calls are possible, after a fork perhaps by initialising anew."""
         return self.state == READY or self.state == FORKED
@@ -265,6 +278,7 @@ cdef class Client:
                     rv = self._initialise()
             if rv != CKR_OK:
                 raise error_of(rv, C_INITIALIZE, None)
+            self._publish()
         if self.state != READY:
             self.refuse()
         return 0
@@ -350,6 +364,7 @@ cdef class Client:
             self.state = CLOSED
         self.initialised_here = False
         self.answers = False
+        self.publishes = False
         self.in_flight = 0
         self.claims = Claims.__new__(Claims)
         memset(self.counters, 0, sizeof(self.counters))

@@ -7,8 +7,8 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import LibraryLoadError
 
@@ -21,7 +21,16 @@ _SECTION = re.compile(r"(?P<name>[\w.]+)\s*=\s*\{(?P<body>[^}]*)\}")
 _ENTRY = re.compile(r"(?:^|;)[^\S\n]*(?P<key>\w+)\s*=\s*(?P<value>[^;\n]*)", re.MULTILINE)
 
 
-def find_library(path: str | os.PathLike[str] | None = None) -> str:
+class Location(NamedTuple):
+    """A client library that was found."""
+
+    path: str
+    """Absolute, of a file that exists."""
+    source: str
+    """What has named it."""
+
+
+def find_library(path: str | os.PathLike[str] | None = None) -> Location:
     """Find the client library to load.
 
     Looks at, in this order: `path`; the environment variable LUNA_EXT_LIBRARY; the entry
@@ -32,8 +41,7 @@ def find_library(path: str | os.PathLike[str] | None = None) -> str:
 
     Returns
     -------
-    str
-        An absolute path of a file that exists.
+    Location
 
     Raises
     ------
@@ -41,11 +49,12 @@ def find_library(path: str | os.PathLike[str] | None = None) -> str:
         There is none; the message lists every place.
     """
     if path is not None:
-        return _existing(path, "the path")
+        return Location(_existing(path, "the path"), "the argument")
     if wish := os.environ.get(ENVIRONMENT_VARIABLE):
-        return _existing(wish, f"{ENVIRONMENT_VARIABLE}, the path")
+        absolute = _existing(wish, f"{ENVIRONMENT_VARIABLE}, the path")
+        return Location(absolute, f"the environment variable {ENVIRONMENT_VARIABLE}")
     looked: list[str] = [f"the environment variable {ENVIRONMENT_VARIABLE}: not set"]
-    for place, candidate in (_configured(os.environ), (str(DEFAULT_LIBRARY), DEFAULT_LIBRARY)):
+    for place, candidate in (configured_library(), (str(DEFAULT_LIBRARY), DEFAULT_LIBRARY)):
         if candidate is None:
             looked.append(place)
         elif not candidate.is_absolute():
@@ -53,7 +62,8 @@ def find_library(path: str | os.PathLike[str] | None = None) -> str:
         elif (obstacle := _obstacle(candidate)) is not None:
             looked.append(f"{place}: {obstacle}")
         else:
-            return str(candidate)
+            default = candidate is DEFAULT_LIBRARY
+            return Location(str(candidate), "the client's default path" if default else place)
     raise LibraryLoadError(
         "no Luna client library found. Install the Luna client, or name its libCryptoki2 as "
         f"Library(path) or in the environment variable {ENVIRONMENT_VARIABLE}. Looked at:"
@@ -92,10 +102,10 @@ def _obstacle(file: Path) -> str | None:
         return getattr(error, "strerror", None) or str(error)
 
 
-def _configured(environment: Mapping[str, str]) -> tuple[str, Path | None]:
-    """The library that the client's configuration names, after where that is said."""
+def configured_library() -> tuple[str, Path | None]:
+    """Where the client's configuration says what, or why it does not; the library that it names."""
     windows = sys.platform == "win32"
-    directory = environment.get(CONFIGURATION_VARIABLE)
+    directory = os.environ.get(CONFIGURATION_VARIABLE)
     if directory and not os.path.isabs(directory):
         return f"{CONFIGURATION_VARIABLE}: {directory!r} is not an absolute path", None
     if directory:

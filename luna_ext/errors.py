@@ -346,6 +346,26 @@ def rv_name(rv: int) -> str:
     return f"0x{rv:08X}" if code is None else code.name
 
 
+def rv_named(text: str) -> int:
+    """The CK_RV of this name, or number: "CKR_DEVICE_ERROR", "0x30".
+
+    Raises
+    ------
+    ValueError
+        It is neither.
+    """
+    for rv, code in _CODES.items():
+        if code.name == text.upper():
+            return rv
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no return code: a CK_RV is a name of PKCS #11 or of the vendor, such as "
+            "CKR_DEVICE_ERROR, or a number, such as 0x30"
+        ) from None
+
+
 def error_for(rv: int, function: str, slot_id: int | None = None) -> CryptokiError:
     """Make the exception for what a C function answered.
 

@@ -54,8 +54,8 @@ cdef class Hold:
         return 0
 
     def held(self):
-        """Whether somebody in this process holds the lock."""
-        return self.state & OWNED != 0
+        """The number of the present hold by somebody in this process; 0 if there is none."""
+        return self.hold if self.state & OWNED else 0
 
     cdef bint is_mine(self) except -1:
         """Whether the calling thread or task holds the lock."""

@@ -82,7 +82,7 @@ cdef class Library:
     def __cinit__(self, path=None, *, contention="block", bint _expects_stand_in=False):
         if contention not in ("block", "poll"):
             raise ValueError(f'contention is "block" or "poll", not {contention!r}')
-        self.path = find_library(path)
+        self.path = find_library(path).path
         self.client = load_client(self.path)
         if self.client.is_stub:
             check_stand_in(self.path, warn=not (_expects_stand_in or self.client.stub_warned))

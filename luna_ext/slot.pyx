@@ -131,7 +131,7 @@ cdef class ClusterSlot:
 
     def locked(self):
         """Whether a thread or task of this process holds the lock. Does not ask the device."""
-        return self.mutex.held()
+        return self.mutex.held() != 0
 
     def ensure_held(self):
         """Make sure that the caller still holds the lock; asks the device for a sign of life.

@@ -49,7 +49,13 @@ def work() -> None:
 
 
 def compete(
-    name: str, path: str, cluster_id: str, start: Barrier, rounds: Barrier, done: Event, says: Queue
+    name: str,
+    path: str,
+    cluster_id: str,
+    start: Barrier,
+    rounds: Barrier,
+    done: Event,
+    says: Queue[Hold | Last],
 ) -> None:
     """One of the two processes."""
     with Cluster(path, cluster_id=cluster_id).library() as luna:

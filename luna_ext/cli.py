@@ -1,0 +1,114 @@
+"""The command luna-ext: its options, its subcommands, and how it ends."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import sys
+import traceback
+import warnings
+from typing import Literal
+
+import click
+
+from . import __version__
+from .commands import assigning, exploring, listing, probing, running, standing_in
+from .commands.console import Settings, in_one_line, printable, tell
+from .errors import LunaError
+
+EXIT_INTERRUPTED = 130
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+Examples:
+  luna-ext doctor
+  luna-ext tokens --json
+  luna-ext lock --label payments-01 --timeout 5 -- ./rotate-keys
+  luna-ext claim cluster-1 -- sh -c 'echo "$LUNA_SLOT_ID"'
+""",
+)
+@click.option(
+    "--library",
+    "path",
+    metavar="FILE",
+    help="The client library (libCryptoki2). Without it: LUNA_EXT_LIBRARY, then Chrystoki.conf, "
+    "then the client's default path.",
+)
+@click.option(
+    "--contention",
+    type=click.Choice(["block", "poll"]),
+    default="block",
+    show_default=True,
+    help='What a lock call means that answers CKR_DEVICE_ERROR: an error, or "not now". '
+    "`luna-ext probe` finds out.",
+)
+@click.option("--debug", is_flag=True, help="Show tracebacks and DEBUG records.")
+@click.version_option(__version__, prog_name="luna-ext")
+@click.pass_context
+def luna_ext(
+    context: click.Context, path: str | None, contention: Literal["block", "poll"], debug: bool
+) -> None:
+    """Lock, claim and assign the keyring tokens of a Thales Luna HSM cluster."""
+    context.obj = Settings(path, contention)
+
+
+for module in (exploring, listing, running, assigning, probing, standing_in):
+    for command in module.COMMANDS:
+        luna_ext.add_command(command)
+
+
+class Records(logging.Handler):
+    """Tells log records, and remembers which: an error that is raised may be one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        self.told.add(text)
+        tell(printable(text))
+
+
+def show_warning(message: Warning | str, *place: object, **more: object) -> None:
+    tell(f"warning: {printable(str(message))}")
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command; its exit code. Every error is one line, but with --debug."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # What comes behind may be another command's.
+    debug = "--debug" in itertools.takewhile(lambda argument: argument != "--", arguments)
+    records = Records()
+    logging.getLogger("luna_ext").addHandler(records)
+    logging.getLogger("luna_ext").setLevel(logging.DEBUG if debug else logging.WARNING)
+    warnings.showwarning = show_warning
+    try:
+        code = luna_ext.main(arguments, prog_name="luna-ext", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has gone, as `head` does; nothing is left to be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except (KeyboardInterrupt, click.Abort) as error:
+        if debug:
+            traceback.print_exception(error)
+        tell("interrupted")
+        return EXIT_INTERRUPTED
+    except click.UsageError as error:
+        where = "luna-ext" if error.ctx is None else error.ctx.command_path
+        tell(f"{printable(error.format_message())} (`{where} --help` says more)")
+        return error.exit_code
+    except click.ClickException as error:
+        tell(printable(error.format_message()))
+        return error.exit_code
+    except (LunaError, OSError, ValueError, RuntimeError, ImportError) as error:
+        if debug:
+            traceback.print_exception(error)
+        if str(error) not in records.told:
+            tell(in_one_line(error))
+        return 1
+    return code if isinstance(code, int) else 0

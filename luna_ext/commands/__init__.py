@@ -1,0 +1,1 @@
+"""The subcommands of luna-ext, by what they are about."""

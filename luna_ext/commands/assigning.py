@@ -1,0 +1,208 @@
+"""assign, provision: give unassigned tokens their labels."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from ..provision import ProvisionProgress
+from ..provision import provision as provision_all
+from .child import ended_by_signals
+from .console import Settings, in_one_line, printable, settings
+from .pins import pin_options, read_pin
+
+SO_PIN, USER_PIN = "SO PIN", "user PIN"
+
+
+@contextmanager
+def _pins(
+    so_file: str | None,
+    so_fd: int | None,
+    user_file: str | None,
+    user_fd: int | None,
+    ask_user: bool,
+) -> Iterator[tuple[bytearray, bytearray | None]]:
+    """Both PINs; wiped at the end of the block."""
+    so_pin = read_pin(SO_PIN, so_file, so_fd, prompt=True)
+    assert so_pin is not None
+    user_pin = None
+    try:
+        user_pin = read_pin(USER_PIN, user_file, user_fd, prompt=ask_user)
+        yield so_pin, user_pin
+    finally:
+        for pin in (so_pin, user_pin):
+            if pin is not None:
+                pin[:] = bytes(len(pin))
+
+
+_ask_user_pin = click.option("--ask-user-pin", is_flag=True, help="Ask for the user's PIN.")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  luna-ext assign cluster-1 payments-07
+  luna-ext assign cluster-1 payments-07 --so-pin-file so.pin --user-pin-fd 3 3<user.pin
+"""
+)
+@click.argument("cluster")
+@click.argument("label")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    default=0,
+    metavar="SECONDS",
+    help="How long to wait for an unassigned token, if none is left.",
+)
+@pin_options("so-pin", "security officer's")
+@pin_options("user-pin", "user's")
+@_ask_user_pin
+@settings
+def assign(
+    options: Settings,
+    cluster: str,
+    label: str,
+    timeout: float,
+    so_pin_file: str | None,
+    so_pin_fd: int | None,
+    user_pin_file: str | None,
+    user_pin_fd: int | None,
+    ask_user_pin: bool,
+) -> None:
+    """Give an unassigned token of CLUSTER the LABEL. This erases the token.
+
+    The SO PIN is asked for on the terminal, unless a file or a descriptor has it. The user's PIN is
+    set if one is given.
+    """
+    pins = _pins(so_pin_file, so_pin_fd, user_pin_file, user_pin_fd, ask_user_pin)
+    with (
+        ended_by_signals(),
+        options.open() as luna,
+        pins as (so_pin, user_pin),
+        luna.claim(cluster, timeout=timeout) as token,
+    ):
+        assigned = token.assign(label, so_pin=so_pin, user_pin=user_pin)
+    click.echo(f"assigned {printable(assigned.label)} in slot {assigned.slot.slot_id}")
+
+
+def _labels(file: TextIO | None, count: int | None, prefix: str | None, first: int) -> list[str]:
+    if file is not None:
+        if count is not None or prefix is not None:
+            raise click.UsageError("the labels come from --labels, or from --count and --prefix")
+        return [line for line in file.read().split("\n") if line]
+    if count is None or prefix is None:
+        raise click.UsageError("which labels? Give --labels FILE, or --count N and --prefix P")
+    return [f"{prefix}{number}" for number in range(first, first + count)]
+
+
+def _words(progress: ProvisionProgress) -> str:
+    label = printable(progress.label)
+    if progress.error is not None:
+        return f"failed {label}: {in_one_line(progress.error)}"
+    return f"{progress.outcome} {label} in slot {progress.slot_id}"
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  luna-ext provision cluster-1 --count 100 --prefix payments-
+  luna-ext provision cluster-1 --labels labels.txt --so-pin-file so.pin --guard 1
+"""
+)
+@click.argument("cluster")
+@click.option(
+    "--labels",
+    "file",
+    type=click.File(encoding="utf-8", errors="surrogateescape"),
+    help="One label in each line; -: from stdin.",
+)
+@click.option("--count", type=click.IntRange(1), metavar="N", help="So many labels, with --prefix.")
+@click.option("--prefix", metavar="P", help="They are P1, P2, ... PN.")
+@click.option(
+    "--first",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="The first one's number.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), default=8, show_default=True, help="Tokens at a time."
+)
+@click.option(
+    "--guard",
+    type=click.IntRange(0),
+    metavar="SLOT",
+    help="Lock this slot meanwhile. If all hosts name the same, no label comes up twice.",
+)
+@pin_options("so-pin", "security officer's")
+@pin_options("user-pin", "user's")
+@_ask_user_pin
+@settings
+def provision(
+    options: Settings,
+    cluster: str,
+    file: TextIO | None,
+    count: int | None,
+    prefix: str | None,
+    first: int,
+    workers: int,
+    guard: int | None,
+    so_pin_file: str | None,
+    so_pin_fd: int | None,
+    user_pin_file: str | None,
+    user_pin_fd: int | None,
+    ask_user_pin: bool,
+) -> int:
+    """Give many labels an unassigned token of CLUSTER each.
+
+    Run it again after a crash: what is there is skipped. The exit code is 0 if all labels have
+    their token, else 1. A label that two hosts assigned at the same moment is found and reported;
+    --guard prevents it.
+    """
+    labels = _labels(file, count, prefix, first)
+    pins = _pins(so_pin_file, so_pin_fd, user_pin_file, user_pin_fd, ask_user_pin)
+    console = Console(stderr=True, highlight=False)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not sys.stderr.isatty(),
+    )
+    with ended_by_signals(), options.open() as luna, pins as (so_pin, user_pin), bar:
+        task = bar.add_task("provisioning", total=len(labels))
+
+        def on_progress(progress: ProvisionProgress) -> None:
+            bar.update(task, completed=progress.done)
+            if bar.disable or not sys.stdout.isatty():
+                click.echo(_words(progress))
+            elif progress.error is not None:
+                console.print(Text(_words(progress)))
+
+        report = provision_all(
+            luna,
+            cluster,
+            labels,
+            so_pin=so_pin,
+            user_pin=user_pin,
+            workers=workers,
+            guard=None if guard is None else luna.slot(guard),
+            on_progress=on_progress,
+        )
+    click.echo(
+        f"{len(report.assigned)} assigned, {len(report.skipped)} skipped, "
+        f"{len(report.failed)} failed"
+    )
+    return 1 if report.failed else 0
+
+
+COMMANDS = (assign, provision)

@@ -1,0 +1,97 @@
+"""What the subcommands share: the library that they work with, and how they speak."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..library import Library
+
+EXIT_TEMPORARY = 75
+"""EX_TEMPFAIL of sysexits.h: try again later."""
+
+
+@dataclass
+class Settings:
+    """The options before the subcommand."""
+
+    path: str | None
+    contention: Literal["block", "poll"]
+
+    def open(self) -> Library:
+        library = Library(self.path, contention=self.contention, _expects_stand_in=True)
+        if library.is_stub:
+            tell(f"warning: {library.path} is the stand-in, not an HSM's client library")
+        return library
+
+
+settings = click.make_pass_decorator(Settings)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal might obey, or not show."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
+        for char in text
+    )
+
+
+def in_one_line(error: BaseException) -> str:
+    """An error's message and notes."""
+    parts = [str(error) or type(error).__name__, *getattr(error, "__notes__", ())]
+    text = "; ".join(part.removeprefix("luna_ext: ") for part in parts)
+    text = re.sub(r":\s*\n\s*- ", ": ", text)
+    return printable(re.sub(r"\s*\n\s*(- )?", lambda found: "; " if found[1] else " ", text))
+
+
+def tell(text: str) -> None:
+    """A line on standard error, for what is not the command's result."""
+    click.echo(f"luna-ext: {text}", err=True)
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """For a terminal with lines, else as plain columns. A column of numbers is to the right."""
+    terminal = sys.stdout.isatty()
+    table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=terminal)
+    cells = [list(row) for row in rows]
+    for index, name in enumerate(columns):
+        numbers = bool(cells) and all(isinstance(row[index], int) for row in cells)
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+    for row in cells:
+        # Text, for a label in brackets is no markup.
+        table.add_row(*(Text("-" if cell is None else printable(str(cell))) for cell in row))
+    return table
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    table = make_table(columns, rows)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
+    # What a program reads, or goes into a file, is not broken into lines.
+    console = Console(width=10_000)
+    with console.capture() as text:
+        console.print(table)
+    for line in text.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def flag_names(flags: Any) -> list[str]:
+    """The names of an IntFlag's members, in lower case."""
+    return [flag.name.lower() for flag in flags]

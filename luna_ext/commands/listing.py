@@ -1,0 +1,112 @@
+"""slots, tokens, find: what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import click
+
+from ..info import SlotInfo, TokenInfo
+from ..token import Token
+from .console import Settings, flag_names, json_option, print_json, print_table, settings, tell
+
+
+def _of_slot(slot_id: int, info: SlotInfo) -> dict[str, object]:
+    return {
+        "slot_id": slot_id,
+        "description": info.description,
+        "manufacturer": info.manufacturer,
+        "flags": flag_names(info.flags),
+        "hardware_version": str(info.hardware_version),
+        "firmware_version": str(info.firmware_version),
+    }
+
+
+def of_token(slot_id: int, info: TokenInfo) -> dict[str, object]:
+    return {
+        "slot_id": slot_id,
+        "label": info.label,
+        "manufacturer": info.manufacturer,
+        "model": info.model,
+        "serial_number": info.serial_number,
+        "flags": flag_names(info.flags),
+        "session_count": info.session_count,
+        "max_session_count": info.max_session_count,
+        "min_pin_length": info.min_pin_length,
+        "max_pin_length": info.max_pin_length,
+        "hardware_version": str(info.hardware_version),
+        "firmware_version": str(info.firmware_version),
+    }
+
+
+@click.command
+@click.option("--all", "everything", is_flag=True, help="Those without a token, too.")
+@json_option
+@settings
+def slots(options: Settings, everything: bool, as_json: bool) -> None:
+    """List the slots that the client knows (C_GetSlotList)."""
+    with options.open() as luna:
+        found = [
+            _of_slot(slot.slot_id, slot.info) for slot in luna.slots(token_present=not everything)
+        ]
+    if as_json:
+        print_json(found)
+        return
+    columns = ("slot_id", "description", "manufacturer", "firmware_version")
+    print_table(
+        ("slot", "description", "manufacturer", "firmware"),
+        ([slot[column] for column in columns] for slot in found),
+    )
+
+
+def _show(tokens: Iterable[Token], as_json: bool) -> None:
+    found = [of_token(token.slot.slot_id, token.info) for token in tokens]
+    if as_json:
+        print_json(found)
+        return
+    columns = ("slot_id", "label", "serial_number", "model", "firmware_version", "session_count")
+    print_table(
+        ("slot", "label", "serial number", "model", "firmware", "sessions", "user PIN"),
+        ([*(token[column] for column in columns), _user_pin(token["flags"])] for token in found),
+    )
+
+
+def _user_pin(flags: object) -> str:
+    assert isinstance(flags, list)
+    if "user_pin_locked" in flags:
+        return "locked"
+    return "set" if "user_pin_initialized" in flags else "not set"
+
+
+@click.command
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Device calls at a time.",
+)
+@json_option
+@settings
+def tokens(options: Settings, workers: int, as_json: bool) -> None:
+    """List all tokens with their information (C_GetTokenInfo)."""
+    with options.open() as luna:
+        _show(luna.tokens(workers=workers), as_json)
+
+
+@click.command
+@click.argument("label")
+@json_option
+@settings
+def find(options: Settings, label: str, as_json: bool) -> int:
+    """List the tokens with this LABEL (CA_GetSlotId). Exit code 1: there is none."""
+    with options.open() as luna:
+        found = luna.find(label)
+        if found or as_json:
+            _show(found, as_json)
+    if not found:
+        tell(f"no token has the label {label!r}; `luna-ext tokens` lists all")
+    return 0 if found else 1
+
+
+COMMANDS = (slots, tokens, find)

@@ -1,0 +1,112 @@
+"""Where PINs come from: a prompt, a file or a descriptor. Never from the command line."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+MOST_BYTES = 256
+"""More than any token takes."""
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def pin_options(name: str, who: str) -> Callable[[_F], _F]:
+    """--NAME-file and --NAME-fd."""
+
+    def decorate(function: _F) -> _F:
+        file = click.option(
+            f"--{name}-file",
+            type=click.Path(),
+            metavar="FILE",
+            help=f"The {who} PIN: the first line of a file that nobody else can read.",
+        )
+        fd = click.option(
+            f"--{name}-fd",
+            type=click.IntRange(0),
+            metavar="N",
+            help=f"The {who} PIN: a line from this descriptor, e.g. 3 with 3<<<...",
+        )
+        return file(fd(function))
+
+    return decorate
+
+
+def read_pin(
+    what: str, file: str | None, descriptor: int | None, *, prompt: bool
+) -> bytearray | None:
+    """The PIN; None if it is nowhere to be had and not to be asked for."""
+    if file is not None and descriptor is not None:
+        raise click.UsageError(f"the {what} comes from a file or from a descriptor, not from both")
+    if file is not None:
+        return _from_file(what, file)
+    if descriptor is not None:
+        return _from_descriptor(what, descriptor)
+    return _from_prompt(what) if prompt else None
+
+
+def _from_file(what: str, path: str) -> bytearray:
+    # Not blocking: a FIFO without a writer would keep us here.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise click.ClickException(
+            f"the {what} cannot be read from {path}: {error.strerror}"
+        ) from None
+    try:
+        # Of what is open, not of what the path may name by now.
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            raise click.ClickException(
+                f"{path} is not a regular file; a {what} from a pipe comes by its descriptor"
+            )
+        if state.st_mode & 0o077:
+            raise click.ClickException(
+                f"others may have read the {what}: {path} has mode {state.st_mode & 0o777:04o}. "
+                f"Change the PIN, and then: chmod 600 {path}"
+            )
+        if state.st_uid not in (os.geteuid(), 0):
+            raise click.ClickException(f"{path} belongs to somebody else (UID {state.st_uid})")
+        return _first_line(what, path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _from_descriptor(what: str, descriptor: int) -> bytearray:
+    try:
+        return _first_line(what, f"descriptor {descriptor}", descriptor)
+    except OSError as error:
+        raise click.ClickException(
+            f"the {what} cannot be read from descriptor {descriptor}: {error.strerror}"
+        ) from None
+
+
+def _first_line(what: str, where: str, descriptor: int) -> bytearray:
+    """Byte by byte: what comes behind the line is left to others."""
+    pin = bytearray()
+    while (byte := os.read(descriptor, 1)) not in (b"", b"\n"):
+        pin += byte
+        if len(pin) > MOST_BYTES:
+            raise click.ClickException(
+                f"the first line of {where} has more than {MOST_BYTES} bytes; that is no {what}"
+            )
+    if pin.endswith(b"\r"):
+        del pin[-1:]
+    if not pin:
+        raise click.ClickException(f"the first line of {where} is empty; that is no {what}")
+    return pin
+
+
+def _from_prompt(what: str) -> bytearray:
+    if not sys.stdin.isatty():
+        option = what.lower().replace(" ", "-")
+        raise click.ClickException(
+            f"no terminal to ask for the {what}; use --{option}-file or --{option}-fd"
+        )
+    entered: str = click.prompt(what, hide_input=True, err=True)
+    return bytearray(entered.encode("utf-8", "surrogateescape"))

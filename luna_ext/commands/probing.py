@@ -1,0 +1,300 @@
+"""probe: what the attached device does where the SDK says nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import NamedTuple, Self
+
+import click
+
+from ..errors import rv_name
+from ..lock_errors import AGAIN_OR_BUSY, CKR_DEVICE_ERROR
+from .console import Settings, json_option, print_json, printable, settings
+
+CKR_OK, CKR_FUNCTION_FAILED = 0, 6
+PATIENCE = 2.0
+"""Seconds after which a lock call counts as one that waits."""
+LONG = 120.0
+"""Seconds after which a device that does not answer at all is given up."""
+POLL = 0.01
+MOST_CLAIMS = 16
+
+
+class ProbeError(click.ClickException):
+    """The device cannot be probed."""
+
+
+class Answer(NamedTuple):
+    rv: int
+    seconds: float
+    given: object
+
+
+class Client:
+    """An application of its own that calls the client library as it is told."""
+
+    def __init__(self, path: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("raw_client.py")), path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._answers: dict[int, SimpleQueue[Answer]] = {}
+        threading.Thread(target=self._read, daemon=True).start()
+        rv = self.call("initialize").rv
+        if rv != CKR_OK:
+            raise ProbeError(f"C_Initialize answers {rv_name(rv)}; run `luna-ext doctor`")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.kill()
+
+    def begin(self, name: str, *arguments: object) -> int:
+        """Make a call and do not wait for it; its number."""
+        number = len(self._answers)
+        self._answers[number] = SimpleQueue()
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([number, name, *arguments]) + "\n")
+        self._process.stdin.flush()
+        return number
+
+    def answer(self, number: int, patience: float) -> Answer | None:
+        """What the call has come to; None if it is still waiting."""
+        try:
+            return self._answers[number].get(timeout=patience)
+        except Empty:
+            return None
+
+    def call(self, name: str, *arguments: object) -> Answer:
+        """A call that is to answer at once."""
+        got = self.answer(self.begin(name, *arguments), LONG)
+        if got is None:
+            raise ProbeError(f"the device has not answered a call ({name}) for {LONG:.0f} s")
+        return got
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            number, rv, seconds, given = json.loads(line)
+            self._answers[number].put(Answer(rv, seconds, given))
+
+
+class Finding(NamedTuple):
+    question: str
+    answer: str
+
+
+class Probe:
+    """The questions, each asked by processes of its own, which are killed when it is answered."""
+
+    def __init__(self, path: str, slot_id: int) -> None:
+        self._path = path
+        self._slot_id = slot_id
+        self.waits = False
+        self.contention: int | None = None
+        """What a lock call answers while somebody else holds the lock."""
+
+    @contextmanager
+    def _clients(self, count: int) -> Iterator[list[Client]]:
+        """So many applications, of which the first holds the lock."""
+        with ExitStack() as stack:
+            clients = [stack.enter_context(Client(self._path)) for _ in range(count)]
+            number = clients[0].begin("lock", self._slot_id)
+            # Whoever had it in the question before has just been killed.
+            got = clients[0].answer(number, LONG)
+            if got is None or got.rv != CKR_OK:
+                why = "is waiting" if got is None else f"answers {rv_name(got.rv)}"
+                raise ProbeError(
+                    f"slot {self._slot_id} cannot be locked: CA_LockClusteredSlot {why}. Name a "
+                    "slot that nobody uses"
+                )
+            try:
+                yield clients
+            finally:
+                # Those that wait go first, or one of them would get the lock.
+                for client in clients[1:]:
+                    client.kill()
+                if clients[0].is_alive():
+                    clients[0].answer(clients[0].begin("unlock", self._slot_id), PATIENCE)
+
+    def is_free(self) -> float:
+        """Seconds until another application has got the lock; it is unlocked again."""
+        begin = time.monotonic()
+        with Client(self._path) as client:
+            while True:
+                got = client.answer(client.begin("lock", self._slot_id), LONG)
+                if got is not None and got.rv == CKR_OK:
+                    took = time.monotonic() - begin
+                    client.call("unlock", self._slot_id)
+                    return took
+                if got is None or time.monotonic() - begin > LONG:
+                    raise ProbeError(
+                        f"slot {self._slot_id} is still locked, though all processes of this probe "
+                        "that held it have ended; see who else may hold it"
+                    )
+                time.sleep(POLL)
+
+    def ask_contention(self) -> str:
+        with self._clients(2) as (holder, other):
+            number = other.begin("lock", self._slot_id)
+            got = other.answer(number, PATIENCE)
+            if got is not None:
+                self.contention = got.rv
+                if got.rv == CKR_OK:
+                    return "is granted as well: THIS LOCK KEEPS NOBODY OUT"
+                return f"answers {rv_name(got.rv)}"
+            self.waits = True
+            holder.call("unlock", self._slot_id)
+            got = other.answer(number, LONG)
+            if got is None:
+                return "waits, and does not notice the unlock"
+            return f"waits, and answers {rv_name(got.rv)} once the lock is unlocked"
+
+    def ask_relock(self) -> str:
+        with self._clients(1) as (holder,):
+            got = holder.answer(holder.begin("lock", self._slot_id), PATIENCE)
+            if got is None:
+                return "waits for the lock that its own process holds"
+            return "is granted" if got.rv == CKR_OK else f"answers {rv_name(got.rv)}"
+
+    def ask_unlock(self) -> str:
+        with self._clients(3) as (_, stranger, other):
+            rv = stranger.call("unlock", self._slot_id).rv
+            if rv != CKR_OK:
+                return f"answers {rv_name(rv)}: the owner is checked"
+            got = other.answer(other.begin("lock", self._slot_id), PATIENCE)
+            if got is not None and got.rv == CKR_OK:
+                return "takes the lock off: THE OWNER IS NOT CHECKED"
+            return "answers CKR_OK and does nothing"
+
+    def ask_kill(self) -> str:
+        with self._clients(1) as (holder,):
+            holder.kill()
+            return f"{self.is_free():.3f} s"
+
+    def ask_delay(self) -> str:
+        if not self.waits:
+            return "no lock call waits"
+        with self._clients(2) as (_, other):
+            other.begin("lock", self._slot_id)
+            time.sleep(POLL)
+            got = other.answer(other.begin("token_info", self._slot_id), PATIENCE)
+            if got is None:
+                return f"yes: C_GetTokenInfo has not answered for {PATIENCE:.0f} s"
+            return f"no: C_GetTokenInfo takes {got.seconds * 1000:.1f} ms meanwhile"
+
+    def ask_claim(self, cluster_id: str) -> str:
+        """Everything else that is claimed is kept until the answer is there, and then unlocked."""
+        with self._clients(1) as (holder,):
+            others: list[int] = []
+            try:
+                for _ in range(MOST_CLAIMS):
+                    got = holder.call("claim", cluster_id)
+                    if got.rv != CKR_OK:
+                        if got.rv == CKR_FUNCTION_FAILED:
+                            break
+                        return f"CA_GetUnassignedSlot answers {rv_name(got.rv)}"
+                    assert isinstance(got.given, int)
+                    if got.given == self._slot_id:
+                        return "yes: a claim has returned it"
+                    if got.given in others:
+                        return f"yes: a claim has returned slot {got.given}, which it had claimed"
+                    others.append(got.given)
+            finally:
+                for slot_id in others:
+                    holder.call("unlock", slot_id)
+            return f"no: {len(others)} other slots were claimed, and then none was left or enough"
+
+    def setting(self) -> str:
+        if self.waits:
+            return 'contention="block" (the default)'
+        if self.contention == CKR_DEVICE_ERROR:
+            return 'contention="poll"'
+        if self.contention in AGAIN_OR_BUSY:
+            return 'contention="block" (the default): this answer is asked again in any case'
+        return "none: luna_ext would raise this answer as an error"
+
+
+def _findings(probe: Probe, cluster_id: str | None) -> Iterator[Finding]:
+    questions: list[tuple[str, Callable[[], str]]] = [
+        ("A lock call while another process holds the lock", probe.ask_contention),
+        ("A second lock call of the process that holds it", probe.ask_relock),
+        ("An unlock call by a process that does not hold it", probe.ask_unlock),
+        ("How long until a killed holder's lock is free", probe.ask_kill),
+        ("Does a lock call that waits delay its process's other calls", probe.ask_delay),
+    ]
+    question = "Can a claim return a slot that its process holds"
+    if cluster_id is not None:
+        questions.append((question, lambda: probe.ask_claim(cluster_id)))
+    for asked, ask in questions:
+        yield Finding(asked, ask())
+    if cluster_id is None:
+        yield Finding(question, "not asked; --cluster ID asks it, and claims other slots for that")
+    probe.is_free()
+    yield Finding("The setting for this device", probe.setting())
+
+
+@click.command
+@click.option(
+    "--slot",
+    "slot_id",
+    type=click.IntRange(0),
+    required=True,
+    metavar="N",
+    help="A slot whose lock nobody needs meanwhile.",
+)
+@click.option(
+    "--cluster",
+    metavar="ID",
+    help="Also claim tokens of this cluster, which are unlocked again at once.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask before a device is touched.")
+@json_option
+@settings
+def probe(options: Settings, slot_id: int, cluster: str | None, yes: bool, as_json: bool) -> None:
+    """Find out what the device does where the SDK says nothing.
+
+    Does contention wait or answer an error? What does a second lock call of the same process get?
+    Does unlock check the owner? How long until a killed holder's lock is free? Prints the
+    findings, and the setting of --contention to use.
+
+    Locks and unlocks the slot from several processes, for some seconds. Uses no other slot, but for
+    --cluster, and leaves it unlocked. Asks before it touches a device that is not the stand-in.
+    """
+    with options.open() as luna:
+        path, is_stub = luna.path, luna.is_stub
+        token = luna.slot(slot_id).token_info
+    if not is_stub and not yes:
+        click.confirm(
+            f"Lock and unlock slot {slot_id} ({printable(token.label)!r}) of a real device?",
+            abort=True,
+            err=True,
+        )
+    findings = []
+    for finding in _findings(Probe(path, slot_id), cluster):
+        findings.append(finding)
+        if not as_json:
+            click.echo(f"{finding.question}: {finding.answer}.")
+    if as_json:
+        print_json({finding.question: finding.answer for finding in findings})
+
+
+COMMANDS = (probe,)

@@ -1,0 +1,229 @@
+"""stub, demo, bench: what needs no HSM."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import get_completion_class
+
+from .. import demo as the_demo
+from ..bench import Crew
+from ..discovery import ENVIRONMENT_VARIABLE
+from ..errors import rv_named
+from ..library import Library
+from ..stub import STATE_VARIABLE, Cluster, library_path
+from .console import Settings, json_option, print_json, print_table, settings
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _existing(path: str) -> Cluster:
+    """The cluster that is there; Cluster() would make one."""
+    if not os.path.exists(path):
+        raise click.ClickException(
+            f"there is no state file {path}; `luna-ext stub create` makes one"
+        )
+    return Cluster(path)
+
+
+def _state(function: _F) -> _F:
+    option: Callable[[_F], _F] = click.option(
+        "--state",
+        "path",
+        type=click.Path(),
+        envvar=STATE_VARIABLE,
+        required=True,
+        show_envvar=True,
+        metavar="FILE",
+        help="The cluster's state file.",
+    )
+    return option(function)
+
+
+@click.group(
+    epilog="""\b
+Example:
+  eval "$(luna-ext stub create --state /tmp/cluster --keyrings 8)"
+  luna-ext tokens
+  luna-ext stub fault CA_LockClusteredSlot CKR_DEVICE_ERROR --times 1
+  luna-ext stub destroy
+"""
+)
+def stub() -> None:
+    """The stand-in for the HSM: a cluster in a file, for tests and trials."""
+
+
+@stub.command
+@_state
+@click.option("--keyrings", type=click.IntRange(1, 3500), default=8, show_default=True)
+@click.option("--cluster-id", default="cluster-1", show_default=True)
+@click.option("--label", default="keyring", show_default=True, help="What the labels begin with.")
+@click.option("--first-slot", type=click.IntRange(0), default=1, show_default=True)
+def create(path: str, keyrings: int, cluster_id: str, label: str, first_slot: int) -> None:
+    """Make a cluster, and print what puts it into a shell's environment."""
+    if os.path.exists(path):
+        raise click.ClickException(f"{path} is there already; `luna-ext stub destroy` removes it")
+    cluster = Cluster(
+        path, cluster_id=cluster_id, keyrings=keyrings, label=label, first_slot=first_slot
+    )
+    click.echo(f"export {ENVIRONMENT_VARIABLE}={shlex.quote(library_path())}")
+    click.echo(f"export {STATE_VARIABLE}={shlex.quote(cluster.path)}")
+
+
+@stub.command
+@_state
+@json_option
+def status(path: str, as_json: bool) -> None:
+    """Show the keyrings, and which processes hold their locks."""
+    cluster = _existing(path)
+    tokens = cluster.tokens()
+    if as_json:
+        print_json(
+            {
+                "cluster_id": cluster.cluster_id,
+                "path": cluster.path,
+                "tokens": [token._asdict() for token in tokens],
+            }
+        )
+        return
+    click.echo(f"cluster {cluster.cluster_id} in {cluster.path}")
+    print_table(("slot", "label", "original label", "lock held by PID"), tokens)
+
+
+@stub.command
+@_state
+@click.argument("function")
+@click.argument("rv")
+@click.option(
+    "--times", type=click.IntRange(-1), default=-1, help="So many calls; 0: none any more."
+)
+@click.option("--every", type=click.IntRange(1), default=1, metavar="N", help="Each N-th call.")
+@click.option("--probability", type=click.FloatRange(0, 1), default=1.0, help="Of those, so many.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="The same seed, the same calls.")
+@click.option("--lost-reply", is_flag=True, help="The call takes effect, and answers the error.")
+def fault(
+    path: str,
+    function: str,
+    rv: str,
+    times: int,
+    every: int,
+    probability: float,
+    seed: int,
+    lost_reply: bool,
+) -> None:
+    """Let FUNCTION answer RV, whoever calls it, from now on.
+
+    RV is a name (CKR_DEVICE_ERROR) or a number (0x30). A function has one fault at a time; --times
+    0 takes it away.
+    """
+    _existing(path).fault(
+        function,
+        rv_named(rv),
+        times=times,
+        every=every,
+        probability=probability,
+        seed=seed,
+        lost_reply=lost_reply,
+    )
+
+
+@stub.command
+@_state
+def destroy(path: str) -> None:
+    """Remove the cluster."""
+    # Not any file: it is opened, and so looked at, first.
+    os.unlink(_existing(path).path)
+
+
+@click.command
+def demo() -> int:
+    """See two processes compete for the tokens of a fresh stand-in cluster."""
+    return the_demo.main()
+
+
+@click.command
+@click.option("--threads", type=click.IntRange(1), default=8, show_default=True)
+@click.option(
+    "--slots",
+    type=click.IntRange(1, 3500),
+    default=1,
+    show_default=True,
+    help="How many the threads share, on the stand-in.",
+)
+@click.option(
+    "--latency",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    metavar="MILLISECONDS",
+    help="Of a device call, on the stand-in.",
+)
+@click.option("--seconds", type=click.FloatRange(0.1), default=2.0, show_default=True)
+@click.option(
+    "--slot",
+    "slot_id",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Lock this slot of the client library's device instead of the stand-in's.",
+)
+@settings
+def bench(
+    options: Settings,
+    threads: int,
+    slots: int,
+    latency: float,
+    seconds: float,
+    slot_id: int | None,
+) -> None:
+    """Measure how often threads lock a slot, and how long they wait for it.
+
+    On a fresh stand-in, unless --slot names a slot of the device.
+    """
+    with ExitStack() as stack:
+        if slot_id is None:
+            cluster = stack.enter_context(Cluster(keyrings=slots))
+            cluster.latency(latency / 1000)
+            cluster.switch("log", "off")
+            luna: Library = stack.enter_context(cluster.library())
+            shared = luna.slots()
+        else:
+            luna = stack.enter_context(options.open())
+            shared = [luna.slot(slot_id)]
+        waits = Crew([shared[index % len(shared)] for index in range(threads)]).run(seconds)
+    if not waits.sorted:
+        raise click.ClickException(f"no thread has got a lock within {seconds:g} s")
+    print_table(
+        ("threads", "slots", "locked per second", "wait p50, µs", "p99", "longest"),
+        [
+            (
+                threads,
+                len(shared),
+                round(waits.per_second),
+                *(round(waits.at(share)) for share in (0.5, 0.99, 1)),
+            )
+        ],
+    )
+
+
+@click.command
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print what lets SHELL complete this command.
+
+    \b
+    bash: eval "$(luna-ext completion bash)" in ~/.bashrc
+    zsh:  eval "$(luna-ext completion zsh)" in ~/.zshrc
+    fish: luna-ext completion fish > ~/.config/fish/completions/luna-ext.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(context.find_root().command, {}, "luna-ext", "_LUNA_EXT_COMPLETE").source())
+
+
+COMMANDS = (stub, demo, bench, completion)

@@ -1,0 +1,102 @@
+"""Which processes of this host hold which locks, told in files: for `luna-ext watch`.
+
+The SDK has no call that says who holds a lock. A process tells it itself if LUNA_EXT_WATCH in its
+environment names a directory: a thread looks twice a second, so that nothing stands in the way of a
+lock. What is held for less is seldom seen.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+VARIABLE = "LUNA_EXT_WATCH"
+INTERVAL = 0.5
+"""Seconds."""
+
+_log = logging.getLogger("luna_ext")
+
+
+class Holder(NamedTuple):
+    pid: int
+    since: float | None
+    """When that was first seen, as `time.time()` tells it."""
+
+
+def publish(library: str, holds: Callable[[], dict[int, int]]) -> None:
+    """Tell from now on what `holds()` says: held slots, each with the number of its hold."""
+    _thread.start_new_thread(_publish, (os.environ[VARIABLE], library, holds))
+
+
+def _publish(directory: str, library: str, holds: Callable[[], dict[int, int]]) -> None:
+    file = Path(directory, f"{os.getpid()}-{_thread.get_ident():x}.json")
+    seen: dict[int, tuple[int, float]] = {}
+    told = None
+    try:
+        while True:
+            now = time.time()
+            seen = {
+                slot_id: seen[slot_id] if seen.get(slot_id, (0,))[0] == hold else (hold, now)
+                for slot_id, hold in holds().items()
+            }
+            if seen != told:
+                _write(file, library, {slot_id: since for slot_id, (_, since) in seen.items()})
+                told = seen
+            time.sleep(INTERVAL)
+    except OSError as error:
+        _log.warning("who holds locks is not told in %s (%s): %s", directory, VARIABLE, error)
+
+
+def _write(file: Path, library: str, since: dict[int, float]) -> None:
+    """As a whole: a reader finds the old file or the new one."""
+    described = {
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+        "library": library,
+        "since": since,
+    }
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".json")
+    try:
+        with open(descriptor, "w") as new:
+            json.dump(described, new)
+            os.fchmod(new.fileno(), 0o644)
+        os.replace(name, file)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def read(library: str) -> dict[int, Holder]:
+    """By slot, who holds locks through this client library; nobody if no directory is named."""
+    directory = os.environ.get(VARIABLE)
+    if not directory:
+        return {}
+    found: dict[int, Holder] = {}
+    for file in Path(directory).glob("[0-9]*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            described = json.loads(file.read_text())
+            pid = int(described["pid"])
+            if _started(pid) != described["started"]:
+                # Whoever wrote it has ended, and its locks with it.
+                file.unlink()
+            elif os.path.realpath(described["library"]) == os.path.realpath(library):
+                for slot_id, since in described["since"].items():
+                    found[int(slot_id)] = Holder(pid, float(since))
+    return found
+
+
+def _started(pid: int) -> str | None:
+    """When the process began: a PID may be another process's by now. None: there is no such one."""
+    try:
+        # Behind the name, in parentheses, which may have any characters.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
