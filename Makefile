@@ -155,6 +155,7 @@ benchmark: $(VENV)/built
 	$(BIN)/python benchmarks/lock_pair.py
 	$(BIN)/python benchmarks/large_cluster.py
 	$(BIN)/python benchmarks/contention.py
+	$(BIN)/python benchmarks/fleet.py
 
 # A wheel, built from the sdist alone, and a first use of it in an environment with nothing else.
 wheel: $(VENV)/with-test

@@ -132,6 +132,33 @@ def test_tokens_leaves_out_what_vanished_and_raises_the_rest(luna, cluster):
         luna.tokens(workers="2")
 
 
+@pytest.mark.luna_cluster(keyrings=100)
+@pytest.mark.parametrize("workers", [1, 3, 16, 200])
+def test_tokens_are_read_by_so_many_threads_at_most(luna, cluster, workers):
+    cluster.latency(0.002, "C_GetTokenInfo")
+    assert len(luna.tokens(workers=workers)) == 100
+    threads = {call.thread_id for call in cluster.log() if call.function == "C_GetTokenInfo"}
+    assert 1 <= len(threads) <= workers
+    assert len(threads) > 1 or workers == 1
+
+
+@pytest.mark.luna_cluster(keyrings=100)
+def test_the_first_error_keeps_the_rest_from_being_read(luna, cluster, calls_of):
+    cluster.latency(0.001, "C_GetTokenInfo")
+    cluster.fault("C_GetTokenInfo", DEVICE_ERROR, every=10, times=1)
+    with pytest.raises(luna_ext.DeviceError) as caught:
+        luna.tokens(workers=4)
+    assert caught.value.function == "C_GetTokenInfo"
+    # The others may be at it by then, and each finish what it has begun.
+    assert calls_of("C_GetTokenInfo") < 20
+
+
+@pytest.mark.luna_cluster(keyrings=3500)
+def test_all_tokens_of_the_largest_cluster(luna):
+    tokens = luna.tokens()
+    assert [token.label for token in tokens] == [f"keyring{n}" for n in range(1, 3501)]
+
+
 def test_slots_of_a_large_cluster():
     with Cluster(keyrings=3500) as cluster, cluster.library() as luna:
         assert [slot.slot_id for slot in luna.slots()] == list(range(1, 3501))
