@@ -1,8 +1,8 @@
 """How long it takes to read, and to provision, all keyrings of the largest cluster.
 
 On a stand-in whose calls take 1 ms. `allowed` is what the device lets be done: calls x length of a
-call / workers. The length is the one that was asked for, and in the last column the one that the calls
-had: a sleep takes longer than it is told, and looking through 3500 labels takes its time.
+call / workers. The length is the one that was asked for, and in the last column the one that the
+calls had: a sleep takes longer than it is told, and looking through 3500 labels takes its time.
 
 Run it on an otherwise idle machine: python benchmarks/fleet.py
 """
