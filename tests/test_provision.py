@@ -1,5 +1,6 @@
 """Many labels at once, each of which gets an unassigned token."""
 
+import ctypes
 import json
 import os
 import random
@@ -7,11 +8,11 @@ import select
 import signal
 import threading
 import warnings
-from collections import Counter
 
 import pytest
 
 import luna_ext
+from luna_ext.stub import library_path
 
 SO_PIN, USER_PIN = "so-pin-1", "user-pin-1"
 INIT_TOKEN, INIT_PIN, CLAIM = "C_InitToken", "C_InitPIN", "CA_GetUnassignedSlot"
@@ -125,13 +126,11 @@ def test_one_failure_does_not_stop_the_others(cluster, provision, labelled):
 
 def test_a_token_that_fails_is_met_by_one_label_alone(cluster, provision, labelled):
     """Else a broken one could be claimed again and again, and fail them all."""
-    cluster.fault(INIT_TOKEN, DEVICE_ERROR, times=3)
-    report = provision(workers=1)
-    assert len(report.failed) == 3
-    tried = Counter(slots_of(cluster, INIT_TOKEN))
-    assert set(tried.values()) == {1}
-    assert len(tried) == 6
-    assert len(labelled()) == 3
+    cluster.fault(INIT_TOKEN, DEVICE_ERROR)
+    report = provision([f"label-{number}" for number in range(8)], workers=1)
+    assert len(report.failed) == 8
+    assert sorted(slots_of(cluster, INIT_TOKEN)) == list(range(1, 9))
+    assert labelled() == {}
 
 
 def test_a_pin_that_is_refused_at_first_is_tried_once(cluster, provision, labelled, calls_of):
@@ -184,6 +183,31 @@ def test_a_token_that_lacks_its_user_pin_gets_it(luna, cluster, provision):
     assert again.assigned == {label: token.slot.slot_id}
     assert again.skipped == report.assigned
     assert has_user_pin(luna, token.slot.slot_id)
+
+
+def test_a_user_pin_that_another_host_sets_meanwhile_is_left_alone(
+    luna, cluster, provision, call, wait_until_queued, calls_of
+):
+    with luna.claim("cluster-1") as token:
+        token = token.assign(LABELS[0], so_pin=SO_PIN)
+    with token:
+        waiting = call(lambda: provision(LABELS[:1], user_pin=USER_PIN))
+        wait_until_queued(token.slot, 1)
+        token._set_user_pin(SO_PIN, USER_PIN)
+    assert waiting.result().skipped == {LABELS[0]: token.slot.slot_id}
+    assert calls_of(INIT_PIN) == 1
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_another_host_may_have_got_the_last_token_for_the_label(
+    cluster, provision, call, wait_until_inside
+):
+    cluster.latency(0.3, CLAIM)
+    waiting = call(lambda: provision(LABELS[:1]))
+    wait_until_inside(CLAIM)
+    label = LABELS[0].encode().ljust(32)
+    assert ctypes.CDLL(library_path()).C_InitToken(ctypes.c_ulong(1), b"1234", 4, label) == 0
+    assert waiting.result().skipped == {LABELS[0]: 1}
 
 
 def test_an_unlock_that_fails_is_told(luna, cluster, provision):
