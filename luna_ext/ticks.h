@@ -39,8 +39,8 @@ static inline void luna_both_clocks(uint64_t *ticks, double *now) {
 
 /* Takes a millisecond. Nanoseconds of one tick; 0: luna_ticks() takes the other clock. */
 static inline double luna_measure_tick(void) {
-    uint64_t begin, end;
-    double from, to, tick;
+    uint64_t begin = 0, end = 0;
+    double from = 0, to = 0, tick;
     if (!luna_counter_is_steady()) {
         return 0;
     }
