@@ -157,11 +157,12 @@ benchmark: $(VENV)/built
 	$(BIN)/python benchmarks/contention.py
 	$(BIN)/python benchmarks/fleet.py
 
-# A wheel, built from the sdist alone, and a first use of it in an environment with nothing else.
+# A wheel, built from the sdist alone and without a warning, and a first use of it in an environment
+# with nothing else.
 wheel: $(VENV)/with-test
 	rm -rf build/wheel
 	$(BIN)/python setup.py -q sdist -d build/wheel
-	$(BIN)/pip wheel -q --no-deps -w build/wheel build/wheel/*.tar.gz
+	CFLAGS=-Werror $(BIN)/pip wheel -q --no-deps -w build/wheel build/wheel/*.tar.gz
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/pip install -q --no-index build/wheel/*.whl
 	cd build/wheel && venv/bin/python ../../tests/smoke.py

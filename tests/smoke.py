@@ -1,11 +1,25 @@
 """Checks an installed luna_ext in a second: a cluster of the stand-in, a lock, a claim, a label."""
 
+import importlib.util
+import subprocess
+import sys
+
 import luna_ext
 from luna_ext.stub import Cluster
 
 
 def owners(cluster: Cluster) -> int:
     return sum(token.owner is not None for token in cluster.tokens())
+
+
+def say_what_the_command_needs() -> None:
+    """Without the extra `cli`, as in a fresh environment, the command is there and says so."""
+    done = subprocess.run([sys.executable, "-m", "luna_ext", "--version"], capture_output=True)
+    if importlib.util.find_spec("click") and importlib.util.find_spec("rich"):
+        assert done.stdout.decode().split() == ["luna-ext,", "version", luna_ext.__version__]
+    else:
+        assert done.returncode == 1
+        assert b"pip install 'luna_ext[cli]'" in done.stderr
 
 
 def main() -> None:
@@ -36,6 +50,7 @@ def main() -> None:
             raise AssertionError("a token was found that is not there")
         calls = sum(function.calls for function in luna.stats().values())
     assert luna.closed
+    say_what_the_command_needs()
     print(f"luna_ext {luna_ext.__version__} works: {calls} calls of the stand-in")
 
 
