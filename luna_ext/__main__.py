@@ -12,10 +12,11 @@ def main() -> int:
     try:
         from .cli import run
     except ModuleNotFoundError as error:
-        if error.name not in NEEDED:
+        package = (error.name or "").partition(".")[0]
+        if package not in NEEDED:
             raise
         print(
-            f"luna-ext: the command needs the package {error.name}: pip install 'luna_ext[cli]'",
+            f"luna-ext: the command needs the package {package}: pip install 'luna_ext[cli]'",
             file=sys.stderr,
         )
         return 1

@@ -194,6 +194,8 @@ cdef class Client:
 
     def open(self, path):
         """Initialise the library unless it is; a new user's Lease."""
+        # First: a signal that is seen at the end would leave a lease that nobody ends.
+        self._publish()
         if self.state == CLOSING:
             self._drain(-1, abandoned=False)
             self._drain(REOPEN_SECONDS)
@@ -208,7 +210,6 @@ cdef class Client:
                 self.leases.add(lease)
         if rv != CKR_OK:
             raise error_of(rv, C_INITIALIZE, None)
-        self._publish()
         return lease
 
     def close(self, Lease lease not None, bint wait=True):
@@ -273,12 +274,12 @@ cdef class Client:
         """begin_call()'s slow path: a fork's first call, or nobody may call any more."""
         cdef CK_RV rv = CKR_OK
         if self.state == FORKED:
+            self._publish()
             with self.transition:
                 if self.state == FORKED:
                     rv = self._initialise()
             if rv != CKR_OK:
                 raise error_of(rv, C_INITIALIZE, None)
-            self._publish()
         if self.state != READY:
             self.refuse()
         return 0

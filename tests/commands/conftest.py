@@ -1,0 +1,143 @@
+"""The command luna-ext as a user has it: in a process of its own, through pipes or on a terminal."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+import luna_ext
+from luna_ext.stub import Cluster, library_path
+
+COMMAND = [sys.executable, "-m", "luna_ext"]
+PATIENCE = 30
+"""Seconds for what takes a moment on an idle machine."""
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a user who works with the stand-in, and with the luna_ext that the tests have."""
+    monkeypatch.setenv("LUNA_EXT_LIBRARY", library_path())
+    monkeypatch.setenv("PYTHONPATH", str(Path(luna_ext.__file__).parents[1]))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    # Without a buffer Python does not notice that a reader has left.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
+class Done(subprocess.CompletedProcess[str]):
+    """How the command ended."""
+
+    @property
+    def said(self) -> list[str]:
+        """Its lines on standard error, but for the one that warns of the stand-in."""
+        return [line for line in self.stderr.splitlines() if "is the stand-in" not in line]
+
+
+@pytest.fixture
+def command(cluster: Cluster) -> Callable[..., Done]:
+    """Run the command through pipes."""
+
+    def run(*arguments: object, **options: object) -> Done:
+        words = [str(argument) for argument in arguments]
+        done = subprocess.run(
+            [*COMMAND, *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+            **{"stdin": subprocess.DEVNULL, **options},  # type: ignore[call-overload]
+        )
+        return Done(done.args, done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def start(cluster: Cluster) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the command and let it run; what it prints comes through a pipe."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: object, **options: object) -> subprocess.Popen[str]:
+        started.append(
+            subprocess.Popen(  # type: ignore[call-overload]
+                [*COMMAND, *map(str, arguments)],
+                **{
+                    "stdin": subprocess.PIPE,
+                    "stdout": subprocess.PIPE,
+                    "stderr": subprocess.PIPE,
+                    "text": True,
+                    **options,
+                },
+            )
+        )
+        return started[-1]
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def terminal(cluster: Cluster) -> Iterator[Callable[..., pexpect.spawn]]:
+    """Run the command on a terminal of its own."""
+    started: list[pexpect.spawn] = []
+
+    def run(*arguments: object) -> pexpect.spawn:
+        words = [*COMMAND[1:], *map(str, arguments)]
+        started.append(
+            pexpect.spawn(
+                COMMAND[0],
+                words,
+                timeout=PATIENCE,
+                encoding="utf-8",
+                env=dict(os.environ),
+                dimensions=(50, 200),
+            )
+        )
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.close(force=True)
+
+
+@pytest.fixture
+def locked(cluster: Cluster) -> Callable[[], dict[int, int]]:
+    """Which slots are locked now: {slot ID: PID}."""
+
+    def look() -> dict[int, int]:
+        return {
+            token.slot_id: token.owner for token in cluster.tokens() if token.owner is not None
+        }
+
+    return look
+
+
+@pytest.fixture
+def assign(cluster: Cluster) -> Callable[..., int]:
+    """Give a token this label; its slot. In a process of its own, to leave this one alone."""
+
+    def run(label: str) -> int:
+        with cluster.library() as luna, luna.claim(cluster.cluster_id) as token:
+            return token.assign(label, so_pin="so-pin-1").slot.slot_id
+
+    return run
+
+
+@pytest.fixture
+def pin_file(tmp_path: Path) -> Callable[..., Path]:
+    """A file with a PIN that only its owner can read."""
+
+    def make(contents: bytes = b"so-pin-1\n", *, mode: int = 0o600, name: str = "pin") -> Path:
+        file = tmp_path / name
+        file.write_bytes(contents)
+        file.chmod(mode)
+        return file
+
+    return make

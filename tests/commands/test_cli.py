@@ -1,0 +1,149 @@
+"""What all subcommands have in common: help, errors, exit codes."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+
+import pytest
+
+import luna_ext
+
+SUBCOMMANDS = (
+    "assign bench claim completion demo doctor find lock probe provision slots stub tokens watch"
+).split()
+
+
+def test_the_package_brings_the_command():
+    (entry,) = (
+        entry
+        for entry in importlib.metadata.entry_points(group="console_scripts")
+        if entry.name == "luna-ext"
+    )
+    assert entry.value == "luna_ext.__main__:main"
+
+
+def test_version(command):
+    done = command("--version")
+    assert (done.returncode, done.stdout) == (0, f"luna-ext, version {luna_ext.__version__}\n")
+
+
+def test_help_lists_all_subcommands(command):
+    done = command("--help")
+    assert done.returncode == 0
+    listed = done.stdout.split("Commands:")[1].split("Examples:")[0]
+    assert re.findall(r"^  (\w+)", listed, re.MULTILINE) == SUBCOMMANDS
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_each_subcommand_has_a_help(command, name):
+    done = command(name, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"Usage: luna-ext {name}")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["lock", "claim", "assign", "provision", "stub"])
+def test_help_has_examples(command, name):
+    examples = command(name, "--help").stdout.partition("Example")[2]
+    assert f"luna-ext {name}" in examples
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["--nonsense"], "No such option '--nonsense'"),
+        (["lock"], "Missing argument 'COMMAND...'"),
+        (["lock", "--slot", "x", "--", "true"], "'x' is not a valid integer"),
+        (["lock", "--slot", "-1", "--", "true"], "-1 is not in the range"),
+        (["lock", "--timeout", "-1", "--slot", "1", "--", "true"], "-1.0 is not in the range"),
+        (["lock", "--", "true"], "either --slot or --label"),
+        (["lock", "--slot", "1", "--label", "x", "--", "true"], "either --slot or --label"),
+        (["provision", "cluster-1"], "--labels FILE, or --count N and --prefix P"),
+        (["provision", "cluster-1", "--count", "2"], "--labels FILE, or --count N"),
+        (["stub", "fault", "C_Login"], "Missing argument 'RV'"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_one_line(command, arguments, says):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("luna-ext: ")
+    assert says in line
+    assert "--help` says more" in line
+
+
+def test_an_error_is_one_line(command, cluster):
+    cluster.fault("CA_LockClusteredSlot", 0x30)
+    done = command("lock", "--slot", 1, "--", "true")
+    assert done.returncode == 1
+    (line,) = done.said
+    assert line.startswith("luna-ext: CA_LockClusteredSlot on slot 1: CKR_DEVICE_ERROR (0x30)")
+
+
+def test_debug_shows_the_traceback_and_what_is_logged(command, cluster):
+    cluster.fault("CA_UnlockClusteredSlot", 0x30)
+    done = command("--debug", "lock", "--slot", 1, "--", "true")
+    assert done.returncode == 1
+    assert "luna-ext: slot 1: locked after" in done.stderr
+    cluster.fault("CA_LockClusteredSlot", 0x30)
+    done = command("--debug", "lock", "--slot", 1, "--", "true")
+    assert "Traceback (most recent call last)" in done.stderr
+    # The command's own options are its own.
+    done = command("lock", "--slot", 1, "--", "true", "--debug")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_library_that_is_not_there_is_one_line_with_all_places(command, monkeypatch):
+    monkeypatch.delenv("LUNA_EXT_LIBRARY")
+    monkeypatch.setenv("ChrystokiConfigurationPath", "/nonexistent")
+    done = command("tokens")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "Looked at: the environment variable LUNA_EXT_LIBRARY: not set; /nonexistent" in line
+
+
+def test_the_option_names_the_library(command, tmp_path):
+    done = command("--library", tmp_path / "none.so", "tokens")
+    assert done.returncode == 1
+    assert f"'{tmp_path / 'none.so'}' does not exist" in done.stderr
+
+
+def test_the_stand_in_is_warned_of_in_one_line(command):
+    done = command("tokens")
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("luna-ext: warning: ")
+
+
+@pytest.mark.luna_cluster(keyrings=3500)
+def test_who_reads_may_leave(cluster):
+    """As `head` does."""
+    writer = subprocess.Popen(
+        [sys.executable, "-m", "luna_ext", "tokens", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    writer.stdout.read(10)
+    writer.stdout.close()
+    said = writer.stderr.read().decode()
+    writer.stderr.close()
+    assert writer.wait(30) == 1
+    assert [line for line in said.splitlines() if "is the stand-in" not in line] == []
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_without_the_extra_it_says_what_to_install(missing):
+    program = (
+        f"import sys; sys.modules['{missing}'] = None; import runpy; "
+        "runpy.run_module('luna_ext', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"luna-ext: the command needs the package {missing}: pip install 'luna_ext[cli]'\n"
+    )
