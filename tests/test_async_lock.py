@@ -219,6 +219,26 @@ def test_a_cancelled_waiter_leaks_nothing(luna, hold_elsewhere, owner_of, calls_
     assert calls_of(LOCK) == calls_of(UNLOCK) == 1
 
 
+def test_a_loop_that_is_gone_gets_no_lock(luna, hold_elsewhere, owner_of):
+    """The task is still there, but nobody will ever tell it that the lock is its own."""
+    holder = hold_elsewhere(1)
+    slot = luna.slot(1)
+
+    async def enter():
+        async with slot.lock():
+            pass
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(enter())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    holder.release()
+    with slot.lock(timeout=10):
+        assert owner_of(1) == os.getpid()
+    assert not task.done()
+    task._log_destroy_pending = False
+
+
 def test_cancelling_during_the_unlock_does_not_strand_it(luna, cluster, owner_of):
     slot = luna.slot(1)
     cluster.latency(0.05, UNLOCK)

@@ -1,4 +1,4 @@
-"""The command luna-ext as a user has it: in a process of its own, through pipes or on a terminal."""
+"""The command luna-ext as a user has it: a process of its own, on pipes or on a terminal."""
 
 import os
 import subprocess
@@ -112,9 +112,7 @@ def locked(cluster: Cluster) -> Callable[[], dict[int, int]]:
     """Which slots are locked now: {slot ID: PID}."""
 
     def look() -> dict[int, int]:
-        return {
-            token.slot_id: token.owner for token in cluster.tokens() if token.owner is not None
-        }
+        return {token.slot_id: token.owner for token in cluster.tokens() if token.owner is not None}
 
     return look
 

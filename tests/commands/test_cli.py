@@ -9,9 +9,22 @@ import pytest
 
 import luna_ext
 
-SUBCOMMANDS = (
-    "assign bench claim completion demo doctor find lock probe provision slots stub tokens watch"
-).split()
+SUBCOMMANDS = [
+    "assign",
+    "bench",
+    "claim",
+    "completion",
+    "demo",
+    "doctor",
+    "find",
+    "lock",
+    "probe",
+    "provision",
+    "slots",
+    "stub",
+    "tokens",
+    "watch",
+]
 
 
 def test_the_package_brings_the_command():

@@ -1,0 +1,347 @@
+"""lock, claim: a command that is run while a lock is held."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pexpect
+import pytest
+
+COMMAND = [sys.executable, "-m", "luna_ext"]
+SHOW = 'echo "$LUNA_SLOT_ID,$LUNA_TOKEN_LABEL"'
+
+# Tells when it is there, and each signal that reaches it; ends when its input does.
+LISTENER = """
+import os, signal, sys
+def tell(number, frame):
+    os.write(1, b"got " + signal.Signals(number).name.encode() + b"\\n")
+for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"):
+    signal.signal(getattr(signal, name), tell)
+os.write(1, b"ready %d\\n" % os.getpid())
+while line := sys.stdin.readline():
+    os.write(1, b"read " + line.encode())
+sys.exit(7)
+"""
+
+
+@pytest.fixture
+def listener(tmp_path):
+    file = tmp_path / "listener.py"
+    file.write_text(textwrap.dedent(LISTENER))
+    return [sys.executable, str(file)]
+
+
+def expect(process, pattern):
+    line = process.stdout.readline()
+    found = re.fullmatch(pattern + "\n", line)
+    assert found, line
+    return found
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+# ---- how it ends ----
+
+
+@pytest.mark.parametrize(
+    ("shell", "code"),
+    [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -TERM $$", 143), ("kill -9 $$", 137)],
+)
+@pytest.mark.parametrize("way", [("lock", "--slot", "1"), ("claim", "cluster-1")])
+def test_the_exit_code_is_the_commands(command, locked, way, shell, code):
+    done = command(*way, "--", "sh", "-c", shell)
+    assert done.returncode == code
+    assert done.said == []
+    assert locked() == {}
+
+
+def test_a_command_that_is_not_there(command, locked, tmp_path):
+    done = command("lock", "--slot", 1, "--", "no-such-command")
+    assert done.returncode == 127
+    assert done.said == ["luna-ext: no-such-command: No such file or directory"]
+    done = command("lock", "--slot", 1, "--", tmp_path)
+    assert done.returncode == 126
+    assert done.said == [f"luna-ext: {tmp_path}: Permission denied"]
+    assert locked() == {}
+
+
+def test_the_commands_own_options_are_its_own(command):
+    assert command("lock", "--slot", 1, "sh", "-c", "echo $0 --slot", "x").stdout == "x --slot\n"
+    done = command("claim", "cluster-1", "--timeout", 5, "--", "echo", "--timeout", "-x")
+    assert done.stdout == "--timeout -x\n"
+
+
+# ---- what is locked ----
+
+
+def test_the_lock_of_a_slot_is_held_meanwhile(command, locked, cluster):
+    # The command's parent is luna-ext, whose place it took from a Python that it was.
+    done = command("lock", "--slot", 3, "--", "sh", "-c", f"{SHOW}; echo $PPID; {holders(cluster)}")
+    shown, parent, *held = done.stdout.splitlines()
+    assert shown == "3,"
+    assert held == [f"3 {parent}"]
+    assert locked() == {}
+
+
+def holders(cluster):
+    """A shell command that shows what is locked by whom."""
+    program = (
+        "from luna_ext.stub import Cluster; "
+        f"[print(t.slot_id, t.owner) for t in Cluster({cluster.path!r}).tokens() if t.owner]"
+    )
+    return f'{sys.executable} -c "{program}"'
+
+
+def test_the_lock_of_a_label_is_held_meanwhile(command, assign, cluster):
+    slot_id = assign("payments 01")
+    done = command(
+        "lock", "--label", "payments 01", "--", "sh", "-c", f"{SHOW}; {holders(cluster)}"
+    )
+    shown, held = done.stdout.splitlines()
+    assert shown == f"{slot_id},payments 01"
+    assert held.startswith(f"{slot_id} ")
+
+
+def test_a_claimed_token_is_held_meanwhile(command, cluster):
+    done = command("claim", "cluster-1", "--", "sh", "-c", f"{SHOW}; {holders(cluster)}")
+    shown, held = done.stdout.splitlines()
+    slot_id = held.split()[0]
+    assert shown == f"{slot_id},keyring{slot_id}"
+
+
+def test_a_label_that_nobody_has(command):
+    done = command("lock", "--label", "nobody", "--", "true")
+    assert done.returncode == 1
+    (line,) = done.said
+    assert "no token has the label 'nobody'" in line
+
+
+def test_a_lock_that_is_not_to_be_had_in_time(command, hold_elsewhere):
+    hold_elsewhere(1)
+    for timeout in ("0", "0.2"):
+        done = command("lock", "--slot", 1, "--timeout", timeout, "--", "echo", "never")
+        assert (done.returncode, done.stdout) == (75, "")
+        (line,) = done.said
+        assert "slot 1 could not be locked" in line
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_token_that_is_not_to_be_had(command, hold_elsewhere):
+    hold_elsewhere(1)
+    for options in ((), ("--timeout", "0.2")):
+        done = command("claim", "cluster-1", *options, "--", "echo", "never")
+        assert (done.returncode, done.stdout) == (75, "")
+        (line,) = done.said
+        assert "has no unassigned token" in line
+
+
+def test_it_waits_for_the_lock(start, hold_elsewhere, wait_until_inside):
+    holder = hold_elsewhere(1)
+    process = start("lock", "--slot", 1, "--", "echo", "locked")
+    wait_until_inside("CA_LockClusteredSlot", pid=process.pid)
+    holder.release()
+    assert process.communicate(timeout=30)[0] == "locked\n"
+    assert process.returncode == 0
+
+
+def test_contention_as_the_option_says(start, command, cluster, hold_elsewhere):
+    cluster.switch("contention", "error")
+    holder = hold_elsewhere(1)
+    assert command("lock", "--slot", 1, "--", "true").returncode == 1
+    process = start("--contention", "poll", "lock", "--slot", 1, "--", "echo", "locked")
+    wait_until(lambda: any(call.pid == process.pid and call.rv == 0x30 for call in cluster.log()))
+    holder.release()
+    assert process.communicate(timeout=30)[0] == "locked\n"
+
+
+# ---- signals ----
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_is_passed_on_once(start, listener, locked, number):
+    process = start("lock", "--slot", 1, "--", *listener)
+    expect(process, r"ready (\d+)")
+    process.send_signal(getattr(signal, number))
+    expect(process, f"got {number}")
+    # The lock stays on until the command has ended.
+    assert locked() == {1: process.pid}
+    assert process.communicate("last\n", timeout=30)[0] == "read last\n"
+    assert process.returncode == 7
+    assert locked() == {}
+
+
+def test_signals_to_the_command_itself_are_its_own(start, listener, locked):
+    process = start("lock", "--slot", 1, "--", *listener)
+    child = int(expect(process, r"ready (\d+)")[1])
+    os.kill(child, signal.SIGTERM)
+    expect(process, "got SIGTERM")
+    os.kill(child, signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert process.returncode == 137
+    assert locked() == {}
+
+
+def test_many_signals_lose_no_end(start, listener, locked):
+    """A command may end while signals are on their way."""
+    for _ in range(5):
+        process = start("lock", "--slot", 1, "--", *listener)
+        expect(process, r"ready (\d+)")
+        for _ in range(20):
+            process.send_signal(signal.SIGUSR1)
+        process.stdin.close()
+        for _ in range(20):
+            process.send_signal(signal.SIGUSR1)
+        process.stdin = None
+        process.communicate(timeout=30)
+        # Those that come at its very end are the command's end, or luna-ext's, after the release.
+        assert process.returncode in (7, 128 + signal.SIGUSR1, -signal.SIGUSR1)
+        assert locked() == {}
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+@pytest.mark.parametrize("way", ["lock", "claim"])
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_signal_ends_the_wait_for_a_lock(
+    start, cluster, hold_elsewhere, wait_until_inside, locked, way, number, code
+):
+    holder = hold_elsewhere(1)
+    options = {"lock": ("--slot", 1), "claim": ("cluster-1", "--timeout", 60)}[way]
+    process = start(way, *options, "--", "echo", "never")
+    if way == "lock":
+        wait_until_inside("CA_LockClusteredSlot", pid=process.pid)
+    else:
+        # Told that none is left, it asks again until the time is up.
+        wait_until(lambda: any(call.function == "CA_GetUnassignedSlot" for call in cluster.log()))
+    process.send_signal(getattr(signal, number))
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (code, "")
+    assert locked() == {1: holder.pid}
+
+
+def test_a_ctrl_c_of_the_terminal_reaches_the_command_once(terminal, listener):
+    screen = terminal("lock", "--slot", 1, "--", *listener)
+    screen.expect(r"ready \d+\r\n")
+    screen.sendintr()
+    screen.expect("got SIGINT\r\n")
+    screen.sendline("last")
+    assert "got" not in screen.before
+    screen.expect("read last\r\n")
+    assert "got" not in screen.before
+    screen.sendeof()
+    screen.expect(pexpect.EOF)
+    screen.wait()
+    assert screen.exitstatus == 7
+
+
+def test_a_ctrl_c_of_the_terminal_ends_the_wait(terminal, hold_elsewhere, wait_until_inside):
+    hold_elsewhere(1)
+    screen = terminal("lock", "--slot", 1, "--", "echo", "never")
+    wait_until_inside("CA_LockClusteredSlot", pid=screen.pid)
+    screen.sendintr()
+    screen.expect("luna-ext: interrupted")
+    screen.expect(pexpect.EOF)
+    screen.wait()
+    assert screen.exitstatus == 130
+
+
+def test_signals_that_are_ignored_stay_ignored(start, listener, locked):
+    """As under nohup, or in the background of a shell."""
+    program = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    program += "; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    shell = "trap -- '' USR2; echo ready; read line; grep SigIgn /proc/$$/status; exit 3"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *COMMAND, "lock", "--slot", "1", "--", "sh", "-c", shell],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    expect(process, "ready")
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGHUP)
+    out, _ = process.communicate("\n", timeout=30)
+    ignored = int(out.split()[1], 16)
+    assert ignored & (1 << (signal.SIGINT - 1))
+    assert ignored & (1 << (signal.SIGHUP - 1))
+    assert process.returncode == 3
+    assert locked() == {}
+
+
+def test_the_command_has_python_of_its_own_signals(command):
+    """What a Python process ignores or blocks is not for the command."""
+    done = command("lock", "--slot", 1, "--", "grep", "Sig[BI]", "/proc/self/status")
+    assert [line.split()[1].strip("0") for line in done.stdout.splitlines()] == ["", ""]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
+def test_a_kill_of_luna_ext_ends_the_command_too(start, listener, locked):
+    process = start("lock", "--slot", 1, "--", *listener)
+    expect(process, r"ready (\d+)")
+    process.kill()
+    process.wait(30)
+    expect(process, "got SIGTERM")
+    assert locked() == {}
+
+
+# ---- what the command gets ----
+
+
+def test_its_input_and_output_are_the_commands(command, tmp_path):
+    file = tmp_path / "input"
+    file.write_text("from the input\n")
+    with file.open() as input_file:
+        done = command(
+            "lock", "--slot", 1, "--", "sh", "-c", "cat; echo word >&2", stdin=input_file
+        )
+    assert done.stdout == "from the input\n"
+    assert done.said == ["word"]
+
+
+def test_descriptors_of_the_shell_are_for_the_command(cluster, tmp_path):
+    """And no others: a connection of the client library would outlive luna-ext in it."""
+    file = tmp_path / "shell"
+    file.write_text("for the command\n")
+    lock_slot = [*COMMAND, "lock", "--slot", "1"]
+    show = "cat <&5; for fd in /proc/self/fd/*; do echo $(basename $fd) $(readlink $fd); done"
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 5<"$0"', file, *lock_slot, "--", "sh", "-c", show],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    first, *descriptors = done.stdout.splitlines()
+    assert first == "for the command"
+    targets = dict(line.split(maxsplit=1) for line in descriptors if " " in line)
+    others = {number: target for number, target in targets.items() if int(number) > 2}
+    assert others == {"5": str(file)}
+
+
+# ---- a lock that is lost, or stays on ----
+
+
+@pytest.mark.parametrize(("own", "code"), [(0, 1), (7, 7)])
+def test_a_lost_lock_is_told_in_the_end(start, cluster, own, code):
+    process = start("lock", "--slot", 1, "--", "sh", "-c", f"echo ready; read line; exit {own}")
+    expect(process, "ready")
+    cluster.disconnect(process.pid)
+    _, err = process.communicate("\n", timeout=30)
+    assert process.returncode == code
+    lines = [line for line in err.splitlines() if "is the stand-in" not in line]
+    (line,) = lines
+    assert "slot 1: the lock was lost while it was held" in line
+
+
+def test_an_unlock_that_fails_is_told(command, cluster):
+    cluster.fault("CA_UnlockClusteredSlot", 0x30)
+    done = command("lock", "--slot", 1, "--", "true")
+    assert done.returncode == 1
+    (line,) = done.said
+    assert "The lock may stay set until this process disconnects" in line
