@@ -96,7 +96,8 @@ def _labels(file: TextIO | None, count: int | None, prefix: str | None, first: i
     if file is not None:
         if count is not None or prefix is not None:
             raise click.UsageError("the labels come from --labels, or from --count and --prefix")
-        return [line for line in file.read().split("\n") if line]
+        lines = [line.removesuffix("\r") for line in file.read().split("\n")]
+        return [line for line in lines if line]
     if count is None or prefix is None:
         raise click.UsageError("which labels? Give --labels FILE, or --count N and --prefix P")
     return [f"{prefix}{number}" for number in range(first, first + count)]

@@ -108,5 +108,6 @@ def _from_prompt(what: str) -> bytearray:
         raise click.ClickException(
             f"no terminal to ask for the {what}; use --{option}-file or --{option}-fd"
         )
-    entered: str = click.prompt(what, hide_input=True, err=True)
+    # Twice: a fresh token takes any PIN, and a slip would be its PIN from then on.
+    entered: str = click.prompt(what, hide_input=True, confirmation_prompt=True, err=True)
     return bytearray(entered.encode("utf-8", "surrogateescape"))

@@ -1,0 +1,212 @@
+"""assign, provision."""
+
+import json
+import random
+import re
+import select
+import signal
+
+import pexpect
+import pytest
+
+CLAIM = "CA_GetUnassignedSlot"
+
+
+@pytest.fixture
+def found(cluster):
+    """Where each label is that was assigned: {label: slot IDs}. Nothing may be locked."""
+
+    def look():
+        labels = {}
+        for token in cluster.tokens():
+            assert token.owner is None, token
+            if token.label != token.original_label:
+                labels.setdefault(token.label, []).append(token.slot_id)
+        return labels
+
+    return look
+
+
+@pytest.fixture
+def provision(command, pin_file):
+    def run(*options, **more):
+        return command("provision", "cluster-1", "--so-pin-file", pin_file(), *options, **more)
+
+    return run
+
+
+def test_assign(command, found, pin_file):
+    done = command("assign", "cluster-1", "payments 07", "--so-pin-file", pin_file())
+    assert done.returncode == 0
+    ((label, [slot_id]),) = found().items()
+    assert done.stdout == f"assigned payments 07 in slot {slot_id}\n"
+    assert label == "payments 07"
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_assign_where_nothing_is_left(command, hold_elsewhere, pin_file):
+    hold_elsewhere(1)
+    done = command("assign", "cluster-1", "x", "--timeout", 0.2, "--so-pin-file", pin_file())
+    assert done.returncode == 1
+    (line,) = done.said
+    assert "has no unassigned token, and none became free within 0.2 s" in line
+
+
+def test_what_is_known_of_a_failed_assignment_is_told(command, cluster, pin_file):
+    cluster.fault("C_InitToken", 0x30, lost_reply=True)
+    done = command("assign", "cluster-1", "x", "--so-pin-file", pin_file())
+    assert done.returncode == 1
+    (line,) = done.said
+    assert "the token's label is 'x' now" in line
+
+
+def test_provision_by_number(provision, found):
+    done = provision("--count", 3, "--prefix", "payments-", "--first", 8)
+    assert done.returncode == 0
+    *lines, last = done.stdout.splitlines()
+    assert last == "3 assigned, 0 skipped, 0 failed"
+    labels = ["payments-10", "payments-8", "payments-9"]
+    assert sorted(lines) == [f"assigned {label} in slot {found()[label][0]}" for label in labels]
+    assert sorted(found()) == labels
+
+    done = provision("--count", 4, "--prefix", "payments-", "--first", 8)
+    assert done.stdout.splitlines()[-1] == "1 assigned, 3 skipped, 0 failed"
+
+
+def test_provision_by_name(provision, found, tmp_path):
+    file = tmp_path / "labels"
+    file.write_text("Schlüssel 鍵\r\n\nsecond one\n# third\n")
+    assert provision("--labels", file).returncode == 0
+    assert sorted(found()) == ["# third", "Schlüssel 鍵", "second one"]
+    with file.open() as labels:
+        done = provision("--labels", "-", stdin=labels)
+    assert done.stdout.splitlines()[-1] == "0 assigned, 3 skipped, 0 failed"
+
+
+@pytest.mark.parametrize(
+    ("contents", "says"),
+    [
+        (b"good\n" + b"x" * 33, "is 33 bytes of UTF-8; at most 32 fit"),
+        (b"good\ngood\n", "labels has 'good' more than once"),
+        (b"good\nblank \n", "the label 'blank ' ends in a blank"),
+        (b"good\n\xff\n", "cannot be written as UTF-8"),
+    ],
+)
+def test_a_bad_label_keeps_all_from_being_assigned(provision, found, tmp_path, contents, says):
+    file = tmp_path / "labels"
+    file.write_bytes(contents)
+    done = provision("--labels", file)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.said
+    assert says in line
+    assert found() == {}
+
+
+def test_labels_from_both(provision, tmp_path):
+    file = tmp_path / "labels"
+    file.write_text("good\n")
+    done = provision("--labels", file, "--count", 3, "--prefix", "x")
+    assert done.returncode == 2
+    assert provision("--labels", tmp_path / "none").returncode == 2
+
+
+def test_failures_are_told_and_counted(provision, cluster, found):
+    cluster.fault("C_InitToken", 0x30, times=1)
+    done = provision("--count", 9, "--prefix", "x")
+    assert done.returncode == 1
+    *lines, last = done.stdout.splitlines()
+    assert last == "7 assigned, 0 skipped, 2 failed"
+    failed = [line for line in lines if line.startswith("failed ")]
+    assert len(failed) == 2
+    assert sum("CKR_DEVICE_ERROR" in line for line in failed) == 1
+    assert sum("no unassigned token" in line for line in failed) == 1
+    assert len(found()) == 7
+
+
+def test_a_bar_on_a_terminal(terminal, cluster, found, pin_file):
+    cluster.fault("C_InitToken", 0x30, times=1)
+    options = ("--so-pin-file", pin_file(), "--count", 5, "--prefix", "x", "--workers", 1)
+    screen = terminal("provision", "cluster-1", *options)
+    screen.expect(r"failed x1: .*CKR_DEVICE_ERROR")
+    screen.expect_exact("5/5")
+    screen.expect_exact("4 assigned, 0 skipped, 1 failed")
+    screen.expect(pexpect.EOF)
+    screen.wait()
+    assert screen.exitstatus == 1
+    assert len(found()) == 4
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_ends_it_in_order(start, cluster, found, pin_file, number, code):
+    cluster.latency(0.02)
+    options = ("--so-pin-file", pin_file(), "--count", 8, "--prefix", "x", "--workers", 2)
+    process = start("provision", "cluster-1", *options)
+    assert process.stdout.readline().startswith("assigned x")
+    process.send_signal(getattr(signal, number))
+    process.communicate(timeout=30)
+    assert process.returncode == code
+    assert 1 <= len(found()) < 8
+
+
+@pytest.mark.luna_cluster(keyrings=40)
+def test_killed_and_run_again_it_is_complete_in_the_end(start, cluster, found, pin_file):
+    cluster.latency(0.004)
+    chance = random.Random(3)
+    file = pin_file(b"so-pin-1\n", name="so")
+    options = ("--so-pin-file", file, "--count", 30, "--prefix", "x")
+    kills = 0
+    while True:
+        process = start("provision", "cluster-1", *options)
+        # From its first word on.
+        process.stdout.readline()
+        ended = select.select([process.stdout], [], [], 0)[0] and process.poll() is not None
+        try:
+            process.wait(chance.uniform(0, 0.02) + 0.005 * kills)
+            ended = True
+        except Exception:
+            process.kill()
+            kills += 1
+        if ended:
+            break
+    assert kills >= 2
+    assert process.stdout.read().splitlines()[-1].endswith("0 failed")
+    labels = found()
+    assert len(labels) == 30
+    assert all(len(slot_ids) == 1 for slot_ids in labels.values())
+
+
+@pytest.mark.luna_cluster(keyrings=30)
+@pytest.mark.parametrize("guarded", [False, True])
+def test_two_hosts_at_once(start, command, cluster, found, pin_file, guarded):
+    guard = ()
+    if guarded:
+        done = command("assign", "cluster-1", "guard", "--so-pin-file", pin_file())
+        guard = ("--guard", done.stdout.split()[-1])
+    cluster.latency(0.3, CLAIM)
+    options = ("--so-pin-file", pin_file(), "--count", 6, "--prefix", "x", "--workers", 2, *guard)
+    processes = [start("provision", "cluster-1", *options) for _ in range(2)]
+    told = [process.communicate(timeout=60)[0] for process in processes]
+    codes = sorted(process.returncode for process in processes)
+    slots = found()
+    slots.pop("guard", None)
+    assert sorted(slots) == [f"x{number}" for number in range(1, 7)]
+    twice = {label for label, slot_ids in slots.items() if len(slot_ids) > 1}
+    reported = set(re.findall(r"failed (\w+): the label '\w+' is there 2 times", "".join(told)))
+    assert reported == twice
+    if guarded:
+        assert (twice, codes) == (set(), [0, 0])
+        last = sorted(text.splitlines()[-1] for text in told)
+        assert last == ["0 assigned, 6 skipped, 0 failed", "6 assigned, 0 skipped, 0 failed"]
+    else:
+        assert twice
+        assert 1 in codes
+
+
+def test_the_user_pin_is_set(provision, command, pin_file):
+    done = provision(
+        "--count", 2, "--prefix", "x", "--user-pin-file", pin_file(b"user-1\n", name="u")
+    )
+    assert done.returncode == 0
+    tokens = json.loads(command("tokens", "--json").stdout)
+    flags = {token["label"]: token["flags"] for token in tokens}
+    assert all("user_pin_initialized" in flags[label] for label in ("x1", "x2"))

@@ -1,0 +1,203 @@
+"""Where assign and provision get their PINs from."""
+
+import os
+import subprocess
+import sys
+
+import pexpect
+import pytest
+
+import luna_ext
+
+COMMAND = [sys.executable, "-m", "luna_ext"]
+PIN = "so-pin-1"
+
+
+@pytest.fixture
+def assign(command):
+    def run(*options, **more):
+        return command("assign", "cluster-1", "new", *options, **more)
+
+    return run
+
+
+@pytest.fixture
+def labels(cluster):
+    def look():
+        assert all(token.owner is None for token in cluster.tokens())
+        return [token.label for token in cluster.tokens()]
+
+    return look
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        b"so-pin-1",
+        b"so-pin-1\n",
+        b"so-pin-1\r\n",
+        b"so-pin-1\nwhat comes behind\n",
+        b"\xff\xfe\x80-1\n",
+    ],
+)
+def test_the_first_line_of_a_file(assign, labels, pin_file, luna, contents):
+    done = assign("--so-pin-file", pin_file(contents))
+    assert (done.returncode, done.said) == (0, [])
+    assert done.stdout.startswith("assigned new in slot ")
+    slot_id = int(done.stdout.split()[-1])
+    assert labels()[slot_id - 1] == "new"
+    # It is this PIN and no other that the token has now: the user's can be set with it.
+    pin = contents.split(b"\n")[0].rstrip(b"\r")
+    with luna.token("new") as token:
+        token._set_user_pin(pin, "user-pin-1")
+
+
+def test_a_link_to_a_good_file(assign, pin_file, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(pin_file())
+    assert assign("--so-pin-file", link).returncode == 0
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o644, 0o666])
+def test_a_file_that_others_can_read_or_write(assign, labels, pin_file, mode):
+    file = pin_file(mode=mode)
+    done = assign("--so-pin-file", file)
+    assert done.returncode == 1
+    (line,) = done.said
+    assert f"{file} has mode {mode:04o}" in line
+    assert f"chmod 600 {file}" in line
+    assert "new" not in labels()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_somebody_else(assign, pin_file):
+    file = pin_file()
+    os.chown(file, 12345, 12345)
+    done = assign("--so-pin-file", file)
+    assert done.returncode == 1
+    (line,) = done.said
+    assert f"{file} belongs to somebody else (UID 12345)" in line
+
+
+@pytest.mark.parametrize(
+    ("contents", "says"),
+    [
+        (b"", "is empty"),
+        (b"\nso-pin-1\n", "is empty"),
+        (b"\r\n", "is empty"),
+        (b"x" * 300, "has more than 256 bytes"),
+    ],
+)
+def test_a_file_without_a_pin(assign, labels, pin_file, contents, says):
+    file = pin_file(contents)
+    done = assign("--so-pin-file", file)
+    assert done.returncode == 1
+    (line,) = done.said
+    assert f"the first line of {file} {says}; that is no SO PIN" in line
+    assert "new" not in labels()
+
+
+def test_what_is_no_file(assign, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo, 0o600)
+    for path, says in (
+        (tmp_path / "none", "No such file or directory"),
+        (tmp_path, "is not a regular file"),
+        # Nobody writes into it, and nobody waits for that.
+        (fifo, "is not a regular file"),
+        ("/dev/null", "is not a regular file"),
+    ):
+        done = assign("--so-pin-file", path)
+        assert done.returncode == 1
+        (line,) = done.said
+        assert str(path) in line
+        assert says in line
+
+
+def test_two_pins_from_one_descriptor(cluster, luna, pin_file):
+    file = pin_file(b"so-pin-1\nuser-pin-1\n")
+    options = ["--so-pin-fd", "7", "--user-pin-fd", "7"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 7<"$0"', file, *COMMAND, "assign", "cluster-1", "new", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert luna_ext.TokenFlag.USER_PIN_INITIALIZED in luna.token("new").info.flags
+
+
+def test_a_pin_from_the_input(assign, luna, pin_file):
+    with pin_file().open() as file:
+        assert assign("--so-pin-fd", 0, stdin=file).returncode == 0
+    assert luna.token("new").label == "new"
+
+
+def test_a_descriptor_that_is_not_open(assign, labels):
+    done = assign("--so-pin-fd", 77)
+    assert done.returncode == 1
+    assert done.said == [
+        "luna-ext: the SO PIN cannot be read from descriptor 77: Bad file descriptor"
+    ]
+    assert "new" not in labels()
+
+
+def test_from_a_file_and_a_descriptor(assign, pin_file):
+    done = assign("--so-pin-file", pin_file(), "--so-pin-fd", 0)
+    assert done.returncode == 2
+    (line,) = done.said
+    assert "from a file or from a descriptor, not from both" in line
+
+
+def test_no_option_takes_the_pin_itself(command):
+    for name in ("assign", "provision"):
+        shown = command(name, "--help").stdout
+        assert "--so-pin-file" in shown
+        assert "--so-pin " not in shown
+        assert command(name, "cluster-1", "new", "--so-pin", PIN).returncode == 2
+
+
+def test_without_a_terminal_nobody_is_asked(assign):
+    done = assign()
+    assert done.returncode == 1
+    assert done.said == [
+        "luna-ext: no terminal to ask for the SO PIN; use --so-pin-file or --so-pin-fd"
+    ]
+
+
+def test_a_prompt(terminal, luna):
+    screen = terminal("assign", "cluster-1", "new", "--ask-user-pin")
+    for what, pin in (("SO PIN", PIN), ("user PIN", "user-pin-1")):
+        screen.expect_exact(f"{what}: ")
+        screen.waitnoecho()
+        screen.sendline(pin)
+        screen.expect_exact("Repeat for confirmation: ")
+        screen.sendline(pin)
+    screen.expect_exact("assigned new in slot ")
+    screen.expect(pexpect.EOF)
+    assert PIN not in screen.before
+    screen.wait()
+    assert screen.exitstatus == 0
+    assert luna_ext.TokenFlag.USER_PIN_INITIALIZED in luna.token("new").info.flags
+
+
+def test_a_prompt_that_is_left(terminal, labels):
+    screen = terminal("assign", "cluster-1", "new")
+    screen.expect_exact("SO PIN: ")
+    screen.waitnoecho()
+    screen.sendintr()
+    screen.expect_exact("luna-ext: interrupted")
+    screen.expect(pexpect.EOF)
+    screen.wait()
+    assert screen.exitstatus == 130
+    assert "new" not in labels()
+
+
+def test_a_pin_is_never_shown(command, cluster, pin_file):
+    file = pin_file(b"secret-officer\n")
+    command("assign", "cluster-1", "first", "--so-pin-file", file)
+    for rv in (0xA0, 0x30, 0x7):
+        cluster.fault("C_InitToken", rv, times=1)
+        done = command("--debug", "assign", "cluster-1", "new", "--so-pin-file", file)
+        assert done.returncode == 1
+        assert "secret" not in done.stdout + done.stderr
