@@ -32,13 +32,14 @@ class Crew:
         self.count = 0
         self._waits = [array.array("Q") for _ in slots]
         self._stopped = False
+        self._error: Exception | None = None
         self._start = threading.Barrier(len(slots) + counts + 1)
         self._threads = [
-            threading.Thread(target=self._lock, args=pair)
+            threading.Thread(target=self._lock, args=pair, daemon=True)
             for pair in zip(slots, self._waits, strict=True)
         ]
         if counts:
-            self._threads.append(threading.Thread(target=self._count))
+            self._threads.append(threading.Thread(target=self._count, daemon=True))
 
     def run(self, seconds: float) -> Waits:
         for thread in self._threads:
@@ -51,15 +52,20 @@ class Crew:
         done = sum(map(len, self._waits))
         for thread in self._threads:
             thread.join()
+        if self._error is not None:
+            raise self._error
         return Waits(done / lasted, sorted(wait for waits in self._waits for wait in waits))
 
     def _lock(self, lock: Lock, waits: array.array[int]) -> None:
         now = time.perf_counter_ns
         self._start.wait()
-        while not self._stopped:
-            begin = now()
-            with lock:
-                waits.append(now() - begin)
+        try:
+            while not self._stopped:
+                begin = now()
+                with lock:
+                    waits.append(now() - begin)
+        except Exception as error:
+            self._error = error
 
     def _count(self) -> None:
         self._start.wait()

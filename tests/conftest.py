@@ -8,12 +8,15 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 import luna_ext
-from luna_ext.stub import STATE_VARIABLE, Cluster
+from luna_ext.stub import STATE_VARIABLE, Cluster, library_path
+
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +29,33 @@ def no_cluster_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def cluster(luna_cluster: Cluster) -> Cluster:
     return luna_cluster
+
+
+@pytest.fixture(scope="session")
+def old_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Builds, once each, a client library with only these of the cluster functions.
+
+    It works on the stand-in's cluster, and does not say that it is the stand-in.
+    """
+    directory = tmp_path_factory.mktemp("old_client")
+
+    def build(
+        *functions: str, function_list_rv: int | None = None, growing_from: int | None = None
+    ) -> Path:
+        switches = [f"-DWITH_{function}" for function in functions]
+        if function_list_rv is not None:
+            switches.append(f"-DFUNCTION_LIST_RV={function_list_rv:#x}")
+        if growing_from is not None:
+            switches.append(f"-DGROWING_FROM={growing_from}")
+        library = directory / ("_".join(["client", *switches]).replace("-D", "") + ".so")
+        if not library.exists():
+            command = ["cc", "-shared", "-fPIC", "-std=c11", "-Wall", "-Wextra", "-Werror"]
+            command += [f'-DSTAND_IN="{library_path()}"', *switches]
+            command += [f"-I{HERE.parent / 'include'}", str(HERE / "c" / "old_client.c")]
+            subprocess.run([*command, "-o", str(library), "-ldl"], check=True)
+        return library
+
+    return build
 
 
 HOLDER = """

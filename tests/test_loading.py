@@ -28,28 +28,6 @@ CLUSTER_FUNCTIONS = (
 
 
 @pytest.fixture(scope="session")
-def old_client(tmp_path_factory):
-    """Builds, once each, a client library with only these of the cluster functions."""
-    directory = tmp_path_factory.mktemp("old_client")
-
-    def build(*functions, function_list_rv=None, growing_from=None):
-        switches = [f"-DWITH_{function}" for function in functions]
-        if function_list_rv is not None:
-            switches.append(f"-DFUNCTION_LIST_RV={function_list_rv:#x}")
-        if growing_from is not None:
-            switches.append(f"-DGROWING_FROM={growing_from}")
-        library = directory / ("_".join(["client", *switches]).replace("-D", "") + ".so")
-        if not library.exists():
-            command = ["cc", "-shared", "-fPIC", "-std=c11", "-Wall", "-Wextra", "-Werror"]
-            command += [f'-DSTAND_IN="{library_path()}"', *switches]
-            command += [f"-I{HERE.parent / 'include'}", str(HERE / "c" / "old_client.c")]
-            subprocess.run([*command, "-o", str(library), "-ldl"], check=True)
-        return library
-
-    return build
-
-
-@pytest.fixture(scope="session")
 def plain_library(tmp_path_factory):
     """A shared library that loads but is no PKCS #11 module."""
     directory = tmp_path_factory.mktemp("plain")

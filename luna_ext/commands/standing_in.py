@@ -195,8 +195,6 @@ def bench(
             luna = stack.enter_context(options.open())
             shared = [luna.slot(slot_id)]
         waits = Crew([shared[index % len(shared)] for index in range(threads)]).run(seconds)
-    if not waits.sorted:
-        raise click.ClickException(f"no thread has got a lock within {seconds:g} s")
     print_table(
         ("threads", "slots", "locked per second", "wait p50, µs", "p99", "longest"),
         [
