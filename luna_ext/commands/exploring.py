@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import signal
@@ -209,7 +210,8 @@ def watch(options: Settings, interval: float) -> None:
         if not sys.stdout.isatty():
             print_table(COLUMNS, _rows(luna))
             return
-        with Live(console=Console(), screen=True, auto_refresh=False) as live:
+        live = Live(console=Console(), screen=True, auto_refresh=False)
+        with contextlib.suppress(KeyboardInterrupt), live:
             while True:
                 live.update(make_table(COLUMNS, _rows(luna)), refresh=True)
                 time.sleep(interval)
