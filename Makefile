@@ -25,8 +25,10 @@ check: $(VENV)/built $(VENV)/with-check
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest luna_ext --allowlist tests/stubtest_allowlist.txt
 
-# Tests that compile programs of their own: what is built for another run of the tests is not in them.
+# Tests that compile programs of their own, or run others: what is built for another run of the tests is
+# not in them, or nothing but Python.
 COMPILING := test_build stub/test_windows stub/test_storm stub/test_races
+COMMANDS := --ignore=tests/commands
 
 # The tests once more, on modules that are built to be traced, in a tree of their own. It begins before
 # pytest, which loads luna_ext as a plugin.
@@ -37,7 +39,7 @@ coverage: $(VENV)/built $(VENV)/with-test
 	rm -f build/coverage/luna_ext/*.so
 	cd build/coverage && LUNA_EXT_TRACE=1 $(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/coverage && $(abspath $(BIN))/coverage run -m pytest -q -m "not signals and not stress" \
-		--ignore=tests/test_every_code.py $(COMPILING:%=--ignore=tests/%.py)
+		--ignore=tests/test_every_code.py $(COMMANDS) $(COMPILING:%=--ignore=tests/%.py)
 	cd build/coverage && $(abspath $(BIN))/coverage report
 
 # ---- the stand-in's C code under sanitizers, valgrind and a fuzzer ----
@@ -78,7 +80,7 @@ asan: asan-tools build/asan/storm build/asan/storm-plain $(VENV)/built $(VENV)/w
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/asan/tree && LD_PRELOAD="$$($(SANITIZER_CC) -print-file-name=libasan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 $(abspath $(BIN))/python -m pytest -q tests \
-		-m "not stress" --ignore=tests/stub/test_p11_kit.py $(COMPILING:%=--ignore=tests/%.py) \
+		-m "not stress" --ignore=tests/stub/test_p11_kit.py $(COMMANDS) $(COMPILING:%=--ignore=tests/%.py) \
 		--deselect=tests/test_fork.py::test_the_first_calls_of_many_threads_of_a_child_initialise_once
 
 VALGRIND := valgrind -q --error-exitcode=9
@@ -98,7 +100,7 @@ tsan: tsan-tools build/tsan/storm $(VENV)/built $(VENV)/with-test
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/tsan/tree && LD_PRELOAD="$$($(SANITIZER_CC) -print-file-name=libtsan.so)" TSAN_OPTIONS="\
 		die_after_fork=0 handle_segv=0 suppressions=$(abspath tests/tsan.supp) log_path=$(abspath build/tsan/reports)/of" \
-		$(NOT_AT_RANDOM) $(abspath $(BIN))/python -m pytest -q tests --ignore=tests/stub \
+		$(NOT_AT_RANDOM) $(abspath $(BIN))/python -m pytest -q tests --ignore=tests/stub $(COMMANDS) \
 		--deselect=tests/test_processes.py::test_forked_workers_of_an_open_library_exclude_each_other \
 		--ignore=tests/test_gunicorn.py $(SINGLE_THREADED:%=--ignore=tests/test_%.py); \
 		status=$$?; cat $(abspath build/tsan/reports)/* 2>/dev/null && exit 66; exit $$status

@@ -20,8 +20,6 @@ from ..lock_errors import AGAIN_OR_BUSY, CKR_DEVICE_ERROR
 from .console import Settings, json_option, print_json, printable, settings
 
 CKR_OK, CKR_FUNCTION_FAILED = 0, 6
-PATIENCE = 2.0
-"""Seconds after which a lock call counts as one that waits."""
 LONG = 120.0
 """Seconds after which a device that does not answer at all is given up."""
 POLL = 0.01
@@ -105,9 +103,10 @@ class Finding(NamedTuple):
 class Probe:
     """The questions, each asked by processes of its own, which are killed when it is answered."""
 
-    def __init__(self, path: str, slot_id: int) -> None:
+    def __init__(self, path: str, slot_id: int, patience: float) -> None:
         self._path = path
         self._slot_id = slot_id
+        self._patience = patience
         self.waits = False
         self.contention: int | None = None
         """What a lock call answers while somebody else holds the lock."""
@@ -133,7 +132,7 @@ class Probe:
                 for client in clients[1:]:
                     client.kill()
                 if clients[0].is_alive():
-                    clients[0].answer(clients[0].begin("unlock", self._slot_id), PATIENCE)
+                    clients[0].answer(clients[0].begin("unlock", self._slot_id), self._patience)
 
     def is_free(self) -> float:
         """Seconds until another application has got the lock; it is unlocked again."""
@@ -155,7 +154,7 @@ class Probe:
     def ask_contention(self) -> str:
         with self._clients(2) as (holder, other):
             number = other.begin("lock", self._slot_id)
-            got = other.answer(number, PATIENCE)
+            got = other.answer(number, self._patience)
             if got is not None:
                 self.contention = got.rv
                 if got.rv == CKR_OK:
@@ -170,7 +169,7 @@ class Probe:
 
     def ask_relock(self) -> str:
         with self._clients(1) as (holder,):
-            got = holder.answer(holder.begin("lock", self._slot_id), PATIENCE)
+            got = holder.answer(holder.begin("lock", self._slot_id), self._patience)
             if got is None:
                 return "waits for the lock that its own process holds"
             return "is granted" if got.rv == CKR_OK else f"answers {rv_name(got.rv)}"
@@ -180,7 +179,7 @@ class Probe:
             rv = stranger.call("unlock", self._slot_id).rv
             if rv != CKR_OK:
                 return f"answers {rv_name(rv)}: the owner is checked"
-            got = other.answer(other.begin("lock", self._slot_id), PATIENCE)
+            got = other.answer(other.begin("lock", self._slot_id), self._patience)
             if got is not None and got.rv == CKR_OK:
                 return "takes the lock off: THE OWNER IS NOT CHECKED"
             return "answers CKR_OK and does nothing"
@@ -196,9 +195,9 @@ class Probe:
         with self._clients(2) as (_, other):
             other.begin("lock", self._slot_id)
             time.sleep(POLL)
-            got = other.answer(other.begin("token_info", self._slot_id), PATIENCE)
+            got = other.answer(other.begin("token_info", self._slot_id), self._patience)
             if got is None:
-                return f"yes: C_GetTokenInfo has not answered for {PATIENCE:.0f} s"
+                return f"yes: C_GetTokenInfo has not answered for {self._patience:g} s"
             return f"no: C_GetTokenInfo takes {got.seconds * 1000:.1f} ms meanwhile"
 
     def ask_claim(self, cluster_id: str) -> str:
@@ -266,10 +265,20 @@ def _findings(probe: Probe, cluster_id: str | None) -> Iterator[Finding]:
     metavar="ID",
     help="Also claim tokens of this cluster, which are unlocked again at once.",
 )
+@click.option(
+    "--patience",
+    type=click.FloatRange(0.1),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A call that takes longer counts as one that waits.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask before a device is touched.")
 @json_option
 @settings
-def probe(options: Settings, slot_id: int, cluster: str | None, yes: bool, as_json: bool) -> None:
+def probe(
+    options: Settings, slot_id: int, cluster: str | None, patience: float, yes: bool, as_json: bool
+) -> None:
     """Find out what the device does where the SDK says nothing.
 
     Does contention wait or answer an error? What does a second lock call of the same process get?
@@ -289,7 +298,7 @@ def probe(options: Settings, slot_id: int, cluster: str | None, yes: bool, as_js
             err=True,
         )
     findings = []
-    for finding in _findings(Probe(path, slot_id), cluster):
+    for finding in _findings(Probe(path, slot_id, patience), cluster):
         findings.append(finding)
         if not as_json:
             click.echo(f"{finding.question}: {finding.answer}.")

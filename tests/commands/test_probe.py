@@ -1,0 +1,168 @@
+"""probe: it finds out what the stand-in's switches say."""
+
+import itertools
+import json
+import os
+
+import pexpect
+import pytest
+
+CLUSTER_FUNCTIONS = [
+    "CA_GetSlotId",
+    "CA_GetUnassignedSlot",
+    "CA_LockClusteredSlot",
+    "CA_UnlockClusteredSlot",
+]
+CONTENTION = "A lock call while another process holds the lock"
+RELOCK = "A second lock call of the process that holds it"
+UNLOCK = "An unlock call by a process that does not hold it"
+KILL = "How long until a killed holder's lock is free"
+DELAY = "Does a lock call that waits delay its process's other calls"
+CLAIM = "Can a claim return a slot that its process holds"
+SETTING = "The setting for this device"
+
+ANSWERS = {
+    ("contention", "wait"): (CONTENTION, "waits, and answers CKR_OK once the lock is unlocked"),
+    ("contention", "error"): (CONTENTION, "answers CKR_DEVICE_ERROR"),
+    ("relock", "granted"): (RELOCK, "is granted"),
+    ("relock", "wait"): (RELOCK, "waits for the lock that its own process holds"),
+    ("relock", "error"): (RELOCK, "answers CKR_DEVICE_ERROR"),
+    ("unlock_owner", "unchecked"): (UNLOCK, "takes the lock off: THE OWNER IS NOT CHECKED"),
+    ("unlock_owner", "checked"): (UNLOCK, "answers CKR_DEVICE_ERROR: the owner is checked"),
+}
+
+
+@pytest.fixture
+def probe(command, locked, cluster):
+    """The findings; the slot is unlocked afterwards, and no process is left."""
+
+    def run(*options):
+        done = command("probe", "--slot", 3, "--patience", 0.3, "--json", *options)
+        assert (done.returncode, done.said) == (0, [])
+        assert locked() == {}
+        pids = {call.pid for call in cluster.log()} - {os.getpid()}
+        assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+        used = {call.slot_id for call in cluster.log() if call.function.startswith("CA_")}
+        assert used == {3} or "--cluster" in options
+        return json.loads(done.stdout)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "values",
+    [*itertools.product(["wait", "error"], ["granted", "wait", "error"], ["unchecked", "checked"])],
+    ids=",".join,
+)
+def test_each_switch_is_found_out(probe, cluster, values):
+    expected = {}
+    for name, value in zip(["contention", "relock", "unlock_owner"], values, strict=True):
+        cluster.switch(name, value)
+        question, answer = ANSWERS[name, value]
+        expected[question] = answer
+    found = probe()
+    assert {question: found[question] for question in expected} == expected
+    assert float(found[KILL].removesuffix(" s")) < 5
+    if values[0] == "wait":
+        assert found[DELAY].startswith("no: C_GetTokenInfo takes ")
+        assert found[SETTING] == 'contention="block" (the default)'
+    else:
+        assert found[DELAY] == "no lock call waits"
+        assert found[SETTING] == 'contention="poll"'
+    assert found[CLAIM].startswith("not asked")
+
+
+def test_claims(probe):
+    assert probe("--cluster", "cluster-1")[CLAIM] == (
+        "no: 7 other slots were claimed, and then none was left or enough"
+    )
+
+
+def test_findings_for_people(command):
+    done = command("probe", "--slot", 3, "--patience", 0.3)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{CONTENTION}: waits, and answers CKR_OK once the lock is unlocked."
+    assert lines[-1] == f'{SETTING}: contention="block" (the default).'
+
+
+def test_a_device_that_is_busy_needs_no_setting(command, cluster):
+    """An answer that is asked again in any case."""
+    cluster.switch("contention", "error")
+    # Each process has its own C_Initialize; the second lock call is the other process's.
+    cluster.fault("CA_LockClusteredSlot", 0x80000041, every=2, times=1)
+    found = json.loads(command("probe", "--slot", 3, "--patience", 0.3, "--json").stdout)
+    assert found[CONTENTION] == "answers CKR_AGAIN"
+    assert found[SETTING].startswith('contention="block" (the default)')
+
+
+def test_a_slot_that_is_locked(command, hold_elsewhere, cluster, locked):
+    cluster.switch("contention", "error")
+    holder = hold_elsewhere(3)
+    done = command("probe", "--slot", 3)
+    assert done.returncode == 1
+    (line,) = done.said
+    assert "slot 3 cannot be locked: CA_LockClusteredSlot answers CKR_DEVICE_ERROR" in line
+    assert locked() == {3: holder.pid}
+
+
+def test_a_slot_that_is_not_there(command):
+    done = command("probe", "--slot", 99)
+    assert done.returncode == 1
+    (line,) = done.said
+    assert "CKR_SLOT_ID_INVALID" in line
+
+
+# ---- what is not the stand-in ----
+
+
+@pytest.fixture
+def device(old_client, monkeypatch):
+    library = old_client(*CLUSTER_FUNCTIONS)
+    monkeypatch.setenv("LUNA_EXT_LIBRARY", str(library))
+    return library
+
+
+@pytest.mark.parametrize("answer", ["n", ""])
+def test_a_real_device_is_not_touched_without_a_yes(terminal, device, cluster, answer):
+    screen = terminal("probe", "--slot", 3)
+    screen.expect_exact("Lock and unlock slot 3 ('keyring3') of a real device? [y/N]: ")
+    screen.sendline(answer)
+    screen.expect(pexpect.EOF)
+    screen.wait()
+    assert screen.exitstatus != 0
+    assert not any(call.function.startswith("CA_") for call in cluster.log())
+
+
+def test_without_a_terminal_nobody_can_say_yes(command, device, cluster):
+    done = command("probe", "--slot", 3)
+    assert done.returncode != 0
+    assert not any(call.function.startswith("CA_") for call in cluster.log())
+
+
+def test_a_real_device_is_probed_after_a_yes(terminal, command, device, cluster):
+    screen = terminal("probe", "--slot", 3)
+    screen.expect_exact("[y/N]: ")
+    screen.sendline("y")
+    screen.expect_exact(SETTING)
+    screen.expect(pexpect.EOF)
+    screen.wait()
+    assert screen.exitstatus == 0
+    assert command("probe", "--slot", 3, "--yes").returncode == 0
+    used = {call.slot_id for call in cluster.log() if call.function.startswith("CA_")}
+    assert used == {3}
+
+
+def test_ctrl_c_leaves_no_process_and_no_lock(terminal, cluster, locked):
+    screen = terminal("probe", "--slot", 3)
+    # The other process waits for the lock then.
+    while not any(
+        call.function == "CA_LockClusteredSlot" and call.rv is None for call in cluster.log()
+    ):
+        assert screen.isalive()
+    screen.sendintr()
+    screen.expect_exact("luna-ext: interrupted")
+    screen.expect(pexpect.EOF)
+    screen.wait()
+    assert screen.exitstatus == 130
+    assert locked() == {}
