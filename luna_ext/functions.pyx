@@ -39,7 +39,7 @@ cdef object error_of(CK_RV rv, int function, object slot_id):
 
 
 cdef dict stats_of(luna_counter *counters):
-    """FunctionStats by name, for the functions that were called. Reads what others may be writing."""
+    """FunctionStats of what was called, by name. Reads what others may be writing."""
     cdef luna_counter *counter
     stats = {}
     for function in range(FUNCTION_COUNT):

@@ -13,10 +13,10 @@ try:
         Metric,
     )
     from prometheus_client.registry import Collector
-except ImportError as error:
+except ModuleNotFoundError:
     raise ImportError(
         "luna_ext.metrics needs the package prometheus-client: pip install 'luna_ext[prometheus]'"
-    ) from error
+    ) from None
 
 from .library import Library
 

@@ -1,15 +1,11 @@
 from luna_ext.client cimport Client, Lease
 from luna_ext.cryptoki cimport CK_RV, CK_SLOT_ID
-from luna_ext.releasing cimport ReleasableHold
+from luna_ext.queued cimport QueuedHold
 from luna_ext.reports cimport Wait
-from luna_ext.waiters cimport Outcome, Waiter, WaitQueue
+from luna_ext.waiters cimport Waiter
 
 
-cdef class SlotMutex(ReleasableHold):
-    cdef bint calling            # LOCKING, and the device has the call; else it is between tries
-    cdef unsigned long caller    # the thread that makes the outstanding lock call itself, or 0
-    cdef WaitQueue queue         # who waits
-
+cdef class SlotMutex(QueuedHold):
     cdef int acquire(self, Lease lease, bint poll) except -1
     cdef bint acquire_within(self, Lease lease, bint poll, double seconds) except -1
     cdef Waiter ask(self, object key, Lease lease, bint poll, object wake)
@@ -25,13 +21,6 @@ cdef class SlotMutex(ReleasableHold):
     cdef CK_RV _insist(
         self, Lease lease, bint poll, Wait *wait, CK_RV rv, bint asked
     ) except? 0xFFFFFFFF
-    cdef CK_RV _lock_call(self) except? 0xFFFFFFFF
-    cdef int _check_lease(self, Lease lease) except -1
-    cdef int _enqueue(self, Waiter waiter, bint first) except -1
-    cdef int _hand_over(self, int bit) except -1
-    cdef int _settle(self, Waiter waiter, Outcome outcome, object error) except -1
-    cdef int _refuse_reentry(self, object key) except -1
-    cdef bint _tasks_here(self) except -1
 
 
 cdef SlotMutex mutex_of(Client client, CK_SLOT_ID slot_id)
