@@ -60,6 +60,7 @@ cdef class Client:
     cdef int hold_back_at_exit(self) except -1
     cdef int need(self, int function, str path) except -1
     cdef bint has(self, int function) noexcept
+    cdef bint drain(self, double seconds, bint abandoned) except -1
     cdef Py_ssize_t abandoned(self) except -1
 
 

@@ -1,12 +1,10 @@
 """The loaded client library: its functions, C_Initialize, the calls in flight, fork, close."""
 
-import atexit
 import logging
 import os
 import sys
 import threading
 import time
-import warnings
 
 cimport cython
 from libc.stdint cimport uint64_t
@@ -25,7 +23,6 @@ from luna_ext.cryptoki cimport (
     CA_LockClusteredSlot_t,
     CA_UnlockClusteredSlot_t,
 )
-from luna_ext.exit_calls cimport finalize_until, unlock_until
 from luna_ext.functions cimport (
     C_FINALIZE,
     C_INITIALIZE,
@@ -197,8 +194,8 @@ cdef class Client:
         # First: a signal that is seen at the end would leave a lease that nobody ends.
         self._publish()
         if self.state == CLOSING:
-            self._drain(-1, abandoned=False)
-            self._drain(REOPEN_SECONDS)
+            self.drain(-1, False)
+            self.drain(REOPEN_SECONDS, True)
             self.call_came_back()
         lease = Lease(self, path)
         with self.transition:
@@ -235,7 +232,7 @@ cdef class Client:
         """
         while self.state == CLOSING and not self.leases:
             # Not under `transition`: a signal handler may close the library in here once more.
-            self._drain(-1, abandoned=False)
+            self.drain(-1, False)
             self.call_came_back()
             if self.in_flight <= self.abandoned():
                 return
@@ -331,7 +328,7 @@ cdef class Client:
         self.state = CLOSED
         return rv
 
-    def _drain(self, double seconds, bint abandoned=True):
+    cdef bint drain(self, double seconds, bint abandoned) except -1:
         """Wait until no call is in flight; -1: for ever. Whether that is so.
 
         Without `abandoned`, lock calls that nobody waits for any more are not waited for either.
@@ -375,51 +372,16 @@ cdef class Client:
         for mutex in self.mutexes.values():
             mutex.after_fork()
 
-    def shut_down(self, double deadline):
-        """At the interpreter's exit: unlock what is held and finalise, if the device answers.
 
-        What there is to be said of it.
-        """
-        if self.state != READY and self.state != CLOSING:
-            return []
-        self.state = CLOSING
-        places = {}
-        for mutex in tuple(self.mutexes.values()):
-            place = mutex.lose("the interpreter exits")
-            if place is not None:
-                places[mutex.slot_id] = place
-        if not places or unlock_until(self.unlock_clustered_slot, list(places), deadline):
-            # In this order: who is draining with us may finalise meanwhile.
-            if self._drain(max(0.0, deadline - time.monotonic())) and self.initialised_here:
-                self.initialised_here = False
-                self.answers = False
-                if finalize_until(self.functions.C_Finalize, deadline):
-                    self.state = CLOSED
-        return [
-            f"slot {slot_id} was still locked, {place}, when the interpreter exited"
-            for slot_id, place in places.items()
-            if place
-        ]
+def loaded_clients():
+    """All that this process has loaded."""
+    return tuple(_clients.values())
 
 
 def _after_fork_in_child():
-    for client in _clients.values():
+    for client in loaded_clients():
         client.after_fork()
-
-
-def _at_exit():
-    deadline = time.monotonic() + EXIT_SECONDS
-    clients = tuple(_clients.values())
-    for client in clients:
-        (<Client> client).exits = PyThread_get_thread_ident()
-    for message in [message for client in clients for message in client.shut_down(deadline)]:
-        try:
-            warnings.warn(message, ResourceWarning, stacklevel=2)
-        except ResourceWarning as warning:
-            # A warning that is an error; there is nobody left to raise it to.
-            _log.error("%s", warning)
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-atexit.register(_at_exit)

@@ -1,5 +1,6 @@
 """Library: the front door. Loads a client library and makes its slots and tokens."""
 
+import atexit
 import operator
 import os
 import sys
@@ -22,6 +23,7 @@ from luna_ext.lock cimport check_open
 from luna_ext.slot cimport ClusterSlot, new_slot
 from luna_ext.token cimport new_token
 
+from .at_exit import shut_down_all
 from .discovery import find_library
 from .errors import AmbiguousLabelError, CryptokiError, LibraryClosedError, TokenNotFoundError
 from .labels import encode_label
@@ -32,6 +34,8 @@ cdef extern from "Python.h":
 
 # Not looked up in `sys`, which may be gone by the time that it is asked.
 cdef object is_finalizing = sys.is_finalizing
+
+atexit.register(shut_down_all)
 
 LARGEST_SLOT_ID = <CK_SLOT_ID> -1
 _VANISHED = (CKR_SLOT_ID_INVALID, CKR_TOKEN_NOT_PRESENT, CKR_TOKEN_NOT_RECOGNIZED)

@@ -1,16 +1,27 @@
-"""The device calls of the interpreter's exit, bounded in time.
+"""The interpreter's exit: what is held is unlocked, the client libraries are finalised, in 2 s.
 
-They run on a bare thread: Python's own cannot be started any more by then, and a call that never
-returns must not keep the process.
+The device calls are made by a bare thread: Python's own cannot be started any more by then, and a
+call that never returns must not keep the process.
 """
 
-import time
+import logging
+import warnings
 
 from libc.stdlib cimport calloc, free
 
 from luna_ext.answers cimport says_busy
+from luna_ext.client cimport CLOSED, CLOSING, READY, Client
 from luna_ext.clock cimport luna_now, luna_pause
-from luna_ext.cryptoki cimport CK_SLOT_ID, CA_UnlockClusteredSlot_t
+from luna_ext.cryptoki cimport CK_RV, CK_SLOT_ID, CA_UnlockClusteredSlot_t
+
+from .client import EXIT_SECONDS, loaded_clients
+
+_log = logging.getLogger("luna_ext")
+
+ctypedef CK_RV (*C_Finalize_t)(void *pReserved) noexcept nogil
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() noexcept nogil
 
 cdef extern from "pythread.h":
     ctypedef void *PyThread_type_lock
@@ -31,8 +42,46 @@ cdef struct Job:
     PyThread_type_lock done             # released at the end
 
 
+def shut_down_all():
+    """What is registered with atexit."""
+    cdef double deadline = luna_now() + EXIT_SECONDS
+    clients = loaded_clients()
+    for client in clients:
+        (<Client> client).exits = PyThread_get_thread_ident()
+    for message in [message for client in clients for message in shut_down(client, deadline)]:
+        try:
+            warnings.warn(message, ResourceWarning, stacklevel=2)
+        except ResourceWarning as warning:
+            # A warning that is an error; there is nobody left to raise it to.
+            _log.error("%s", warning)
+
+
+cdef list shut_down(Client client, double deadline):
+    """Unlock what is held and finalise, if the device answers. What there is to be said of it."""
+    if client.state != READY and client.state != CLOSING:
+        return []
+    client.state = CLOSING
+    places = {}
+    for mutex in tuple(client.mutexes.values()):
+        place = mutex.lose("the interpreter exits")
+        if place is not None:
+            places[mutex.slot_id] = place
+    if not places or unlock_until(client.unlock_clustered_slot, list(places), deadline):
+        # In this order: who is draining with us may finalise meanwhile.
+        if client.drain(max(0.0, deadline - luna_now()), True) and client.initialised_here:
+            client.initialised_here = False
+            client.answers = False
+            if finalize_until(client.functions.C_Finalize, deadline):
+                client.state = CLOSED
+    return [
+        f"slot {slot_id} was still locked, {place}, when the interpreter exited"
+        for slot_id, place in places.items()
+        if place
+    ]
+
+
 cdef bint unlock_until(CA_UnlockClusteredSlot_t unlock, list slot_ids, double deadline) except -1:
-    """Unlock the slots; whether that was done by the deadline (time.monotonic() seconds)."""
+    """Unlock the slots; whether that was done by the deadline (seconds of luna_now())."""
     cdef Job *job = new_job(len(slot_ids))
     job.unlock = unlock
     for index, slot_id in enumerate(slot_ids):
@@ -73,7 +122,6 @@ cdef void run_job(void *argument) noexcept nogil:
 
 cdef bint run_until(Job *job, double deadline) except -1:
     """Run the job; whether it was done by the deadline. If not, its thread keeps the job."""
-    cdef double end = luna_now() + max(0.0, deadline - time.monotonic())
     cdef bint done
     PyThread_acquire_lock(job.done, NOWAIT_LOCK)
     if PyThread_start_new_thread(run_job, job) == PYTHREAD_INVALID_THREAD_ID:
@@ -81,7 +129,7 @@ cdef bint run_until(Job *job, double deadline) except -1:
     with nogil:
         done = PyThread_acquire_lock(job.done, NOWAIT_LOCK)
         # Not a timed wait, of which ThreadSanitizer does not know every form that CPython has.
-        while not done and luna_now() < end:
+        while not done and luna_now() < deadline:
             luna_pause(0.0005)
             done = PyThread_acquire_lock(job.done, NOWAIT_LOCK)
     if done:
