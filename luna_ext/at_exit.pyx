@@ -14,7 +14,7 @@ from luna_ext.client cimport CLOSED, CLOSING, READY, Client
 from luna_ext.clock cimport luna_now, luna_pause
 from luna_ext.cryptoki cimport CK_RV, CK_SLOT_ID, CA_UnlockClusteredSlot_t
 
-from .client import EXIT_SECONDS, loaded_clients
+from . import client as clients
 
 _log = logging.getLogger("luna_ext")
 
@@ -44,11 +44,11 @@ cdef struct Job:
 
 def shut_down_all():
     """What is registered with atexit."""
-    cdef double deadline = luna_now() + EXIT_SECONDS
-    clients = loaded_clients()
-    for client in clients:
+    cdef double deadline = luna_now() + clients.EXIT_SECONDS
+    loaded = clients.loaded_clients()
+    for client in loaded:
         (<Client> client).exits = PyThread_get_thread_ident()
-    for message in [message for client in clients for message in shut_down(client, deadline)]:
+    for message in [message for client in loaded for message in shut_down(client, deadline)]:
         try:
             warnings.warn(message, ResourceWarning, stacklevel=2)
         except ResourceWarning as warning:
