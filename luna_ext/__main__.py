@@ -11,6 +11,8 @@ def main() -> int:
     """Run the command; its exit code."""
     try:
         from .cli import run
+
+        return run()
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in NEEDED:
@@ -20,7 +22,6 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    return run()
 
 
 if __name__ == "__main__":

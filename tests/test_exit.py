@@ -248,6 +248,15 @@ def test_exit_with_a_device_that_does_not_answer_is_bounded(run_each):
         assert nothing_is_locked(cluster)
 
 
+def test_a_call_that_was_given_up_is_not_waited_for(cluster, run, hold_elsewhere):
+    hold_elsewhere(1)
+    done = run("assert not slot.acquire(timeout=0.05); leaving()")
+    check(done)
+    # It would take the two seconds that an exit has.
+    assert done.seconds < 1.5
+    assert not any(entry.function == "C_Finalize" for entry in cluster.log())
+
+
 def test_a_library_that_only_answers_slowly_is_waited_for(cluster, run):
     cluster.latency(0.3, "CA_UnlockClusteredSlot")
     cluster.latency(0.3, "C_Finalize")

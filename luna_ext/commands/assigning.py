@@ -204,6 +204,3 @@ def provision(
         f"{len(report.failed)} failed"
     )
     return 1 if report.failed else 0
-
-
-COMMANDS = (assign, provision)

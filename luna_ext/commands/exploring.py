@@ -215,6 +215,3 @@ def watch(options: Settings, interval: float) -> None:
             while True:
                 live.update(make_table(COLUMNS, _rows(luna)), refresh=True)
                 time.sleep(interval)
-
-
-COMMANDS = (doctor, watch)

@@ -107,6 +107,3 @@ def find(options: Settings, label: str, as_json: bool) -> int:
     if not found:
         tell(f"no token has the label {label!r}; `luna-ext tokens` lists all")
     return 0 if found else 1
-
-
-COMMANDS = (slots, tokens, find)

@@ -304,6 +304,3 @@ def probe(
             click.echo(f"{finding.question}: {finding.answer}.")
     if as_json:
         print_json({finding.question: finding.answer for finding in findings})
-
-
-COMMANDS = (probe,)

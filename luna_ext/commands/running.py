@@ -113,6 +113,3 @@ def claim(options: Settings, cluster: str, timeout: float | None, command: Seque
     LUNA_TOKEN_LABEL in its environment. Exit code 75 if there is none.
     """
     return _run_with(options, lambda luna: luna.claim(cluster, timeout=timeout or 0), command)
-
-
-COMMANDS = (lock, claim)

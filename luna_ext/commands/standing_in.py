@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import get_completion_class
 
-from .. import demo as the_demo
 from ..bench import Crew
 from ..discovery import ENVIRONMENT_VARIABLE
 from ..errors import rv_named
@@ -143,7 +142,9 @@ def destroy(path: str) -> None:
 @click.command
 def demo() -> int:
     """See two processes compete for the tokens of a fresh stand-in cluster."""
-    return the_demo.main()
+    from ..demo import main
+
+    return main()
 
 
 @click.command
@@ -222,6 +223,3 @@ def completion(context: click.Context, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(context.find_root().command, {}, "luna-ext", "_LUNA_EXT_COMPLETE").source())
-
-
-COMMANDS = (stub, demo, bench, completion)

@@ -141,14 +141,14 @@ def test_without_a_terminal_nobody_can_say_yes(command, device, cluster):
 
 
 def test_a_real_device_is_probed_after_a_yes(terminal, command, device, cluster):
-    screen = terminal("probe", "--slot", 3)
+    screen = terminal("probe", "--slot", 3, "--patience", 0.3)
     screen.expect_exact("[y/N]: ")
     screen.sendline("y")
     screen.expect_exact(SETTING)
     screen.expect(pexpect.EOF)
     screen.wait()
     assert screen.exitstatus == 0
-    assert command("probe", "--slot", 3, "--yes").returncode == 0
+    assert command("probe", "--slot", 3, "--patience", 0.3, "--yes").returncode == 0
     used = {call.slot_id for call in cluster.log() if call.function.startswith("CA_")}
     assert used == {3}
 
