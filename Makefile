@@ -75,6 +75,7 @@ asan: asan-tools build/asan/storm build/asan/storm-plain $(VENV)/built $(VENV)/w
 	rm -rf build/asan/tree
 	mkdir build/asan/tree
 	cp -r README.md LICENSE setup.py pyproject.toml include luna_ext stub_lib tests examples build/asan/tree
+	mkdir build/asan/tree/build && cp -r build/cython build/asan/tree/build
 	rm -f build/asan/tree/luna_ext/*.so
 	cd build/asan/tree && CC=$(SANITIZER_CC) CFLAGS="$(SANITIZE) -g" LDFLAGS="$(SANITIZE)" \
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
@@ -95,16 +96,18 @@ tsan: tsan-tools build/tsan/storm $(VENV)/built $(VENV)/with-test
 	rm -rf build/tsan/tree build/tsan/reports
 	mkdir -p build/tsan/tree build/tsan/reports
 	cp -r README.md LICENSE setup.py pyproject.toml include luna_ext stub_lib tests examples build/tsan/tree
+	mkdir build/tsan/tree/build && cp -r build/cython build/tsan/tree/build
 	rm -f build/tsan/tree/luna_ext/*.so
 	cd build/tsan/tree && CC=$(SANITIZER_CC) CFLAGS="-fsanitize=thread -g" LDFLAGS="-fsanitize=thread" \
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/tsan/tree && LD_PRELOAD="$$($(SANITIZER_CC) -print-file-name=libtsan.so)" TSAN_OPTIONS="\
 		die_after_fork=0 handle_segv=0 suppressions=$(abspath tests/tsan.supp) log_path=$(abspath build/tsan/reports)/of" \
-		$(NOT_AT_RANDOM) $(abspath $(BIN))/python -m pytest -q tests --ignore=tests/stub $(COMMANDS) \
+		$(NOT_AT_RANDOM) $(abspath $(BIN))/python -m pytest -q $(TSAN_TESTS) --ignore=tests/stub $(COMMANDS) \
 		--deselect=tests/test_processes.py::test_forked_workers_of_an_open_library_exclude_each_other \
 		--ignore=tests/test_gunicorn.py $(SINGLE_THREADED:%=--ignore=tests/test_%.py); \
 		status=$$?; cat $(abspath build/tsan/reports)/* 2>/dev/null && exit 66; exit $$status
 
+TSAN_TESTS ?= tests
 SINGLE_THREADED := build discovery errors every_code labels loading pytest_plugin stub_guard
 
 NOT_AT_RANDOM = $(shell setarch -R true 2>/dev/null && echo setarch -R)
