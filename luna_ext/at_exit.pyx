@@ -67,8 +67,8 @@ cdef list shut_down(Client client, double deadline):
         if place is not None:
             places[mutex.slot_id] = place
     if not places or unlock_until(client.unlock_clustered_slot, list(places), deadline):
-        # A call that somebody gave up on is not waited for. It may take for ever, and while one is in
-        # flight the library cannot be finalised.
+        # A call that somebody gave up on is not waited for. It may take for ever, and while one is
+        # in flight the library cannot be finalised.
         client.drain(max(0.0, deadline - luna_now()), False)
         # Looked at afterwards, for who is draining with us may finalise meanwhile.
         if client.in_flight == 0 and client.initialised_here:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import assert_type
+from typing import Literal, assert_type
+
+from prometheus_client import REGISTRY
 
 import luna_ext
+from luna_ext.metrics import PrometheusCollector
 from luna_ext.stub import Cluster, ClusterToken, LoggedCall, library_path
 
 
@@ -30,6 +33,9 @@ def library() -> None:
         stats: Mapping[str, luna_ext.FunctionStats] = luna.stats()
         assert_type(stats["C_GetInfo"].calls, int)
         assert_type(stats["C_GetInfo"].errors, dict[str, int])
+        assert_type(stats["C_GetInfo"].total_seconds, float)
+        assert_type(stats["C_GetInfo"].max_seconds, float)
+        assert_type(stats["C_GetInfo"].histogram, tuple[int, ...])
         with luna.claim("cluster-1", timeout=1.5) as token:
             assert_type(token, luna_ext.Token)
             assert_type(token.assign("new", so_pin="1", user_pin=b"2"), luna_ext.Token)
@@ -79,6 +85,32 @@ def token(token: luna_ext.Token) -> None:
         assert_type(entered, luna_ext.Token)
 
 
+def fleet(luna: luna_ext.Library) -> None:
+    def on_progress(progress: luna_ext.ProvisionProgress) -> None:
+        assert_type(progress.label, str)
+        assert_type(progress.outcome, Literal["assigned", "skipped", "failed"])
+        assert_type(progress.slot_id, int | None)
+        assert_type(progress.error, Exception | None)
+        assert_type((progress.done, progress.total), tuple[int, int])
+
+    report = luna_ext.provision(
+        luna,
+        "cluster-1",
+        (f"payments-{number}" for number in range(3)),
+        so_pin="1",
+        user_pin=b"2",
+        workers=4,
+        guard=luna.slot(1),
+        on_progress=on_progress,
+    )
+    assert_type(report, luna_ext.ProvisionReport)
+    assert_type(report.assigned, dict[str, int])
+    assert_type(report.skipped, dict[str, int])
+    assert_type(report.failed, dict[str, Exception])
+    luna_ext.provision(luna, "cluster-1", ["x"])  # type: ignore[call-arg]
+    REGISTRY.register(PrometheusCollector(luna))
+
+
 def errors(error: luna_ext.LunaError) -> None:
     assert_type(error.rv, int | None)
     assert_type(error.rv_name, str | None)
@@ -114,6 +146,8 @@ def errors(error: luna_ext.LunaError) -> None:
         luna_ext.TokenChangedError(""),
         luna_ext.AssignmentConflictError(""),
     ]
+    assert_type(luna_ext.AmbiguousLabelError("").slot_ids, tuple[int, ...])
+    assert_type(luna_ext.AssignmentConflictError("").slot_ids, tuple[int, ...])
     print(value_error, lookup_errors, os_error, timeout, missing, runtime_errors)
     print(lock_errors, cryptoki_errors, others)
 

@@ -134,22 +134,25 @@ class Probe:
                 if clients[0].is_alive():
                     clients[0].answer(clients[0].begin("unlock", self._slot_id), self._patience)
 
-    def is_free(self) -> float:
-        """Seconds until another application has got the lock; it is unlocked again."""
-        begin = time.monotonic()
+    def check_that_it_is_free(self) -> None:
         with Client(self._path) as client:
-            while True:
-                got = client.answer(client.begin("lock", self._slot_id), LONG)
-                if got is not None and got.rv == CKR_OK:
-                    took = time.monotonic() - begin
-                    client.call("unlock", self._slot_id)
-                    return took
-                if got is None or time.monotonic() - begin > LONG:
-                    raise ProbeError(
-                        f"slot {self._slot_id} is still locked, though all processes of this probe "
-                        "that held it have ended; see who else may hold it"
-                    )
-                time.sleep(POLL)
+            self._lock_and_unlock(client)
+
+    def _lock_and_unlock(self, client: Client) -> float:
+        """Seconds until the client has got the lock, which nobody should hold any more."""
+        begin = time.monotonic()
+        while True:
+            got = client.answer(client.begin("lock", self._slot_id), LONG)
+            if got is not None and got.rv == CKR_OK:
+                took = time.monotonic() - begin
+                client.call("unlock", self._slot_id)
+                return took
+            if got is None or time.monotonic() - begin > LONG:
+                raise ProbeError(
+                    f"slot {self._slot_id} is still locked, though all processes of this probe "
+                    "that held it have ended; see who else may hold it"
+                )
+            time.sleep(POLL)
 
     def ask_contention(self) -> str:
         with self._clients(2) as (holder, other):
@@ -185,16 +188,16 @@ class Probe:
             return "answers CKR_OK and does nothing"
 
     def ask_kill(self) -> str:
-        with self._clients(1) as (holder,):
+        with self._clients(2) as (holder, other):
             holder.kill()
-            return f"{self.is_free():.3f} s"
+            return f"{self._lock_and_unlock(other):.3f} s"
 
     def ask_delay(self) -> str:
         if not self.waits:
             return "no lock call waits"
         with self._clients(2) as (_, other):
-            other.begin("lock", self._slot_id)
-            time.sleep(POLL)
+            if other.answer(other.begin("lock", self._slot_id), self._patience) is not None:
+                return "the lock call did not wait this time"
             got = other.answer(other.begin("token_info", self._slot_id), self._patience)
             if got is None:
                 return f"yes: C_GetTokenInfo has not answered for {self._patience:g} s"
@@ -225,6 +228,8 @@ class Probe:
     def setting(self) -> str:
         if self.waits:
             return 'contention="block" (the default)'
+        if self.contention == CKR_OK:
+            return "none: this lock keeps nobody out"
         if self.contention == CKR_DEVICE_ERROR:
             return 'contention="poll"'
         if self.contention in AGAIN_OR_BUSY:
@@ -247,7 +252,7 @@ def _findings(probe: Probe, cluster_id: str | None) -> Iterator[Finding]:
         yield Finding(asked, ask())
     if cluster_id is None:
         yield Finding(question, "not asked; --cluster ID asks it, and claims other slots for that")
-    probe.is_free()
+    probe.check_that_it_is_free()
     yield Finding("The setting for this device", probe.setting())
 
 
