@@ -17,6 +17,12 @@ from luna_ext.stub import library_path
 SO_PIN, USER_PIN = "so-pin-1", "user-pin-1"
 INIT_TOKEN, INIT_PIN, CLAIM = "C_InitToken", "C_InitPIN", "CA_GetUnassignedSlot"
 DEVICE_ERROR, PIN_INCORRECT = 0x30, 0xA0
+CLUSTER_FUNCTIONS = [
+    "CA_GetSlotId",
+    "CA_GetUnassignedSlot",
+    "CA_LockClusteredSlot",
+    "CA_UnlockClusteredSlot",
+]
 LABELS = [f"payments-{number}" for number in range(6)]
 
 pytestmark = pytest.mark.luna_cluster(keyrings=8)
@@ -112,6 +118,18 @@ def test_bad_arguments_do_not_reach_the_device(luna, arguments, error):
     assert {name: stats.calls for name, stats in luna.stats().items()} == {
         name: stats.calls for name, stats in before.items()
     }
+
+
+@pytest.mark.parametrize("missing", CLUSTER_FUNCTIONS)
+def test_a_client_that_lacks_a_function_is_not_begun_with(cluster, old_client, missing):
+    path = old_client(*(name for name in CLUSTER_FUNCTIONS if name != missing))
+    with (
+        luna_ext.Library(path) as luna,
+        pytest.raises(luna_ext.UnsupportedFunctionError, match=missing) as caught,
+    ):
+        luna_ext.provision(luna, "cluster-1", LABELS, so_pin=SO_PIN)
+    assert caught.value.function == missing
+    assert not any(call.function.startswith("CA_") for call in cluster.log())
 
 
 def test_one_failure_does_not_stop_the_others(cluster, provision, labelled):
