@@ -183,11 +183,8 @@ cdef class Client:
 
     def cluster_functions(self):
         """The names of the cluster extensions that the library exports."""
-        return frozenset(
-            name_of(function)
-            for function in range(CA_GET_SLOT_ID, FUNCTION_COUNT)
-            if self.has(function)
-        )
+        functions = range(CA_GET_SLOT_ID, FUNCTION_COUNT)
+        return frozenset(name_of(function) for function in functions if self.has(function))
 
     def open(self, path):
         """Initialise the library unless it is; a new user's Lease."""

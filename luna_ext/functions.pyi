@@ -1,2 +1,3 @@
 NAMES: tuple[str, ...]
+CLUSTER_FUNCTIONS: tuple[str, ...]
 OTHER_ERRORS: str

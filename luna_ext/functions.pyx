@@ -26,6 +26,7 @@ NAMES = (
     "CA_LockClusteredSlot",
     "CA_UnlockClusteredSlot",
 )
+CLUSTER_FUNCTIONS = NAMES[CA_GET_SLOT_ID:]
 # Under which name the errors are counted for which a function's table has no place left.
 OTHER_ERRORS = "other"
 

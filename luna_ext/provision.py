@@ -17,6 +17,7 @@ from .errors import (
     PinError,
     UnsupportedFunctionError,
 )
+from .functions import CLUSTER_FUNCTIONS
 from .info import TokenFlag
 from .labels import encode_label
 from .library import Library
@@ -25,13 +26,6 @@ from .slot import ClusterSlot
 from .token import Token
 
 __all__ = ["ProvisionProgress", "ProvisionReport", "provision"]
-
-NEEDED = (
-    "CA_GetSlotId",
-    "CA_GetUnassignedSlot",
-    "CA_LockClusteredSlot",
-    "CA_UnlockClusteredSlot",
-)
 
 LOCK_SECONDS = 30.0
 """How long a token that lacks its user PIN is waited for; assigning one takes milliseconds."""
@@ -168,7 +162,7 @@ def provision(
     if not isinstance(guard, ClusterSlot | Token | None):
         raise TypeError(f"guard is a ClusterSlot or a Token, not {type(guard).__name__}")
     library.claim(cluster_id)  # checks the argument, and nothing else
-    for function in NEEDED:
+    for function in CLUSTER_FUNCTIONS:
         if function not in library.cluster_functions:
             raise UnsupportedFunctionError(
                 f"{library.path!r} does not export {function}, which provision() needs: "

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import luna_ext
+from luna_ext.functions import CLUSTER_FUNCTIONS
 from luna_ext.stub import Cluster, library_path
 
 # The stand-in is what most of these tests load by its path.
@@ -19,12 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* is the stand-in:RuntimeWarnin
 
 HERE = Path(__file__).parent
 SOFTHSM = Path("/usr/lib/softhsm/libsofthsm2.so")
-CLUSTER_FUNCTIONS = (
-    "CA_GetSlotId",
-    "CA_GetUnassignedSlot",
-    "CA_LockClusteredSlot",
-    "CA_UnlockClusteredSlot",
-)
 
 
 @pytest.fixture(scope="session")

@@ -12,17 +12,12 @@ import warnings
 import pytest
 
 import luna_ext
+from luna_ext.functions import CLUSTER_FUNCTIONS
 from luna_ext.stub import library_path
 
 SO_PIN, USER_PIN = "so-pin-1", "user-pin-1"
 INIT_TOKEN, INIT_PIN, CLAIM = "C_InitToken", "C_InitPIN", "CA_GetUnassignedSlot"
 DEVICE_ERROR, PIN_INCORRECT = 0x30, 0xA0
-CLUSTER_FUNCTIONS = [
-    "CA_GetSlotId",
-    "CA_GetUnassignedSlot",
-    "CA_LockClusteredSlot",
-    "CA_UnlockClusteredSlot",
-]
 LABELS = [f"payments-{number}" for number in range(6)]
 
 pytestmark = pytest.mark.luna_cluster(keyrings=8)

@@ -20,16 +20,11 @@ from rich.live import Live
 from .. import __version__, holders
 from ..discovery import configured_library, find_library
 from ..errors import LunaError
+from ..functions import CLUSTER_FUNCTIONS
 from ..library import Library
 from ..stub import STATE_VARIABLE, Cluster
 from .console import Settings, in_one_line, make_table, print_table, printable, settings
 
-FUNCTIONS = (
-    "CA_GetSlotId",
-    "CA_GetUnassignedSlot",
-    "CA_LockClusteredSlot",
-    "CA_UnlockClusteredSlot",
-)
 THREADS = 4
 PATIENCE = 10
 """Seconds for what takes a round trip."""
@@ -63,7 +58,7 @@ def _library(luna: Library) -> Iterator[Finding]:
         if luna.is_stub
         else "",
     )
-    for function in FUNCTIONS:
+    for function in CLUSTER_FUNCTIONS:
         there = function in luna.cluster_functions
         yield Finding(
             function,

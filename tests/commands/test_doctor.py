@@ -5,12 +5,7 @@ from pathlib import Path
 
 import pytest
 
-CLUSTER_FUNCTIONS = [
-    "CA_GetSlotId",
-    "CA_GetUnassignedSlot",
-    "CA_LockClusteredSlot",
-    "CA_UnlockClusteredSlot",
-]
+from luna_ext.functions import CLUSTER_FUNCTIONS
 
 
 @pytest.fixture

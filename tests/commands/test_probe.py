@@ -7,12 +7,8 @@ import os
 import pexpect
 import pytest
 
-CLUSTER_FUNCTIONS = [
-    "CA_GetSlotId",
-    "CA_GetUnassignedSlot",
-    "CA_LockClusteredSlot",
-    "CA_UnlockClusteredSlot",
-]
+from luna_ext.functions import CLUSTER_FUNCTIONS
+
 CONTENTION = "A lock call while another process holds the lock"
 RELOCK = "A second lock call of the process that holds it"
 UNLOCK = "An unlock call by a process that does not hold it"

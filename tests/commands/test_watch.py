@@ -9,13 +9,8 @@ import pexpect
 import pytest
 
 from luna_ext import holders
+from luna_ext.functions import CLUSTER_FUNCTIONS
 
-CLUSTER_FUNCTIONS = [
-    "CA_GetSlotId",
-    "CA_GetUnassignedSlot",
-    "CA_LockClusteredSlot",
-    "CA_UnlockClusteredSlot",
-]
 HOLD = """
     path = os.environ.get("LUNA_EXT_LIBRARY_OF_TEST")
     if path:
