@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TextIO
 
 import click
@@ -16,33 +14,7 @@ from ..provision import ProvisionProgress
 from ..provision import provision as provision_all
 from .child import ended_by_signals
 from .console import Settings, in_one_line, printable, settings
-from .pins import pin_options, read_pin
-
-SO_PIN, USER_PIN = "SO PIN", "user PIN"
-
-
-@contextmanager
-def _pins(
-    so_file: str | None,
-    so_fd: int | None,
-    user_file: str | None,
-    user_fd: int | None,
-    ask_user: bool,
-) -> Iterator[tuple[bytearray, bytearray | None]]:
-    """Both PINs; wiped at the end of the block."""
-    so_pin = read_pin(SO_PIN, so_file, so_fd, prompt=True)
-    assert so_pin is not None
-    user_pin = None
-    try:
-        user_pin = read_pin(USER_PIN, user_file, user_fd, prompt=ask_user)
-        yield so_pin, user_pin
-    finally:
-        for pin in (so_pin, user_pin):
-            if pin is not None:
-                pin[:] = bytes(len(pin))
-
-
-_ask_user_pin = click.option("--ask-user-pin", is_flag=True, help="Ask for the user's PIN.")
+from .pins import PinSources, pin_options
 
 
 @click.command(
@@ -61,31 +33,24 @@ Examples:
     metavar="SECONDS",
     help="How long to wait for an unassigned token, if none is left.",
 )
-@pin_options("so-pin", "security officer's")
-@pin_options("user-pin", "user's")
-@_ask_user_pin
+@pin_options
 @settings
 def assign(
     options: Settings,
     cluster: str,
     label: str,
     timeout: float,
-    so_pin_file: str | None,
-    so_pin_fd: int | None,
-    user_pin_file: str | None,
-    user_pin_fd: int | None,
-    ask_user_pin: bool,
+    pins: PinSources,
 ) -> None:
     """Give an unassigned token of CLUSTER the LABEL. This erases the token.
 
     The SO PIN is asked for on the terminal, unless a file or a descriptor has it. The user's PIN is
     set if one is given.
     """
-    pins = _pins(so_pin_file, so_pin_fd, user_pin_file, user_pin_fd, ask_user_pin)
     with (
         ended_by_signals(),
         options.open() as luna,
-        pins as (so_pin, user_pin),
+        pins.read() as (so_pin, user_pin),
         luna.claim(cluster, timeout=timeout) as token,
     ):
         assigned = token.assign(label, so_pin=so_pin, user_pin=user_pin)
@@ -143,9 +108,7 @@ Examples:
     metavar="SLOT",
     help="Lock this slot meanwhile. If all hosts name the same, no label comes up twice.",
 )
-@pin_options("so-pin", "security officer's")
-@pin_options("user-pin", "user's")
-@_ask_user_pin
+@pin_options
 @settings
 def provision(
     options: Settings,
@@ -156,11 +119,7 @@ def provision(
     first: int,
     workers: int,
     guard: int | None,
-    so_pin_file: str | None,
-    so_pin_fd: int | None,
-    user_pin_file: str | None,
-    user_pin_fd: int | None,
-    ask_user_pin: bool,
+    pins: PinSources,
 ) -> int:
     """Give many labels an unassigned token of CLUSTER each.
 
@@ -169,7 +128,6 @@ def provision(
     --guard prevents it.
     """
     labels = _labels(file, count, prefix, first)
-    pins = _pins(so_pin_file, so_pin_fd, user_pin_file, user_pin_fd, ask_user_pin)
     console = Console(stderr=True, highlight=False)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -179,7 +137,7 @@ def provision(
         console=console,
         disable=not sys.stderr.isatty(),
     )
-    with ended_by_signals(), options.open() as luna, pins as (so_pin, user_pin), bar:
+    with ended_by_signals(), options.open() as luna, pins.read() as (so_pin, user_pin), bar:
         task = bar.add_task("provisioning", total=len(labels))
 
         def on_progress(progress: ProvisionProgress) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
@@ -13,41 +16,79 @@ import click
 MOST_BYTES = 256
 """More than any token takes."""
 
+SO_PIN, USER_PIN = "SO PIN", "user PIN"
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def pin_options(name: str, who: str) -> Callable[[_F], _F]:
-    """--NAME-file and --NAME-fd."""
+@dataclass
+class PinSources:
+    """Where the two PINs are to come from."""
 
-    def decorate(function: _F) -> _F:
-        file = click.option(
+    so_pin_file: str | None
+    so_pin_fd: int | None
+    user_pin_file: str | None
+    user_pin_fd: int | None
+    ask_user_pin: bool
+
+    @contextmanager
+    def read(self) -> Iterator[tuple[bytearray, bytearray | None]]:
+        """The SO's PIN and the user's, if there is one; wiped at the end of the block."""
+        so_pin = _read(SO_PIN, self.so_pin_file, self.so_pin_fd)
+        user_pin = None
+        try:
+            if (self.user_pin_file, self.user_pin_fd) != (None, None) or self.ask_user_pin:
+                user_pin = _read(USER_PIN, self.user_pin_file, self.user_pin_fd)
+            yield so_pin, user_pin
+        finally:
+            for pin in (so_pin, user_pin):
+                if pin is not None:
+                    pin[:] = bytes(len(pin))
+
+
+def pin_options(function: _F) -> Callable[..., Any]:
+    """Options for both PINs; the function gets them as `pins`."""
+
+    @functools.wraps(function)
+    def with_pins(
+        *arguments: object,
+        so_pin_file: str | None,
+        so_pin_fd: int | None,
+        user_pin_file: str | None,
+        user_pin_fd: int | None,
+        ask_user_pin: bool,
+        **options: object,
+    ) -> object:
+        pins = PinSources(so_pin_file, so_pin_fd, user_pin_file, user_pin_fd, ask_user_pin)
+        return function(*arguments, pins=pins, **options)
+
+    decorated: Callable[..., Any] = click.option(
+        "--ask-user-pin", is_flag=True, help="Ask for the user's PIN."
+    )(with_pins)
+    for name, who in (("user-pin", "user's"), ("so-pin", "security officer's")):
+        decorated = click.option(
+            f"--{name}-fd",
+            type=click.IntRange(0),
+            metavar="N",
+            help=f"The {who} PIN: a line from this descriptor.",
+        )(decorated)
+        decorated = click.option(
             f"--{name}-file",
             type=click.Path(),
             metavar="FILE",
             help=f"The {who} PIN: the first line of a file that nobody else can read.",
-        )
-        fd = click.option(
-            f"--{name}-fd",
-            type=click.IntRange(0),
-            metavar="N",
-            help=f"The {who} PIN: a line from this descriptor, e.g. 3 with 3<<<...",
-        )
-        return file(fd(function))
-
-    return decorate
+        )(decorated)
+    return decorated
 
 
-def read_pin(
-    what: str, file: str | None, descriptor: int | None, *, prompt: bool
-) -> bytearray | None:
-    """The PIN; None if it is nowhere to be had and not to be asked for."""
+def _read(what: str, file: str | None, descriptor: int | None) -> bytearray:
     if file is not None and descriptor is not None:
         raise click.UsageError(f"the {what} comes from a file or from a descriptor, not from both")
     if file is not None:
         return _from_file(what, file)
     if descriptor is not None:
         return _from_descriptor(what, descriptor)
-    return _from_prompt(what) if prompt else None
+    return _from_prompt(what)
 
 
 def _from_file(what: str, path: str) -> bytearray:

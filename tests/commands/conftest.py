@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -105,6 +106,17 @@ def terminal(cluster: Cluster) -> Iterator[Callable[..., pexpect.spawn]]:
     yield run
     for process in started:
         process.close(force=True)
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], bool]], None]:
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    return wait
 
 
 @pytest.fixture

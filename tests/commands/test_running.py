@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pexpect
@@ -41,13 +40,6 @@ def expect(process, pattern):
     found = re.fullmatch(pattern + "\n", line)
     assert found, line
     return found
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 # ---- how it ends ----
@@ -154,7 +146,7 @@ def test_it_waits_for_the_lock(start, hold_elsewhere, wait_until_inside):
     assert process.returncode == 0
 
 
-def test_contention_as_the_option_says(start, command, cluster, hold_elsewhere):
+def test_contention_as_the_option_says(start, command, cluster, hold_elsewhere, wait_until):
     cluster.switch("contention", "error")
     holder = hold_elsewhere(1)
     assert command("lock", "--slot", 1, "--", "true").returncode == 1
@@ -212,7 +204,7 @@ def test_many_signals_lose_no_end(start, listener, locked):
 @pytest.mark.parametrize("way", ["lock", "claim"])
 @pytest.mark.luna_cluster(keyrings=1)
 def test_a_signal_ends_the_wait_for_a_lock(
-    start, cluster, hold_elsewhere, wait_until_inside, locked, way, number, code
+    start, cluster, hold_elsewhere, wait_until_inside, locked, way, number, code, wait_until
 ):
     holder = hold_elsewhere(1)
     options = {"lock": ("--slot", 1), "claim": ("cluster-1", "--timeout", 60)}[way]

@@ -33,13 +33,6 @@ def directory(tmp_path, monkeypatch):
     return place
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def tell(process):
     process.process.stdin.write("\n")
     process.process.stdin.flush()
@@ -52,7 +45,7 @@ def rows(done):
 # ---- the files ----
 
 
-def test_a_process_tells_what_it_holds(luna, directory, program):
+def test_a_process_tells_what_it_holds(luna, directory, program, wait_until):
     began = time.time()
     process = program(HOLD)
     process.expect("held")
@@ -67,7 +60,7 @@ def test_a_process_tells_what_it_holds(luna, directory, program):
     wait_until(lambda: holders.read(luna.path) == {})
 
 
-def test_what_a_killed_process_has_told_is_swept_up(luna, directory, program):
+def test_what_a_killed_process_has_told_is_swept_up(luna, directory, program, wait_until):
     process = program(HOLD)
     process.expect("held")
     wait_until(lambda: len(holders.read(luna.path)) == 2)
@@ -94,7 +87,7 @@ def test_a_file_that_says_nothing(luna, directory, text):
     assert holders.read(luna.path) == {}
 
 
-def test_a_forked_child_tells_for_itself(directory, program, luna):
+def test_a_forked_child_tells_for_itself(directory, program, luna, wait_until):
     process = program("""
         child = os.fork()
         with luna.slot(1 if child else 3):
@@ -135,7 +128,7 @@ def test_without_a_terminal_the_table_is_printed_once(command, hold_elsewhere):
 
 
 def test_holders_of_a_device_are_those_that_tell(
-    command, old_client, monkeypatch, directory, program, hold_elsewhere
+    command, old_client, monkeypatch, directory, program, hold_elsewhere, wait_until
 ):
     library = old_client(*CLUSTER_FUNCTIONS)
     # This one works with the stand-in by another path, and is not shown.
