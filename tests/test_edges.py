@@ -173,11 +173,10 @@ def test_a_thread_that_holds_cannot_wait_in_a_task(luna):
     assert not luna.slot(1).locked()
 
 
-def test_close_unlocks_a_claim_after_its_assignment(luna, cluster, call):
-    # Another Library stays open, so that the assignment's calls still go through.
+@pytest.mark.usefixtures("luna")  # stays open, so that the assignment's calls still go through
+def test_close_unlocks_a_claim_after_its_assignment(cluster, call, wait_until_inside):
     mine = cluster.library()
     cluster.latency(0.2, "C_InitToken")
-    asked = luna.stats().get("C_GetTokenInfo", luna_ext.FunctionStats()).calls
     claimed = []
 
     def assign():
@@ -186,9 +185,7 @@ def test_close_unlocks_a_claim_after_its_assignment(luna, cluster, call):
             token.assign("new", so_pin="12345678")
 
     assigning = call(assign)
-    # assign() has looked at the label by then, and goes on to erase the token.
-    while luna.stats().get("C_GetTokenInfo", luna_ext.FunctionStats()).calls == asked:
-        os.sched_yield()
+    wait_until_inside("C_InitToken")
     with pytest.warns(ResourceWarning, match="still locked"):
         mine.close()
     while True:
