@@ -29,6 +29,7 @@ check: $(VENV)/built $(VENV)/with-check
 # not in them, or nothing but Python.
 COMPILING := test_build stub/test_windows stub/test_storm stub/test_races
 COMMANDS := --ignore=tests/commands
+NOTHING_BUT_PYTHON := discovery labels pytest_plugin metrics
 
 # The tests once more, on modules that are built to be traced, in a tree of their own. It begins before
 # pytest, which loads luna_ext as a plugin.
@@ -82,6 +83,7 @@ asan: asan-tools build/asan/storm build/asan/storm-plain $(VENV)/built $(VENV)/w
 	cd build/asan/tree && LD_PRELOAD="$$($(SANITIZER_CC) -print-file-name=libasan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 $(abspath $(BIN))/python -m pytest -q tests \
 		-m "not stress" --ignore=tests/stub/test_p11_kit.py $(COMMANDS) $(COMPILING:%=--ignore=tests/%.py) \
+		$(NOTHING_BUT_PYTHON:%=--ignore=tests/test_%.py) \
 		--deselect=tests/test_fork.py::test_the_first_calls_of_many_threads_of_a_child_initialise_once
 
 VALGRIND := valgrind -q --error-exitcode=9
