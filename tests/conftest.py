@@ -1,5 +1,6 @@
 """What the tests share beyond the fixtures that luna_ext gives to everybody."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -24,6 +25,16 @@ def no_cluster_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Cluster.library() puts into the environment goes with the test."""
     monkeypatch.setenv(STATE_VARIABLE, "")
     monkeypatch.delenv(STATE_VARIABLE)
+
+
+@pytest.fixture(autouse=True)
+def nobody_elses_gc_callbacks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Hypothesis has one, in which what a signal handler raises would go nowhere."""
+    callbacks = gc.callbacks[:]
+    if request.node.get_closest_marker("signals") is not None:
+        gc.callbacks.clear()
+    yield
+    gc.callbacks[:] = callbacks
 
 
 @pytest.fixture
