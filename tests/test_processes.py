@@ -113,7 +113,7 @@ luna.close()
 def test_forked_workers_of_an_open_library_exclude_each_other(succeed, cluster, counter):
     """What a server does that loads its application and then forks: some workers, one anew."""
     body = f"path = {str(counter)!r}\n{COUNTING}\n{PREFORK}"
-    # Of threads in general newer Pythons warn at a fork; luna_ext's worker threads are idle by then.
+    # Newer Pythons warn of any thread at a fork; luna_ext's worker threads are idle by then.
     options = ("-X", "dev", "-W", "ignore:This process:DeprecationWarning")
     assert succeed(body, options=options) == ["0", "0", "0", "0", "8"]
     assert counter.read_text() == "125"
