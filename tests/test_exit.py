@@ -415,7 +415,9 @@ def test_closing_first_ends_threads_that_would_keep_the_process(cluster, run, en
     assert nothing_is_locked(cluster)
 
 
+# asyncio cannot be imported any more by a thread while the interpreter exits.
 BUSY = """
+import asyncio
 import random
 chance = random.Random({seed})
 
@@ -439,8 +441,6 @@ def tokens(slot):
     slot.token_info
 
 def in_loop(slot):
-    import asyncio
-
     async def enter():
         async with slot.lock(timeout=20):
             pass
