@@ -13,6 +13,17 @@ from luna_ext.answers cimport says_busy
 from luna_ext.client cimport CLOSED, CLOSING, READY, Client
 from luna_ext.clock cimport luna_now, luna_pause
 from luna_ext.cryptoki cimport CK_RV, CK_SLOT_ID, CA_UnlockClusteredSlot_t
+from luna_ext.pythread cimport (
+    NOWAIT_LOCK,
+    PYTHREAD_INVALID_THREAD_ID,
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_release_lock,
+    PyThread_start_new_thread,
+    PyThread_type_lock,
+)
+from luna_ext.threads cimport end_threads
 
 from . import client as clients
 
@@ -22,16 +33,6 @@ ctypedef CK_RV (*C_Finalize_t)(void *pReserved) noexcept nogil
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
-
-cdef extern from "pythread.h":
-    ctypedef void *PyThread_type_lock
-    PyThread_type_lock PyThread_allocate_lock() noexcept nogil
-    void PyThread_free_lock(PyThread_type_lock lock) noexcept nogil
-    int PyThread_acquire_lock(PyThread_type_lock lock, int wait) noexcept nogil
-    void PyThread_release_lock(PyThread_type_lock lock) noexcept nogil
-    unsigned long PyThread_start_new_thread(void (*run)(void *) noexcept nogil, void *job)
-    const unsigned long PYTHREAD_INVALID_THREAD_ID
-    const int NOWAIT_LOCK
 
 
 cdef struct Job:
@@ -48,7 +49,9 @@ def shut_down_all():
     loaded = clients.loaded_clients()
     for client in loaded:
         (<Client> client).exits = PyThread_get_thread_ident()
-    for message in [message for client in loaded for message in shut_down(client, deadline)]:
+    messages = [message for client in loaded for message in shut_down(client, deadline)]
+    end_threads(deadline)
+    for message in messages:
         try:
             warnings.warn(message, ResourceWarning, stacklevel=2)
         except ResourceWarning as warning:

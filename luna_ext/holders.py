@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -17,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from .threads import start_thread
 
 VARIABLE = "LUNA_EXT_WATCH"
 INTERVAL = 0.5
@@ -33,7 +36,7 @@ class Holder(NamedTuple):
 
 def publish(library: str, holds: Callable[[], dict[int, int]]) -> None:
     """Tell from now on what `holds()` says: held slots, each with the number of its hold."""
-    _thread.start_new_thread(_publish, (os.environ[VARIABLE], library, holds))
+    start_thread(functools.partial(_publish, os.environ[VARIABLE], library, holds))
 
 
 def _publish(directory: str, library: str, holds: Callable[[], dict[int, int]]) -> None:

@@ -1,9 +1,11 @@
 """Threads that make a device call for somebody who must be able to stop waiting for it."""
 
-import _thread
+from functools import partial
 from queue import SimpleQueue
 
 cimport cython
+
+from .threads import start_thread
 
 cdef enum:
     KEEP_IDLE = 8
@@ -29,7 +31,7 @@ cdef class Workers:
         inbox = self.idle.pop() if self.idle else None
         if inbox is None:
             inbox = SimpleQueue()
-            _thread.start_new_thread(self.serve, (inbox,))
+            start_thread(partial(self.serve, inbox))
         inbox.put(job)
         return 0
 

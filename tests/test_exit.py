@@ -416,6 +416,63 @@ def test_closing_first_ends_threads_that_would_keep_the_process(cluster, run, en
 
 
 # asyncio cannot be imported any more by a thread while the interpreter exits.
+LAST_MINUTE = {
+    "a plain lock": "with slot: held(1)",
+    "a lock": "with slot.lock(timeout=20): held(1)",
+    "a task's lock": """
+        import asyncio
+        async def enter():
+            async with slot.lock(timeout=20):
+                held(1)
+        asyncio.run(enter())
+    """,
+    "a claim": "with luna.claim('cluster-1', timeout=20) as token: held(token.slot.slot_id)",
+    "the tokens": "assert luna.tokens()",
+}
+# As Python itself does it since 3.12.
+NO_THREADS_ANY_MORE = """
+import _thread
+def start_new_thread(*arguments):
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+_thread.start_new_thread = start_new_thread
+"""
+
+
+@pytest.mark.parametrize("starts", ["", NO_THREADS_ANY_MORE], ids=["as it is", "no threads"])
+@pytest.mark.parametrize("kind", LAST_MINUTE)
+def test_a_handler_of_atexit_can_still_lock(cluster, succeed, kind, starts):
+    handler = f"""
+def held(slot_id):
+    owners = {{token.slot_id: token.owner for token in cluster.tokens()}}
+    assert owners[slot_id] == os.getpid()
+
+def handler():
+{textwrap.indent(textwrap.dedent(LAST_MINUTE[kind]), "    ")}
+    print("done")
+
+import atexit
+atexit.register(handler)
+"""
+    assert succeed(handler + starts) == ["done"]
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.parametrize("rest", range(3))
+def test_threads_that_outlive_the_main_thread_can_still_lock(cluster, succeed, rest):
+    work = f"""
+def work():
+    threading.main_thread().join()
+    for _ in range(3):
+        with slot.lock(timeout=20):
+            print("held")
+threads = [threading.Thread(target=work) for _ in range({rest + 1})]
+for thread in threads:
+    thread.start()
+"""
+    assert succeed(work) == ["held"] * 3 * (rest + 1)
+    assert nothing_is_locked(cluster)
+
+
 BUSY = """
 import asyncio
 import random

@@ -1,0 +1,1 @@
+cdef int end_threads(double deadline) except -1

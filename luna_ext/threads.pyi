@@ -1,0 +1,3 @@
+from collections.abc import Callable
+
+def start_thread(life: Callable[[], object]) -> None: ...
