@@ -1,6 +1,7 @@
 """Timeouts, and locks that another process holds; `slot.lock()` with `with`."""
 
 import os
+import textwrap
 import time
 
 import pytest
@@ -133,3 +134,76 @@ def test_timeout_zero_does_not_wait_for_a_thread_of_this_process(luna, call, cal
         with pytest.raises(luna_ext.LockTimeoutError, match="at once"):
             call(luna.slot(1).lock(timeout=0).__enter__).result()
         assert calls_of(LOCK) == before
+
+
+# None has room for its stack. In a process of its own, for a thread that has once been of use to a
+# Library is kept for the next.
+NO_MORE_THREADS = "threading.stack_size(1 << 46)\n"
+NEEDS_A_THREAD = {
+    "acquire": "assert slot.acquire(timeout=20)\nslot.release()",
+    "lock": "plainly(slot.lock(timeout=20))",
+    "async lock": "asyncio.run(enter(slot.lock()))",
+    "token": "plainly(luna.token('keyring1').lock(timeout=20))",
+    "claim": "plainly(luna.claim('cluster-1', timeout=20))",
+    "async claim": "asyncio.run(enter(luna.claim('cluster-1')))",
+    "tokens": "luna.tokens()",
+}
+
+
+@pytest.mark.parametrize("kind", NEEDS_A_THREAD)
+def test_without_a_thread_nothing_is_locked(cluster, succeed, kind):
+    program = f"""
+import asyncio
+
+async def enter(lock):
+    async with lock:
+        pass
+
+def plainly(lock):
+    with lock:
+        pass
+
+def use():
+{textwrap.indent(NEEDS_A_THREAD[kind], "    ")}
+
+{NO_MORE_THREADS}
+try:
+    use()
+except RuntimeError as error:
+    print(error)
+assert all(token.owner is None for token in cluster.tokens())
+with slot, luna.slot(2):
+    pass
+threading.stack_size(0)
+use()
+"""
+    assert " ".join(succeed(program)) == "can't start new thread"
+
+
+def test_who_gets_no_thread_keeps_nobody_else_waiting(succeed, owner_of):
+    program = f"""
+said = []
+
+def timed():
+    try:
+        with slot.lock(timeout=30):
+            pass
+    except RuntimeError as error:
+        said.append(str(error))
+
+def plain():
+    with slot:
+        said.append("and yet locked")
+
+with slot:
+    first = in_thread(timed)
+    wait_until(lambda: "1 waiting" in repr(slot))
+    second = in_thread(plain)
+    wait_until(lambda: "2 waiting" in repr(slot))
+    {NO_MORE_THREADS}
+first.join()
+second.join()
+print(*sorted(said, reverse=True))
+"""
+    assert " ".join(succeed(program)) == "can't start new thread and yet locked"
+    assert owner_of(1) is None
