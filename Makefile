@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml \
 	$(wildcard include/*.h luna_ext/*.pyx luna_ext/*.pxd luna_ext/*.h stub_lib/*.c stub_lib/*.h)
 
-.PHONY: demo test stress check coverage asan tsan fuzz benchmark wheel clean
+.PHONY: demo test stress check lowest coverage asan tsan fuzz benchmark wheel clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m luna_ext.demo
@@ -17,6 +17,13 @@ test: $(VENV)/built $(VENV)/with-test
 # The stress tests in their long form, a few minutes of them, with their figures.
 stress: $(VENV)/built $(VENV)/with-test
 	LUNA_EXT_STRESS=long $(BIN)/pytest -m stress -s tests/stress $(PYTEST_ARGS)
+
+# The tests with the oldest version of everything that pyproject.toml says is new enough.
+lowest:
+	mkdir -p build/lowest
+	grep -oE '[A-Za-z0-9-]+>=[0-9.]+' pyproject.toml | sed 's/>=/==/' | sort -u > build/lowest/versions.txt
+	PIP_CONSTRAINT=build/lowest/versions.txt PIP_BUILD_CONSTRAINT=build/lowest/versions.txt \
+		$(MAKE) test VENV=build/lowest/venv
 
 check: $(VENV)/built $(VENV)/with-check
 	$(BIN)/ruff check .
