@@ -14,7 +14,7 @@ from typing import Literal
 import click
 
 from . import __version__
-from .commands.console import Settings, in_one_line, printable, tell
+from .commands.console import Settings, examples, in_one_line, printable, tell
 from .errors import LunaError
 
 EXIT_INTERRUPTED = 130
@@ -55,13 +55,12 @@ class Commands(click.Group):
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="""\b
-Examples:
-  luna-ext doctor
-  luna-ext tokens --json
-  luna-ext lock --label payments-01 --timeout 5 -- ./rotate-keys
-  luna-ext claim cluster-1 -- sh -c 'echo "$LUNA_SLOT_ID"'
-""",
+    epilog=examples(
+        "luna-ext doctor",
+        "luna-ext tokens --json",
+        "luna-ext lock --label payments-01 --timeout 5 -- ./rotate-keys",
+        "luna-ext claim cluster-1 -- sh -c 'echo \"$LUNA_SLOT_ID\"'",
+    ),
 )
 @click.option(
     "--library",

@@ -13,16 +13,15 @@ from rich.text import Text
 from ..provision import ProvisionProgress
 from ..provision import provision as provision_all
 from .child import ended_by_signals
-from .console import Settings, in_one_line, printable, settings
+from .console import Settings, examples, in_one_line, printable, settings
 from .pins import PinSources, pin_options
 
 
 @click.command(
-    epilog="""\b
-Examples:
-  luna-ext assign cluster-1 payments-07
-  luna-ext assign cluster-1 payments-07 --so-pin-file so.pin --user-pin-fd 3 3<user.pin
-"""
+    epilog=examples(
+        "luna-ext assign cluster-1 payments-07",
+        "luna-ext assign cluster-1 payments-07 --so-pin-file so.pin --user-pin-fd 3 3<user.pin",
+    )
 )
 @click.argument("cluster")
 @click.argument("label")
@@ -76,11 +75,10 @@ def _words(progress: ProvisionProgress) -> str:
 
 
 @click.command(
-    epilog="""\b
-Examples:
-  luna-ext provision cluster-1 --count 100 --prefix payments-
-  luna-ext provision cluster-1 --labels labels.txt --so-pin-file so.pin --guard 1
-"""
+    epilog=examples(
+        "luna-ext provision cluster-1 --count 100 --prefix payments-",
+        "luna-ext provision cluster-1 --labels labels.txt --so-pin-file so.pin --guard 1",
+    )
 )
 @click.argument("cluster")
 @click.option(

@@ -39,6 +39,12 @@ settings = click.make_pass_decorator(Settings)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
+def examples(*lines: str) -> str:
+    """What stands at the end of a subcommand's help."""
+    # \b: click does not make a paragraph of the lines.
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+
+
 def printable(text: str) -> str:
     """The text with everything escaped that a terminal might obey, or not show."""
     return "".join(

@@ -23,7 +23,7 @@ from ..errors import LunaError
 from ..functions import CLUSTER_FUNCTIONS
 from ..library import Library
 from ..stub import STATE_VARIABLE, Cluster
-from .console import Settings, in_one_line, make_table, print_table, printable, settings
+from .console import Settings, examples, in_one_line, make_table, print_table, printable, settings
 
 THREADS = 4
 PATIENCE = 10
@@ -135,7 +135,9 @@ def _examine(options: Settings) -> Iterator[Finding]:
         )
 
 
-@click.command
+@click.command(
+    epilog=examples("luna-ext doctor", "luna-ext --library /opt/luna/libCryptoki2_64.so doctor")
+)
 @settings
 def doctor(options: Settings) -> int:
     """Find out whether luna_ext works here. Exit code 1: there is a problem.
@@ -189,7 +191,11 @@ def _rows(luna: Library) -> Iterator[tuple[object, ...]]:
         yield token.slot.slot_id, token.label, who, lasts
 
 
-@click.command
+@click.command(
+    epilog=examples(
+        "LUNA_EXT_WATCH=/run/luna luna-ext watch --interval 0.5", "luna-ext watch | grep payments"
+    )
+)
 @click.option(
     "--interval", type=click.FloatRange(0.1), default=1.0, show_default=True, metavar="SECONDS"
 )

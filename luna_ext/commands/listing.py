@@ -8,7 +8,16 @@ import click
 
 from ..info import SlotInfo, TokenInfo
 from ..token import Token
-from .console import Settings, flag_names, json_option, print_json, print_table, settings, tell
+from .console import (
+    Settings,
+    examples,
+    flag_names,
+    json_option,
+    print_json,
+    print_table,
+    settings,
+    tell,
+)
 
 
 def _of_slot(slot_id: int, info: SlotInfo) -> dict[str, object]:
@@ -39,7 +48,7 @@ def of_token(slot_id: int, info: TokenInfo) -> dict[str, object]:
     }
 
 
-@click.command
+@click.command(epilog=examples("luna-ext slots", "luna-ext slots --all --json"))
 @click.option("--all", "everything", is_flag=True, help="Those without a token, too.")
 @json_option
 @settings
@@ -78,7 +87,7 @@ def _user_pin(flags: object) -> str:
     return "set" if "user_pin_initialized" in flags else "not set"
 
 
-@click.command
+@click.command(epilog=examples("luna-ext tokens", "luna-ext tokens --json | jq -r '.[].label'"))
 @click.option(
     "--workers",
     type=click.IntRange(1),
@@ -94,7 +103,7 @@ def tokens(options: Settings, workers: int, as_json: bool) -> None:
         _show(luna.tokens(workers=workers), as_json)
 
 
-@click.command
+@click.command(epilog=examples("luna-ext find payments-01", "luna-ext find payments-01 --json"))
 @click.argument("label")
 @json_option
 @settings

@@ -17,7 +17,7 @@ import click
 
 from ..errors import rv_name
 from ..lock_errors import AGAIN_OR_BUSY, CKR_DEVICE_ERROR
-from .console import Settings, json_option, print_json, printable, settings
+from .console import Settings, examples, json_option, print_json, printable, settings
 
 CKR_OK, CKR_FUNCTION_FAILED = 0, 6
 LONG = 120.0
@@ -256,7 +256,11 @@ def _findings(probe: Probe, cluster_id: str | None) -> Iterator[Finding]:
     yield Finding("The setting for this device", probe.setting())
 
 
-@click.command
+@click.command(
+    epilog=examples(
+        "luna-ext probe --slot 42", "luna-ext probe --slot 42 --cluster cluster-1 --yes --json"
+    )
+)
 @click.option(
     "--slot",
     "slot_id",

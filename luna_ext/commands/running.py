@@ -13,7 +13,7 @@ from ..library import Library
 from ..slot import ClusterSlot
 from ..token import Token
 from .child import ended_by_signals, inherited_files, run_command, signals_blocked
-from .console import EXIT_TEMPORARY, Settings, in_one_line, settings, tell
+from .console import EXIT_TEMPORARY, Settings, examples, in_one_line, settings, tell
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -60,11 +60,10 @@ def _run_with(
 @click.command(
     # So that the command's own options are its own, also without "--".
     context_settings={"allow_interspersed_args": False},
-    epilog="""\b
-Examples:
-  luna-ext lock --slot 42 -- ./backup
-  luna-ext lock --label payments-01 --timeout 5 -- sh -c 'rotate "$LUNA_SLOT_ID"'
-""",
+    epilog=examples(
+        "luna-ext lock --slot 42 -- ./backup",
+        "luna-ext lock --label payments-01 --timeout 5 -- sh -c 'rotate \"$LUNA_SLOT_ID\"'",
+    ),
 )
 @click.option("--slot", "slot_id", type=click.IntRange(0), metavar="N", help="The slot to lock.")
 @click.option("--label", metavar="L", help="The label of the token to lock.")
@@ -97,10 +96,9 @@ def lock(
 
 
 @click.command(
-    epilog="""\b
-Example:
-  luna-ext claim cluster-1 --timeout 10 -- sh -c 'initialise "$LUNA_SLOT_ID"'
-""",
+    epilog=examples(
+        "luna-ext claim cluster-1 --timeout 10 -- sh -c 'initialise \"$LUNA_SLOT_ID\"'",
+    ),
 )
 @click.argument("cluster")
 @_timeout("an unassigned token, if none is left")

@@ -16,7 +16,7 @@ from ..discovery import ENVIRONMENT_VARIABLE
 from ..errors import rv_named
 from ..library import Library
 from ..stub import STATE_VARIABLE, Cluster, library_path
-from .console import Settings, json_option, print_json, print_table, settings
+from .console import Settings, examples, json_option, print_json, print_table, settings
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -45,19 +45,18 @@ def _state(function: _F) -> _F:
 
 
 @click.group(
-    epilog="""\b
-Example:
-  eval "$(luna-ext stub create --state /tmp/cluster --keyrings 8)"
-  luna-ext tokens
-  luna-ext stub fault CA_LockClusteredSlot CKR_DEVICE_ERROR --times 1
-  luna-ext stub destroy
-"""
+    epilog=examples(
+        'eval "$(luna-ext stub create --state /tmp/cluster --keyrings 8)"',
+        "luna-ext tokens",
+        "luna-ext stub fault CA_LockClusteredSlot CKR_DEVICE_ERROR --times 1",
+        "luna-ext stub destroy",
+    )
 )
 def stub() -> None:
     """The stand-in for the HSM: a cluster in a file, for tests and trials."""
 
 
-@stub.command
+@stub.command(epilog=examples('eval "$(luna-ext stub create --state /tmp/cluster --keyrings 8)"'))
 @_state
 @click.option("--keyrings", type=click.IntRange(1, 3500), default=8, show_default=True)
 @click.option("--cluster-id", default="cluster-1", show_default=True)
@@ -74,7 +73,9 @@ def create(path: str, keyrings: int, cluster_id: str, label: str, first_slot: in
     click.echo(f"export {STATE_VARIABLE}={shlex.quote(cluster.path)}")
 
 
-@stub.command
+@stub.command(
+    epilog=examples("luna-ext stub status", "luna-ext stub status --state /tmp/cluster --json")
+)
 @_state
 @json_option
 def status(path: str, as_json: bool) -> None:
@@ -94,7 +95,13 @@ def status(path: str, as_json: bool) -> None:
     print_table(("slot", "label", "original label", "lock held by PID"), tokens)
 
 
-@stub.command
+@stub.command(
+    epilog=examples(
+        "luna-ext stub fault CA_LockClusteredSlot CKR_DEVICE_ERROR --times 1",
+        "luna-ext stub fault C_InitToken CKR_DEVICE_REMOVED --probability 0.1 --lost-reply",
+        "luna-ext stub fault C_InitToken CKR_OK --times 0",
+    )
+)
 @_state
 @click.argument("function")
 @click.argument("rv")
@@ -131,7 +138,7 @@ def fault(
     )
 
 
-@stub.command
+@stub.command(epilog=examples("luna-ext stub destroy --state /tmp/cluster"))
 @_state
 def destroy(path: str) -> None:
     """Remove the cluster."""
@@ -139,7 +146,7 @@ def destroy(path: str) -> None:
     os.unlink(_existing(path).path)
 
 
-@click.command
+@click.command(epilog=examples("luna-ext demo"))
 def demo() -> int:
     """See two processes compete for the tokens of a fresh stand-in cluster."""
     from ..demo import main
@@ -147,7 +154,11 @@ def demo() -> int:
     return main()
 
 
-@click.command
+@click.command(
+    epilog=examples(
+        "luna-ext bench --threads 64 --slots 64", "luna-ext bench --slot 42 --seconds 10"
+    )
+)
 @click.option("--threads", type=click.IntRange(1), default=8, show_default=True)
 @click.option(
     "--slots",
@@ -209,17 +220,17 @@ def bench(
     )
 
 
-@click.command
+@click.command(
+    epilog=examples(
+        'bash: eval "$(luna-ext completion bash)" in ~/.bashrc',
+        'zsh:  eval "$(luna-ext completion zsh)" in ~/.zshrc',
+        "fish: luna-ext completion fish > ~/.config/fish/completions/luna-ext.fish",
+    )
+)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print what lets SHELL complete this command.
-
-    \b
-    bash: eval "$(luna-ext completion bash)" in ~/.bashrc
-    zsh:  eval "$(luna-ext completion zsh)" in ~/.zshrc
-    fish: luna-ext completion fish > ~/.config/fish/completions/luna-ext.fish
-    """
+    """Print what lets SHELL complete this command."""
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(context.find_root().command, {}, "luna-ext", "_LUNA_EXT_COMPLETE").source())

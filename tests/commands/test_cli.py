@@ -56,10 +56,13 @@ def test_each_subcommand_has_a_help(command, name):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("name", ["lock", "claim", "assign", "provision", "stub"])
+OF_STUB = [f"stub {name}" for name in ("create", "status", "fault", "destroy")]
+
+
+@pytest.mark.parametrize("name", [*SUBCOMMANDS, *OF_STUB])
 def test_help_has_examples(command, name):
-    examples = command(name, "--help").stdout.partition("Example")[2]
-    assert f"luna-ext {name}" in examples
+    examples = command(*name.split(), "--help").stdout.partition("Examples:\n")[2]
+    assert re.search(rf"luna-ext .*\b{name}\b", examples)
 
 
 @pytest.mark.parametrize(
