@@ -3,6 +3,7 @@ from typing import final
 from .info import FunctionStats
 
 EXIT_SECONDS: float
+HOLD_BACK_SECONDS: float
 REOPEN_SECONDS: float
 RECOUNT_SECONDS: float
 

@@ -57,6 +57,8 @@ cdef extern from "Python.h":
     void luna_path_free(luna_path_t path) noexcept
 
 EXIT_SECONDS = 2.0
+# Longer than all of an exit takes, on a slow machine too.
+HOLD_BACK_SECONDS = 15.0
 # How long a new Library waits for abandoned calls of the one before, to begin with a clean slate.
 REOPEN_SECONDS = 1.0
 # How often close() looks whether the calls that are still out have been given up meanwhile.
@@ -283,7 +285,7 @@ cdef class Client:
         its lock or call. It seldom wakes up, as any daemon thread at exit.
         """
         if self.exits != 0 and self.exits != PyThread_get_thread_ident():
-            time.sleep(EXIT_SECONDS)
+            time.sleep(HOLD_BACK_SECONDS)
         return 0
 
     cdef int refuse(self) except -1:

@@ -56,7 +56,7 @@ class _End(NamedTuple):
 
 
 _Kept: TypeAlias = list[tuple[Claim, Exception]]
-"""The claims whose tokens could not be assigned, and why; a worker keeps them until it ends."""
+"""The claims whose tokens could not be assigned, and why; kept until all workers are done."""
 _Step: TypeAlias = Callable[[str, _Kept], _End | None]
 
 
@@ -241,6 +241,7 @@ class _Run:
         """Call `step` with each label, on so many threads, and note what it comes to."""
         left = iter(labels)
         ended: SimpleQueue[_End | None] = SimpleQueue()
+        over = threading.Event()
 
         def work() -> None:
             kept: _Kept = []
@@ -253,19 +254,21 @@ class _Run:
                     if end is not None:
                         ended.put(end)
             finally:
+                ended.put(None)
+                over.wait()
                 for claim, why in kept:
                     claim.__exit__(type(why), why, None)
-                ended.put(None)
 
         # Not concurrent.futures, which joins its threads at the interpreter's exit.
         threads = [
             threading.Thread(target=work, name="luna_ext.provision", daemon=True)
             for _ in range(min(workers, len(labels)))
         ]
+        working = 0
         try:
             for thread in threads:
                 thread.start()
-            working = len(threads)
+                working += 1
             while working:
                 end = ended.get()
                 if end is None:
@@ -276,10 +279,15 @@ class _Run:
             # What is begun is finished, and nothing else begun.
             for _ in left:
                 pass
+            while working:
+                working -= ended.get() is None
+            raise
+        finally:
+            # Not earlier: what one worker keeps is not for another one's label.
+            over.set()
             for thread in threads:
                 if thread.ident is not None:
                     thread.join()
-            raise
 
     def _note(self, end: _End) -> None:
         label, outcome, slot_id, error = end
