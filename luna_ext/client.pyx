@@ -57,8 +57,8 @@ cdef extern from "Python.h":
     void luna_path_free(luna_path_t path) noexcept
 
 EXIT_SECONDS = 2.0
-# Longer than all of an exit takes, on a slow machine too.
-HOLD_BACK_SECONDS = 15.0
+# The exit's own time, and then time for a slow machine to come to its end.
+HOLD_BACK_SECONDS = 3 * EXIT_SECONDS
 # How long a new Library waits for abandoned calls of the one before, to begin with a clean slate.
 REOPEN_SECONDS = 1.0
 # How often close() looks whether the calls that are still out have been given up meanwhile.

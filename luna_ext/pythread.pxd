@@ -9,4 +9,3 @@ cdef extern from "pythread.h":
     unsigned long PyThread_start_new_thread(void (*run)(void *) noexcept nogil, void *argument)
     const unsigned long PYTHREAD_INVALID_THREAD_ID
     const int NOWAIT_LOCK
-    const int WAIT_LOCK

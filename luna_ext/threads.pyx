@@ -5,26 +5,12 @@ Since 3.12 Python starts none then, and yet a handler of `atexit` may want a loc
 
 import _thread
 
+from cpython.ref cimport Py_DECREF, Py_INCREF
+
 from luna_ext.clock cimport luna_now, luna_pause
+from luna_ext.pythread cimport PYTHREAD_INVALID_THREAD_ID, PyThread_start_new_thread
 
-from luna_ext.pythread cimport (
-    NOWAIT_LOCK,
-    PYTHREAD_INVALID_THREAD_ID,
-    WAIT_LOCK,
-    PyThread_acquire_lock,
-    PyThread_allocate_lock,
-    PyThread_free_lock,
-    PyThread_release_lock,
-    PyThread_start_new_thread,
-    PyThread_type_lock,
-)
-
-cdef struct Thread:
-    void *life                  # the function to call, borrowed
-    PyThread_type_lock begun    # released when the thread has the GIL and its own reference
-
-
-cdef int beginning = 0       # threads that are being created or have not had the GIL yet
+cdef int beginning = 0       # threads that have been created and have not had the GIL yet
 cdef bint ended = False      # the interpreter is about to go; none could begin any more
 
 
@@ -40,33 +26,24 @@ def start_thread(life):
 cdef bint start_without_python(object life) except -1:
     """Do not ask Python whether it still wants a thread; whether there is one now."""
     global beginning
-    cdef Thread thread
     if ended:
         return False
-    thread.life = <void *> life
-    thread.begun = PyThread_allocate_lock()
-    if thread.begun == NULL:
-        raise MemoryError()
-    PyThread_acquire_lock(thread.begun, NOWAIT_LOCK)
+    # The thread's own reference.
+    Py_INCREF(life)
     beginning += 1
-    cdef bint created = PyThread_start_new_thread(live, &thread) != PYTHREAD_INVALID_THREAD_ID
-    if created:
-        # Its `thread` is ours, and it has to have the GIL before there is none any more.
-        with nogil:
-            PyThread_acquire_lock(thread.begun, WAIT_LOCK)
-    else:
+    if PyThread_start_new_thread(live, <void *> life) == PYTHREAD_INVALID_THREAD_ID:
         beginning -= 1
-    PyThread_free_lock(thread.begun)
-    return created
+        Py_DECREF(life)
+        return False
+    return True
 
 
 cdef void live(void *argument) noexcept with gil:
     """A thread's life, from its first moment. What it raises goes to sys.unraisablehook."""
     global beginning
-    cdef Thread *thread = <Thread *> argument
-    life = <object> thread.life
     beginning -= 1
-    PyThread_release_lock(thread.begun)
+    life = <object> argument
+    Py_DECREF(life)
     life()
 
 

@@ -415,7 +415,6 @@ def test_closing_first_ends_threads_that_would_keep_the_process(cluster, run, en
     assert nothing_is_locked(cluster)
 
 
-# asyncio cannot be imported any more by a thread while the interpreter exits.
 LAST_MINUTE = {
     "a plain lock": "with slot: held(1)",
     "a lock": "with slot.lock(timeout=20): held(1)",
@@ -428,6 +427,13 @@ LAST_MINUTE = {
     """,
     "a claim": "with luna.claim('cluster-1', timeout=20) as token: held(token.slot.slot_id)",
     "the tokens": "assert luna.tokens()",
+    "a library that tells its holders": """
+        luna.close()
+        os.environ["LUNA_EXT_WATCH"] = os.environ["WATCHED"]
+        with cluster.library() as again, again.slot(1):
+            held(1)
+            wait_until(lambda: os.listdir(os.environ["WATCHED"]))
+    """,
 }
 # As Python itself does it since 3.12.
 NO_THREADS_ANY_MORE = """
@@ -438,9 +444,14 @@ _thread.start_new_thread = start_new_thread
 """
 
 
-@pytest.mark.parametrize("starts", ["", NO_THREADS_ANY_MORE], ids=["as it is", "no threads"])
+WHETHER_THREADS = pytest.mark.parametrize(
+    "starts", ["", NO_THREADS_ANY_MORE], ids=["as it is", "no threads"]
+)
+
+
+@WHETHER_THREADS
 @pytest.mark.parametrize("kind", LAST_MINUTE)
-def test_a_handler_of_atexit_can_still_lock(cluster, succeed, kind, starts):
+def test_a_handler_of_atexit_can_still_lock(cluster, succeed, tmp_path, kind, starts):
     handler = f"""
 def held(slot_id):
     owners = {{token.slot_id: token.owner for token in cluster.tokens()}}
@@ -453,26 +464,50 @@ def handler():
 import atexit
 atexit.register(handler)
 """
-    assert succeed(handler + starts) == ["done"]
+    assert succeed(handler + starts, WATCHED=str(tmp_path)) == ["done"]
     assert nothing_is_locked(cluster)
 
 
-@pytest.mark.parametrize("rest", range(3))
-def test_threads_that_outlive_the_main_thread_can_still_lock(cluster, succeed, rest):
-    work = f"""
+@WHETHER_THREADS
+def test_threads_that_outlive_the_main_thread_can_still_lock(cluster, succeed, starts):
+    work = """
 def work():
     threading.main_thread().join()
     for _ in range(3):
         with slot.lock(timeout=20):
             print("held")
-threads = [threading.Thread(target=work) for _ in range({rest + 1})]
-for thread in threads:
-    thread.start()
+
+for _ in range(3):
+    in_thread(work, daemon=False)
 """
-    assert succeed(work) == ["held"] * 3 * (rest + 1)
+    assert succeed(work + starts) == ["held"] * 9
     assert nothing_is_locked(cluster)
 
 
+def test_a_thread_does_not_tell_of_the_exit_while_that_goes_on(cluster, run):
+    """After the device has been left in order, too, which may take a while."""
+    body = """
+        import warnings
+        warnings.showwarning = lambda *warning: time.sleep(3)
+
+        def read():
+            while True:
+                slot.token_info
+                started.set()
+
+        started = threading.Event()
+        in_thread(read)
+        luna.slot(2).acquire()
+        started.wait()
+        leaving()
+    """
+    done = run(body, options=QUIET)
+    check(done)
+    assert done.seconds > 3
+    assert nothing_is_locked(cluster)
+
+
+# asyncio cannot be imported any more by a thread while the interpreter exits.
 BUSY = """
 import asyncio
 import random

@@ -137,12 +137,17 @@ def test_one_failure_does_not_stop_the_others(cluster, provision, labelled):
     assert list(provision().assigned) == [label]
 
 
-def test_a_token_that_fails_is_met_by_one_label_alone(cluster, provision, labelled):
+@pytest.mark.parametrize("workers", [1, 9])
+def test_a_token_that_fails_is_met_by_one_label_alone(cluster, provision, labelled, workers):
     """Else a broken one could be claimed again and again, and fail them all."""
     cluster.fault(INIT_TOKEN, DEVICE_ERROR)
-    report = provision([f"label-{number}" for number in range(8)], workers=1)
-    assert len(report.failed) == 8
+    # A worker that has failed and has no other label is done before the next one claims.
+    cluster.latency(0.02, CLAIM)
+    report = provision([f"label-{number}" for number in range(9)], workers=workers)
+    assert len(report.failed) == 9
     assert sorted(slots_of(cluster, INIT_TOKEN)) == list(range(1, 9))
+    last = [error for error in report.failed.values() if error.function != INIT_TOKEN]
+    assert [type(error) for error in last] == [luna_ext.NoUnassignedTokenError]
     assert labelled() == {}
 
 

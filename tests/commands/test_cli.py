@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import pexpect
 import pytest
 
 import luna_ext
@@ -66,10 +67,34 @@ def test_help_has_examples(command, name):
 
 
 @pytest.mark.parametrize(
+    ("line", "shows", "code"),
+    [
+        ("doctor", "the stand-in", 1),
+        ("slots", "description", 0),
+        ("find keyring2", "keyring2", 0),
+        ("find nobody", "no token has the label 'nobody'", 1),
+        ("claim cluster-1 -- echo ran", "ran", 0),
+        ("stub status", "lock held by PID", 0),
+        ("stub fault C_InitToken nonsense", "nonsense", 1),
+        ("demo", "held by two at once: 0", 0),
+        ("bench --seconds 0.1", "locked per second", 0),
+        ("completion bash", "_LUNA_EXT_COMPLETE", 0),
+    ],
+)
+def test_on_a_terminal(terminal, line, shows, code):
+    screen = terminal(*line.split())
+    screen.expect_exact(shows)
+    screen.expect(pexpect.EOF)
+    screen.wait()
+    assert screen.exitstatus == code
+    assert "Traceback" not in screen.before
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["nonsense"], "No such command 'nonsense'"),
-        (["--nonsense"], "No such option"),
+        (["--nonsense"], "--nonsense"),
         (["lock"], "Missing argument 'COMMAND...'"),
         (["lock", "--slot", "x", "--", "true"], "'x' is not a valid integer"),
         (["lock", "--slot", "-1", "--", "true"], "-1 is not in the range"),
