@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Self
 
 from .errors import rv_name
 from .labels import decode_label
-from .library import Library
+from ._cluster import Library
 from .stub_control import (
     ALL_ONES,
     Call,
@@ -27,7 +27,7 @@ from .stub_control import (
     text,
     whole,
 )
-from .stub_guard import check_stand_in
+from .stub_guard import ExpectedStandIn, check_stand_in
 
 __all__ = ["Cluster", "ClusterToken", "LoggedCall", "library_path"]
 
@@ -179,7 +179,7 @@ class Cluster:
         process is still open on another cluster.
         """
         os.environ[STATE_VARIABLE] = self.path
-        library = Library(library_path(), contention=contention, _expects_stand_in=True)
+        library = Library(ExpectedStandIn(library_path()), contention=contention)
         try:
             self._control.call("entered")
         except BaseException as error:

@@ -7,7 +7,7 @@ import os
 import pexpect
 import pytest
 
-from luna_ext.functions import CLUSTER_FUNCTIONS
+from luna_ext.info import CLUSTER_FUNCTIONS
 
 CONTENTION = "A lock call while another process holds the lock"
 RELOCK = "A second lock call of the process that holds it"
