@@ -249,19 +249,26 @@ class Cluster:
         *,
         up_to: float | None = None,
         seed: int = 0,
+        after: bool = False,
     ) -> None:
         """Let a C function, or all of them, take so much longer, from now on.
+
+        A function can have a latency before its effect and one after it at the same time.
 
         Parameters
         ----------
         seconds : float
-            The delay before the call takes effect; 0: none. To the microsecond.
+            The delay; 0: none. To the microsecond.
         function : str, optional
             Its C name; without it: all functions.
         up_to : float, optional
             Seconds. The delay varies evenly from `seconds` to this.
         seed : int
             The same seed, the same delays.
+        after : bool
+            False: the delay comes before the call takes effect. True: the call has taken effect,
+            and its answer is on its way for so long: a lock is set, or is off, or a token is
+            claimed already. If the connection is lost meanwhile, the answer is an error.
         """
         least = microseconds("seconds", seconds)
         most = least if up_to is None else microseconds("up_to", up_to)
@@ -271,6 +278,7 @@ class Cluster:
             ctypes.c_uint64(least),
             ctypes.c_uint64(most),
             ctypes.c_uint64(whole("seed", seed, 0, 2**64 - 1)),
+            ctypes.c_uint32(bool(after)),
             refusal=f"up_to is not less than seconds, as {up_to!r} is",
         )
 

@@ -104,9 +104,9 @@ int luna_stub_fault(const char *path, const char *function, const luna_stub_rule
 }
 
 int luna_stub_latency(const char *path, const char *function, uint64_t least, uint64_t most,
-                      uint64_t seed)
+                      uint64_t seed, uint32_t after)
 {
-    if (least > most)
+    if (least > most || after > 1)
         return EINVAL;
     unsigned int first = 0;
     unsigned int end = FUNCTION_COUNT;
@@ -123,7 +123,8 @@ int luna_stub_latency(const char *path, const char *function, uint64_t least, ui
     if (state_write_begin(&file)) {
         const struct latency_rule record = {.least = least, .most = most, .seed = seed};
         for (unsigned int id = first; id < end; id++)
-            fault_set_latency(file.state, (enum function_id)id, &record);
+            fault_set_latency(file.state, (enum function_id)id,
+                              after == 0 ? LATENCY_BEFORE_EFFECT : LATENCY_AFTER_EFFECT, &record);
         state_write_end(&file);
     } else {
         error = ENOLCK;

@@ -11,7 +11,7 @@
 #include "functions.h"
 #include "platform.h"
 
-#define STATE_VERSION 2U
+#define STATE_VERSION 3U
 #define STATE_MAX_KEYRINGS 3500U
 #define STATE_APPLICATIONS 1024U
 #ifndef STATE_LOG_ENTRIES
@@ -110,13 +110,19 @@ struct state_switches {
     _Atomic uint32_t log;
 };
 
+enum latency_moment { LATENCY_BEFORE_EFFECT, LATENCY_AFTER_EFFECT, LATENCY_MOMENTS };
+
+struct state_latency {
+    struct state_latency_rule rule;
+    _Atomic uint64_t delayed; /* version of the rule << 32 | calls that it has delayed */
+};
+
 struct state_fault {
     _Atomic uint32_t armed; /* 0: nothing below applies; all that an untroubled call looks at */
     struct state_fault_rule rule;
     _Atomic uint64_t met;    /* version of the rule << 32 | calls that it has met */
     _Atomic uint64_t struck; /* version of the rule << 32 | calls that it has struck */
-    struct state_latency_rule latency;
-    _Atomic uint64_t delayed; /* version of the latency << 32 | calls that it has delayed */
+    struct state_latency latencies[LATENCY_MOMENTS];
 };
 
 #define STATE_KEYRING_BITS ((STATE_MAX_KEYRINGS + 63U) / 64U)

@@ -181,8 +181,8 @@ static void damage(uint8_t *content, size_t size)
 static void shorten_latencies(struct state *state)
 {
     static const enum function_id lives[] = {FUNCTION_C_Initialize, FUNCTION_C_Finalize};
-    for (unsigned int i = 0; i < 2; i++) {
-        struct state_latency_rule *rule = &state->faults[lives[i]].latency;
+    for (unsigned int i = 0; i < 2U * LATENCY_MOMENTS; i++) {
+        struct state_latency_rule *rule = &state->faults[lives[i / 2U]].latencies[i % 2U].rule;
         for (unsigned int word = 0; word < 2U * STATE_WORDS(struct latency_rule); word++)
             atomic_fetch_and(&rule->copies[0][0] + word, (UINT64_C(1) << 50) - 1U);
     }

@@ -115,16 +115,18 @@ static void control_latency(void)
     const char *name = choice < 13 ? function_name(function) : choice == 13 ? "C_Nothing" : NULL;
     uint64_t least = input_bytes(1U + input_below(8)) & LONGEST_LATENCY;
     uint64_t most = input_below(4) == 0 ? input_bytes(8) & LONGEST_LATENCY : least;
+    uint64_t seed = input_byte();
+    uint32_t after = input_below(16) == 15 ? input_byte() : input_below(2);
     int expected = !there ? error_of(path) : 0;
-    if (least > most)
+    if (least > most || after > 1)
         expected = EINVAL;
     else if (choice == 13)
         expected = ENOSYS;
-    expect_error("luna_stub_latency", luna_stub_latency(path, name, least, most, input_byte()),
+    expect_error("luna_stub_latency", luna_stub_latency(path, name, least, most, seed, after),
                  expected);
     /* While it waits somebody acts, and the model could not tell whether before or after. */
-    if (model.valid)
-        (void)luna_stub_latency(FUZZ_PATH, "C_WaitForSlotEvent", 0, 0, 0);
+    for (after = 0; model.valid && after < 2; after++)
+        (void)luna_stub_latency(FUZZ_PATH, "C_WaitForSlotEvent", 0, 0, 0, after);
 }
 
 /* ---- switches ---- */

@@ -84,9 +84,10 @@ static void steer_latency(void)
 {
     enum function_id function = (enum function_id)random_below(FUNCTION_COUNT);
     uint64_t least = random_below(50);
-    int error = one_in(2) ? luna_stub_latency(path, NULL, 0, 0, 0)
+    uint32_t after = random_below(2);
+    int error = one_in(2) ? luna_stub_latency(path, NULL, 0, 0, 0, after)
                           : luna_stub_latency(path, function_name(function), least,
-                                              least + random_below(50), random_next());
+                                              least + random_below(50), random_next(), after);
     expect_zero(error, "luna_stub_latency");
 }
 
@@ -199,7 +200,8 @@ static void stop_processes(void)
     luna_stub_rule none = {.every = 1, .probability = 1.0};
     for (unsigned int id = 0; id < FUNCTION_COUNT; id++)
         expect_zero(luna_stub_fault(path, function_name((enum function_id)id), &none), "fault");
-    expect_zero(luna_stub_latency(path, NULL, 0, 0, 0), "luna_stub_latency");
+    for (uint32_t after = 0; after < 2; after++)
+        expect_zero(luna_stub_latency(path, NULL, 0, 0, 0, after), "luna_stub_latency");
     atomic_store(&exercise->stop, true);
     for (unsigned int i = 0; i < PROCESSES; i++) {
         int status;
