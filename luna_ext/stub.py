@@ -291,10 +291,17 @@ class Cluster:
         contention   wait, error             a lock call while another process holds the lock
         relock       granted, wait, error    a second lock call of the process that holds it
         unlock_owner unchecked, checked      an unlock call by a process that does not hold it
+        regrant      off, on                 whether a claim may give a token whose lock this
+                                             process holds, while relock is granted
+        grants       once, counted           whether one unlock call takes off a lock that was
+                                             granted several times, or one for each grant
         log          on, off                 whether calls are logged
         ============ ======================= ==================================================
 
-        A call that waits already sees the change.
+        A call that waits already sees the change. With regrant, free tokens and those that the
+        process holds are equally good to a claim; but one that was granted again already, by a
+        claim or a lock call, is not given once more until an unlock call has taken that off. So a
+        client that asks again comes to a free token, or hears that there is none.
         """
         self._control.call(
             "switch",

@@ -135,7 +135,14 @@ int luna_stub_latency(const char *path, const char *function, uint64_t least, ui
 
 /* ---- switches ---- */
 
-enum switch_name { SWITCH_CONTENTION, SWITCH_RELOCK, SWITCH_UNLOCK_OWNER, SWITCH_LOG };
+enum switch_name {
+    SWITCH_CONTENTION,
+    SWITCH_RELOCK,
+    SWITCH_UNLOCK_OWNER,
+    SWITCH_REGRANT,
+    SWITCH_GRANTS,
+    SWITCH_LOG,
+};
 
 static const struct setting {
     const char *name;
@@ -150,6 +157,10 @@ static const struct setting {
     {"relock", "error", SWITCH_RELOCK, RELOCK_ERROR},
     {"unlock_owner", "unchecked", SWITCH_UNLOCK_OWNER, UNLOCK_OWNER_UNCHECKED},
     {"unlock_owner", "checked", SWITCH_UNLOCK_OWNER, UNLOCK_OWNER_CHECKED},
+    {"regrant", "off", SWITCH_REGRANT, REGRANT_OFF},
+    {"regrant", "on", SWITCH_REGRANT, REGRANT_ON},
+    {"grants", "once", SWITCH_GRANTS, GRANTS_ONCE},
+    {"grants", "counted", SWITCH_GRANTS, GRANTS_COUNTED},
     {"log", "on", SWITCH_LOG, LOG_ON},
     {"log", "off", SWITCH_LOG, LOG_OFF},
 };
@@ -172,6 +183,10 @@ static _Atomic uint32_t *find_switch(struct state_switches *switches, enum switc
         return &switches->relock;
     case SWITCH_UNLOCK_OWNER:
         return &switches->unlock_owner;
+    case SWITCH_REGRANT:
+        return &switches->regrant;
+    case SWITCH_GRANTS:
+        return &switches->grants;
     default:
         return &switches->log;
     }

@@ -82,6 +82,8 @@ STATE_RECORD(state_latency_rule, latency_rule);
 enum switch_contention { CONTENTION_WAIT, CONTENTION_ERROR };
 enum switch_relock { RELOCK_GRANTED, RELOCK_WAIT, RELOCK_ERROR };
 enum switch_unlock_owner { UNLOCK_OWNER_UNCHECKED, UNLOCK_OWNER_CHECKED };
+enum switch_regrant { REGRANT_OFF, REGRANT_ON };
+enum switch_grants { GRANTS_ONCE, GRANTS_COUNTED };
 enum switch_log { LOG_ON, LOG_OFF };
 
 /* Written when the file is made and never again. */
@@ -107,6 +109,8 @@ struct state_switches {
     _Atomic uint32_t contention;
     _Atomic uint32_t relock;
     _Atomic uint32_t unlock_owner;
+    _Atomic uint32_t regrant;
+    _Atomic uint32_t grants;
     _Atomic uint32_t log;
 };
 
@@ -155,7 +159,8 @@ struct state_log {
 
 struct state_keyring {
     /* The cluster's half: the lock. */
-    alignas(64) _Atomic uint64_t owner; /* 0 or generation << 32 | application index + 1 */
+    /* 0 or generation << 32 | grants beyond the first << 16 | application index + 1 */
+    alignas(64) _Atomic uint64_t owner;
     _Atomic uint32_t sequence;          /* what waiters sleep on */
     _Atomic uint32_t waiting;           /* somebody may be asleep */
     uint8_t original_label[STATE_LABEL_SIZE];

@@ -140,6 +140,10 @@ void fuzz_set_switch(const char *name, const char *value, unsigned int number)
         model.relock = (enum switch_relock)number;
     else if (strcmp(name, "unlock_owner") == 0)
         model.unlock_owner = (enum switch_unlock_owner)number;
+    else if (strcmp(name, "regrant") == 0)
+        model.regrant = (enum switch_regrant)number;
+    else if (strcmp(name, "grants") == 0)
+        model.grants = (enum switch_grants)number;
     else
         model.log = (enum switch_log)number;
 }
@@ -158,9 +162,14 @@ static void control_switch(void)
         {"relock", "error", RELOCK_ERROR},
         {"unlock_owner", "unchecked", UNLOCK_OWNER_UNCHECKED},
         {"unlock_owner", "checked", UNLOCK_OWNER_CHECKED},
+        {"regrant", "off", REGRANT_OFF},
+        {"regrant", "on", REGRANT_ON},
+        {"grants", "once", GRANTS_ONCE},
+        {"grants", "counted", GRANTS_COUNTED},
         {"log", "on", LOG_ON},
         {"log", "off", LOG_OFF},
     };
+    static const unsigned int count = sizeof settings / sizeof settings[0];
     static const struct {
         const char *name;
         const char *value;
@@ -171,8 +180,8 @@ static void control_switch(void)
         expect_error("luna_stub_switch",
                      luna_stub_switch(FUZZ_PATH, wrong[choice].name, wrong[choice].value), EINVAL);
     else
-        fuzz_set_switch(settings[choice % 9U].name, settings[choice % 9U].value,
-                   settings[choice % 9U].number);
+        fuzz_set_switch(settings[choice % count].name, settings[choice % count].value,
+                        settings[choice % count].number);
 }
 
 /* ---- disconnecting ---- */

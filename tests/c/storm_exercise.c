@@ -94,7 +94,7 @@ static void steer_latency(void)
 static void steer_switch(void)
 {
     static const char *const relock[] = {"error", "wait", "granted"};
-    switch (random_below(4)) {
+    switch (random_below(6)) {
     case 0:
         expect_zero(luna_stub_switch(path, "contention", one_in(4) ? "error" : "wait"), "switch");
         break;
@@ -106,6 +106,12 @@ static void steer_switch(void)
     case 2:
         expect_zero(luna_stub_switch(path, "unlock_owner", one_in(2) ? "checked" : "unchecked"),
                     "switch");
+        break;
+    case 3:
+        expect_zero(luna_stub_switch(path, "regrant", one_in(4) ? "off" : "on"), "switch");
+        break;
+    case 4:
+        expect_zero(luna_stub_switch(path, "grants", one_in(2) ? "counted" : "once"), "switch");
         break;
     default:
         expect_zero(luna_stub_switch(path, "log", one_in(4) ? "off" : "on"), "switch");
