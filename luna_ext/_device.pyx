@@ -14,6 +14,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from .errors import (
+    CryptokiError,
     LibraryClosedError,
     LibraryLoadError,
     Meaning,

@@ -61,18 +61,39 @@ def test_slots_may_come_and_go_between_the_count_and_the_list(ask, change):
     assert ask(change) == SLOTS
 
 
+def test_slot_that_is_listed_twice_is_one_slot(ask):
+    assert ask("each twice") == SLOTS
+
+
 @pytest.mark.parametrize(
     "lie",
     [
         "too small, but enough",
         "too small for none",
         "too small for nobody knows",
+        "one more each time",
         "twice as many each time",
         "huge",
         "largest",
     ],
 )
 def test_list_that_is_never_large_enough_is_an_error_that_names_the_function(ask, function, lie):
+    with pytest.raises(luna_ext.LunaError) as caught:
+        ask(lie)
+
+    assert caught.value.function == function
+    assert function in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "more than was asked for",
+        "huge, and all is well",
+        "nothing written, and all is well",
+    ],
+)
+def test_list_that_was_not_written_is_an_error_that_names_the_function(ask, function, lie):
     with pytest.raises(luna_ext.LunaError) as caught:
         ask(lie)
 

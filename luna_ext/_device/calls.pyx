@@ -8,6 +8,11 @@ cdef enum:
     # A list that grows between its count and its reading is read again, so often at most.
     MOST_READINGS = 8
 
+# What a list is filled with: no client gives a slot this ID.
+cdef int UNWRITTEN = 0xA5
+cdef CK_SLOT_ID NO_SLOT
+memset(&NO_SLOT, UNWRITTEN, sizeof(NO_SLOT))
+
 # ---- the frame, and what stands in it ----
 
 # What makes a C function's call out of its arguments.
@@ -146,15 +151,13 @@ cdef list slot_ids(Client client, bint token_present):
         if rv != CKR_OK and rv != CKR_BUFFER_TOO_SMALL:
             break
         room = believable(arguments.count, C_GET_SLOT_LIST, rv)
-        arguments.slots = <CK_SLOT_ID *> calloc(room + 1, sizeof(CK_SLOT_ID))
-        if arguments.slots == NULL:
-            raise MemoryError()
+        # One more than is told, so that an empty list has an address as well.
+        arguments.slots = new_list(room + 1)
         try:
-            # One more is there than is told, so that an empty list has an address as well.
             arguments.count = room
             rv = answer_of(client, C_GET_SLOT_LIST, make_get_slot_list, &arguments)
             if rv == CKR_OK:
-                return distinct(arguments.slots, min(arguments.count, room))
+                return listed(&arguments, room, C_GET_SLOT_LIST)
         finally:
             free(arguments.slots)
         # A client that says "too small" without a larger count must not keep us here.
@@ -174,6 +177,7 @@ cdef list slots_with_label(Client client, bytes label):
     cdef ListArguments arguments
     cdef CK_ULONG room = FEW
     cdef CK_RV rv = CKR_OK
+    memset(few, UNWRITTEN, sizeof(few))
     arguments.label = label
     arguments.slots = few
     try:
@@ -181,24 +185,43 @@ cdef list slots_with_label(Client client, bytes label):
             arguments.count = room
             rv = answer_of(client, CA_GET_SLOT_ID, make_get_slot_id, &arguments)
             if rv == CKR_OK:
-                return distinct(arguments.slots, min(arguments.count, room))
+                return listed(&arguments, room, CA_GET_SLOT_ID)
             if rv != CKR_BUFFER_TOO_SMALL or arguments.count <= room:
                 break
             room = believable(arguments.count, CA_GET_SLOT_ID, rv)
             if arguments.slots != few:
                 free(arguments.slots)
-            arguments.slots = <CK_SLOT_ID *> calloc(room, sizeof(CK_SLOT_ID))
-            if arguments.slots == NULL:
-                raise MemoryError()
+            arguments.slots = few
+            arguments.slots = new_list(room)
         raise error_of(rv, CA_GET_SLOT_ID, None)
     finally:
         if arguments.slots != few:
             free(arguments.slots)
 
 
-cdef list distinct(CK_SLOT_ID *slots, CK_ULONG count):
-    """The slot IDs in their order, each once, whatever the client lists."""
-    return list(dict.fromkeys([slots[index] for index in range(count)]))
+cdef CK_SLOT_ID *new_list(CK_ULONG room) except NULL:
+    """Room for slot IDs, each of which is no slot's until the client has written it."""
+    cdef CK_SLOT_ID *slots = <CK_SLOT_ID *> malloc(room * sizeof(CK_SLOT_ID))
+    if slots == NULL:
+        raise MemoryError()
+    memset(slots, UNWRITTEN, room * sizeof(CK_SLOT_ID))
+    return slots
+
+
+cdef list listed(ListArguments *arguments, CK_ULONG room, int function):
+    """The slot IDs in their order, each once, whatever the client lists; an error for what it has not
+    written.
+    """
+    cdef CK_ULONG count = min(arguments.count, room)
+    slots = [arguments.slots[index] for index in range(count)]
+    if arguments.count > room or NO_SLOT in slots:
+        raise CryptokiError(
+            f"{NAMES[function]}: CKR_OK, but the client has not written the {arguments.count} slot "
+            f"IDs that it reports; there was room for {room}. It is no client to rely on",
+            rv=CKR_OK,
+            function=NAMES[function],
+        )
+    return list(dict.fromkeys(slots))
 
 
 cdef CK_ULONG believable(CK_ULONG count, int function, CK_RV rv) except? 0xFFFFFFFF:
