@@ -77,6 +77,8 @@ cdef extern from "native.h":
     void luna_introduce(uint64_t number, bint is_main) noexcept nogil
     int luna_shard() noexcept nogil
     bint luna_leads_process() noexcept nogil
+    long luna_thread_id() noexcept nogil
+    bint luna_thread_exists(long id) noexcept nogil
 
     int luna_raise_pending() except -1
 

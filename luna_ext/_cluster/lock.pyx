@@ -367,7 +367,7 @@ cdef class SlotLock:
         self.departure = departure
         if self.token is not None:
             try:
-                await self._check_label_in_task(loop, task, deadline)
+                await self._check_label_in_task(loop, task, left_of(deadline))
             except BaseException as error:
                 await self.__aexit__(type(error), error, None)
                 raise
@@ -387,12 +387,12 @@ cdef class SlotLock:
             raise self.timed_out()
         return 0
 
-    async def _check_label_in_task(self, loop, task, deadline):
+    async def _check_label_in_task(self, loop, task, seconds):
         cdef Errand errand = new_errand(self.token._check)
         done = loop.create_future()
         errand.wait_in_task(task, loop, done)
         call_on_worker(errand.run)
-        await settled_within(done, left_of(deadline), LONG_WAIT_SECONDS, no_warning)
+        await settled_within(done, seconds, LONG_WAIT_SECONDS, no_warning)
         if not luna_shared_get(&errand.finished):
             raise self.timed_out()
         if errand.error is not None:

@@ -385,6 +385,27 @@ static inline int luna_leads_process(void) {
 #endif
 }
 
+/* The thread's ID at the operating system; 0 where it is not needed. */
+static inline long luna_thread_id(void) {
+#ifdef __linux__
+    return (long)syscall(SYS_gettid);
+#else
+    return 0;
+#endif
+}
+
+/* Whether a thread of this process is still there. */
+static inline int luna_thread_exists(long id) {
+#ifdef __linux__
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/self/task/%ld", id);
+    return access(path, F_OK) == 0;
+#else
+    (void)id;
+    return 0;
+#endif
+}
+
 /* ---- an exception that C code has set, for Cython to raise ---- */
 
 /* To be called after a C function that has set an exception and is declared noexcept, because on the fast

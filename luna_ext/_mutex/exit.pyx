@@ -193,9 +193,10 @@ atexit.register(shut_down_all)
 
 
 def _after_fork_in_child():
-    global forks, watching
+    global forks, watching, watch_stop
     forks += 1
     watching = 0
+    watch_stop = new_signal()
     forget_workers()
     number = luna_number()
     if number != 0:
@@ -206,6 +207,11 @@ def _after_fork_in_child():
             (<Client> client).locks.after_fork()
 
 
-# After the device layer's own, which has been registered before.
+def _before_fork():
+    stop_watching()
+    dismiss_idle_workers()
+
+
+# In the child, after the device layer's own, which has been registered before.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

@@ -770,6 +770,8 @@ cdef int unlock_late(object mutex) noexcept:
 
 # Whether the watcher runs.
 cdef int watching = 0
+# Released to end it.
+cdef PyThread_type_lock watch_stop = new_signal()
 cdef double WATCH_SECONDS = 1.0
 # The watcher ends after so many looks at which no call was out.
 cdef int QUIET_LOOKS = 3
@@ -780,7 +782,7 @@ cdef int watch_calls() noexcept:
     global watching
     watching = 1
     if not run_on_worker(look_at_calls, None):
-        watching = 0
+        luna_shared_set(&watching, 0)
     return 0
 
 
@@ -788,11 +790,27 @@ cdef int look_at_calls(object nothing) noexcept:
     """The watcher: once a second it looks which lock calls are out, and since when."""
     global watching
     cdef int quiet = 0
-    while quiet < QUIET_LOOKS:
+    cdef bint stopped = False
+    while quiet < QUIET_LOOKS and not stopped:
         with nogil:
-            luna_pause(WATCH_SECONDS)
+            stopped = PyThread_acquire_lock_timed(
+                watch_stop, <long long> (1e6 * WATCH_SECONDS), 0
+            ) == PY_LOCK_ACQUIRED
         quiet = 0 if look_once(luna_now()) else quiet + 1
-    watching = 0
+    luna_shared_set(&watching, 0)
+    return 0
+
+
+cdef int stop_watching() noexcept:
+    """Before a fork; the next lock call begins it anew."""
+    cdef double until = luna_now() + DISMISSAL_SECONDS
+    if luna_shared_get(&watching):
+        # Held, whether or not an earlier stop was noticed.
+        PyThread_acquire_lock(watch_stop, NOWAIT_LOCK)
+        PyThread_release_lock(watch_stop)
+        with nogil:
+            while luna_shared_get(&watching) and luna_now() < until:
+                luna_pause(0.00005)
     return 0
 
 

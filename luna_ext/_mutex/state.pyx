@@ -20,7 +20,8 @@ cdef inline void check(Record *record) noexcept nogil:
     """What holds between any two transitions, where C's assert() is on (CFLAGS=-UNDEBUG)."""
     holds(not record.calling or record.turn)
     holds(record.caller == 0 or record.turn)
-    holds((record.first == NULL) == (record.waiting == 0))
+    holds(record.first == NULL or record.waiting != 0)
+    holds(record.first != NULL or record.waiting == 0)
     holds(record.leaving >= 0 and record.working >= 0)
     holds(record.loss == NOT_LOST or record.owner != 0)
     holds(not record.evicted or record.owner != 0)
