@@ -1,5 +1,6 @@
 """What the tests share beyond the fixtures that luna_ext gives to everybody."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from support import logged, wait_until
 
 import luna_ext
 from luna_ext.stub import STATE_VARIABLE, Cluster, library_path
@@ -162,6 +164,56 @@ def call() -> type[Caller]:
     return Caller
 
 
+class HoldingThread(Caller):
+    """A thread that holds a lock until it is told to leave the block."""
+
+    def __init__(self, lock: contextlib.AbstractContextManager[object]) -> None:
+        self._lock = lock
+        self._entered, self._leave = threading.Event(), threading.Event()
+        super().__init__(self._hold)
+        wait_until(lambda: self._entered.is_set() or not self.is_alive())
+
+    def _hold(self) -> object:
+        with self._lock as entered:
+            self._entered.set()
+            assert self._leave.wait(60)
+        return entered
+
+    def leave(self) -> object:
+        """Let it end; what its block ended with is raised here."""
+        self._leave.set()
+        return self.result()
+
+
+@pytest.fixture
+def hold_here() -> Iterator[Callable[..., HoldingThread]]:
+    """Another thread of this process that holds a lock, which its end of the block gives back."""
+    holders: list[HoldingThread] = []
+
+    def hold(lock: contextlib.AbstractContextManager[object]) -> HoldingThread:
+        holders.append(HoldingThread(lock))
+        return holders[-1]
+
+    yield hold
+    for holder in holders:
+        holder._leave.set()
+        holder.join(10)
+
+
+@pytest.fixture
+def on_alarm() -> Iterator[Callable[..., None]]:
+    """Let a function be the handler of a signal that comes a moment later, once."""
+    previous = signal.getsignal(signal.SIGALRM)
+
+    def arm(function: Callable[[], object], delay: float = 0.1) -> None:
+        signal.signal(signal.SIGALRM, lambda number, frame: function())
+        signal.setitimer(signal.ITIMER_REAL, delay)
+
+    yield arm
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, previous)
+
+
 @pytest.fixture
 def owner_of(cluster: Cluster) -> Callable[[int], int | None]:
     """The PID of the process that holds a slot's lock on the device."""
@@ -188,10 +240,7 @@ def calls_of(luna: luna_ext.Library) -> Callable[[str], int]:
 def wait_until_queued() -> Callable[[luna_ext.ClusterSlot, int], None]:
     def wait(slot: luna_ext.ClusterSlot, count: int) -> None:
         """Until so many threads or tasks wait for the slot; its repr tells."""
-        deadline = time.monotonic() + 10
-        while f"{count} waiting" not in repr(slot):
-            assert time.monotonic() < deadline, repr(slot)
-            os.sched_yield()
+        wait_until(lambda: f"{count} waiting" in repr(slot))
 
     return wait
 
@@ -201,11 +250,7 @@ def wait_until_inside(cluster: Cluster) -> Callable[..., None]:
     """Until so many threads of a process, this one by default, are inside a device call."""
 
     def wait(function: str, count: int = 1, *, pid: int | None = None) -> None:
-        me = os.getpid() if pid is None else pid
-        deadline = time.monotonic() + 10
-        while sum((c.function, c.rv, c.pid) == (function, None, me) for c in cluster.log()) < count:
-            assert time.monotonic() < deadline, cluster.log()
-            os.sched_yield()
+        wait_until(lambda: sum(one.rv is None for one in logged(cluster, function, pid)) >= count)
 
     return wait
 

@@ -7,11 +7,9 @@ import sys
 
 import pytest
 import uvloop
+from support import LOCK, UNLOCK, let_others_run_until, nothing_is_locked
 
 import luna_ext
-
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
 
 
 def eager_loop():
@@ -127,8 +125,7 @@ def test_every_event_loop_will_do(luna, hold_elsewhere, owner_of, loop, debug):
             async with luna.slot(1).lock(timeout=0.01):
                 pass
         tasks = [asyncio.create_task(enter(number)) for number in range(5)]
-        while f"{len(tasks)} waiting" not in repr(luna.slot(1)):
-            await asyncio.sleep(0)
+        await let_others_run_until(lambda: f"{len(tasks)} waiting" in repr(luna.slot(1)))
         tasks[2].cancel()
         holder.release()
         await asyncio.wait(tasks)
@@ -296,4 +293,4 @@ def test_a_token_is_checked_after_the_lock(luna, cluster):
 
     asyncio.run(main())
     assert not token.slot.locked()
-    assert all(token.owner is None for token in cluster.tokens())
+    assert nothing_is_locked(cluster)

@@ -7,14 +7,11 @@ import signal
 import threading
 
 import pytest
+from support import CLAIM, DEVICE_ERROR, LOCK, UNLOCK, nothing_is_locked
 
 import luna_ext
 from luna_ext.stub import Cluster, library_path
 
-DEVICE_ERROR = 0x30
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
-CLAIM = "CA_GetUnassignedSlot"
 SO_PIN = "so-pin-never-shown"
 USER_PIN = "user-pin-never-shown"
 
@@ -44,7 +41,7 @@ def test_claims_give_different_tokens_and_then_none(luna, cluster):
     assert (caught.value.rv, caught.value.function) == (0x6, CLAIM)
     for claim in claims:
         claim.__exit__(None, None, None)
-    assert all(token.owner is None for token in cluster.tokens())
+    assert nothing_is_locked(cluster)
 
 
 def test_a_claim_can_be_used_again_but_not_twice_at_once(luna):
@@ -104,7 +101,7 @@ def test_errors_of_a_claim_leave_nothing_locked(luna, cluster, rv):
     with pytest.raises(luna_ext.CryptokiError) as caught, luna.claim("cluster-1"):
         pass
     assert caught.value.rv == rv
-    assert all(token.owner is None for token in cluster.tokens())
+    assert nothing_is_locked(cluster)
 
 
 @pytest.mark.signals
@@ -120,7 +117,7 @@ def test_ctrl_c_inside_a_claim_leaves_nothing_locked(luna, cluster):
         # Queued behind the unlock, if that is still under way.
         with slot.lock(timeout=10):
             pass
-    assert all(token.owner is None for token in cluster.tokens())
+    assert nothing_is_locked(cluster)
 
 
 def test_assign_gives_the_label_and_the_pins(luna, cluster, owner_of):

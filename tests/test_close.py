@@ -4,19 +4,11 @@ import contextlib
 import os
 import signal
 import threading
-import time
 
 import pytest
+from support import CLAIM, LOCK, UNLOCK, finalisations, nothing_is_locked, wait_until
 
 import luna_ext
-
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
-CLAIM = "CA_GetUnassignedSlot"
-
-
-def nothing_is_locked(cluster):
-    return all(token.owner is None for token in cluster.tokens())
 
 
 def in_order(cluster):
@@ -28,10 +20,6 @@ def in_order(cluster):
             return False
         returned = max(returned, entry.time + entry.duration)
     return True
-
-
-def finalisations(cluster):
-    return [entry.rv for entry in cluster.log() if entry.function == "C_Finalize"]
 
 
 def test_many_closes_wait_for_the_calls_of_many_threads(
@@ -123,10 +111,7 @@ def test_a_call_that_hangs_in_a_given_up_lock_does_not_keep_close(
     luna.close()
     assert finalisations(cluster) == []
     holder.release()
-    deadline = time.monotonic() + 20
-    while not finalisations(cluster):
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    wait_until(lambda: finalisations(cluster), 20)
     assert owner_of(1) is None
 
 

@@ -5,6 +5,7 @@ import signal
 import textwrap
 
 import pytest
+from support import nothing_is_locked
 
 from luna_ext.stub import Cluster
 
@@ -27,10 +28,6 @@ def check(done, *, returncode=0, warnings=0, error=None):
     assert done.returncode == returncode, done
     assert done.seconds is not None, done
     assert done.seconds < AT_MOST, done
-
-
-def nothing_is_locked(cluster):
-    return all(token.owner is None for token in cluster.tokens())
 
 
 def test_at_exit_held_locks_are_released(luna, owner_of, run):

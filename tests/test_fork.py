@@ -6,11 +6,9 @@ import signal
 import threading
 
 import pytest
+from support import LOCK, nothing_is_locked, wait_until
 
 import luna_ext
-
-LOCK = "CA_LockClusteredSlot"
-CLAIM = "CA_GetUnassignedSlot"
 
 
 def test_in_a_forked_child_nothing_is_held(luna, owner_of, in_child):
@@ -185,7 +183,7 @@ def test_a_block_of_any_kind_is_inherited_without_its_lock(luna, cluster, caplog
     thread.join(60)
     assert codes == [0, 0]
     assert owners == [parent, parent]
-    assert all(token.owner is None for token in cluster.tokens())
+    assert nothing_is_locked(cluster)
 
 
 def test_an_inherited_async_with_ends_as_a_logged_no_op(luna, caplog, owner_of):
@@ -294,8 +292,7 @@ def test_a_fork_beside_a_thread_that_waits_for_a_condition(luna, call, owner_of,
         return listening.result() == [os.getpid()] and owner_of(1) is None
 
     listening = call(listen)
-    while not condition._waiters:
-        os.sched_yield()
+    wait_until(lambda: condition._waiters)
     assert in_child(talk) == 0
     tell()
     assert listening.result() == [os.getpid()]

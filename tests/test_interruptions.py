@@ -16,12 +16,10 @@ import warnings
 from functools import partial
 
 import pytest
+from support import CLAIM, LOCK, UNLOCK, let_others_run_until, wait_until
 
 import luna_ext
 
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
-CLAIM = "CA_GetUnassignedSlot"
 STEPS = 60
 LATENCY = 0.0005
 # Long enough for every operation of these tests to be over on a machine that is not busy.
@@ -73,10 +71,7 @@ def settled(cluster, call):
 
     def settle(slot):
         # What was in flight when its caller left is given back when it returns.
-        deadline = time.monotonic() + 10
-        while held_by_us() or slot.locked():
-            assert time.monotonic() < deadline, (held_by_us(), slot)
-            os.sched_yield()
+        wait_until(lambda: not held_by_us() and not slot.locked())
 
         def use():
             with slot.lock(timeout=10):
@@ -115,6 +110,10 @@ def interrupted():
     yield run
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, previous)
+
+
+def all_have_ended(threads):
+    return not any(thread.is_alive() for thread in threads)
 
 
 # ---- threads ----
@@ -411,8 +410,7 @@ def test_a_task_that_is_cancelled_behind_a_thread_loses_no_waiter(luna, call, se
             assert held.wait(10)
             waiter = call(lambda: hold(threading.Event()))
             await cancel_after(delay, use_async(ASYNC[name](luna)))
-            while holder.is_alive() or waiter.is_alive():
-                await asyncio.sleep(0)
+            await let_others_run_until(partial(all_have_ended, (holder, waiter)))
             assert holder.result()
             assert waiter.result()
 

@@ -10,13 +10,10 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
+from support import AGAIN, BUSY, DEVICE_ERROR, LOCK, UNLOCK, wait_until
 
 import luna_ext
 from luna_ext.stub import Cluster
-
-DEVICE_ERROR = 0x30
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
 
 
 def test_with_locks_on_the_device_and_unlocks(luna, owner_of):
@@ -414,8 +411,7 @@ def test_close_ends_polling_though_another_library_is_open(cluster, luna, hold_e
     hold_elsewhere(1)
     polling = cluster.library(contention="poll")
     waiting = call(polling.slot(1).acquire)
-    while not any(entry.rv == DEVICE_ERROR for entry in cluster.log()):
-        os.sched_yield()
+    wait_until(lambda: any(entry.rv == DEVICE_ERROR for entry in cluster.log()))
     polling.close()
     with pytest.raises(luna_ext.LibraryClosedError):
         waiting.result()
@@ -429,7 +425,7 @@ def test_blocking_raises_where_the_device_answers_an_error(luna, cluster, hold_e
         pass
 
 
-@pytest.mark.parametrize("code", [0x80000041, 0x80001604])
+@pytest.mark.parametrize("code", [AGAIN, BUSY])
 def test_busy_devices_are_asked_again(luna, cluster, owner_of, code):
     cluster.fault(LOCK, code, times=2)
     with luna.slot(1):
@@ -529,7 +525,7 @@ def test_two_libraries_share_the_locks_of_one_client(luna, cluster, owner_of):
         assert owner_of(1) == os.getpid()
 
 
-@pytest.mark.parametrize("code", [0x80000041, 0x80001604])
+@pytest.mark.parametrize("code", [AGAIN, BUSY])
 @pytest.mark.parametrize("way", ["with", "task"])
 def test_a_busy_device_is_asked_to_unlock_again(luna, cluster, owner_of, code, way):
     cluster.fault(UNLOCK, code, times=2)
@@ -547,7 +543,7 @@ def test_a_busy_device_is_asked_to_unlock_again(luna, cluster, owner_of, code, w
 
 
 def test_a_device_that_stays_busy_fails_the_release(luna, cluster):
-    cluster.fault(UNLOCK, 0x80001604)
+    cluster.fault(UNLOCK, BUSY)
     with pytest.raises(luna_ext.LockReleaseError, match="CKR_BUSY"), luna.slot(1):
         pass
     cluster.fault(UNLOCK, 0, times=0)
@@ -565,7 +561,7 @@ def test_a_waiter_gets_the_lock_after_a_busy_unlock(luna, cluster, call, wait_un
     with slot:
         waiting = call(enter)
         wait_until_queued(slot, 1)
-        cluster.fault(UNLOCK, 0x80000041, times=2)
+        cluster.fault(UNLOCK, AGAIN, times=2)
     assert waiting.result()
 
 

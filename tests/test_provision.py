@@ -10,14 +10,14 @@ import threading
 import warnings
 
 import pytest
+from support import CLAIM, DEVICE_ERROR, INIT_PIN, INIT_TOKEN, UNLOCK
 
 import luna_ext
 from luna_ext.functions import CLUSTER_FUNCTIONS
 from luna_ext.stub import library_path
 
 SO_PIN, USER_PIN = "so-pin-1", "user-pin-1"
-INIT_TOKEN, INIT_PIN, CLAIM = "C_InitToken", "C_InitPIN", "CA_GetUnassignedSlot"
-DEVICE_ERROR, PIN_INCORRECT = 0x30, 0xA0
+PIN_INCORRECT = 0xA0
 LABELS = [f"payments-{number}" for number in range(6)]
 
 pytestmark = pytest.mark.luna_cluster(keyrings=8)
@@ -229,7 +229,7 @@ def test_another_host_may_have_got_the_last_token_for_the_label(
 
 
 def test_an_unlock_that_fails_is_told(luna, cluster, provision):
-    cluster.fault("CA_UnlockClusteredSlot", DEVICE_ERROR, times=1)
+    cluster.fault(UNLOCK, DEVICE_ERROR, times=1)
     report = provision()
     ((label, error),) = report.failed.items()
     assert isinstance(error, luna_ext.LockReleaseError)

@@ -2,21 +2,16 @@
 
 import asyncio
 import logging
-import os
 import re
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
+from support import DEVICE_ERROR, UNLOCK, nothing_is_locked, wait_until
 
 import luna_ext
 from luna_ext.stub import STATE_VARIABLE
-
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
-DEVICE_ERROR = 0x30
 
 
 async def lock_in_task(luna):
@@ -126,7 +121,7 @@ def test_a_filter_that_raises_leaves_nothing_locked(luna, cluster, way, text):
         # Queued behind the unlock, if that is still under way.
         with slot.lock(timeout=10):
             pass
-    assert all(token.owner is None for token in cluster.tokens())
+    assert nothing_is_locked(cluster)
 
 
 def test_a_late_grant_is_told_when_it_is_unlocked(luna, caplog, hold_elsewhere):
@@ -135,10 +130,7 @@ def test_a_late_grant_is_told_when_it_is_unlocked(luna, caplog, hold_elsewhere):
     assert luna.slot(1).acquire(timeout=0.05) is False
     holder.release()
     hold_elsewhere(1)
-    deadline = time.monotonic() + 10
-    while not told(caplog, logging.DEBUG):
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    wait_until(lambda: told(caplog, logging.DEBUG))
     assert told(caplog, logging.DEBUG) == [
         "slot 1: unlocked, for nobody waits for the lock any more"
     ]
@@ -195,12 +187,9 @@ def test_a_long_wait_is_warned_of_once(luna, cluster, caplog, hold_elsewhere, ca
     ]
     # One that ends when the wait would become long is told by its error.
     timed_out = call(lambda: time_out(luna.slot(5)))
-    deadline = time.monotonic() + 30
-    while len(texts := told(caplog, logging.WARNING)) < 4:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: len(told(caplog, logging.WARNING)) >= 4)
     assert all(caller.is_alive() for caller in waiting)
-    assert sorted(texts) == [
+    assert sorted(told(caplog, logging.WARNING)) == [
         "cluster 'cluster-1': still waiting for an unassigned token after 5 s",
         *(
             f"slot {slot_id}: still waiting for the lock after 5 s; another thread, process or "

@@ -5,10 +5,10 @@ import threading
 import time
 
 import pytest
+from support import LOCK
 
 import luna_ext
 
-LOCK = "CA_LockClusteredSlot"
 INFO = "C_GetSlotInfo"
 
 

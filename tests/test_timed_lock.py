@@ -5,11 +5,9 @@ import textwrap
 import time
 
 import pytest
+from support import LOCK, NO_MORE_THREADS, UNLOCK
 
 import luna_ext
-
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
 
 
 def test_lock_gives_the_slot_and_holds_it(luna, owner_of):
@@ -136,9 +134,6 @@ def test_timeout_zero_does_not_wait_for_a_thread_of_this_process(luna, call, cal
         assert calls_of(LOCK) == before
 
 
-# None has room for its stack. In a process of its own, for a thread that has once been of use to a
-# Library is kept for the next.
-NO_MORE_THREADS = "threading.stack_size(1 << 46)\n"
 NEEDS_A_THREAD = {
     "acquire": "assert slot.acquire(timeout=20)\nslot.release()",
     "lock": "plainly(slot.lock(timeout=20))",

@@ -8,8 +8,7 @@ import signal
 
 import pexpect
 import pytest
-
-CLAIM = "CA_GetUnassignedSlot"
+from support import CLAIM
 
 
 @pytest.fixture
