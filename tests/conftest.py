@@ -329,7 +329,7 @@ class Program:
 
 
 @pytest.fixture
-def program() -> Iterator[Callable[..., Program]]:
+def program(cluster: Cluster) -> Iterator[Callable[..., Program]]:
     """Start a Program; ended() waits for it."""
     programs: list[Program] = []
 

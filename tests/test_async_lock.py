@@ -4,10 +4,18 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import uvloop
-from support import LOCK, UNLOCK, let_others_run_until, nothing_is_locked
+from support import (
+    GENERAL_ERROR,
+    LOCK,
+    UNLOCK,
+    assert_stays,
+    let_others_run_until,
+    nothing_is_locked,
+)
 
 import luna_ext
 
@@ -294,3 +302,61 @@ def test_a_token_is_checked_after_the_lock(luna, cluster):
     asyncio.run(main())
     assert not token.slot.locked()
     assert nothing_is_locked(cluster)
+
+
+def test_an_unlock_that_fails_is_noted_on_the_cancellation_that_comes_with_it(
+    luna, cluster, wait_until_inside
+):
+    cluster.latency(0.3, UNLOCK)
+    cluster.fault(UNLOCK, GENERAL_ERROR, times=1)
+
+    async def enter():
+        async with luna.slot(1).lock():
+            pass
+
+    async def main():
+        task = asyncio.create_task(enter())
+        await asyncio.to_thread(wait_until_inside, UNLOCK)
+        loop = asyncio.get_running_loop()
+        tell, told = loop.call_soon_threadsafe, threading.Event()
+
+        def listen(*arguments, **options):
+            tell(*arguments, **options)
+            told.set()
+
+        loop.call_soon_threadsafe = listen
+        # The loop hears of the answer and of the cancellation in one and the same step.
+        assert told.wait(10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        assert any("may stay set" in note for note in caught.value.__notes__)
+
+    asyncio.run(main())
+
+
+def test_a_coroutine_that_is_closed_after_the_library_releases_nobody_elses_lock(cluster, owner_of):
+    luna = cluster.library()
+
+    async def main(other):
+        entered = asyncio.Event()
+
+        async def hold():
+            async with luna.slot(1).lock():
+                entered.set()
+                await asyncio.Event().wait()
+
+        coroutine = hold()
+        task = asyncio.create_task(coroutine)
+        # asyncio would complain of a task that is not seen to its end.
+        task._log_destroy_pending = False
+        await entered.wait()
+        with pytest.warns(ResourceWarning, match="slot 1 was still locked"):
+            luna.close()
+        async with other.slot(1).lock():
+            coroutine.close()
+            await asyncio.to_thread(assert_stays, lambda: owner_of(1) == os.getpid())
+            other.slot(1).ensure_held()
+
+    with cluster.library() as other:
+        asyncio.run(main(other))

@@ -1,13 +1,24 @@
 """Claiming unassigned tokens, and assigning them."""
 
+import contextlib
 import ctypes
 import logging
 import os
 import signal
+import textwrap
 import threading
 
 import pytest
-from support import CLAIM, DEVICE_ERROR, LOCK, UNLOCK, nothing_is_locked
+from support import (
+    CLAIM,
+    DEVICE_ERROR,
+    LOCK,
+    UNLOCK,
+    have_returned,
+    logged,
+    nothing_is_locked,
+    wait_until,
+)
 
 import luna_ext
 from luna_ext.stub import Cluster, library_path
@@ -321,3 +332,91 @@ def test_threads_that_claim_and_lock_the_same_slots_never_share_one(luna, call):
         caller.result(60)
     assert clashes == []
     assert not any(slot.locked() for slot in luna.slots())
+
+
+def hold_while_a_claim_unlocks(slot, cluster, owner_of):
+    """The owner of the slot's lock once no unlock is under way any more."""
+    with slot:
+        wait_until(lambda: have_returned(logged(cluster, UNLOCK)))
+        return owner_of(slot.slot_id)
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_no_lock_call_is_sent_while_a_claim_unlocks_the_slot(cluster, call, owner_of):
+    """The device may grant the one and carry out the other afterwards."""
+    with cluster.library(contention="poll") as luna:
+        slot = luna.slot(1)
+        cluster.fault(LOCK, DEVICE_ERROR)
+        polling = call(lambda: hold_while_a_claim_unlocks(slot, cluster, owner_of))
+        wait_until(lambda: len(logged(cluster, LOCK)) >= 2)
+        with luna.claim("cluster-1", timeout=5) as token:
+            assert token.slot is slot
+            cluster.latency(0.8, UNLOCK)
+            cluster.fault(LOCK, DEVICE_ERROR, times=0)
+        cluster.latency(0, UNLOCK)
+        assert polling.result() == os.getpid()
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_claim_does_not_unlock_while_a_lock_call_for_the_slot_is_outstanding(
+    cluster, luna, call, wait_until_inside, owner_of
+):
+    cluster.latency(0.3, LOCK)
+    cluster.latency(0.7, UNLOCK)
+    locking = call(lambda: hold_while_a_claim_unlocks(luna.slot(1), cluster, owner_of))
+    wait_until_inside(LOCK)
+    with contextlib.suppress(luna_ext.NoUnassignedTokenError), luna.claim("cluster-1"):
+        pass
+    assert locking.result() == os.getpid()
+
+
+# Its last bytes are looked for, which stay longest in memory that is freed and given out again; they
+# are kept masked, so that what looks for them is not found.
+HEAP = """
+import ctypes, mmap
+
+def mask(text):
+    return bytearray(byte ^ 0x5A for byte in text)
+
+def copies(masked):
+    with open("/proc/self/maps") as maps:
+        (line,) = [line for line in maps if line.rstrip().endswith("[heap]")]
+    low, high = (int(address, 16) for address in line.split()[0].split("-"))
+    # Not in the heap.
+    heap = mmap.mmap(-1, high - low)
+    memory = os.open("/proc/self/mem", os.O_RDONLY)
+    assert os.preadv(memory, [heap], low) == high - low
+    os.close(memory)
+    wanted = mask(masked)
+    found, at = 0, heap.find(wanted)
+    while at >= 0:
+        found, at = found + 1, heap.find(wanted, at + 1)
+    wanted[:] = bytes(len(wanted))
+    return found
+
+secret = bytearray(64)
+for index in range(len(secret)):
+    secret[index] = ord("0") + os.urandom(1)[0] % 10
+masked = mask(secret[-12:])
+malloc = ctypes.CDLL(None).malloc
+malloc.restype = ctypes.c_void_p
+address = malloc(ctypes.c_size_t(len(secret)))
+"""
+
+
+def test_no_copy_of_a_pin_is_left_in_memory(succeed):
+    body = """
+        ctypes.memmove(address, (ctypes.c_char * len(secret)).from_buffer(secret), len(secret))
+        print(copies(masked))
+        ctypes.memset(address, 0, len(secret))
+        for number in range(8):
+            with luna.claim("cluster-1") as token:
+                token.assign(f"label-{number}", so_pin=secret, user_pin=secret)
+        secret[:] = bytes(len(secret))
+        print(copies(masked))
+        luna.close()
+    """
+    one, none = succeed(HEAP + textwrap.dedent(body))
+    if one == "0":
+        pytest.skip("malloc() takes its memory from elsewhere than the heap")
+    assert (one, none) == ("1", "0")

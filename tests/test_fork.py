@@ -3,10 +3,11 @@
 import asyncio
 import os
 import signal
+import textwrap
 import threading
 
 import pytest
-from support import LOCK, nothing_is_locked, wait_until
+from support import CLAIM, LOCK, UNLOCK, nothing_is_locked, wait_until
 
 import luna_ext
 
@@ -58,6 +59,19 @@ def test_stats_count_for_one_process(luna, in_child):
     with luna.slot(1):
         pass
     assert in_child(child) == 0
+
+
+def test_an_inherited_block_ends_once(luna, in_child):
+    slot = luna.slot(1)
+
+    def child():
+        slot.__exit__(None, None, None)
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            slot.__exit__(None, None, None)
+        return True
+
+    with slot:
+        assert in_child(child) == 0
 
 
 def test_the_childs_first_call_initialises_anew(luna, owner_of, in_child):
@@ -380,6 +394,64 @@ def test_a_fork_in_the_midst_of_a_close_does_not_keep_the_child_from_closing(suc
         os._exit(0)
     """
     assert succeed(body) == ["0"]
+
+
+FORKING = """
+def end_with_a_child(work):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        work()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_child_does_not_wait_for_a_close_of_the_parent(succeed):
+    body = f"""
+        slot.acquire()
+        cluster.latency(60, {UNLOCK!r})
+        in_thread(luna.close)
+        wait_until_inside({UNLOCK!r})
+        end_with_a_child(luna.close)
+    """
+    assert succeed(FORKING + textwrap.dedent(body)) == ["0"]
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_claim_of_a_child_does_not_wait_for_a_lock_call_of_the_parent(succeed):
+    body = f"""
+        def claim():
+            begin = time.monotonic()
+            with luna.claim("cluster-1"):
+                pass
+            assert time.monotonic() - begin < 5
+
+        cluster.latency(10, {LOCK!r})
+        in_thread(slot.acquire)
+        wait_until_inside({LOCK!r})
+        end_with_a_child(claim)
+    """
+    assert succeed(FORKING + textwrap.dedent(body)) == ["0"]
+
+
+def test_a_claim_of_the_parent_keeps_no_lock_of_the_child(succeed):
+    body = f"""
+        def owner(slot_id):
+            return {{token.slot_id: token.owner for token in cluster.tokens()}}[slot_id]
+
+        def lock():
+            with luna.slot(5):
+                assert owner(5) == os.getpid()
+            wait_until(lambda: owner(5) is None)
+
+        cluster.latency(60, {CLAIM!r})
+        in_thread(luna.claim("cluster-1").__enter__)
+        wait_until_inside({CLAIM!r})
+        end_with_a_child(lock)
+    """
+    assert succeed(FORKING + textwrap.dedent(body)) == ["0"]
 
 
 def test_closing_in_the_child_leaves_the_parent_alone(luna, owner_of, in_child):

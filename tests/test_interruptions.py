@@ -275,6 +275,32 @@ def test_ctrl_c_while_a_library_opens_or_closes_leaves_it_usable(cluster, settle
         assert called.count("C_Initialize") == called.count("C_Finalize")
 
 
+@pytest.mark.signals
+@pytest.mark.parametrize("options", [{}, {"timeout": 10}], ids=["plain", "timed"])
+def test_a_turn_that_comes_while_a_handler_raises_is_passed_on(
+    luna, call, hold_here, on_alarm, wait_until_queued, owner_of, options
+):
+    slot = luna.slot(1)
+    holder = hold_here(slot)
+    behind = []
+
+    def let_the_turn_come():
+        wait_until_queued(slot, 1)
+        behind.append(call(lambda: enter(slot.lock(timeout=5))))
+        wait_until_queued(slot, 2)
+        holder.leave()
+        if options:
+            # A worker makes the call meanwhile.
+            wait_until(slot.locked)
+        raise KeyboardInterrupt
+
+    on_alarm(let_the_turn_come)
+    with pytest.raises(KeyboardInterrupt):
+        slot.acquire(**options)
+    assert behind[0].result() is None
+    wait_until(lambda: owner_of(1) is None)
+
+
 # ---- tasks ----
 
 

@@ -6,11 +6,12 @@ import os
 import signal
 import threading
 import warnings
+import weakref
 from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from support import AGAIN, BUSY, DEVICE_ERROR, LOCK, UNLOCK, wait_until
+from support import AGAIN, BUSY, DEVICE_ERROR, LOCK, TOKEN_INFO, UNLOCK, wait_until
 
 import luna_ext
 from luna_ext.stub import Cluster
@@ -383,6 +384,15 @@ def test_lost_connection_is_seen_at_the_end_alone(luna, cluster):
         cluster.disconnect(os.getpid())
 
 
+@pytest.mark.parametrize("code", [AGAIN, BUSY])
+def test_a_busy_device_has_lost_nothing(luna, cluster, code):
+    with luna.slot(1) as slot:
+        cluster.fault(TOKEN_INFO, code, times=1)
+        with pytest.raises(luna_ext.DeviceError):
+            slot.ensure_held()
+        slot.ensure_held()
+
+
 def test_a_lost_lock_is_not_unlocked_under_its_next_holder(luna, cluster, owner_of, calls_of):
     slot = luna.slot(1)
     cluster.fault("C_GetTokenInfo", DEVICE_ERROR, times=1)
@@ -510,6 +520,22 @@ def test_a_library_that_nobody_closed_warns_and_releases(cluster, owner_of):
     assert "unclosed Library for" in messages
     assert f"slot 1 was still locked, at {__file__}" in messages
     assert owner_of(1) is None
+
+
+def test_a_worker_that_has_nothing_to_do_keeps_no_library(cluster):
+    luna = cluster.library()
+    luna.tokens(workers=2)
+    gone = weakref.ref(luna)
+
+    def is_gone():
+        gc.collect()
+        return gone() is None
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del luna
+        wait_until(is_gone)
+    assert {warning.category for warning in caught} == {ResourceWarning}
 
 
 def test_two_libraries_share_the_locks_of_one_client(luna, cluster, owner_of):

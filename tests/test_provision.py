@@ -1,5 +1,6 @@
 """Many labels at once, each of which gets an unassigned token."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -10,7 +11,16 @@ import threading
 import warnings
 
 import pytest
-from support import CLAIM, DEVICE_ERROR, INIT_PIN, INIT_TOKEN, UNLOCK
+from support import (
+    CLAIM,
+    DEVICE_ERROR,
+    GENERAL_ERROR,
+    INIT_PIN,
+    INIT_TOKEN,
+    TOKEN_INFO,
+    UNLOCK,
+    logged,
+)
 
 import luna_ext
 from luna_ext.functions import CLUSTER_FUNCTIONS
@@ -248,6 +258,45 @@ def test_a_label_that_is_there_twice_is_a_conflict(luna, provision):
     assert error.slot_ids == tuple(sorted(slot_ids))
     assert all(str(slot_id) in str(error) for slot_id in slot_ids)
     assert list(report.assigned) == LABELS[1:]
+
+
+@pytest.fixture
+def without_user_pin(luna):
+    """A token that has the first label, and lacks its user PIN."""
+    with luna.claim("cluster-1") as token:
+        return token.assign(LABELS[0], so_pin=SO_PIN)
+
+
+def test_a_user_pin_is_not_set_where_the_lock_is_lost(cluster, provision, without_user_pin):
+    # The calls before it ask whether there is one, check the label, and ask again.
+    cluster.fault(TOKEN_INFO, DEVICE_ERROR, every=4, times=1)
+    report = provision(LABELS[:1], user_pin=USER_PIN)
+    assert isinstance(report.failed[LABELS[0]], luna_ext.LockLostError)
+    assert logged(cluster, "C_OpenSession") == []
+
+
+def test_close_does_not_unlock_while_a_user_pin_is_set(
+    luna, cluster, provision, without_user_pin, call, wait_until_inside
+):
+    cluster.latency(0.4, INIT_PIN)
+    running = call(lambda: provision(LABELS[:1], user_pin=USER_PIN))
+    wait_until_inside(INIT_PIN)
+    with pytest.warns(ResourceWarning, match="still locked"):
+        luna.close()
+    with contextlib.suppress(luna_ext.LunaError):
+        running.result()
+    setting, unlocking = logged(cluster, INIT_PIN)[-1], logged(cluster, UNLOCK)[-1]
+    assert unlocking.time >= setting.time + setting.duration
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_token_that_failed_is_kept_until_the_last_worker_has_ended(cluster, provision):
+    cluster.fault(INIT_TOKEN, GENERAL_ERROR, times=1)
+    cluster.latency(0.3, CLAIM)
+    report = provision(LABELS[:2], workers=2)
+    assert report.assigned == {}
+    errors = {type(error) for error in report.failed.values()}
+    assert errors == {luna_ext.CryptokiError, luna_ext.NoUnassignedTokenError}
 
 
 # ---- while it runs ----

@@ -8,7 +8,7 @@ import sys
 import threading
 
 import pytest
-from support import DEVICE_ERROR, UNLOCK, nothing_is_locked, wait_until
+from support import DEVICE_ERROR, GENERAL_ERROR, UNLOCK, nothing_is_locked, wait_until
 
 import luna_ext
 from luna_ext.stub import STATE_VARIABLE
@@ -136,6 +136,18 @@ def test_a_late_grant_is_told_when_it_is_unlocked(luna, caplog, hold_elsewhere):
     ]
 
 
+def test_a_late_grant_that_cannot_be_unlocked_is_an_error_record(
+    luna, cluster, caplog, hold_elsewhere
+):
+    holder = hold_elsewhere(1)
+    assert luna.slot(1).acquire(timeout=0.05) is False
+    cluster.fault(UNLOCK, GENERAL_ERROR, times=1)
+    holder.kill()
+    wait_until(lambda: told(caplog, logging.ERROR))
+    (record,) = told(caplog, logging.ERROR)
+    assert "CKR_GENERAL_ERROR" in record
+
+
 def wait_in_lock(slot):
     with slot.lock():
         return True
@@ -176,8 +188,15 @@ def test_a_long_wait_is_warned_of_once(luna, cluster, caplog, hold_elsewhere, ca
             held.set()
             release.wait(60)
 
+    async def hold_in_a_task():
+        async with luna.slot(6).lock():
+            await asyncio.to_thread(release.wait, 60)
+
     holding = call(hold_here)
     assert held.wait(10)
+    # A wait that was over at once is none that is still going on.
+    not_waiting = call(lambda: asyncio.run(hold_in_a_task()))
+    wait_until(luna.slot(6).locked)
     inside_the_device = call(lambda: wait_on_own_thread(luna.slot(3)))
     waiting = [
         call(lambda: wait_in_lock(luna.slot(1))),
@@ -203,6 +222,7 @@ def test_a_long_wait_is_warned_of_once(luna, cluster, caplog, hold_elsewhere, ca
     release.set()
     cluster.fault("CA_GetUnassignedSlot", 0, times=0)
     assert holding.result() is None
+    assert not_waiting.result() is None
     assert all(caller.result() for caller in (*waiting, inside_the_device))
     # Nobody could tell while a device call on the caller's own thread lasted.
     (late,) = told(caplog, logging.WARNING)[4:]

@@ -11,6 +11,7 @@ from support import (
     AGAIN,
     BUSY,
     CLAIM,
+    NO_MORE_THREADS,
     NONE_LEFT,
     UNLOCK,
     have_returned,
@@ -199,6 +200,42 @@ def test_a_claim_of_a_loop_that_is_gone_is_given_back(luna, cluster):
     loop.close()
     wait_until_answered(cluster)
     task._log_destroy_pending = False
+
+
+def test_a_claim_that_is_cancelled_before_its_turn_asks_nothing(luna, cluster, calls_of):
+    """So many claims at a time are given to threads, and the next one waits."""
+    cluster.latency(0.3, CLAIM)
+    at_once = 16
+
+    async def main():
+        claims = [luna.claim("cluster-1") for _ in range(at_once + 1)]
+        tasks = [asyncio.create_task(enter_in_task(claim)) for claim in claims]
+        await let_others_run_until(lambda: len(logged(cluster, CLAIM)) == at_once)
+        tasks[-1].cancel()
+        await asyncio.wait(tasks)
+        assert tasks[-1].cancelled()
+        # There are fewer tokens than claims.
+        outcomes = {type(task.exception()) for task in tasks[:-1]}
+        assert outcomes <= {type(None), luna_ext.NoUnassignedTokenError}
+
+    asyncio.run(main())
+    assert calls_of(CLAIM) == at_once
+
+
+def test_claims_work_again_after_many_that_got_no_thread(succeed):
+    body = f"""
+        {NO_MORE_THREADS}
+        for _ in range(20):
+            try:
+                luna.claim("cluster-1", timeout=1).__enter__()
+            except RuntimeError as error:
+                refusal = error
+        threading.stack_size(0)
+        with luna.claim("cluster-1", timeout=20):
+            print(refusal)
+        luna.close()
+    """
+    assert " ".join(succeed(body)) == "can't start new thread"
 
 
 @pytest.mark.signals
