@@ -1,6 +1,7 @@
 """`async with slot.lock()`."""
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -360,3 +361,104 @@ def test_a_coroutine_that_is_closed_after_the_library_releases_nobody_elses_lock
 
     with cluster.library() as other:
         asyncio.run(main(other))
+
+
+def test_a_thread_that_holds_cannot_wait_in_a_task(luna):
+    async def main():
+        with luna.slot(1):
+            async with luna.slot(1).lock():
+                pass
+
+    with pytest.raises(luna_ext.LockReentryError):
+        asyncio.run(main())
+    assert not luna.slot(1).locked()
+
+
+def test_a_thread_does_not_wait_behind_tasks_of_its_own_loop(luna, hold_elsewhere):
+    slot = luna.slot(1)
+    holder = hold_elsewhere(1)
+
+    async def wait():
+        async with slot.lock():
+            return "held"
+
+    async def main():
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        with pytest.raises(luna_ext.LockReentryError, match="event loop"), slot:
+            pass
+        holder.release()
+        return await waiting
+
+    assert asyncio.run(main()) == "held"
+
+
+def test_a_coroutine_that_is_closed_releases(luna, owner_of):
+    slot = luna.slot(1)
+
+    async def hold():
+        async with slot.lock():
+            await asyncio.Event().wait()
+
+    async def main():
+        task = asyncio.create_task(coroutine)
+        await let_others_run_until(slot.locked)
+        return task
+
+    coroutine = hold()
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(main())
+    loop.close()
+    coroutine.close()
+    with slot.lock(timeout=10):
+        assert owner_of(1) == os.getpid()
+    task._log_destroy_pending = False
+
+
+def test_an_async_generator_that_is_left_releases(luna):
+    slot = luna.slot(1)
+
+    async def holding():
+        async with slot.lock():
+            yield 1
+            yield 2
+
+    async def main():
+        async for _ in holding():
+            break
+        gc.collect()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert slot.acquire(timeout=10)
+    slot.release()
+
+
+def test_a_block_that_does_not_hold_cannot_release(luna, call, owner_of):
+    slot = luna.slot(1)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with slot:
+            entered.set()
+            leave.wait(10)
+
+    async def main():
+        lock = slot.lock()
+        async with lock:
+            with pytest.raises(luna_ext.LockNotOwnedError):
+                await slot.lock().__aexit__(None, None, None)
+            slot.ensure_held()
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            await lock.__aexit__(None, None, None)
+        holder = call(hold)
+        assert entered.wait(10)
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            await lock.__aexit__(None, None, None)
+        assert owner_of(1) == os.getpid()
+        leave.set()
+        holder.result()
+
+    asyncio.run(main())
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        slot.lock().__exit__(None, None, None)

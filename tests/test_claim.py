@@ -7,6 +7,7 @@ import os
 import signal
 import textwrap
 import threading
+import warnings
 
 import pytest
 from support import (
@@ -61,6 +62,53 @@ def test_a_claim_can_be_used_again_but_not_twice_at_once(luna):
         pass
     with claim as token:
         token.ensure_held()
+
+
+def test_a_claims_block_is_entered_once_and_left_once(luna, cluster, call):
+    claim = luna.claim("cluster-1")
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        claim.__exit__(None, None, None)
+    cluster.latency(0.1, CLAIM)
+    barrier = threading.Barrier(2)
+    outcomes = []
+    end = threading.Event()
+
+    def enter():
+        barrier.wait(10)
+        try:
+            with claim:
+                outcomes.append("entered")
+                assert end.wait(60)
+        except luna_ext.LockReentryError:
+            outcomes.append("refused")
+
+    callers = [call(enter), call(enter)]
+    wait_until(lambda: len(outcomes) == 2)
+    assert outcomes.count("refused") == 1
+    held = [token for token in cluster.tokens() if token.owner is not None]
+    assert len(held) == 1
+    end.set()
+    for caller in callers:
+        caller.result()
+    assert nothing_is_locked(cluster)
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        claim.__exit__(None, None, None)
+
+
+@pytest.mark.xfail(
+    raises=luna_ext.LockNotOwnedError, reason="the first call ends the block, whoever makes it"
+)
+def test_a_claims_block_is_not_ended_by_another_thread(luna, hold_here):
+    claim = luna.claim("cluster-1")
+    holder = hold_here(claim)
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        claim.__exit__(None, None, None)
+    try:
+        holder.leave()
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            luna.close()
 
 
 def test_claim_waits_for_a_token_to_become_free(call):
@@ -169,6 +217,13 @@ def log_in(slot_id, user, pin):
     rv = client.C_Login(session, ctypes.c_ulong(user), pin, ctypes.c_ulong(len(pin)))
     client.C_CloseSession(session)
     return rv
+
+
+def test_a_pin_that_is_no_text_leaves_no_trace(luna):
+    with luna.claim("cluster-1") as token, pytest.raises(ValueError, match="so_pin") as caught:
+        token.assign("new", so_pin="\udc80 never shown")
+    assert caught.value.__context__ is None
+    assert caught.value.__cause__ is None
 
 
 def test_without_a_user_pin_no_session_is_opened(luna, calls_of):
@@ -334,6 +389,78 @@ def test_threads_that_claim_and_lock_the_same_slots_never_share_one(luna, call):
     assert not any(slot.locked() for slot in luna.slots())
 
 
+def test_held_locks_are_on_the_device_whatever_is_claimed_and_locked(luna, cluster, call, owner_of):
+    stop = threading.Event()
+    lost = []
+
+    def check(slot):
+        if owner_of(slot.slot_id) != os.getpid():
+            lost.append(slot)
+
+    def lock(first):
+        turn = first
+        while not stop.is_set():
+            turn += 1
+            with luna.slot(1 + turn % 3) as slot:
+                if turn % 2:
+                    check(slot)
+
+    def claim():
+        for _ in range(300):
+            with luna.claim("cluster-1", timeout=10) as token:
+                check(token.slot)
+
+    others = [call(lambda first=first: lock(first)) for first in range(3)]
+    claimers = [call(claim) for _ in range(2)]
+    try:
+        for caller in claimers:
+            caller.result(60)
+    finally:
+        stop.set()
+        for caller in others:
+            caller.result()
+    assert lost == []
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.parametrize("relock", ["wait", "error"])
+def test_a_claim_and_a_lock_call_for_one_slot(cluster, call, owner_of, relock):
+    cluster.switch("relock", relock)
+    contention = "poll" if relock == "error" else "block"
+    with cluster.library(contention=contention) as luna:
+        with luna.claim("cluster-1") as token:
+            slot = token.slot
+
+            def lock():
+                with slot:
+                    return owner_of(slot.slot_id)
+
+            waiting = call(lock)
+            assert owner_of(slot.slot_id) == os.getpid()
+        assert waiting.result() == os.getpid()
+        assert nothing_is_locked(cluster)
+
+
+def test_a_release_does_not_wait_for_a_slow_claim(luna, cluster, call, owner_of, wait_until_inside):
+    """The claim may have been given the same slot; the unlock is made once that is known."""
+    cluster.latency(2, CLAIM)
+    left = threading.Event()
+
+    def claim():
+        with luna.claim("cluster-1") as token:
+            assert left.is_set()
+            return owner_of(token.slot.slot_id)
+
+    claiming = call(claim)
+    wait_until_inside(CLAIM)
+    for slot_id in range(1, 4):
+        with luna.slot(slot_id):
+            pass
+    left.set()
+    assert claiming.result() == os.getpid()
+    wait_until(lambda: nothing_is_locked(cluster))
+
+
 def hold_while_a_claim_unlocks(slot, cluster, owner_of):
     """The owner of the slot's lock once no unlock is under way any more."""
     with slot:
@@ -370,8 +497,8 @@ def test_a_claim_does_not_unlock_while_a_lock_call_for_the_slot_is_outstanding(
     assert locking.result() == os.getpid()
 
 
-# Its last bytes are looked for, which stay longest in memory that is freed and given out again; they
-# are kept masked, so that what looks for them is not found.
+# What is looked for is the end, which stays longest in memory that is freed and given out again. It
+# is kept masked, so that what looks for it is not found.
 HEAP = """
 import ctypes, mmap
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import threading
@@ -23,6 +24,7 @@ from support import (
 )
 
 import luna_ext
+from luna_ext.stub import library_path
 
 
 def in_order(cluster):
@@ -127,6 +129,77 @@ def test_a_call_that_hangs_in_a_given_up_lock_does_not_keep_close(
     holder.release()
     wait_until(lambda: finalisations(cluster), 20)
     assert owner_of(1) is None
+
+
+def test_a_lock_call_that_close_overtakes_is_no_success(cluster, call, wait_until_inside):
+    cluster.latency(0.3, LOCK)
+    luna = cluster.library()
+    slot = luna.slot(1)
+    waiting = call(slot.acquire)
+    wait_until_inside(LOCK)
+    luna.close()
+    with pytest.raises(luna_ext.LibraryClosedError):
+        waiting.result()
+    assert not slot.locked()
+    assert nothing_is_locked(cluster)
+
+
+@pytest.fixture
+def somebody_else_initialises(cluster):
+    """Another user of the client library in this process, so that close() finalises nothing."""
+    client = ctypes.CDLL(library_path())
+    assert client.C_Initialize(None) == 0
+    yield
+    assert client.C_Finalize(None) == 0
+
+
+@pytest.mark.usefixtures("somebody_else_initialises")
+def test_what_close_overtakes_is_unlocked_without_a_finalize(cluster, hold_elsewhere, call):
+    holder = hold_elsewhere(1)
+    luna = cluster.library()
+    assert luna.slot(1).acquire(timeout=0.05) is False
+    closing = call(luna.close)
+    holder.release()
+    closing.result()
+    # Another process gets it, so the late grant has been given back.
+    hold_elsewhere(1).release()
+
+    luna = cluster.library()
+    cluster.latency(0.1, CLAIM)
+    entered = threading.Event()
+
+    def claim():
+        entered.set()
+        with luna.claim("cluster-1"):
+            pass
+
+    claiming = call(claim)
+    assert entered.wait(10)
+    luna.close()
+    with pytest.raises(luna_ext.LibraryClosedError):
+        claiming.result()
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.usefixtures("luna")  # stays open, so that the assignment's calls still go through
+def test_close_unlocks_a_claim_after_its_assignment(cluster, call, wait_until_inside):
+    mine = cluster.library()
+    cluster.latency(0.2, "C_InitToken")
+    claimed = []
+
+    def assign():
+        with mine.claim("cluster-1") as token:
+            claimed.append(token.slot.slot_id)
+            token.assign("new", so_pin="12345678")
+
+    assigning = call(assign)
+    wait_until_inside("C_InitToken")
+    with pytest.warns(ResourceWarning, match="still locked"):
+        mine.close()
+    wait_until(lambda: nothing_is_locked(cluster))
+    assert [token.slot_id for token in cluster.tokens() if token.label == "new"] == claimed
+    with pytest.raises(luna_ext.LockLostError):
+        assigning.result()
 
 
 def give_up_a_lock_call(luna):
@@ -276,6 +349,21 @@ def test_a_signal_handler_may_close_while_main_waits_for_a_lock(cluster, call, t
     holding.result()
     assert finalisations(cluster) == [0]
     assert nothing_is_locked(cluster)
+
+
+@pytest.mark.signals
+def test_a_signal_handler_may_close_the_library(cluster, hold_elsewhere):
+    cluster.switch("contention", "error")
+    hold_elsewhere(1)
+    luna = cluster.library(contention="poll")
+    previous = signal.signal(signal.SIGALRM, lambda *_: luna.close())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(luna_ext.LibraryClosedError), luna.slot(1):
+            pass
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert luna.closed
 
 
 @pytest.mark.signals
@@ -549,3 +637,18 @@ def test_a_close_is_told_to_the_holder_as_a_loss_and_to_nobody_else(cluster, hol
         slot.release()
     with pytest.raises(luna_ext.LockLostError):
         holder.leave()
+
+
+def test_a_holder_whose_library_was_closed_hears_of_it_every_time(cluster):
+    luna = cluster.library()
+    slot = luna.slot(1)
+    slot.acquire()
+    with pytest.warns(ResourceWarning):
+        luna.close()
+    with cluster.library() as again, again.slot(1):
+        for _ in range(2):
+            with pytest.raises(luna_ext.LockLostError):
+                slot.release()
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+        again.slot(1).ensure_held()

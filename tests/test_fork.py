@@ -224,6 +224,30 @@ def test_an_inherited_async_with_ends_as_a_logged_no_op(luna, caplog, owner_of):
     assert owner_of(1) is None
 
 
+def test_a_fork_inside_async_with(luna, owner_of):
+    slot = luna.slot(1)
+
+    async def main():
+        lock = slot.lock()
+        async with lock:
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    run = lock.__aexit__(None, None, None)
+                    try:
+                        run.send(None)
+                    except StopIteration:
+                        code = 0 if owner_of(1) == os.getppid() and not slot.locked() else 2
+                finally:
+                    os._exit(code)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            slot.ensure_held()
+
+    asyncio.run(main())
+    assert owner_of(1) is None
+
+
 def test_a_child_leaves_an_inherited_block_and_locks_the_slot_itself(luna, owner_of, in_child):
     """What was inherited is forgotten with the block's end: the next one is the child's own."""
     slot = luna.slot(1)

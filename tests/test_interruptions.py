@@ -16,7 +16,7 @@ import warnings
 from functools import partial
 
 import pytest
-from support import CLAIM, LOCK, UNLOCK, let_others_run_until, wait_until
+from support import CLAIM, LOCK, UNLOCK, let_others_run_until, nothing_is_locked, wait_until
 
 import luna_ext
 
@@ -299,6 +299,82 @@ def test_a_turn_that_comes_while_a_handler_raises_is_passed_on(
         slot.acquire(**options)
     assert behind[0].result() is None
     wait_until(lambda: owner_of(1) is None)
+
+
+class Interruption(Exception):
+    """What a signal handler of these tests raises."""
+
+
+@pytest.mark.signals
+def test_signals_at_any_moment_leak_nothing_and_hit_nobody_else(luna, cluster, call, owner_of):
+    """A handler that raises, twice in short succession, while other threads use the same slot."""
+    slot = luna.slot(1)
+    stop = threading.Event()
+    left = 0
+
+    def others():
+        count = 0
+        while not stop.is_set():
+            with slot.lock(timeout=30):
+                count += 1
+        return count
+
+    def interrupt(number, frame):
+        nonlocal left
+        if left:
+            left -= 1
+            raise Interruption
+
+    def be_interrupted_twice():
+        nonlocal left
+        try:
+            # In here, so that no interruption can come before somebody catches it.
+            left = 2
+            while left:
+                with slot.lock(timeout=30):
+                    pass
+        except Interruption:
+            while left:
+                pass
+
+    threads = [call(others) for _ in range(2)]
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0007)
+    try:
+        for _ in range(300):
+            # Two levels, for the second may come while the first is being caught.
+            with contextlib.suppress(Interruption):
+                be_interrupted_twice()
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        stop.set()
+    assert left == 0
+    assert all(caller.result(30) > 0 for caller in threads)
+    with slot.lock(timeout=10):
+        assert owner_of(1) == os.getpid()
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.signals
+def test_a_signal_handler_may_use_another_slot_after_a_failed_claim(luna, cluster, owner_of):
+    cluster.fault(CLAIM, 0x30, times=1)
+    cluster.latency(0.1, CLAIM)
+    used = []
+
+    def use_another(number, frame):
+        with luna.slot(2):
+            used.append(owner_of(2))
+
+    previous = signal.signal(signal.SIGALRM, use_another)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(luna_ext.DeviceError), luna.claim("cluster-1"):
+            pass
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert used == [os.getpid()]
 
 
 # ---- tasks ----

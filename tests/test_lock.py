@@ -349,6 +349,14 @@ def test_slots_and_their_locks_are_not_made_or_pickled_by_users(luna):
             pickle.dumps(thing)
 
 
+def test_objects_that_no_library_made_are_not_to_be_had():
+    for kind in (luna_ext.ClusterSlot, luna_ext.SlotLock, luna_ext.Token, luna_ext.Claim):
+        with pytest.raises(TypeError):
+            kind.__new__(kind)
+        with pytest.raises(TypeError):
+            object.__new__(kind)
+
+
 def test_repr_says_which_slot_and_whether_it_is_locked(luna):
     slot = luna.slot(7)
     assert "7" in repr(slot)
@@ -384,6 +392,15 @@ def test_lost_connection_is_seen_at_the_end_alone(luna, cluster):
         cluster.disconnect(os.getpid())
 
 
+def test_an_error_that_does_not_mean_a_lost_connection_loses_nothing(luna, cluster, owner_of):
+    cluster.fault("C_GetTokenInfo", 0x2, times=1)
+    with luna.slot(1):
+        with pytest.raises(luna_ext.CryptokiError, match="CKR_HOST_MEMORY"):
+            luna.slot(1).ensure_held()
+        luna.slot(1).ensure_held()
+    assert owner_of(1) is None
+
+
 @pytest.mark.parametrize("code", [AGAIN, BUSY])
 def test_a_busy_device_has_lost_nothing(luna, cluster, code):
     with luna.slot(1) as slot:
@@ -402,18 +419,27 @@ def test_a_lost_lock_is_not_unlocked_under_its_next_holder(luna, cluster, owner_
     assert calls_of(UNLOCK) == before
 
 
+def test_a_lock_taken_through_one_library_is_not_released_through_another(luna, owner_of, cluster):
+    with cluster.library() as other, luna.slot(1):
+        with pytest.raises(luna_ext.LockNotOwnedError, match="another Library"):
+            other.slot(1).release()
+        assert owner_of(1) == os.getpid()
+
+
 def test_polling_waits_where_the_device_answers_an_error(cluster, hold_elsewhere, call, owner_of):
     cluster.switch("contention", "error")
     holder = hold_elsewhere(1)
     with cluster.library(contention="poll") as luna:
         slot = luna.slot(1)
         assert slot.acquire(timeout=0.05) is False
-        waiting = call(slot.__enter__)
+
+        def use():
+            with slot:
+                return owner_of(1)
+
+        waiting = call(use)
         holder.release()
-        waiting.result()
-        assert owner_of(1) == os.getpid()
-        with pytest.warns(ResourceWarning, match="slot 1 was still locked"):
-            luna.close()
+        assert waiting.result() == os.getpid()
 
 
 def test_close_ends_polling_though_another_library_is_open(cluster, luna, hold_elsewhere, call):

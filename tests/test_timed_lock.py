@@ -1,8 +1,10 @@
 """Timeouts, and locks that another process holds; `slot.lock()` with `with`."""
 
 import os
+import sys
 import textwrap
 import time
+import types
 
 import pytest
 from support import CLAIM, DEVICE_ERROR, LOCK, NO_MORE_THREADS, UNLOCK
@@ -259,3 +261,10 @@ def test_a_release_that_gets_no_thread_is_made_at_once(succeed):
         os._exit(0)
     """
     assert succeed(body) == ["free"]
+
+
+def test_a_lock_while_another_thread_imports_asyncio(luna, monkeypatch, owner_of):
+    """A module is in sys.modules before it has any of its names."""
+    monkeypatch.setitem(sys.modules, "asyncio", types.ModuleType("asyncio"))
+    with luna.slot(1).lock(timeout=10):
+        assert owner_of(1) == os.getpid()
