@@ -1,6 +1,8 @@
 """What the tests share beyond the fixtures that luna_ext gives to everybody."""
 
 import contextlib
+import ctypes
+import faulthandler
 import gc
 import os
 import signal
@@ -20,6 +22,113 @@ import luna_ext
 from luna_ext.stub import STATE_VARIABLE, Cluster, library_path
 
 HERE = Path(__file__).parent
+NOT_INITIALIZED = 0x190
+STAND_IN = ctypes.CDLL(library_path())
+
+# ---- signals ----
+
+# A process that was started with `nohup ... &` ignores these, and so do its children; but the tests
+# send them, and expect what they do otherwise. A handler that does nothing keeps this process as it
+# is, and leaves the default action to the programs that the tests start.
+for ignored in (signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, lambda number, frame: None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# ---- a limit for each test ----
+
+REAL_STDERR = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Nothing is captured yet.
+    config.stash[REAL_STDERR] = os.dup(2)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    os.close(config.stash[REAL_STDERR])
+
+
+def begin_limit(item: pytest.Item) -> None:
+    """As pytest does it for faulthandler_timeout, but so many times as the marker says."""
+    marker = item.get_closest_marker("limit")
+    times = 1.0 if marker is None else float(marker.args[0])
+    seconds = times * float(item.config.getini("faulthandler_timeout"))
+    if seconds > 0:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[REAL_STDERR])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    begin_limit(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    # pytest ends the limit of a test that fails, and that is where its end is likely to hang.
+    begin_limit(item)
+
+
+# ---- what a test leaves behind ----
+
+
+def is_finalised() -> bool:
+    # Where it is, the stand-in does not log this call.
+    return int(STAND_IN.C_GetInfo(None)) == NOT_INITIALIZED
+
+
+def left_on_the_device(cluster: Cluster | None) -> str:
+    """What this process still does or has there; "": nothing."""
+    if cluster is not None:
+        under_way = [one for one in cluster.log() if one.pid == os.getpid() and one.rv is None]
+        if under_way:
+            return f"device calls are under way: {under_way}"
+        held = [token.slot_id for token in cluster.tokens() if token.owner == os.getpid()]
+        if held:
+            return f"slots are locked on the device: {held}"
+    return "" if is_finalised() else "the client library is not finalised"
+
+
+def left_in_the_process(cluster: Cluster) -> str:
+    """What the locks of the slots that were used still are in this process."""
+    used = {one.slot_id for one in cluster.log() if one.pid == os.getpid()} - {None}
+    if not used:
+        return ""
+    cluster.latency(0)
+    for function in ("C_Initialize", "C_Finalize"):
+        cluster.fault(function, 0, times=0)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("LUNA_EXT_FORBID_STUB", raising=False)
+        with cluster.library() as luna:
+            slots = [repr(luna.slot(slot_id)) for slot_id in used if slot_id is not None]
+    return ", ".join(slot for slot in slots if not slot.endswith(" unlocked>"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(
+    request: pytest.FixtureRequest, no_cluster_from_before: None
+) -> Iterator[None]:
+    """Whatever a test leaves locked, waiting or open would show in some later test."""
+    cluster = None
+    if "luna_cluster" in request.fixturenames:
+        # It is still there when all other fixtures have ended.
+        cluster = request.getfixturevalue("luna_cluster")
+    another_has = not is_finalised()
+    yield
+    if another_has:
+        return
+    deadline = time.monotonic() + 10
+    # A call that was given up may still come back, and then is the last one.
+    while left := left_on_the_device(cluster):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.001)
+    if not left and cluster is not None:
+        left = left_in_the_process(cluster)
+    if left:
+        pytest.fail(f"{request.node.nodeid} has left something behind: {left}", pytrace=False)
 
 
 @pytest.fixture(autouse=True)
@@ -313,7 +422,7 @@ class Program:
         line = self.process.stdout.readline().strip()
         assert line == word, (line, self.process.poll())
 
-    def ended(self, timeout: float = 60) -> Ended:
+    def ended(self, timeout: float = 45) -> Ended:
         try:
             out, err = self.process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -349,7 +458,7 @@ def program(cluster: Cluster) -> Iterator[Callable[..., Program]]:
 def run(program: Callable[..., Program]) -> Callable[..., Ended]:
     """Run a Program to its end."""
 
-    def run(body: str, *, timeout: float = 60, **options: object) -> Ended:
+    def run(body: str, *, timeout: float = 45, **options: object) -> Ended:
         return program(body, **options).ended(timeout)
 
     return run
@@ -375,7 +484,7 @@ def in_child() -> Callable[[Callable[[], object]], int]:
         child = os.fork()
         if child == 0:
             # A child that hangs is ended by the signal's default action.
-            signal.alarm(60)
+            signal.alarm(45)
             code = 99
             try:
                 code = 0 if function() else 1

@@ -183,7 +183,7 @@ def test_nothing_runs_at_import():
         "import os, sys, luna_ext; print(os.listdir('/proc/self/task'), 'asyncio' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=45, check=True
     )
     threads, asyncio_is_loaded = done.stdout.rsplit(maxsplit=1)
     assert threads.count(",") == 0

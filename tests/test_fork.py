@@ -168,7 +168,7 @@ def test_a_block_of_any_kind_is_inherited_without_its_lock(luna, cluster, caplog
             assert len(held) == 1
             child = os.fork()
             if child == 0:
-                signal.alarm(60)
+                signal.alarm(45)
                 left = False
                 try:
                     left = leave(held[0])
@@ -268,7 +268,7 @@ def test_a_child_leaves_an_inherited_block_and_locks_the_slot_itself(luna, owner
 
     child_pid = os.fork()
     if child_pid == 0:
-        signal.alarm(60)
+        signal.alarm(45)
         code = 99
         try:
             code = 0 if child() else 1
@@ -385,7 +385,7 @@ def test_fork_does_not_wait_for_a_call_of_another_thread(succeed, cluster, funct
         child = os.fork()
         cluster.latency(0, {function!r})
         if child == 0:
-            signal.alarm(50)
+            signal.alarm(40)
             with cluster.library() as mine:
                 with mine.slot(2).lock(timeout=40), mine.slot(3):
                     owners = [token.owner for token in cluster.tokens()]
@@ -409,7 +409,7 @@ def test_a_fork_in_the_midst_of_a_close_does_not_keep_the_child_from_closing(suc
         wait_until_inside("CA_UnlockClusteredSlot")
         child = os.fork()
         if child == 0:
-            signal.alarm(50)
+            signal.alarm(40)
             with cluster.library() as mine:
                 mine.slots()
             calls = mine.stats()

@@ -72,7 +72,7 @@ class Server:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        self.said += self.process.communicate(timeout=60)[1].splitlines(keepends=True)
+        self.said += self.process.communicate(timeout=45)[1].splitlines(keepends=True)
         return self.process.returncode
 
 

@@ -546,6 +546,7 @@ def test_a_library_that_nobody_closed_warns_and_releases(cluster, owner_of):
     assert "unclosed Library for" in messages
     assert f"slot 1 was still locked, at {__file__}" in messages
     assert owner_of(1) is None
+    cluster.library().close()
 
 
 def test_a_worker_that_has_nothing_to_do_keeps_no_library(cluster):
@@ -562,6 +563,8 @@ def test_a_worker_that_has_nothing_to_do_keeps_no_library(cluster):
         del luna
         wait_until(is_gone)
     assert {warning.category for warning in caught} == {ResourceWarning}
+    # C_Finalize may take long, and is left to the next Library.
+    cluster.library().close()
 
 
 def test_two_libraries_share_the_locks_of_one_client(luna, cluster, owner_of):

@@ -189,7 +189,7 @@ def test_multiprocessing(cluster, counter, tmp_path, method):
         [sys.executable, script, method, cluster.path, counter, other],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=45,
         check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )

@@ -443,7 +443,8 @@ def test_killed_at_any_moment_and_run_again_it_comes_to_an_end(luna, cluster, pr
     chance = random.Random(5)
     body = PROVISION.format(guard=None, count=30, workers=4)
     kills = 0
-    while True:
+    # The time that each has grows, so that one of them has enough.
+    while kills < 200:
         one = program(body)
         one.expect("ready")
         one.process.stdin.write("\n")
@@ -456,7 +457,7 @@ def test_killed_at_any_moment_and_run_again_it_comes_to_an_end(luna, cluster, pr
         kills += 1
     end = one.ended()
     assert (end.returncode, end.stderr) == (0, "")
-    assert kills >= 3
+    assert 3 <= kills < 200
     found = labelled()
     assert len(found) == 30
     assert all(len(slot_ids) == 1 for slot_ids in found.values())

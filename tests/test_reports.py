@@ -366,7 +366,7 @@ def test_audit_events(cluster, monkeypatch):
         [sys.executable, "-X", "dev", "-W", "error", "-c", AUDIT],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=45,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
