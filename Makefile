@@ -36,6 +36,8 @@ check: $(VENV)/built $(VENV)/with-check
 # not in them, or nothing but Python.
 COMPILING := test_build stub/test_windows stub/test_storm stub/test_races
 COMMANDS := --ignore=tests/commands
+# A test takes many times as long in some of these builds before it can be said to hang.
+PATIENT := -o faulthandler_timeout=600
 NOTHING_BUT_PYTHON := discovery labels pytest_plugin metrics
 
 # The tests once more, on modules that are built to be traced, in a tree of their own. It begins before
@@ -46,7 +48,7 @@ coverage: $(VENV)/built $(VENV)/with-test
 	cp -r README.md LICENSE setup.py pyproject.toml include luna_ext stub_lib tests examples build/coverage
 	rm -f build/coverage/luna_ext/*.so
 	cd build/coverage && LUNA_EXT_TRACE=1 $(abspath $(BIN))/python setup.py -q build_ext --inplace
-	cd build/coverage && $(abspath $(BIN))/coverage run -m pytest -q -m "not signals and not stress" \
+	cd build/coverage && $(abspath $(BIN))/coverage run -m pytest -q $(PATIENT) -m "not signals and not stress" \
 		--ignore=tests/test_every_code.py $(COMMANDS) $(COMPILING:%=--ignore=tests/%.py)
 	cd build/coverage && $(abspath $(BIN))/coverage report
 
@@ -88,7 +90,7 @@ asan: asan-tools build/asan/storm build/asan/storm-plain $(VENV)/built $(VENV)/w
 	cd build/asan/tree && CC=$(SANITIZER_CC) CFLAGS="$(SANITIZE) -g" LDFLAGS="$(SANITIZE)" \
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/asan/tree && LD_PRELOAD="$$($(SANITIZER_CC) -print-file-name=libasan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 $(abspath $(BIN))/python -m pytest -q tests \
+		ASAN_OPTIONS=detect_leaks=0 $(abspath $(BIN))/python -m pytest -q $(PATIENT) tests \
 		-m "not stress" --ignore=tests/stub/test_p11_kit.py $(COMMANDS) $(COMPILING:%=--ignore=tests/%.py) \
 		$(NOTHING_BUT_PYTHON:%=--ignore=tests/test_%.py) \
 		--deselect=tests/test_fork.py::test_the_first_calls_of_many_threads_of_a_child_initialise_once
@@ -111,7 +113,7 @@ tsan: tsan-tools build/tsan/storm $(VENV)/built $(VENV)/with-test
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/tsan/tree && LD_PRELOAD="$$($(SANITIZER_CC) -print-file-name=libtsan.so)" TSAN_OPTIONS="\
 		die_after_fork=0 handle_segv=0 suppressions=$(abspath tests/tsan.supp) log_path=$(abspath build/tsan/reports)/of" \
-		$(NOT_AT_RANDOM) $(abspath $(BIN))/python -m pytest -q $(TSAN_TESTS) --ignore=tests/stub $(COMMANDS) \
+		$(NOT_AT_RANDOM) $(abspath $(BIN))/python -m pytest -q $(PATIENT) $(TSAN_TESTS) --ignore=tests/stub $(COMMANDS) \
 		--deselect=tests/test_processes.py::test_forked_workers_of_an_open_library_exclude_each_other \
 		--ignore=tests/test_gunicorn.py $(SINGLE_THREADED:%=--ignore=tests/test_%.py); \
 		status=$$?; cat $(abspath build/tsan/reports)/* 2>/dev/null && exit 66; exit $$status

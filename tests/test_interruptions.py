@@ -16,12 +16,10 @@ import warnings
 from functools import partial
 
 import pytest
+from support import CLAIM, LOCK, UNLOCK, let_others_run_until, nothing_is_locked, wait_until
 
 import luna_ext
 
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
-CLAIM = "CA_GetUnassignedSlot"
 STEPS = 60
 LATENCY = 0.0005
 # Long enough for every operation of these tests to be over on a machine that is not busy.
@@ -73,10 +71,7 @@ def settled(cluster, call):
 
     def settle(slot):
         # What was in flight when its caller left is given back when it returns.
-        deadline = time.monotonic() + 10
-        while held_by_us() or slot.locked():
-            assert time.monotonic() < deadline, (held_by_us(), slot)
-            os.sched_yield()
+        wait_until(lambda: not held_by_us() and not slot.locked())
 
         def use():
             with slot.lock(timeout=10):
@@ -115,6 +110,10 @@ def interrupted():
     yield run
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, previous)
+
+
+def all_have_ended(threads):
+    return not any(thread.is_alive() for thread in threads)
 
 
 # ---- threads ----
@@ -276,6 +275,108 @@ def test_ctrl_c_while_a_library_opens_or_closes_leaves_it_usable(cluster, settle
         assert called.count("C_Initialize") == called.count("C_Finalize")
 
 
+@pytest.mark.signals
+@pytest.mark.parametrize("options", [{}, {"timeout": 10}], ids=["plain", "timed"])
+def test_a_turn_that_comes_while_a_handler_raises_is_passed_on(
+    luna, call, hold_here, on_alarm, wait_until_queued, owner_of, options
+):
+    slot = luna.slot(1)
+    holder = hold_here(slot)
+    behind = []
+
+    def let_the_turn_come():
+        wait_until_queued(slot, 1)
+        behind.append(call(lambda: enter(slot.lock(timeout=5))))
+        wait_until_queued(slot, 2)
+        holder.leave()
+        if options:
+            # A worker makes the call meanwhile.
+            wait_until(slot.locked)
+        raise KeyboardInterrupt
+
+    on_alarm(let_the_turn_come)
+    with pytest.raises(KeyboardInterrupt):
+        slot.acquire(**options)
+    assert behind[0].result() is None
+    wait_until(lambda: owner_of(1) is None)
+
+
+class Interruption(Exception):
+    """What a signal handler of these tests raises."""
+
+
+@pytest.mark.signals
+def test_signals_at_any_moment_leak_nothing_and_hit_nobody_else(luna, cluster, call, owner_of):
+    """A handler that raises, twice in short succession, while other threads use the same slot."""
+    slot = luna.slot(1)
+    stop = threading.Event()
+    left = 0
+
+    def others():
+        count = 0
+        while not stop.is_set():
+            with slot.lock(timeout=30):
+                count += 1
+        return count
+
+    def interrupt(number, frame):
+        nonlocal left
+        if left:
+            left -= 1
+            raise Interruption
+
+    def be_interrupted_twice():
+        nonlocal left
+        try:
+            # In here, so that no interruption can come before somebody catches it.
+            left = 2
+            while left:
+                with slot.lock(timeout=30):
+                    pass
+        except Interruption:
+            while left:
+                pass
+
+    threads = [call(others) for _ in range(2)]
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0007)
+    try:
+        for _ in range(300):
+            # Two levels, for the second may come while the first is being caught.
+            with contextlib.suppress(Interruption):
+                be_interrupted_twice()
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        stop.set()
+    assert left == 0
+    assert all(caller.result(30) > 0 for caller in threads)
+    with slot.lock(timeout=10):
+        assert owner_of(1) == os.getpid()
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.signals
+def test_a_signal_handler_may_use_another_slot_after_a_failed_claim(luna, cluster, owner_of):
+    cluster.fault(CLAIM, 0x30, times=1)
+    cluster.latency(0.1, CLAIM)
+    used = []
+
+    def use_another(number, frame):
+        with luna.slot(2):
+            used.append(owner_of(2))
+
+    previous = signal.signal(signal.SIGALRM, use_another)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(luna_ext.DeviceError), luna.claim("cluster-1"):
+            pass
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert used == [os.getpid()]
+
+
 # ---- tasks ----
 
 
@@ -411,8 +512,7 @@ def test_a_task_that_is_cancelled_behind_a_thread_loses_no_waiter(luna, call, se
             assert held.wait(10)
             waiter = call(lambda: hold(threading.Event()))
             await cancel_after(delay, use_async(ASYNC[name](luna)))
-            while holder.is_alive() or waiter.is_alive():
-                await asyncio.sleep(0)
+            await let_others_run_until(partial(all_have_ended, (holder, waiter)))
             assert holder.result()
             assert waiter.result()
 

@@ -7,42 +7,37 @@ import threading
 import time
 
 import pytest
+from support import (
+    AGAIN,
+    BUSY,
+    CLAIM,
+    NO_MORE_THREADS,
+    NONE_LEFT,
+    UNLOCK,
+    have_returned,
+    let_others_run_until,
+    logged,
+    nothing_is_locked,
+    wait_until,
+)
 
 import luna_ext
 from luna_ext.stub import Cluster
 
-CLAIM = "CA_GetUnassignedSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
-NONE_LEFT = 0x6
-AGAIN, BUSY = 0x80000041, 0x80001604
-
-
-def free(cluster):
-    return all(token.owner is None for token in cluster.tokens())
-
 
 def wait_until_free(cluster):
     """A late grant is unlocked by a worker."""
-    deadline = time.monotonic() + 20
-    while not free(cluster):
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    wait_until(lambda: nothing_is_locked(cluster), 20)
 
 
 def wait_until_called(cluster, function):
-    deadline = time.monotonic() + 10
-    while not any(call.function == function for call in cluster.log()):
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    wait_until(lambda: logged(cluster, function))
 
 
 def wait_until_answered(cluster):
-    """The claim that was given up comes back, so that the next test begins anew."""
+    """The claim that was given up comes back, and what it was given is unlocked."""
     cluster.latency(0, CLAIM)
-    deadline = time.monotonic() + 20
-    while any(call.duration is None for call in cluster.log() if call.function == CLAIM):
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    wait_until(lambda: have_returned(logged(cluster, CLAIM)), 20)
     wait_until_free(cluster)
 
 
@@ -78,7 +73,7 @@ def test_async_with_holds_the_token_for_the_task(luna, cluster, owner_of):
             assert token.slot is not new.slot
 
     asyncio.run(main())
-    assert free(cluster)
+    assert nothing_is_locked(cluster)
     assert luna.token("payments-01")
 
 
@@ -138,7 +133,7 @@ def test_a_claim_waits_for_a_token_to_become_free(luna, cluster, way, timeout):
             enter(claim) if way == "thread" else asyncio.run(enter_in_task(claim))
     else:
         assert enter(claim) if way == "thread" else asyncio.run(enter_in_task(claim))
-    assert free(cluster)
+    assert nothing_is_locked(cluster)
 
 
 @pytest.mark.parametrize("timeout", [0, 10])
@@ -175,7 +170,7 @@ def test_many_tasks_claim_with_few_threads(luna, cluster):
     before = len(os.listdir("/proc/self/task"))
     asyncio.run(main())
     assert most <= before + 30
-    assert free(cluster)
+    assert nothing_is_locked(cluster)
 
 
 def test_a_cancelled_claim_leaks_nothing(luna, cluster):
@@ -183,8 +178,7 @@ def test_a_cancelled_claim_leaks_nothing(luna, cluster):
 
     async def main():
         task = asyncio.create_task(enter_in_task(luna.claim("cluster-1")))
-        while not any(call.function == CLAIM for call in cluster.log()):
-            await asyncio.sleep(0)
+        await let_others_run_until(lambda: logged(cluster, CLAIM))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -198,8 +192,7 @@ def test_a_claim_of_a_loop_that_is_gone_is_given_back(luna, cluster):
 
     async def main():
         task = asyncio.create_task(enter_in_task(luna.claim("cluster-1")))
-        while not any(call.function == CLAIM for call in cluster.log()):
-            await asyncio.sleep(0)
+        await let_others_run_until(lambda: logged(cluster, CLAIM))
         return task
 
     loop = asyncio.new_event_loop()
@@ -207,6 +200,42 @@ def test_a_claim_of_a_loop_that_is_gone_is_given_back(luna, cluster):
     loop.close()
     wait_until_answered(cluster)
     task._log_destroy_pending = False
+
+
+def test_a_claim_that_is_cancelled_before_its_turn_asks_nothing(luna, cluster, calls_of):
+    """So many claims at a time are given to threads, and the next one waits."""
+    cluster.latency(0.3, CLAIM)
+    at_once = 16
+
+    async def main():
+        claims = [luna.claim("cluster-1") for _ in range(at_once + 1)]
+        tasks = [asyncio.create_task(enter_in_task(claim)) for claim in claims]
+        await let_others_run_until(lambda: len(logged(cluster, CLAIM)) == at_once)
+        tasks[-1].cancel()
+        await asyncio.wait(tasks)
+        assert tasks[-1].cancelled()
+        # There are fewer tokens than claims.
+        outcomes = {type(task.exception()) for task in tasks[:-1]}
+        assert outcomes <= {type(None), luna_ext.NoUnassignedTokenError}
+
+    asyncio.run(main())
+    assert calls_of(CLAIM) == at_once
+
+
+def test_claims_work_again_after_many_that_got_no_thread(succeed):
+    body = f"""
+        {NO_MORE_THREADS}
+        for _ in range(20):
+            try:
+                luna.claim("cluster-1", timeout=1).__enter__()
+            except RuntimeError as error:
+                refusal = error
+        threading.stack_size(0)
+        with luna.claim("cluster-1", timeout=20):
+            print(refusal)
+        luna.close()
+    """
+    assert " ".join(succeed(body)) == "can't start new thread"
 
 
 @pytest.mark.signals
@@ -237,7 +266,7 @@ def test_close_does_not_wait_for_a_claim_that_was_given_up(cluster):
     luna.close()
     assert time.monotonic() - begin < 1.5
     wait_until_called(cluster, "C_Finalize")
-    assert free(cluster)
+    assert nothing_is_locked(cluster)
 
 
 def test_close_ends_claims_that_wait(cluster, call):

@@ -9,7 +9,7 @@ THREADS = 8
 # With a latency, what is in the wrong order at the device has the time to do harm.
 KINDS = [("granted", 0.0), ("granted", 0.0002), ("wait", 0.0), ("error", 0.0)]
 
-pytestmark = [pytest.mark.stress, pytest.mark.luna_cluster(keyrings=SLOTS)]
+pytestmark = [pytest.mark.stress, pytest.mark.limit(10), pytest.mark.luna_cluster(keyrings=SLOTS)]
 
 
 def check(crowd, rounds):

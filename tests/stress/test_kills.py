@@ -17,7 +17,7 @@ PROMISED = 1.0
 PATIENCE = 30.0
 """Seconds until a lock is not waited for any longer, so that one that is late is measured."""
 
-pytestmark = [pytest.mark.stress, pytest.mark.luna_cluster(keyrings=SLOTS)]
+pytestmark = [pytest.mark.stress, pytest.mark.limit(10), pytest.mark.luna_cluster(keyrings=SLOTS)]
 
 
 class Victims:
