@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml \
 	$(wildcard include/*.h luna_ext/*.pyx luna_ext/*.pxd luna_ext/*.h stub_lib/*.c stub_lib/*.h)
 
-.PHONY: demo test stress check lowest coverage asan tsan fuzz benchmark wheel clean
+.PHONY: demo test stress check model lowest coverage asan tsan fuzz benchmark wheel clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m luna_ext.demo
@@ -25,12 +25,16 @@ lowest:
 	PIP_CONSTRAINT=build/lowest/versions.txt PIP_BUILD_CONSTRAINT=build/lowest/versions.txt \
 		$(MAKE) test VENV=build/lowest/venv
 
-check: $(VENV)/built $(VENV)/with-check
+check: model $(VENV)/built $(VENV)/with-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint luna_ext
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest luna_ext --allowlist tests/stubtest_allowlist.txt
+
+# The rules for locks and claims of one slot, in every order of events.
+model:
+	$(PYTHON) tests/model/slot_model.py
 
 # Tests that compile programs of their own, or run others: what is built for another run of the tests is
 # not in them, or nothing but Python.
