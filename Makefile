@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml \
 	$(wildcard include/*.h luna_ext/*.pyx luna_ext/*.pxd luna_ext/*.h stub_lib/*.c stub_lib/*.h)
 
-.PHONY: demo test stress check model lowest coverage benchmark wheel clean
+.PHONY: demo test stress check model lowest coverage freethreaded benchmark wheel clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m luna_ext.demo
@@ -56,6 +56,17 @@ coverage: $(VENV)/built $(VENV)/with-test
 
 # make asan, tsan and fuzz.
 include tests/c/sanitizers.mk
+
+# The tests on a CPython without the GIL, which is built for it if there is none; FREETHREADED_TESTS
+# chooses some. In an environment of its own, for which the modules are built a second time.
+FREETHREADED := build/freethreaded/venv
+FREETHREADED_PYTHON ?= $$(tests/python-freethreaded)
+FREETHREADED_TESTS ?= tests
+
+freethreaded:
+	$(MAKE) $(FREETHREADED)/pip PYTHON="$(FREETHREADED_PYTHON)" VENV=$(FREETHREADED)
+	$(MAKE) $(FREETHREADED)/built $(FREETHREADED)/with-test-freethreaded VENV=$(FREETHREADED)
+	PYTHON_GIL=0 $(FREETHREADED)/bin/pytest $(FREETHREADED_TESTS) $(PYTEST_ARGS)
 
 benchmark: $(VENV)/built
 	$(BIN)/python benchmarks/lock_pair.py
