@@ -45,17 +45,19 @@ class BuildExt(build_ext):
 
 warnings = [] if WINDOWS else ["-Wall", "-Wextra"]
 traced = os.environ.get("LUNA_EXT_TRACE") == "1"
-headers = [str(header) for header in sorted(HERE.glob("luna_ext/*.h"))]
+# Each layer sees those below it. A layer's .pyx includes the files of its folder.
+LAYERS = ("_device", "_mutex", "_cluster")
+headers = [str(header) for header in sorted(HERE.glob("luna_ext/_*/*.h"))]
 modules = [
     Extension(
-        f"luna_ext.{source.stem}",
-        [str(source.relative_to(HERE))],
-        include_dirs=[include_directory(), "luna_ext"],
+        f"luna_ext.{layer}",
+        [f"luna_ext/{layer}.pyx"],
+        include_dirs=[include_directory(), "luna_ext/_device"],
         depends=[*headers, "include/cryptoki_v2.h"],
         define_macros=[("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")] if traced else [],
         extra_compile_args=warnings,
     )
-    for source in sorted(HERE.glob("luna_ext/*.pyx"))
+    for layer in LAYERS
 ]
 foreign = "_posix" if WINDOWS else "_windows"
 if WINDOWS:
@@ -91,6 +93,7 @@ setup(
                 "language_level": "3",
                 "binding": True,
                 "embedsignature": False,
+                "freethreading_compatible": True,
                 "linetrace": traced,
             },
         ),

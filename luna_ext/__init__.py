@@ -1,6 +1,7 @@
 """Lock, claim and assign the keyring tokens of a Thales Luna HSM cluster."""
 
-from .claiming import Claim
+from . import _device, _mutex  # noqa: F401: by name, for freezers to see them
+from ._cluster import Claim, ClusterSlot, Library, SlotLock, Token
 from .errors import (
     AmbiguousLabelError,
     ArgumentsBadError,
@@ -27,11 +28,7 @@ from .errors import (
     UnsupportedFunctionError,
 )
 from .info import FunctionStats, LibraryInfo, SlotFlag, SlotInfo, TokenFlag, TokenInfo, Version
-from .library import Library
-from .lock import SlotLock
 from .provision import ProvisionProgress, ProvisionReport, provision
-from .slot import ClusterSlot
-from .token import Token
 
 __all__ = [
     "AmbiguousLabelError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -181,10 +182,21 @@ class AssignmentConflictError(LunaError):
     slot_ids: tuple[int, ...] = ()
 
 
+class Meaning(enum.Enum):
+    """What an answer means, for the one who called."""
+
+    BUSY = "nothing was done; the same call may succeed later"
+    LOST = "the device does not know this application any more, nor its locks"
+    GONE = "the client knows no such slot, or no token in it; its lock went with it"
+    PIN = "a PIN was refused"
+    NONE_LEFT = "there is no unassigned token, in answer to a claim"
+
+
 class _Code(NamedTuple):
     name: str
     exception: type[CryptokiError] = CryptokiError
     advice: str = ""
+    meaning: Meaning | None = None
 
 
 _CONNECTION = "check the network and the HSM's health (vtl verify), then open a new Library"
@@ -198,9 +210,10 @@ _CODES: dict[int, _Code] = {
         "CKR_SLOT_ID_INVALID",
         SlotIdInvalidError,
         "the client knows no such slot; Library.slots() lists the ones that it knows",
+        meaning=Meaning.GONE,
     ),
     0x005: _Code("CKR_GENERAL_ERROR", advice="see the client library's own log"),
-    0x006: _Code("CKR_FUNCTION_FAILED", FunctionFailedError),
+    0x006: _Code("CKR_FUNCTION_FAILED", FunctionFailedError, meaning=Meaning.NONE_LEFT),
     0x007: _Code("CKR_ARGUMENTS_BAD", ArgumentsBadError, "the device did not accept an argument"),
     0x008: _Code("CKR_NO_EVENT"),
     0x009: _Code("CKR_NEED_TO_CREATE_THREADS"),
@@ -213,10 +226,15 @@ _CODES: dict[int, _Code] = {
     0x020: _Code("CKR_DATA_INVALID"),
     0x021: _Code("CKR_DATA_LEN_RANGE"),
     0x030: _Code(
-        "CKR_DEVICE_ERROR", DeviceError, "the device or the connection to it failed; " + _CONNECTION
+        "CKR_DEVICE_ERROR",
+        DeviceError,
+        "the device or the connection to it failed; " + _CONNECTION,
+        meaning=Meaning.LOST,
     ),
-    0x031: _Code("CKR_DEVICE_MEMORY", DeviceError, "the device is out of memory"),
-    0x032: _Code("CKR_DEVICE_REMOVED", DeviceError, _CONNECTION),
+    0x031: _Code(
+        "CKR_DEVICE_MEMORY", DeviceError, "the device is out of memory", meaning=Meaning.LOST
+    ),
+    0x032: _Code("CKR_DEVICE_REMOVED", DeviceError, _CONNECTION, meaning=Meaning.LOST),
     0x040: _Code("CKR_ENCRYPTED_DATA_INVALID"),
     0x041: _Code("CKR_ENCRYPTED_DATA_LEN_RANGE"),
     0x050: _Code("CKR_FUNCTION_CANCELED"),
@@ -241,16 +259,28 @@ _CODES: dict[int, _Code] = {
         "CKR_PIN_INCORRECT",
         PinError,
         "the PIN is wrong; each further try counts towards a lock-out",
+        meaning=Meaning.PIN,
     ),
-    0x0A1: _Code("CKR_PIN_INVALID", PinError, "the PIN has a character that the device refuses"),
+    0x0A1: _Code(
+        "CKR_PIN_INVALID",
+        PinError,
+        "the PIN has a character that the device refuses",
+        meaning=Meaning.PIN,
+    ),
     0x0A2: _Code(
         "CKR_PIN_LEN_RANGE",
         PinError,
         "the PIN is too short or too long; token_info.min_pin_length and .max_pin_length say",
+        meaning=Meaning.PIN,
     ),
-    0x0A3: _Code("CKR_PIN_EXPIRED", PinError, "the PIN has to be changed first"),
+    0x0A3: _Code(
+        "CKR_PIN_EXPIRED", PinError, "the PIN has to be changed first", meaning=Meaning.PIN
+    ),
     0x0A4: _Code(
-        "CKR_PIN_LOCKED", PinError, "too many wrong tries; the security officer resets it"
+        "CKR_PIN_LOCKED",
+        PinError,
+        "too many wrong tries; the security officer resets it",
+        meaning=Meaning.PIN,
     ),
     0x0B0: _Code("CKR_SESSION_CLOSED"),
     0x0B1: _Code("CKR_SESSION_COUNT", advice="the token allows no further session"),
@@ -267,8 +297,10 @@ _CODES: dict[int, _Code] = {
     0x0C1: _Code("CKR_SIGNATURE_LEN_RANGE"),
     0x0D0: _Code("CKR_TEMPLATE_INCOMPLETE"),
     0x0D1: _Code("CKR_TEMPLATE_INCONSISTENT"),
-    0x0E0: _Code("CKR_TOKEN_NOT_PRESENT", advice="the slot has no token any more"),
-    0x0E1: _Code("CKR_TOKEN_NOT_RECOGNIZED"),
+    0x0E0: _Code(
+        "CKR_TOKEN_NOT_PRESENT", advice="the slot has no token any more", meaning=Meaning.GONE
+    ),
+    0x0E1: _Code("CKR_TOKEN_NOT_RECOGNIZED", meaning=Meaning.GONE),
     0x0E2: _Code("CKR_TOKEN_WRITE_PROTECTED"),
     0x0F0: _Code("CKR_UNWRAPPING_KEY_HANDLE_INVALID"),
     0x0F1: _Code("CKR_UNWRAPPING_KEY_SIZE_RANGE"),
@@ -299,6 +331,7 @@ _CODES: dict[int, _Code] = {
         "CKR_CRYPTOKI_NOT_INITIALIZED",
         NotInitializedError,
         "something else in this process finalised the client library; open a new Library",
+        meaning=Meaning.LOST,
     ),
     0x191: _Code("CKR_CRYPTOKI_ALREADY_INITIALIZED"),
     0x1A0: _Code("CKR_MUTEX_BAD"),
@@ -306,29 +339,44 @@ _CODES: dict[int, _Code] = {
     0x1B0: _Code("CKR_NEW_PIN_MODE"),
     0x1B1: _Code("CKR_NEXT_OTP"),
     0x1B5: _Code("CKR_EXCEEDED_MAX_ITERATIONS"),
-    0x1B6: _Code("CKR_FIPS_SELF_TEST_FAILED", DeviceError),
+    0x1B6: _Code("CKR_FIPS_SELF_TEST_FAILED", DeviceError, meaning=Meaning.LOST),
     0x1B7: _Code("CKR_LIBRARY_LOAD_FAILED"),
-    0x1B8: _Code("CKR_PIN_TOO_WEAK", PinError, "the device's policy wants a stronger PIN"),
+    0x1B8: _Code(
+        "CKR_PIN_TOO_WEAK",
+        PinError,
+        "the device's policy wants a stronger PIN",
+        meaning=Meaning.PIN,
+    ),
     0x1B9: _Code("CKR_PUBLIC_KEY_INVALID"),
     0x200: _Code("CKR_FUNCTION_REJECTED"),
     # Vendor codes: VENDOR_DEFINED + n.
-    VENDOR_DEFINED + 0x04: _Code("CKR_RC_ERROR", DeviceError, _CONNECTION),
+    VENDOR_DEFINED + 0x04: _Code("CKR_RC_ERROR", DeviceError, _CONNECTION, meaning=Meaning.LOST),
     VENDOR_DEFINED + 0x07: _Code(
-        "CKR_USER_LOCKED_OUT", PinError, "too many wrong tries; the security officer resets it"
+        "CKR_USER_LOCKED_OUT",
+        PinError,
+        "too many wrong tries; the security officer resets it",
+        meaning=Meaning.PIN,
     ),
     VENDOR_DEFINED + 0x1A: _Code(
         "CKR_USER_NOT_AUTHORIZED", advice="the role lacks the right; log in as another one"
     ),
-    VENDOR_DEFINED + 0x1F: _Code("CKR_UNABLE_TO_CONNECT", DeviceError, _CONNECTION),
-    VENDOR_DEFINED + 0x20: _Code(
-        "CKR_PARTITION_DISABLED", DeviceError, "the HSM's administrator enables it again"
+    VENDOR_DEFINED + 0x1F: _Code(
+        "CKR_UNABLE_TO_CONNECT", DeviceError, _CONNECTION, meaning=Meaning.LOST
     ),
-    VENDOR_DEFINED + 0x24: _Code("CKR_TIMEOUT", DeviceError, _CONNECTION),
-    VENDOR_DEFINED + 0x2B: _Code("CKR_DEVICE_TIMEOUT", DeviceError, _CONNECTION),
+    VENDOR_DEFINED + 0x20: _Code(
+        "CKR_PARTITION_DISABLED",
+        DeviceError,
+        "the HSM's administrator enables it again",
+        meaning=Meaning.LOST,
+    ),
+    VENDOR_DEFINED + 0x24: _Code("CKR_TIMEOUT", DeviceError, _CONNECTION, meaning=Meaning.LOST),
+    VENDOR_DEFINED + 0x2B: _Code(
+        "CKR_DEVICE_TIMEOUT", DeviceError, _CONNECTION, meaning=Meaning.LOST
+    ),
     VENDOR_DEFINED + 0x30: _Code(
         "CKR_OPERATION_NOT_ALLOWED", advice="the HSM's policy or the token's state forbids it"
     ),
-    VENDOR_DEFINED + 0x41: _Code("CKR_AGAIN", DeviceError, _AGAIN),
+    VENDOR_DEFINED + 0x41: _Code("CKR_AGAIN", DeviceError, _AGAIN, meaning=Meaning.BUSY),
     VENDOR_DEFINED + 0x43: _Code("CKR_SLOT_NOT_EMPTY"),
     VENDOR_DEFINED + 0x6F: _Code("CKR_OBJECT_ALREADY_EXISTS"),
     VENDOR_DEFINED + 0x305: _Code("CKR_OBJECT_NOT_KEYRING"),
@@ -336,7 +384,7 @@ _CODES: dict[int, _Code] = {
     VENDOR_DEFINED + 0x307: _Code(
         "CKR_KEYRING_NOT_AUTHORIZED", advice="log in to the keyring first"
     ),
-    VENDOR_DEFINED + 0x1604: _Code("CKR_BUSY", DeviceError, _AGAIN),
+    VENDOR_DEFINED + 0x1604: _Code("CKR_BUSY", DeviceError, _AGAIN, meaning=Meaning.BUSY),
 }
 
 
@@ -344,6 +392,17 @@ def rv_name(rv: int) -> str:
     """The name of a CK_RV; its number, vendor bit and all, when it has no name."""
     code = _CODES.get(rv)
     return f"0x{rv:08X}" if code is None else code.name
+
+
+def codes_that_mean(meaning: Meaning) -> list[int]:
+    """All CK_RVs of this meaning."""
+    return [rv for rv, code in _CODES.items() if code.meaning is meaning]
+
+
+def meaning_of(rv: int) -> Meaning | None:
+    """What the answer means to the one who called; None: what its name says, and no more."""
+    code = _CODES.get(rv)
+    return None if code is None else code.meaning
 
 
 def rv_named(text: str) -> int:

@@ -19,8 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from .threads import start_thread
-
 VARIABLE = "LUNA_EXT_WATCH"
 INTERVAL = 0.5
 """Seconds."""
@@ -34,7 +32,11 @@ class Holder(NamedTuple):
     """When that was first seen, as `time.time()` tells it."""
 
 
-def publish(library: str, holds: Callable[[], dict[int, int]]) -> None:
+def publish(
+    library: str,
+    holds: Callable[[], dict[int, int]],
+    start_thread: Callable[[Callable[[], object]], None],
+) -> None:
     """Tell from now on what `holds()` says: held slots, each with the number of its hold."""
     start_thread(functools.partial(_publish, os.environ[VARIABLE], library, holds))
 

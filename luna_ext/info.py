@@ -59,6 +59,15 @@ class TokenFlag(enum.IntFlag):
     ERROR_STATE = 0x1000000
 
 
+CLUSTER_FUNCTIONS = (
+    "CA_GetSlotId",
+    "CA_GetUnassignedSlot",
+    "CA_LockClusteredSlot",
+    "CA_UnlockClusteredSlot",
+)
+"""The names of the SDK's cluster extensions."""
+
+
 @dataclass(frozen=True, slots=True)
 class LibraryInfo:
     """CK_INFO, from C_GetInfo."""

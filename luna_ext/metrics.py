@@ -18,7 +18,7 @@ except ModuleNotFoundError:
         "luna_ext.metrics needs the package prometheus-client: pip install 'luna_ext[prometheus]'"
     ) from None
 
-from .library import Library
+from ._cluster import Library
 
 __all__ = ["PrometheusCollector"]
 

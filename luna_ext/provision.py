@@ -10,20 +10,15 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
-from .claiming import Claim
+from ._cluster import Claim, ClusterSlot, Library, Token, check_pins
 from .errors import (
     AssignmentConflictError,
     NoUnassignedTokenError,
     PinError,
     UnsupportedFunctionError,
 )
-from .functions import CLUSTER_FUNCTIONS
-from .info import TokenFlag
+from .info import CLUSTER_FUNCTIONS, TokenFlag
 from .labels import encode_label
-from .library import Library
-from .pin import Pin
-from .slot import ClusterSlot
-from .token import Token
 
 __all__ = ["ProvisionProgress", "ProvisionReport", "provision"]
 
@@ -156,9 +151,7 @@ def provision(
         wanted[label] = None
     if operator.index(workers) < 1:
         raise ValueError(f"workers is at least 1, not {workers}")
-    Pin(so_pin, "so_pin")
-    if user_pin is not None:
-        Pin(user_pin, "user_pin")
+    check_pins(so_pin, user_pin)
     if not isinstance(guard, ClusterSlot | Token | None):
         raise TypeError(f"guard is a ClusterSlot or a Token, not {type(guard).__name__}")
     library.claim(cluster_id)  # checks the argument, and nothing else

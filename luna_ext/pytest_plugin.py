@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .library import Library
+from ._cluster import Library
 from .stub import STATE_VARIABLE, Cluster
 
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Self
 
 from .errors import rv_name
 from .labels import decode_label
-from .library import Library
+from ._cluster import Library
 from .stub_control import (
     ALL_ONES,
     Call,
@@ -27,7 +27,7 @@ from .stub_control import (
     text,
     whole,
 )
-from .stub_guard import check_stand_in
+from .stub_guard import ExpectedStandIn, check_stand_in
 
 __all__ = ["Cluster", "ClusterToken", "LoggedCall", "library_path"]
 
@@ -179,7 +179,7 @@ class Cluster:
         process is still open on another cluster.
         """
         os.environ[STATE_VARIABLE] = self.path
-        library = Library(library_path(), contention=contention, _expects_stand_in=True)
+        library = Library(ExpectedStandIn(library_path()), contention=contention)
         try:
             self._control.call("entered")
         except BaseException as error:
@@ -249,19 +249,26 @@ class Cluster:
         *,
         up_to: float | None = None,
         seed: int = 0,
+        after: bool = False,
     ) -> None:
         """Let a C function, or all of them, take so much longer, from now on.
+
+        A function can have a latency before its effect and one after it at the same time.
 
         Parameters
         ----------
         seconds : float
-            The delay before the call takes effect; 0: none. To the microsecond.
+            The delay; 0: none. To the microsecond.
         function : str, optional
             Its C name; without it: all functions.
         up_to : float, optional
             Seconds. The delay varies evenly from `seconds` to this.
         seed : int
             The same seed, the same delays.
+        after : bool
+            False: the delay comes before the call takes effect. True: the call has taken effect,
+            and its answer is on its way for so long: a lock is set, or is off, or a token is
+            claimed already. If the connection is lost meanwhile, the answer is an error.
         """
         least = microseconds("seconds", seconds)
         most = least if up_to is None else microseconds("up_to", up_to)
@@ -271,6 +278,7 @@ class Cluster:
             ctypes.c_uint64(least),
             ctypes.c_uint64(most),
             ctypes.c_uint64(whole("seed", seed, 0, 2**64 - 1)),
+            ctypes.c_uint32(bool(after)),
             refusal=f"up_to is not less than seconds, as {up_to!r} is",
         )
 
@@ -283,10 +291,17 @@ class Cluster:
         contention   wait, error             a lock call while another process holds the lock
         relock       granted, wait, error    a second lock call of the process that holds it
         unlock_owner unchecked, checked      an unlock call by a process that does not hold it
+        regrant      off, on                 whether a claim may give a token whose lock this
+                                             process holds, while relock is granted
+        grants       once, counted           whether one unlock call takes off a lock that was
+                                             granted several times, or one for each grant
         log          on, off                 whether calls are logged
         ============ ======================= ==================================================
 
-        A call that waits already sees the change.
+        A call that waits already sees the change. With regrant, free tokens and those that the
+        process holds are equally good to a claim; but one that was granted again already, by a
+        claim or a lock call, is not given once more until an unlock call has taken that off. So a
+        client that asks again comes to a free token, or hears that there is none.
         """
         self._control.call(
             "switch",

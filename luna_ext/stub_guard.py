@@ -10,6 +10,10 @@ from .errors import LibraryLoadError
 FORBID_VARIABLE = "LUNA_EXT_FORBID_STUB"
 
 
+class ExpectedStandIn(str):
+    """The stand-in's path, given by a caller that means the stand-in."""
+
+
 def check_stand_in(path: str, *, warn: bool) -> None:
     """Before the stand-in at `path` is used: refuse it where it is forbidden, else warn."""
     if os.environ.get(FORBID_VARIABLE, "") not in ("", "0"):

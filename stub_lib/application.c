@@ -112,8 +112,11 @@ static void begin(struct life_call *call, enum function_id function)
 static CK_RV end(const struct life_call *call, CK_RV rv)
 {
     CK_RV answer = call->fault == FAULT_NONE ? rv : call->fault_rv;
+    struct state *state = application.file.state;
+    if (fault_armed(state, call->function))
+        (void)fault_delay_answer(state, call->function, never);
     if (call->ticket.number != 0)
-        log_end(application.file.state, call->function, LOG_NO_SLOT, answer, &call->ticket);
+        log_end(state, call->function, LOG_NO_SLOT, answer, &call->ticket);
     return answer;
 }
 
@@ -132,10 +135,10 @@ static CK_RV start(CK_RV argument_rv, void (*prepare)(void))
         return rv;
     begin(&call, FUNCTION_C_Initialize);
     bool entered = call.fault != FAULT_INSTEAD && enter_cluster(file, prepare);
-    rv = end(&call, entered ? CKR_OK : CKR_DEVICE_ERROR);
     if (entered)
         atomic_fetch_or(&application.gate, GATE_OPEN);
-    else
+    rv = end(&call, entered ? CKR_OK : CKR_DEVICE_ERROR);
+    if (!entered)
         state_close(file);
     return rv;
 }

@@ -5,6 +5,12 @@
  */
 #include "call.h"
 
+/* What a call answers when it was interrupted. */
+static CK_RV interrupted_rv(const struct call *call)
+{
+    return application_started() ? CKR_DEVICE_ERROR : call_not_initialised(call->function);
+}
+
 bool call_meet_fault(struct call *call)
 {
     CK_RV rv = CKR_OK;
@@ -16,8 +22,7 @@ bool call_meet_fault(struct call *call)
         return false;
     }
     if (application_interrupted() && call->function != FUNCTION_C_GetFunctionList) {
-        call_end(call, application_started() ? CKR_DEVICE_ERROR
-                                             : call_not_initialised(call->function));
+        call_end(call, interrupted_rv(call));
         return false;
     }
     if (kind == FAULT_LOST_REPLY) {
@@ -25,6 +30,15 @@ bool call_meet_fault(struct call *call)
         call->rv = rv;
     }
     return true;
+}
+
+/* What the call has done stays done when its answer does not arrive. */
+void call_delay_answer(struct call *call)
+{
+    bool arrives = fault_delay_answer(application_file()->state, call->function,
+                                      application_interrupted);
+    if (!arrives && call->function != FUNCTION_C_GetFunctionList)
+        call->rv = interrupted_rv(call);
 }
 
 void call_log_end(struct call *call)

@@ -32,12 +32,15 @@ static inline CK_RV call_not_initialised(enum function_id function)
 
 /* The parts that an untroubled, unlogged call does not need. */
 bool call_meet_fault(struct call *call);
+void call_delay_answer(struct call *call);
 void call_log_end(struct call *call);
 
 static inline void call_end(struct call *call, CK_RV rv)
 {
     if (!call->reply_lost)
         call->rv = rv;
+    if (fault_armed(application_file()->state, call->function))
+        call_delay_answer(call);
     if (call->ticket.number != 0)
         call_log_end(call);
     application_leave();

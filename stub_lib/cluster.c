@@ -63,7 +63,7 @@ static CK_RV get_unassigned_slot(struct call *call, const CK_CHAR *cluster_id,
         uint32_t index = (start + i) % file->keyring_count;
         struct state_keyring *keyring = &file->state->keyrings[index];
         uint8_t label[STATE_LABEL_SIZE];
-        if (!unassigned(keyring, label) || !keyring_try_lock(file, keyring))
+        if (!unassigned(keyring, label) || !keyring_claim(file, keyring))
             continue;
         /* Whoever had the lock a moment ago may have assigned it. */
         bool still = unassigned(keyring, label);
@@ -75,7 +75,7 @@ static CK_RV get_unassigned_slot(struct call *call, const CK_CHAR *cluster_id,
             }
             return CKR_OK;
         }
-        keyring_release(keyring, file->self);
+        keyring_unclaim(file, keyring);
         if (still)
             return CKR_DEVICE_ERROR;
     }

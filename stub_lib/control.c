@@ -104,9 +104,9 @@ int luna_stub_fault(const char *path, const char *function, const luna_stub_rule
 }
 
 int luna_stub_latency(const char *path, const char *function, uint64_t least, uint64_t most,
-                      uint64_t seed)
+                      uint64_t seed, uint32_t after)
 {
-    if (least > most)
+    if (least > most || after > 1)
         return EINVAL;
     unsigned int first = 0;
     unsigned int end = FUNCTION_COUNT;
@@ -123,7 +123,8 @@ int luna_stub_latency(const char *path, const char *function, uint64_t least, ui
     if (state_write_begin(&file)) {
         const struct latency_rule record = {.least = least, .most = most, .seed = seed};
         for (unsigned int id = first; id < end; id++)
-            fault_set_latency(file.state, (enum function_id)id, &record);
+            fault_set_latency(file.state, (enum function_id)id,
+                              after == 0 ? LATENCY_BEFORE_EFFECT : LATENCY_AFTER_EFFECT, &record);
         state_write_end(&file);
     } else {
         error = ENOLCK;
@@ -134,7 +135,14 @@ int luna_stub_latency(const char *path, const char *function, uint64_t least, ui
 
 /* ---- switches ---- */
 
-enum switch_name { SWITCH_CONTENTION, SWITCH_RELOCK, SWITCH_UNLOCK_OWNER, SWITCH_LOG };
+enum switch_name {
+    SWITCH_CONTENTION,
+    SWITCH_RELOCK,
+    SWITCH_UNLOCK_OWNER,
+    SWITCH_REGRANT,
+    SWITCH_GRANTS,
+    SWITCH_LOG,
+};
 
 static const struct setting {
     const char *name;
@@ -149,6 +157,10 @@ static const struct setting {
     {"relock", "error", SWITCH_RELOCK, RELOCK_ERROR},
     {"unlock_owner", "unchecked", SWITCH_UNLOCK_OWNER, UNLOCK_OWNER_UNCHECKED},
     {"unlock_owner", "checked", SWITCH_UNLOCK_OWNER, UNLOCK_OWNER_CHECKED},
+    {"regrant", "off", SWITCH_REGRANT, REGRANT_OFF},
+    {"regrant", "on", SWITCH_REGRANT, REGRANT_ON},
+    {"grants", "once", SWITCH_GRANTS, GRANTS_ONCE},
+    {"grants", "counted", SWITCH_GRANTS, GRANTS_COUNTED},
     {"log", "on", SWITCH_LOG, LOG_ON},
     {"log", "off", SWITCH_LOG, LOG_OFF},
 };
@@ -171,6 +183,10 @@ static _Atomic uint32_t *find_switch(struct state_switches *switches, enum switc
         return &switches->relock;
     case SWITCH_UNLOCK_OWNER:
         return &switches->unlock_owner;
+    case SWITCH_REGRANT:
+        return &switches->regrant;
+    case SWITCH_GRANTS:
+        return &switches->grants;
     default:
         return &switches->log;
     }

@@ -68,14 +68,20 @@ LUNA_STUB_API int luna_stub_fault(const char *path, const char *function,
                                   const luna_stub_rule *rule);
 
 /* Calls of the function (NULL: of every function) take so many microseconds longer, before their
-   effect: from least to most, evenly distributed; the same seed, the same delays. ENOSYS: no such
-   function. EINVAL: least is more than most. */
+   effect or, with `after` 1, after it, or both: from least to most, evenly distributed; the same
+   seed, the same delays. ENOSYS: no such function. EINVAL: least is more than most, or after more
+   than 1. */
 LUNA_STUB_API int luna_stub_latency(const char *path, const char *function, uint64_t least,
-                                    uint64_t most, uint64_t seed);
+                                    uint64_t most, uint64_t seed, uint32_t after);
 
 /* contention=wait|error: a lock call on a token that another application has locked.
    relock=granted|wait|error: on a token that this application has locked.
    unlock_owner=unchecked|checked: an unlock call on a token that this application has not locked.
+   regrant=off|on: whether a claim may return a token that this application has locked, which is then
+   granted again. Only while relock=granted, and only one that was not granted again already, by a
+   claim or a lock call.
+   grants=once|counted: whether one unlock call takes off a lock that was granted several times, or
+   one for each grant.
    log=on|off: whether calls are logged.
    The first value is the default. EINVAL: anything else. */
 LUNA_STUB_API int luna_stub_switch(const char *path, const char *name, const char *value);

@@ -10,19 +10,21 @@
 /* Sleeps are cut into pieces of this length, to notice C_Finalize. */
 #define SLICE_US UINT64_C(20000)
 
-/* Apart from the fault's numbers, should somebody give both the same seed. */
-#define LATENCY_STREAM UINT64_C(0x6C6174656E6379)
+/* Apart from the fault's numbers and from each other, should all be given the same seed. */
+#define LATENCY_STREAM(moment) (UINT64_C(0x6C6174656E6379) + (moment))
 
-static void sleep_out(uint64_t microseconds, bool (*interrupted)(void))
+/* False: interrupted. */
+static bool sleep_out(uint64_t microseconds, bool (*interrupted)(void))
 {
     uint64_t start = platform_monotonic();
     while (!interrupted()) {
         uint64_t elapsed = (platform_monotonic() - start) / 1000U;
         if (elapsed >= microseconds)
-            return;
+            return true;
         uint64_t left = microseconds - elapsed;
         platform_sleep(left < SLICE_US ? left : SLICE_US);
     }
+    return false;
 }
 
 /* Counts one more, unless `limit` is reached. A count belongs to one version of a rule, so that a
@@ -41,27 +43,28 @@ static bool count(_Atomic uint64_t *counter, uint64_t version, uint64_t limit, u
     }
 }
 
-static void meet_latency(struct state_fault *fault, bool (*interrupted)(void))
+static bool meet_latency(struct state_fault *fault, enum latency_moment moment,
+                         bool (*interrupted)(void))
 {
+    struct state_latency *latency = &fault->latencies[moment];
     struct latency_rule rule;
-    uint64_t version = state_read_latency(&fault->latency, &rule);
-    uint64_t latency = rule.least;
+    uint64_t version = state_read_latency(&latency->rule, &rule);
+    uint64_t microseconds = rule.least;
     if (rule.most > rule.least) {
         uint32_t place;
-        (void)count(&fault->delayed, version, UINT64_MAX, &place);
-        uint64_t number = random_number(rule.seed ^ LATENCY_STREAM, place);
+        (void)count(&latency->delayed, version, UINT64_MAX, &place);
+        uint64_t number = random_number(rule.seed ^ LATENCY_STREAM(moment), place);
         uint64_t span = rule.most - rule.least;
-        latency += span == UINT64_MAX ? number : number % (span + 1U);
+        microseconds += span == UINT64_MAX ? number : number % (span + 1U);
     }
-    if (latency != 0)
-        sleep_out(latency, interrupted);
+    return microseconds == 0 || sleep_out(microseconds, interrupted);
 }
 
 enum fault_kind fault_meet(struct state *state, enum function_id function,
                            bool (*interrupted)(void), CK_RV *rv)
 {
     struct state_fault *fault = &state->faults[function];
-    meet_latency(fault, interrupted);
+    (void)meet_latency(fault, LATENCY_BEFORE_EFFECT, interrupted);
     struct fault_rule rule;
     uint64_t version = state_read_fault(&fault->rule, &rule);
     uint32_t place = 0;
@@ -84,6 +87,11 @@ enum fault_kind fault_meet(struct state *state, enum function_id function,
     return rule.lost_reply != 0 ? FAULT_LOST_REPLY : FAULT_INSTEAD;
 }
 
+bool fault_delay_answer(struct state *state, enum function_id function, bool (*interrupted)(void))
+{
+    return meet_latency(&state->faults[function], LATENCY_AFTER_EFFECT, interrupted);
+}
+
 /* ---- setting them ---- */
 
 /* While a rule is changed its function is armed, which is never wrong: a writer that is killed must
@@ -96,10 +104,14 @@ static void arm(struct state_fault *fault)
 static void disarm_if_idle(struct state_fault *fault)
 {
     struct fault_rule rule;
-    struct latency_rule latency;
     (void)state_read_fault(&fault->rule, &rule);
-    (void)state_read_latency(&fault->latency, &latency);
-    if (rule.times == 0 && latency.most == 0)
+    bool idle = rule.times == 0;
+    for (unsigned int moment = 0; moment < LATENCY_MOMENTS; moment++) {
+        struct latency_rule latency;
+        (void)state_read_latency(&fault->latencies[moment].rule, &latency);
+        idle = idle && latency.most == 0;
+    }
+    if (idle)
         atomic_store(&fault->armed, 0);
 }
 
@@ -111,11 +123,11 @@ void fault_set_rule(struct state *state, enum function_id function, const struct
     disarm_if_idle(fault);
 }
 
-void fault_set_latency(struct state *state, enum function_id function,
+void fault_set_latency(struct state *state, enum function_id function, enum latency_moment moment,
                        const struct latency_rule *rule)
 {
     struct state_fault *fault = &state->faults[function];
     arm(fault);
-    state_write_latency(&fault->latency, rule);
+    state_write_latency(&fault->latencies[moment].rule, rule);
     disarm_if_idle(fault);
 }

@@ -1,6 +1,7 @@
 /*
- * keyring_lock.c: the lock of a keyring, one word that names its owner. A dead owner's word is as
- * good as none: whoever comes next replaces it.
+ * keyring_lock.c: the lock of a keyring, one word that names its owner and counts its grants. A dead
+ * owner's word is as good as none: whoever comes next replaces it. The grants are counted always;
+ * what an unlock call makes of the count is a switch.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -25,7 +26,7 @@ enum answer { ANSWER_WAIT, ANSWER_GRANTED, ANSWER_ERROR };
 static enum answer ask_switches(struct state_file *file, uint64_t owner)
 {
     struct state_switches *switches = &file->state->switches;
-    if (owner != file->self)
+    if (registry_application(owner) != file->self)
         return atomic_load(&switches->contention) == CONTENTION_ERROR ? ANSWER_ERROR : ANSWER_WAIT;
     switch (atomic_load(&switches->relock)) {
     case RELOCK_WAIT:
@@ -35,6 +36,19 @@ static enum answer ask_switches(struct state_file *file, uint64_t owner)
     default:
         return ANSWER_GRANTED;
     }
+}
+
+/* A count that is full stays so. False: the word has changed meanwhile. */
+static bool grant_again(struct state_keyring *keyring, uint64_t owner)
+{
+    bool full = (owner & REGISTRY_GRANTS) == REGISTRY_GRANTS;
+    uint64_t next = full ? owner : owner + REGISTRY_GRANT;
+    return atomic_compare_exchange_strong(&keyring->owner, &owner, next);
+}
+
+static uint64_t one_grant_less(uint64_t owner)
+{
+    return (owner & REGISTRY_GRANTS) != 0 ? owner - REGISTRY_GRANT : 0;
 }
 
 static bool lock_contended(struct state_file *file, struct state_keyring *keyring,
@@ -52,8 +66,13 @@ static bool lock_contended(struct state_file *file, struct state_keyring *keyrin
             return true;
         }
         enum answer answer = ask_switches(file, owner);
-        if (answer != ANSWER_WAIT)
-            return answer == ANSWER_GRANTED;
+        if (answer == ANSWER_ERROR)
+            return false;
+        if (answer == ANSWER_GRANTED) {
+            if (grant_again(keyring, owner))
+                return true;
+            continue;
+        }
         /* Either the unlocking call sees the flag, or we see here that it has unlocked. */
         atomic_store(&keyring->waiting, 1U);
         if (atomic_load(&keyring->owner) == owner)
@@ -72,40 +91,66 @@ bool keyring_lock(struct state_file *file, struct state_keyring *keyring,
     return lock_contended(file, keyring, interrupted);
 }
 
-bool keyring_try_lock(struct state_file *file, struct state_keyring *keyring)
+/* One that was granted again already is not given once more: a client that asks again comes to the
+   free ones, or hears that there are none. */
+static bool may_claim_again(struct state_file *file, uint64_t owner)
+{
+    struct state_switches *switches = &file->state->switches;
+    return owner == file->self && atomic_load(&switches->regrant) == REGRANT_ON &&
+           atomic_load(&switches->relock) == RELOCK_GRANTED;
+}
+
+bool keyring_claim(struct state_file *file, struct state_keyring *keyring)
 {
     uint64_t owner = atomic_load(&keyring->owner);
-    if (owner != 0 && (owner == file->self || registry_alive(file, owner)))
-        return false;
-    return atomic_compare_exchange_strong(&keyring->owner, &owner, file->self);
+    if (owner == 0 || !registry_alive(file, owner))
+        return atomic_compare_exchange_strong(&keyring->owner, &owner, file->self);
+    return may_claim_again(file, owner) && grant_again(keyring, owner);
+}
+
+void keyring_unclaim(struct state_file *file, struct state_keyring *keyring)
+{
+    uint64_t owner = atomic_load(&keyring->owner);
+    uint64_t next;
+    do {
+        if (registry_application(owner) != file->self)
+            return;
+        next = one_grant_less(owner);
+    } while (!atomic_compare_exchange_weak(&keyring->owner, &owner, next));
+    if (next == 0)
+        wake(keyring);
 }
 
 bool keyring_unlock(struct state_file *file, struct state_keyring *keyring)
 {
-    uint32_t check = atomic_load_explicit(&file->state->switches.unlock_owner,
-                                          memory_order_relaxed);
-    if (check == UNLOCK_OWNER_CHECKED) {
-        uint64_t owner = file->self;
-        if (!atomic_compare_exchange_strong(&keyring->owner, &owner, 0))
+    struct state_switches *switches = &file->state->switches;
+    bool checked = atomic_load_explicit(&switches->unlock_owner, memory_order_relaxed) ==
+                   UNLOCK_OWNER_CHECKED;
+    bool counted = atomic_load_explicit(&switches->grants, memory_order_relaxed) == GRANTS_COUNTED;
+    uint64_t owner = atomic_load(&keyring->owner);
+    uint64_t next;
+    do {
+        if (checked && registry_application(owner) != file->self)
             return false;
-    } else {
-        atomic_store(&keyring->owner, 0);
-    }
-    wake(keyring);
+        next = counted ? one_grant_less(owner) : 0;
+    } while (!atomic_compare_exchange_weak(&keyring->owner, &owner, next));
+    if (next == 0)
+        wake(keyring);
     return true;
 }
 
-void keyring_release(struct state_keyring *keyring, uint64_t owner)
+void keyring_release(struct state_keyring *keyring, uint64_t application)
 {
-    if (atomic_compare_exchange_strong(&keyring->owner, &owner, 0))
-        wake(keyring);
+    uint64_t owner = atomic_load(&keyring->owner);
+    do {
+        if (registry_application(owner) != application)
+            return;
+    } while (!atomic_compare_exchange_weak(&keyring->owner, &owner, 0));
+    wake(keyring);
 }
 
-void keyring_release_all(struct state_file *file, uint64_t owner)
+void keyring_release_all(struct state_file *file, uint64_t application)
 {
-    for (uint32_t i = 0; i < file->keyring_count; i++) {
-        struct state_keyring *keyring = &file->state->keyrings[i];
-        if (atomic_load_explicit(&keyring->owner, memory_order_relaxed) == owner)
-            keyring_release(keyring, owner);
-    }
+    for (uint32_t i = 0; i < file->keyring_count; i++)
+        keyring_release(&file->state->keyrings[i], application);
 }

@@ -14,13 +14,17 @@
 /* For file->self, as the switches say. False: refused, or given up because `interrupted`. */
 bool keyring_lock(struct state_file *file, struct state_keyring *keyring,
                   bool (*interrupted)(void));
-/* Only if nobody alive has it, this application included; never waits. */
-bool keyring_try_lock(struct state_file *file, struct state_keyring *keyring);
+/* For a claim: if nobody alive has it, or if the switches let this application have it again; never
+   waits. */
+bool keyring_claim(struct state_file *file, struct state_keyring *keyring);
+/* Undoes a keyring_claim() that has granted it, and that grant alone. */
+void keyring_unclaim(struct state_file *file, struct state_keyring *keyring);
 /* As the switches say. False: refused. */
 bool keyring_unlock(struct state_file *file, struct state_keyring *keyring);
 
-/* Takes off the lock if it is this owner's, and all locks of an owner. */
-void keyring_release(struct state_keyring *keyring, uint64_t owner);
-void keyring_release_all(struct state_file *file, uint64_t owner);
+/* Takes off the lock, however often it was granted, if it is this application's, and all locks of an
+   application. */
+void keyring_release(struct state_keyring *keyring, uint64_t application);
+void keyring_release_all(struct state_file *file, uint64_t application);
 
 #endif

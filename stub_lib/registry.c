@@ -6,6 +6,8 @@
  */
 #include "registry.h"
 
+_Static_assert(STATE_APPLICATIONS < REGISTRY_GRANT, "an index leaves the count its room");
+
 /* Between state_write_begin() and state_write_end(): whoever looks at sessions must not take the
    last owner's for ours. */
 static bool take_entry(struct state_file *file)
@@ -56,7 +58,8 @@ bool registry_alive(struct state_file *file, uint64_t owner)
         atomic_load(&entry->disconnected) == generation)
         return false;
     /* The system does not report an opening's own locks to it. */
-    return owner == file->self || platform_byte_locked(&file->platform, STATE_LIFE_BYTE(index));
+    return registry_application(owner) == file->self ||
+           platform_byte_locked(&file->platform, STATE_LIFE_BYTE(index));
 }
 
 int64_t registry_pid(struct state_file *file, uint64_t owner)

@@ -1,6 +1,6 @@
 /*
  * registry.h: the cluster's table of applications: who is in it, who is alive, who lost its
- * connection. An application is named by the word that its locks hold.
+ * connection. An application is named by the word that its locks hold when they were granted once.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -9,9 +9,19 @@
 
 #include "state.h"
 
+/* In a lock's word: how often it was granted beyond the first time, up to so many times. */
+#define REGISTRY_GRANT UINT64_C(0x10000)
+#define REGISTRY_GRANTS UINT64_C(0xFFFF0000)
+
+/* A lock's word without its count. */
+static inline uint64_t registry_application(uint64_t owner)
+{
+    return owner & ~REGISTRY_GRANTS;
+}
+
 static inline uint32_t registry_index(uint64_t owner)
 {
-    return (uint32_t)owner - 1U;
+    return (uint32_t)registry_application(owner) - 1U;
 }
 
 static inline uint32_t registry_generation(uint64_t owner)

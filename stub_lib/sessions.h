@@ -39,7 +39,7 @@ CK_STATE session_state(const struct session *session);
 
 uint64_t session_slot(CK_SESSION_HANDLE handle); /* CALL_NO_SLOT: no such session */
 
-/* RETURN_CALL for functions that look at sessions. A latency is slept out before the lock. */
+/* RETURN_CALL for functions that look at sessions. Latencies are slept out outside of the lock. */
 #define RETURN_LOCKED_CALL(function, slot_id, answer)               \
     do {                                                            \
         struct call call;                                           \

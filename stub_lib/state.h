@@ -11,7 +11,7 @@
 #include "functions.h"
 #include "platform.h"
 
-#define STATE_VERSION 2U
+#define STATE_VERSION 3U
 #define STATE_MAX_KEYRINGS 3500U
 #define STATE_APPLICATIONS 1024U
 #ifndef STATE_LOG_ENTRIES
@@ -82,6 +82,8 @@ STATE_RECORD(state_latency_rule, latency_rule);
 enum switch_contention { CONTENTION_WAIT, CONTENTION_ERROR };
 enum switch_relock { RELOCK_GRANTED, RELOCK_WAIT, RELOCK_ERROR };
 enum switch_unlock_owner { UNLOCK_OWNER_UNCHECKED, UNLOCK_OWNER_CHECKED };
+enum switch_regrant { REGRANT_OFF, REGRANT_ON };
+enum switch_grants { GRANTS_ONCE, GRANTS_COUNTED };
 enum switch_log { LOG_ON, LOG_OFF };
 
 /* Written when the file is made and never again. */
@@ -107,7 +109,16 @@ struct state_switches {
     _Atomic uint32_t contention;
     _Atomic uint32_t relock;
     _Atomic uint32_t unlock_owner;
+    _Atomic uint32_t regrant;
+    _Atomic uint32_t grants;
     _Atomic uint32_t log;
+};
+
+enum latency_moment { LATENCY_BEFORE_EFFECT, LATENCY_AFTER_EFFECT, LATENCY_MOMENTS };
+
+struct state_latency {
+    struct state_latency_rule rule;
+    _Atomic uint64_t delayed; /* version of the rule << 32 | calls that it has delayed */
 };
 
 struct state_fault {
@@ -115,8 +126,7 @@ struct state_fault {
     struct state_fault_rule rule;
     _Atomic uint64_t met;    /* version of the rule << 32 | calls that it has met */
     _Atomic uint64_t struck; /* version of the rule << 32 | calls that it has struck */
-    struct state_latency_rule latency;
-    _Atomic uint64_t delayed; /* version of the latency << 32 | calls that it has delayed */
+    struct state_latency latencies[LATENCY_MOMENTS];
 };
 
 #define STATE_KEYRING_BITS ((STATE_MAX_KEYRINGS + 63U) / 64U)
@@ -149,7 +159,8 @@ struct state_log {
 
 struct state_keyring {
     /* The cluster's half: the lock. */
-    alignas(64) _Atomic uint64_t owner; /* 0 or generation << 32 | application index + 1 */
+    /* 0 or generation << 32 | grants beyond the first << 16 | application index + 1 */
+    alignas(64) _Atomic uint64_t owner;
     _Atomic uint32_t sequence;          /* what waiters sleep on */
     _Atomic uint32_t waiting;           /* somebody may be asleep */
     uint8_t original_label[STATE_LABEL_SIZE];

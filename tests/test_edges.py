@@ -265,7 +265,7 @@ def test_a_fork_inside_async_with(luna, owner_of):
             if child == 0:
                 code = 1
                 try:
-                    run = lock.__aexit__(None, None, None)
+                    run = lock.__aexit__(None, None, None).__await__()
                     try:
                         run.send(None)
                     except StopIteration:

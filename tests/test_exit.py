@@ -484,29 +484,6 @@ for _ in range(3):
     assert nothing_is_locked(cluster)
 
 
-def test_a_thread_does_not_tell_of_the_exit_while_that_goes_on(cluster, run):
-    """After the device has been left in order, too, which may take a while."""
-    body = """
-        import warnings
-        warnings.showwarning = lambda *warning: time.sleep(3)
-
-        def read():
-            while True:
-                slot.token_info
-                started.set()
-
-        started = threading.Event()
-        in_thread(read)
-        luna.slot(2).acquire()
-        started.wait()
-        leaving()
-    """
-    done = run(body, options=QUIET)
-    check(done)
-    assert done.seconds > 3
-    assert nothing_is_locked(cluster)
-
-
 # asyncio cannot be imported any more by a thread while the interpreter exits.
 BUSY = """
 import asyncio

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import luna_ext
-from luna_ext.functions import CLUSTER_FUNCTIONS
+from luna_ext.info import CLUSTER_FUNCTIONS
 from luna_ext.stub import Cluster, library_path
 
 # The stand-in is what most of these tests load by its path.

@@ -12,7 +12,7 @@ import warnings
 import pytest
 
 import luna_ext
-from luna_ext.functions import CLUSTER_FUNCTIONS
+from luna_ext.info import CLUSTER_FUNCTIONS
 from luna_ext.stub import library_path
 
 SO_PIN, USER_PIN = "so-pin-1", "user-pin-1"

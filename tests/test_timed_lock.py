@@ -195,12 +195,22 @@ def plain():
     with slot:
         said.append("and yet locked")
 
-with slot:
-    first = in_thread(timed)
-    wait_until(lambda: "1 waiting" in repr(slot))
-    second = in_thread(plain)
-    wait_until(lambda: "2 waiting" in repr(slot))
-    {NO_MORE_THREADS}
+# Not by the main thread, for which a worker would make the call, and then be there for the next one.
+leave = threading.Event()
+
+def hold():
+    with slot:
+        leave.wait()
+
+holder = in_thread(hold)
+wait_until(slot.locked)
+first = in_thread(timed)
+wait_until(lambda: "1 waiting" in repr(slot))
+second = in_thread(plain)
+wait_until(lambda: "2 waiting" in repr(slot))
+{NO_MORE_THREADS}
+leave.set()
+holder.join()
 first.join()
 second.join()
 print(*sorted(said, reverse=True))

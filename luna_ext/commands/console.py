@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ..library import Library
+from .._cluster import Library
+from ..discovery import find_library
+from ..stub_guard import ExpectedStandIn
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +30,9 @@ class Settings:
     contention: Literal["block", "poll"]
 
     def open(self) -> Library:
-        library = Library(self.path, contention=self.contention, _expects_stand_in=True)
+        # The commands tell of the stand-in in a line of their own.
+        path = ExpectedStandIn(find_library(self.path).path)
+        library = Library(path, contention=self.contention)
         if library.is_stub:
             tell(f"warning: {library.path} is the stand-in, not an HSM's client library")
         return library

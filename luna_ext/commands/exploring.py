@@ -20,7 +20,7 @@ from rich.live import Live
 from .. import __version__, holders
 from ..discovery import configured_library, find_library
 from ..errors import LunaError
-from ..functions import CLUSTER_FUNCTIONS
+from ..info import CLUSTER_FUNCTIONS
 from ..library import Library
 from ..stub import STATE_VARIABLE, Cluster
 from .console import Settings, examples, in_one_line, make_table, print_table, printable, settings

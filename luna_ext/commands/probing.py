@@ -15,11 +15,10 @@ from typing import NamedTuple, Self
 
 import click
 
-from ..errors import rv_name
-from ..lock_errors import AGAIN_OR_BUSY, CKR_DEVICE_ERROR
+from ..errors import Meaning, meaning_of, rv_name
 from .console import Settings, examples, json_option, print_json, printable, settings
 
-CKR_OK, CKR_FUNCTION_FAILED = 0, 6
+CKR_OK, CKR_FUNCTION_FAILED, CKR_DEVICE_ERROR = 0, 0x6, 0x30
 LONG = 120.0
 """Seconds after which a device that does not answer at all is given up."""
 POLL = 0.01
@@ -232,7 +231,7 @@ class Probe:
             return "none: this lock keeps nobody out"
         if self.contention == CKR_DEVICE_ERROR:
             return 'contention="poll"'
-        if self.contention in AGAIN_OR_BUSY:
+        if meaning_of(self.contention) is Meaning.BUSY:
             return 'contention="block" (the default): this answer is asked again in any case'
         return "none: luna_ext would raise this answer as an error"
 

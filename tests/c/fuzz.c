@@ -20,7 +20,7 @@
 
 /* ---- state files to begin with ---- */
 
-#define TEMPLATES 3U
+#define TEMPLATES 4U
 
 static struct template {
     const char *cluster_id;
@@ -28,13 +28,15 @@ static struct template {
     uint32_t keyrings;
     uint64_t first_slot;
     const char *pin; /* NULL: the tokens are new; else the PIN of both users of each */
+    bool grants; /* claims give what their application holds, and grants count */
     uint8_t *content;
     size_t size;
 } templates[TEMPLATES] = {
-    {"cluster-1", "keyring", MODEL_TOKENS, 1, NULL, NULL, 0},
-    {"cluster-1", "keyring", MODEL_TOKENS, 1, "1234", NULL, 0},
+    {"cluster-1", "keyring", MODEL_TOKENS, 1, NULL, false, NULL, 0},
+    {"cluster-1", "keyring", MODEL_TOKENS, 1, "1234", false, NULL, 0},
+    {"cluster-1", "keyring", MODEL_TOKENS, 1, NULL, true, NULL, 0},
     {"a cluster whose ID has 64 bytes, as many as there may be at most",
-     "this is a label with 31 bytes: ", 1, UINT64_MAX, NULL, NULL, 0},
+     "this is a label with 31 bytes: ", 1, UINT64_MAX, NULL, false, NULL, 0},
 };
 
 static struct token_record initialised_record(const struct token_record *new, const char *text)
@@ -60,6 +62,8 @@ static void make_template(struct template *template)
         record = initialised_record(&record, template->pin);
         state_write_token(&state->keyrings[i].token, &record);
     }
+    atomic_store(&state->switches.regrant, template->grants ? REGRANT_ON : REGRANT_OFF);
+    atomic_store(&state->switches.grants, template->grants ? GRANTS_COUNTED : GRANTS_ONCE);
     template->content = malloc(template->size);
     if (template->content == NULL)
         memory_fail("out of memory");
@@ -81,6 +85,8 @@ static void make_model(const struct template *template, bool valid)
     model.first_slot = template->first_slot;
     model.cluster_id = template->cluster_id;
     model_us()->pid = memory_system.pid;
+    model.regrant = template->grants ? REGRANT_ON : REGRANT_OFF;
+    model.grants = template->grants ? GRANTS_COUNTED : GRANTS_ONCE;
     const struct state *state = (const struct state *)(const void *)template->content;
     for (unsigned int i = 0; i < template->keyrings; i++) {
         const uint8_t *original = state->keyrings[i].original_label;
@@ -181,8 +187,8 @@ static void damage(uint8_t *content, size_t size)
 static void shorten_latencies(struct state *state)
 {
     static const enum function_id lives[] = {FUNCTION_C_Initialize, FUNCTION_C_Finalize};
-    for (unsigned int i = 0; i < 2; i++) {
-        struct state_latency_rule *rule = &state->faults[lives[i]].latency;
+    for (unsigned int i = 0; i < 2U * LATENCY_MOMENTS; i++) {
+        struct state_latency_rule *rule = &state->faults[lives[i / 2U]].latencies[i % 2U].rule;
         for (unsigned int word = 0; word < 2U * STATE_WORDS(struct latency_rule); word++)
             atomic_fetch_and(&rule->copies[0][0] + word, (UINT64_C(1) << 50) - 1U);
     }

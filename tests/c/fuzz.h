@@ -84,6 +84,7 @@ struct model_token {
     struct model_pin so_pin;
     struct model_pin user_pin;
     enum who owner;
+    unsigned int grants; /* to the owner, beyond the first */
     enum login login;           /* ours */
     bool in_session[WHO_COUNT]; /* others than us */
 };
@@ -120,6 +121,8 @@ struct model {
     enum switch_contention contention;
     enum switch_relock relock;
     enum switch_unlock_owner unlock_owner;
+    enum switch_regrant regrant;
+    enum switch_grants grants;
     enum switch_log log;
 };
 
@@ -137,8 +140,14 @@ unsigned int model_sessions_of(unsigned int token, bool only_read_write);
 void model_forget_sessions(void);
 /* Whoever lives with its connection. */
 bool model_alive(enum who who);
+/* Can a claim of this living application get the token? And it gets it, as a lock call does. */
+bool model_can_claim(const struct model_token *token, enum who who);
+void model_grant(struct model_token *token, enum who who);
 void model_release_all(enum who who);
 void model_disconnect(enum who who);
+
+/* The cluster's file as it is. */
+struct state *fuzz_state(void);
 
 /* What becomes of a call, before it has looked at its arguments. */
 struct gate {

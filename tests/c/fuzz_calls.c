@@ -306,10 +306,9 @@ static CK_CHAR *some_cluster_id(void)
     return memcpy(exactly(size), text, size);
 }
 
-/* Unassigned, and nobody has the lock. */
 static bool can_be_claimed(const struct model_token *token)
 {
-    return token->owner == NOBODY &&
+    return model_can_claim(token, US) &&
            memcmp(token->label, token->original, STATE_LABEL_SIZE) == 0;
 }
 
@@ -318,12 +317,14 @@ static struct model_token *claimed_token(const CK_UNASSIGNED_SLOT_INFO *info, bo
 {
     if (!lost)
         return model_token(info->slotID);
-    luna_stub_token found[MODEL_TOKENS];
-    uint32_t count = 0;
-    (void)luna_stub_snapshot(FUZZ_PATH, found, MODEL_TOKENS, &count);
-    for (unsigned int i = 0; i < count; i++) {
-        if (found[i].owner_pid == memory_system.pid && model.tokens[i].owner != US)
-            return &model.tokens[i];
+    struct state *state = fuzz_state();
+    for (unsigned int i = 0; i < model.tokens_count; i++) {
+        struct model_token *token = &model.tokens[i];
+        uint64_t owner = atomic_load(&state->keyrings[i].owner);
+        bool ours = owner != 0 && registry_application(owner) == application_file()->self;
+        bool again = (owner & REGISTRY_GRANTS) != 0;
+        if (ours && (token->owner != US || (again && token->grants == 0)))
+            return token;
     }
     return NULL;
 }
@@ -346,7 +347,7 @@ static CK_RV normal_get_unassigned(const CK_CHAR *cluster_id, const CK_UNASSIGNE
         disagree("CA_GetUnassignedSlot's slot", info->slotID, model.first_slot);
     if (!call->gate.lost && memcmp(info->label, token->label, STATE_LABEL_SIZE) != 0)
         disagree("CA_GetUnassignedSlot's label", info->label[0], token->label[0]);
-    token->owner = US;
+    model_grant(token, US);
     return CKR_OK;
 }
 
@@ -381,11 +382,11 @@ static CK_RV normal_lock(struct model_token *token)
         return CKR_SLOT_ID_INVALID;
     if (model_us()->disconnected)
         return CKR_DEVICE_ERROR;
-    if (token->owner == US)
-        return model.relock == RELOCK_GRANTED ? CKR_OK : CKR_DEVICE_ERROR;
-    if (token->owner != NOBODY)
+    if (token->owner == US && model.relock != RELOCK_GRANTED)
         return CKR_DEVICE_ERROR;
-    token->owner = US;
+    if (token->owner != US && token->owner != NOBODY)
+        return CKR_DEVICE_ERROR;
+    model_grant(token, US);
     return CKR_OK;
 }
 
@@ -404,7 +405,10 @@ static CK_RV normal_unlock(struct model_token *token)
         return CKR_SLOT_ID_INVALID;
     if (model.unlock_owner == UNLOCK_OWNER_CHECKED && token->owner != US)
         return CKR_DEVICE_ERROR;
-    token->owner = NOBODY;
+    if (model.grants == GRANTS_COUNTED && token->owner != NOBODY && token->grants > 0)
+        token->grants--;
+    else
+        token->owner = NOBODY;
     return CKR_OK;
 }
 

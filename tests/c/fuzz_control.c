@@ -115,16 +115,18 @@ static void control_latency(void)
     const char *name = choice < 13 ? function_name(function) : choice == 13 ? "C_Nothing" : NULL;
     uint64_t least = input_bytes(1U + input_below(8)) & LONGEST_LATENCY;
     uint64_t most = input_below(4) == 0 ? input_bytes(8) & LONGEST_LATENCY : least;
+    uint64_t seed = input_byte();
+    uint32_t after = input_below(16) == 15 ? input_byte() : input_below(2);
     int expected = !there ? error_of(path) : 0;
-    if (least > most)
+    if (least > most || after > 1)
         expected = EINVAL;
     else if (choice == 13)
         expected = ENOSYS;
-    expect_error("luna_stub_latency", luna_stub_latency(path, name, least, most, input_byte()),
+    expect_error("luna_stub_latency", luna_stub_latency(path, name, least, most, seed, after),
                  expected);
     /* While it waits somebody acts, and the model could not tell whether before or after. */
-    if (model.valid)
-        (void)luna_stub_latency(FUZZ_PATH, "C_WaitForSlotEvent", 0, 0, 0);
+    for (after = 0; model.valid && after < 2; after++)
+        (void)luna_stub_latency(FUZZ_PATH, "C_WaitForSlotEvent", 0, 0, 0, after);
 }
 
 /* ---- switches ---- */
@@ -138,6 +140,10 @@ void fuzz_set_switch(const char *name, const char *value, unsigned int number)
         model.relock = (enum switch_relock)number;
     else if (strcmp(name, "unlock_owner") == 0)
         model.unlock_owner = (enum switch_unlock_owner)number;
+    else if (strcmp(name, "regrant") == 0)
+        model.regrant = (enum switch_regrant)number;
+    else if (strcmp(name, "grants") == 0)
+        model.grants = (enum switch_grants)number;
     else
         model.log = (enum switch_log)number;
 }
@@ -156,9 +162,14 @@ static void control_switch(void)
         {"relock", "error", RELOCK_ERROR},
         {"unlock_owner", "unchecked", UNLOCK_OWNER_UNCHECKED},
         {"unlock_owner", "checked", UNLOCK_OWNER_CHECKED},
+        {"regrant", "off", REGRANT_OFF},
+        {"regrant", "on", REGRANT_ON},
+        {"grants", "once", GRANTS_ONCE},
+        {"grants", "counted", GRANTS_COUNTED},
         {"log", "on", LOG_ON},
         {"log", "off", LOG_OFF},
     };
+    static const unsigned int count = sizeof settings / sizeof settings[0];
     static const struct {
         const char *name;
         const char *value;
@@ -169,8 +180,8 @@ static void control_switch(void)
         expect_error("luna_stub_switch",
                      luna_stub_switch(FUZZ_PATH, wrong[choice].name, wrong[choice].value), EINVAL);
     else
-        fuzz_set_switch(settings[choice % 9U].name, settings[choice % 9U].value,
-                   settings[choice % 9U].number);
+        fuzz_set_switch(settings[choice % count].name, settings[choice % count].value,
+                        settings[choice % count].number);
 }
 
 /* ---- disconnecting ---- */

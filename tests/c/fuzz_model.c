@@ -60,6 +60,20 @@ bool model_alive(enum who who)
     return model.applications[who].entered && !model.applications[who].disconnected;
 }
 
+bool model_can_claim(const struct model_token *token, enum who who)
+{
+    if (token->owner == NOBODY)
+        return true;
+    return token->owner == who && token->grants == 0 && model.regrant == REGRANT_ON &&
+           model.relock == RELOCK_GRANTED;
+}
+
+void model_grant(struct model_token *token, enum who who)
+{
+    token->grants = token->owner == who ? token->grants + 1U : 0;
+    token->owner = who;
+}
+
 void model_release_all(enum who who)
 {
     for (unsigned int i = 0; i < MODEL_TOKENS; i++) {
@@ -72,6 +86,12 @@ void model_disconnect(enum who who)
 {
     model.applications[who].disconnected = true;
     model_release_all(who);
+}
+
+struct state *fuzz_state(void)
+{
+    size_t size = 0;
+    return (struct state *)(void *)memory_file(FUZZ_PATH, &size);
 }
 
 /* ---- what becomes of a call ---- */
@@ -144,19 +164,13 @@ static void check_answer(enum function_id function, CK_RV rv)
     disagree(function_name(function), rv, CKR_OK);
 }
 
-static struct state *state_now(void)
-{
-    size_t size = 0;
-    return (struct state *)(void *)memory_file(FUZZ_PATH, &size);
-}
-
 struct fuzz_call call_starts(enum function_id function)
 {
     struct fuzz_call call = {.function = function};
     bool enters = application_started();
     fuzz_acts = 0;
-    call.armed = fault_armed(state_now(), function);
-    call.logged = enters && log_wanted(state_now());
+    call.armed = fault_armed(fuzz_state(), function);
+    call.logged = enters && log_wanted(fuzz_state());
     if (model.valid && function != FUNCTION_C_Initialize && function != FUNCTION_C_Finalize)
         call.gate = model_gate(function);
     return call;
@@ -165,7 +179,7 @@ struct fuzz_call call_starts(enum function_id function)
 /* The file's header may have been damaged since, so this goes past luna_stub_log(). */
 static void check_logged(const struct fuzz_call *call, CK_RV rv)
 {
-    struct state *state = state_now();
+    struct state *state = fuzz_state();
     struct log_call logged;
     if (!log_read(state, log_latest(state), &logged))
         disagree("the log has no entry of a call", 0, call->function);
@@ -213,6 +227,9 @@ static void check_token(const luna_stub_token *found, unsigned int index)
     int64_t owner = token->owner == NOBODY ? 0 : model.applications[token->owner].pid;
     if (found->owner_pid != owner)
         disagree("the snapshot's owner", (uint64_t)found->owner_pid, (uint64_t)owner);
+    uint64_t word = atomic_load(&fuzz_state()->keyrings[index].owner);
+    if (owner != 0 && (word & REGISTRY_GRANTS) / REGISTRY_GRANT != token->grants)
+        disagree("a lock's grants", (word & REGISTRY_GRANTS) / REGISTRY_GRANT, token->grants);
 }
 
 void check_file(void)

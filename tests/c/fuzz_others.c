@@ -62,14 +62,15 @@ static void other_locks(unsigned int token)
 {
     if (!model_alive(OTHER))
         return;
-    bool locked = keyring_try_lock(&other, &other.state->keyrings[token % other.keyring_count]);
+    bool locked = keyring_claim(&other, &other.state->keyrings[token % other.keyring_count]);
     if (!model.valid)
         return;
     struct model_token *wanted = &model.tokens[token % other.keyring_count];
-    if (locked != (wanted->owner == NOBODY))
-        disagree("another's lock", locked, wanted->owner == NOBODY);
+    bool expected = model_can_claim(wanted, OTHER);
+    if (locked != expected)
+        disagree("another's lock", locked, expected);
     if (locked)
-        wanted->owner = OTHER;
+        model_grant(wanted, OTHER);
 }
 
 static void other_unlocks(void)

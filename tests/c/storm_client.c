@@ -117,7 +117,7 @@ void set_fault(const char *path, enum function_id function, uint8_t value)
 
 void set_latency(const char *path, enum function_id function, uint8_t value)
 {
-    expect_zero(luna_stub_latency(path, function_name(function), value, value, value),
+    expect_zero(luna_stub_latency(path, function_name(function), value, value, value, 0),
                 "luna_stub_latency");
 }
 
@@ -172,7 +172,7 @@ static struct rules read_rules(const char *path, enum function_id function)
     expect_zero(state_open(path, &file, &reason), path);
     struct state_fault *fault = &file.state->faults[function];
     (void)state_read_fault(&fault->rule, &rules.fault);
-    (void)state_read_latency(&fault->latency, &rules.latency);
+    (void)state_read_latency(&fault->latencies[LATENCY_BEFORE_EFFECT].rule, &rules.latency);
     rules.armed = atomic_load(&fault->armed) != 0;
     state_close(&file);
     return rules;

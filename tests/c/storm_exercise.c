@@ -84,16 +84,17 @@ static void steer_latency(void)
 {
     enum function_id function = (enum function_id)random_below(FUNCTION_COUNT);
     uint64_t least = random_below(50);
-    int error = one_in(2) ? luna_stub_latency(path, NULL, 0, 0, 0)
+    uint32_t after = random_below(2);
+    int error = one_in(2) ? luna_stub_latency(path, NULL, 0, 0, 0, after)
                           : luna_stub_latency(path, function_name(function), least,
-                                              least + random_below(50), random_next());
+                                              least + random_below(50), random_next(), after);
     expect_zero(error, "luna_stub_latency");
 }
 
 static void steer_switch(void)
 {
     static const char *const relock[] = {"error", "wait", "granted"};
-    switch (random_below(4)) {
+    switch (random_below(6)) {
     case 0:
         expect_zero(luna_stub_switch(path, "contention", one_in(4) ? "error" : "wait"), "switch");
         break;
@@ -105,6 +106,12 @@ static void steer_switch(void)
     case 2:
         expect_zero(luna_stub_switch(path, "unlock_owner", one_in(2) ? "checked" : "unchecked"),
                     "switch");
+        break;
+    case 3:
+        expect_zero(luna_stub_switch(path, "regrant", one_in(4) ? "off" : "on"), "switch");
+        break;
+    case 4:
+        expect_zero(luna_stub_switch(path, "grants", one_in(2) ? "counted" : "once"), "switch");
         break;
     default:
         expect_zero(luna_stub_switch(path, "log", one_in(4) ? "off" : "on"), "switch");
@@ -199,7 +206,8 @@ static void stop_processes(void)
     luna_stub_rule none = {.every = 1, .probability = 1.0};
     for (unsigned int id = 0; id < FUNCTION_COUNT; id++)
         expect_zero(luna_stub_fault(path, function_name((enum function_id)id), &none), "fault");
-    expect_zero(luna_stub_latency(path, NULL, 0, 0, 0), "luna_stub_latency");
+    for (uint32_t after = 0; after < 2; after++)
+        expect_zero(luna_stub_latency(path, NULL, 0, 0, 0, after), "luna_stub_latency");
     atomic_store(&exercise->stop, true);
     for (unsigned int i = 0; i < PROCESSES; i++) {
         int status;

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from luna_ext.functions import CLUSTER_FUNCTIONS
+from luna_ext.info import CLUSTER_FUNCTIONS
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import os
 import pexpect
 import pytest
 
-from luna_ext.functions import CLUSTER_FUNCTIONS
+from luna_ext.info import CLUSTER_FUNCTIONS
 
 CONTENTION = "A lock call while another process holds the lock"
 RELOCK = "A second lock call of the process that holds it"
@@ -68,10 +68,16 @@ def test_each_switch_is_found_out(probe, cluster, values):
     assert found[CLAIM].startswith("not asked")
 
 
-def test_claims(probe):
+def test_claims(probe, cluster):
+    cluster.switch("regrant", "off")
     assert probe("--cluster", "cluster-1")[CLAIM] == (
         "no: 7 other slots were claimed, and then none was left or enough"
     )
+
+
+def test_claims_of_what_their_own_process_holds(probe, cluster):
+    cluster.switch("regrant", "on")
+    assert probe("--cluster", "cluster-1")[CLAIM].startswith("yes: a claim has returned ")
 
 
 def test_findings_for_people(command):

@@ -9,7 +9,7 @@ import pexpect
 import pytest
 
 from luna_ext import holders
-from luna_ext.functions import CLUSTER_FUNCTIONS
+from luna_ext.info import CLUSTER_FUNCTIONS
 
 HOLD = """
     path = os.environ.get("LUNA_EXT_LIBRARY_OF_TEST")

@@ -222,6 +222,163 @@ def test_latency_comes_before_the_effect(module, cluster, call):
     assert owners(cluster) == {2: os.getpid()}
 
 
+def arrives(cluster, condition):
+    """Until the device is in that state, though it has told its caller nothing."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, cluster.tokens()
+        os.sched_yield()
+
+
+def test_latency_after_the_effect_comes_when_the_lock_is_set(module, cluster, call):
+    cluster.latency(3600, LOCK, after=True)
+
+    caller = call(lambda: module.CA_LockClusteredSlot(2))
+    arrives(cluster, lambda: owners(cluster) == {2: os.getpid()})
+    assert (cluster.log()[-1].function, cluster.log()[-1].rv) == (LOCK, None)
+    assert module.C_Finalize(None) == OK
+    assert caller.result() == DEVICE_ERROR
+    assert owners(cluster) == {}
+
+
+def test_latency_after_the_effect_comes_when_the_lock_is_off(module, cluster, call):
+    assert module.CA_LockClusteredSlot(2) == OK
+    cluster.latency(0.2, UNLOCK, after=True)
+
+    caller = call(lambda: module.CA_UnlockClusteredSlot(2))
+    arrives(cluster, lambda: owners(cluster) == {})
+    assert module.CA_LockClusteredSlot(2) == OK
+    assert caller.result() == OK
+    assert owners(cluster) == {2: os.getpid()}
+    assert durations(cluster, UNLOCK)[0] >= 0.2
+
+
+def test_latency_after_the_effect_comes_when_the_token_is_claimed(module, cluster, call):
+    cluster.latency(0.2, CLAIM, after=True)
+
+    caller = call(module.get_unassigned_slot)
+    arrives(cluster, lambda: len(owners(cluster)) == 1)
+    (slot_id,) = owners(cluster)
+    with called_elsewhere(f"module.CA_UnlockClusteredSlot(ctypes.c_ulong({slot_id}))"):
+        assert owners(cluster) == {}
+        assert caller.result() == (OK, slot_id, f"keyring{slot_id}".encode().ljust(32))
+
+
+def test_latency_before_and_after_the_effect(module, cluster, call):
+    cluster.latency(0.2, LOCK)
+    cluster.latency(0.3, LOCK, after=True)
+
+    caller = call(lambda: module.CA_LockClusteredSlot(2))
+    wait_for_call(cluster, LOCK)
+    assert owners(cluster) == {}
+    arrives(cluster, lambda: owners(cluster) == {2: os.getpid()})
+    assert caller.result() == OK
+    assert durations(cluster, LOCK)[0] >= 0.5
+
+
+def test_latencies_before_and_after_the_effect_are_set_apart(module, cluster):
+    cluster.latency(0.05, "CA_GetSlotId")
+    cluster.latency(0.02, "CA_GetSlotId", after=True)
+    cluster.latency(0, "CA_GetSlotId")
+    assert struck(module, 1) == []
+    cluster.latency(0.05, "CA_GetSlotId")
+    cluster.latency(0, after=True)
+    assert struck(module, 1) == []
+    cluster.latency(0)
+    cluster.latency(0.02, after=True)
+    assert struck(module, 1) == []
+    cluster.latency(0, after=True)
+
+    assert [duration >= 0.02 for duration in durations(cluster, "CA_GetSlotId")] == [True] * 3
+
+
+def test_latency_after_the_effect_that_is_set_while_a_call_waits(module, cluster, call):
+    with called_elsewhere("module.CA_LockClusteredSlot(ctypes.c_ulong(1))"):
+        caller = call(lambda: module.CA_LockClusteredSlot(1))
+        wait_for_call(cluster, LOCK)
+        cluster.latency(3600, LOCK, after=True)
+        assert module.CA_UnlockClusteredSlot(1) == OK
+
+        arrives(cluster, lambda: owners(cluster) == {1: os.getpid()})
+        cluster.disconnect(os.getpid())
+        assert caller.result() == DEVICE_ERROR
+
+
+@pytest.mark.parametrize("lost_reply", [False, True])
+def test_answer_of_a_fault_is_late_too(module, cluster, lost_reply):
+    cluster.fault(LOCK, FUNCTION_FAILED, times=1, lost_reply=lost_reply)
+    cluster.latency(0.1, LOCK, after=True)
+
+    assert module.CA_LockClusteredSlot(2) == FUNCTION_FAILED
+    assert durations(cluster, LOCK)[0] >= 0.1
+    assert owners(cluster) == ({2: os.getpid()} if lost_reply else {})
+
+
+@pytest.mark.parametrize(
+    ("function", "rv"),
+    [
+        ("CA_GetSlotId", NOT_INITIALIZED),
+        (CLAIM, NOT_INITIALIZED),
+        (LOCK, DEVICE_ERROR),
+        (UNLOCK, DEVICE_ERROR),
+    ],
+)
+def test_answer_that_is_overtaken_by_finalisation_is_an_error(module, cluster, call, function, rv):
+    cluster.latency(3600, function, after=True)
+
+    caller = call(lambda: call_plainly(module, function))
+    wait_for_call(cluster, function)
+    assert module.C_Finalize(None) == OK
+    assert caller.result() == rv
+    assert owners(cluster) == {}
+
+
+@pytest.mark.parametrize("function", CLUSTER_FUNCTIONS)
+def test_answer_of_a_lost_connection_is_an_error(module, cluster, call, function):
+    cluster.latency(3600, function, after=True)
+
+    caller = call(lambda: call_plainly(module, function))
+    wait_for_call(cluster, function)
+    cluster.disconnect(os.getpid())
+    assert caller.result() == DEVICE_ERROR
+    assert owners(cluster) == {}
+
+
+def test_session_is_open_while_its_answer_is_on_its_way(module, cluster, call):
+    cluster.latency(3600, "C_OpenSession", after=True)
+
+    handle = ctypes.c_ulong()
+    caller = call(lambda: module.C_OpenSession(1, RW_SESSION, None, None, ctypes.byref(handle)))
+    arrives(cluster, lambda: module.token_info(1).session_count == 1)
+    cluster.disconnect(os.getpid())
+    assert caller.result() == DEVICE_ERROR
+
+
+def test_late_answers_of_initialisation_and_finalisation(uninitialised, cluster, call):
+    cluster.latency(1, "C_Initialize", after=True)
+    cluster.latency(1, "C_Finalize", after=True)
+
+    caller = call(lambda: uninitialised.C_Initialize(None))
+    arrives(cluster, lambda: uninitialised.CA_LockClusteredSlot(2) == OK)
+    assert caller.is_alive()
+    assert caller.result() == OK
+    caller = call(lambda: uninitialised.C_Finalize(None))
+    arrives(cluster, lambda: owners(cluster) == {})
+    assert caller.is_alive()
+    assert caller.result() == OK
+
+
+def test_late_answer_of_the_function_list_is_right_even_without_a_connection(module, cluster, call):
+    cluster.latency(3600, "C_GetFunctionList", after=True)
+    place = ctypes.c_void_p()
+
+    caller = call(lambda: module.C_GetFunctionList(ctypes.byref(place)))
+    wait_for_call(cluster, "C_GetFunctionList")
+    cluster.disconnect(os.getpid())
+    assert caller.result() == OK
+    assert place.value is not None
+
+
 def test_latency_varies_within_its_range(module, cluster):
     cluster.latency(0.001, "CA_GetSlotId", up_to=0.011, seed=3)
     assert struck(module, 40) == []

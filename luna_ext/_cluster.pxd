@@ -1,0 +1,91 @@
+"""The cluster layer: what users hold, over the mutex layer."""
+
+from libc.stdint cimport uint64_t
+
+from luna_ext._device cimport CK_RV, CK_SLOT_ID, Client, PyThread_type_lock, Share
+from luna_ext._mutex cimport Deadline, Leave, Locks, Loss, Request, SlotMutex, Wait, Waiter
+
+
+cdef class Library:
+    cdef object __weakref__
+    cdef Client client               # shared with every other Library on this file
+    cdef Locks locks                 # the client's
+    cdef Share share                 # this Library's part in the client
+    cdef readonly str path           # absolute
+    cdef bint poll                   # contention="poll"
+    cdef bint opened                 # between a successful open and close()
+    cdef PyThread_type_lock closing  # held while the first close() takes the locks off; or NULL
+    cdef unsigned long closer        # the thread that made it
+    cdef long closing_pid            # and its process
+    cdef dict slots_by_id            # slot ID -> its one ClusterSlot
+
+
+cdef class ClusterSlot:
+    cdef object __weakref__
+    cdef readonly Library library     # the Library that made it; kept alive
+    cdef SlotMutex mutex              # the lock, shared by all of this process for this slot
+    cdef Share share                  # the Library's, under which it locks
+    cdef bint poll                    # contention="poll"
+
+
+cdef class Token:
+    cdef object __weakref__
+    cdef readonly ClusterSlot slot             # where the token is
+    cdef bytes raw_label                       # the label's 32 bytes, as the device keeps them
+    cdef object known_info                     # the TokenInfo read last, or None
+    cdef uint64_t claimed                      # the number of the hold that claim() began, or 0
+
+    cdef int check_label(self, bytes now) except -1
+
+
+cdef class SlotLock:
+    cdef SlotMutex mutex              # what is locked
+    cdef Share share                  # the Library's, under which it locks
+    cdef bint poll                    # contention="poll"
+    cdef double timeout               # seconds; -1: none
+    cdef object target                # what `with ... as` gives
+    cdef Token token                  # whose label is checked once the lock is held; or None
+    cdef uint64_t hold                # number of the hold of the block that runs, or 0
+    cdef Departure departure          # the end of the `async with` block that runs, or None
+
+    cdef int _check_label(self, Deadline deadline) except -1
+
+
+cdef class Departure(Waiter):
+    """The end of an `async with` block: what __aexit__ gives to be awaited."""
+    cdef SlotMutex mutex              # what is released
+    cdef object exc_type              # what leaves the block
+    cdef object exc_value
+    cdef Leave due                    # what the release needs
+    cdef Loss loss                    # of the hold that ends
+    cdef CK_RV rv                     # what the device has answered
+    cdef double began                 # when, in seconds of luna_now()
+    cdef int finished                 # the release has been made
+
+    cdef int begin(self, object exc_type, object exc_value) except -1
+
+
+cdef class Errand(Waiter):
+    """A function that a worker runs while a thread or task waits for it, for so long."""
+    cdef object function              # what it is
+    cdef int finished                 # it has come to an end, perhaps in `error`
+
+
+cdef class Claim:
+    cdef Library library               # makes the slot's object
+    cdef Share share                   # the Library's
+    cdef bytes cluster_id              # NUL-terminated by Python
+    cdef double timeout                # seconds to wait for a token to become free
+    cdef Token token                   # what is claimed, while the block runs; or None
+    cdef Departure departure           # the end of the `async with` block that runs, or None
+    cdef bint entered                  # the block runs, or is about to
+    cdef Wait wait                     # since the block was entered
+    cdef object refusal                # the device's last answer since then: none left, or busy
+
+    cdef int _begin(self) except -1
+    cdef Token _end(self)
+    cdef Request _request(self, uint64_t number)
+    cdef int _ask_and_wait(self, Request request) except -1
+    cdef int _sit_out(self, Request request, double seconds) except -1
+    cdef double _seconds_left(self) except? -1
+    cdef Token _token_of(self, Request request)

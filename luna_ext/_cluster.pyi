@@ -1,0 +1,419 @@
+"""What users hold: the library, its slots and tokens, their locks and claims."""
+
+import os
+from collections.abc import Generator
+from types import GenericAlias, TracebackType
+from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, final
+
+from .info import FunctionStats, LibraryInfo, SlotInfo, TokenInfo
+
+_T_co = TypeVar("_T_co", covariant=True)
+
+@final
+class Library:
+    """A loaded and initialised Luna client library.
+
+    Parameters
+    ----------
+    path : str or os.PathLike, optional
+        The client library (libCryptoki2). Without it: what the environment variable
+        LUNA_EXT_LIBRARY names, else the client's configuration file, else its default path.
+    contention : {"block", "poll"}
+        What to do when the device answers CKR_DEVICE_ERROR to a lock call. "block" is for devices
+        on which the call waits for the present holder: the error is raised. "poll" is for devices
+        that answer this error on contention: the call is tried again, every 10 to 250 ms.
+
+    Raises
+    ------
+    LibraryLoadError
+        No client library was found, or the file is none, or it is the stand-in and the environment
+        says LUNA_EXT_FORBID_STUB=1.
+    CryptokiError
+        What C_Initialize answers.
+
+    Notes
+    -----
+    Use it in a ``with`` statement, or call `close()`. Several Library objects may use one client
+    library at a time; they share its locks, and the last one that closes finalises it. It loads
+    any PKCS #11 module; the cluster functions are resolved one by one, and one that is missing
+    raises `UnsupportedFunctionError` when it is needed. The stand-in, opened by its path instead of
+    `luna_ext.stub.Cluster.library()`, warns with a `RuntimeWarning` once per process.
+    """
+    def __new__(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        contention: Literal["block", "poll"] = "block",
+    ) -> Self: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+    def __del__(self) -> None: ...
+    def __reduce__(self) -> NoReturn: ...
+    def close(self) -> None:
+        """Close the library; a second call does nothing.
+
+        New calls raise `LibraryClosedError` at once, as do the threads that wait for a lock.
+        Locks that are still held through this Library are released, and their holders learn of it
+        by a `LockLostError`. C_Finalize is called after the last call came back, unless somebody
+        else in this process uses or has initialised the client library.
+        """
+    @property
+    def path(self) -> str:
+        """The client library's absolute path."""
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called, or the interpreter is exiting."""
+    @property
+    def info(self) -> LibraryInfo:
+        """What the client library says about itself: a LibraryInfo (C_GetInfo)."""
+    @property
+    def is_stub(self) -> bool:
+        """Whether this is the stand-in, not an HSM's client library."""
+    @property
+    def cluster_functions(self) -> frozenset[str]:
+        """The names of the cluster extensions that the client library exports, a frozenset.
+
+        At most CA_GetSlotId, CA_GetUnassignedSlot, CA_LockClusteredSlot, CA_UnlockClusteredSlot.
+        """
+    def slot(self, slot_id: int) -> ClusterSlot:
+        """The slot with this ID: always the same object. Does not ask the device.
+
+        Parameters
+        ----------
+        slot_id : int
+            A CK_SLOT_ID: 0 to 2**64 - 1 (on Windows 2**32 - 1).
+
+        Raises
+        ------
+        TypeError, OverflowError
+            The ID is no integer, or out of range.
+        """
+    def slots(self, token_present: bool = True) -> list[ClusterSlot]:
+        """The slots that the client knows (C_GetSlotList), a list of ClusterSlot.
+
+        Parameters
+        ----------
+        token_present : bool
+            Only the slots that have a token.
+        """
+    def find(self, label: str) -> list[Token]:
+        """All tokens with this label, a list of Token; empty when there is none (CA_GetSlotId).
+
+        Parameters
+        ----------
+        label : str
+            1 to 32 bytes of UTF-8.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For the label, before the device is asked.
+        UnsupportedFunctionError
+            The client library has no CA_GetSlotId.
+        DeviceError, CryptokiError
+            What the device answers.
+        """
+    def token(self, label: str) -> Token:
+        """The one token with this label (CA_GetSlotId).
+
+        Raises
+        ------
+        TokenNotFoundError, AmbiguousLabelError
+            There is none, or more than one.
+        TypeError, ValueError, UnsupportedFunctionError, DeviceError, CryptokiError
+            As `find()`.
+        """
+    def tokens(self, workers: int = 16) -> list[Token]:
+        """All tokens with their information, a list of Token in the order of the slot list.
+
+        Parameters
+        ----------
+        workers : int
+            How many device calls (C_GetTokenInfo) may run at a time.
+
+        Raises
+        ------
+        CryptokiError
+            The first error of any slot; a slot that vanished meanwhile is left out instead.
+        """
+    def claim(self, cluster_id: str, *, timeout: float = 0) -> Claim:
+        """Claim an unassigned token, for ``with`` or ``async with`` (CA_GetUnassignedSlot).
+
+        The device gives the token with its lock set; the end of the block unlocks it::
+
+            with luna.claim("cluster-1") as token:
+                token.assign("payments-02", so_pin=...)
+
+        Nothing happens before the ``with``.
+
+        Parameters
+        ----------
+        cluster_id : str
+            The cluster's ID.
+        timeout : float
+            Seconds to keep trying while no unassigned token is left. 0: ask once, however long the
+            device takes to answer.
+
+        Raises
+        ------
+        NoUnassignedTokenError
+            From the ``with``: none is left.
+        LockTimeoutError
+            From the ``with``: the device did not answer in time. Nothing is locked.
+        UnsupportedFunctionError, DeviceError, ArgumentsBadError, CryptokiError
+            From the ``with``: what the client library lacks, or the device answers.
+        TypeError, ValueError
+            For the arguments.
+        """
+    def stats(self) -> dict[str, FunctionStats]:
+        """What this process has called of the client library: {C function: FunctionStats}."""
+
+@final
+class ClusterSlot:
+    """A slot of the cluster. `Library.slot()` gives it; there is one object per slot ID.
+
+    It is a context manager, and follows the protocol of `threading.Lock`::
+
+        with slot:
+            ...
+
+    The lock is the token's mutex in the cluster (CA_LockClusteredSlot, CA_UnlockClusteredSlot of
+    the Luna SDK), and keeps the threads and tasks of this process apart as well. It is advisory:
+    the HSM keeps nobody from using a token without it.
+    """
+    def __new__(cls, key: object = None) -> Self: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+    def __reduce__(self) -> NoReturn: ...
+    @property
+    def slot_id(self) -> int:
+        """The CK_SLOT_ID."""
+    @property
+    def library(self) -> Library:
+        """The Library that it came from."""
+    @property
+    def info(self) -> SlotInfo:
+        """What the client says about the slot now: a SlotInfo (C_GetSlotInfo)."""
+    @property
+    def token_info(self) -> TokenInfo:
+        """What the device says about the slot's token now: a TokenInfo (C_GetTokenInfo)."""
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Lock the slot; the protocol of `threading.Lock.acquire`.
+
+        Parameters
+        ----------
+        blocking : bool
+            False: do not wait for another holder. The device has no try-lock, so the call still
+            takes one round trip, and gives up when the device does not answer in 0.25 s.
+        timeout : float
+            Seconds to wait at most; -1: without limit. 0 is the same as ``blocking=False``.
+
+        Returns
+        -------
+        bool
+            Whether the lock is held now. False only with a timeout or without blocking.
+
+        Raises
+        ------
+        LockReentryError
+            This thread holds the lock already, and would wait for ever.
+        SlotIdInvalidError, DeviceError
+            What CA_LockClusteredSlot answers.
+        LibraryClosedError, UnsupportedFunctionError
+            Before the device is asked.
+
+        Notes
+        -----
+        Without a timeout a thread that is not the main one makes the device call itself, which is
+        the fastest way. The main thread, and any with a timeout, waits while a worker makes it;
+        so signal handlers run at once, and what they raise ends the wait. Nothing is locked then.
+        """
+    def release(self) -> None:
+        """Unlock the slot (CA_UnlockClusteredSlot).
+
+        Raises
+        ------
+        LockNotOwnedError
+            The calling thread does not hold the lock; nothing is unlocked.
+        LockLostError
+            The lock was gone already; the device is not asked, for somebody else may hold it.
+        LockReleaseError
+            The device refused. The lock may stay set until this process disconnects.
+        """
+    def locked(self) -> bool:
+        """Whether a thread or task of this process holds the lock. Does not ask the device."""
+    def ensure_held(self) -> None:
+        """Make sure that the caller still holds the lock; asks the device for a sign of life.
+
+        Raises
+        ------
+        LockNotOwnedError
+            The calling thread or task does not hold it.
+        LockLostError
+            The device does not answer: a device that lost this application drops its locks.
+        """
+    def lock(self, *, timeout: float | None = None) -> SlotLock[ClusterSlot]:
+        """The lock as a context manager with a timeout, for ``with`` and for ``async with``.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait at most. None: without limit; a Ctrl-C or a cancellation still ends
+            the wait at once.
+
+        Raises
+        ------
+        LockTimeoutError
+            From the ``with`` statement, when the time is up. Nothing is locked then.
+        """
+
+@final
+class Token:
+    """A keyring token of the cluster, by the label that it had when it was found.
+
+    `Library.token()`, `find()`, `tokens()` and `claim()` give it. As a context manager it locks
+    its slot and makes sure that the token there still has this label::
+
+        with luna.token("payments-01") as token:
+            ...
+    """
+    def __new__(cls, key: object = None) -> Self: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+    def __reduce__(self) -> NoReturn: ...
+    @property
+    def label(self) -> str:
+        """The label, without padding; bytes that are not UTF-8 as lone surrogates."""
+    @property
+    def slot(self) -> ClusterSlot:
+        """The slot that it is in."""
+    @property
+    def info(self) -> TokenInfo:
+        """The token's TokenInfo, read from the device once; `slot.token_info` reads it anew."""
+    def lock(self, *, timeout: float | None = None) -> SlotLock[Token]:
+        """As `ClusterSlot.lock()`, with the label checked once the lock is held.
+
+        Raises
+        ------
+        LockTimeoutError, TokenChangedError
+            From the ``with`` statement. Nothing is locked then.
+        """
+    def ensure_held(self) -> None:
+        """As `ClusterSlot.ensure_held()`, and the token must still have this label.
+
+        Raises
+        ------
+        LockNotOwnedError, LockLostError
+            As the slot's.
+        TokenChangedError
+            The lock is held, but the token has got another label.
+        """
+    def assign(
+        self,
+        label: str,
+        *,
+        so_pin: str | bytes | bytearray,
+        user_pin: str | bytes | bytearray | None = None,
+    ) -> Token:
+        """Give the claimed token its label: **erases the token** (C_InitToken).
+
+        Only inside the block of the `Library.claim()` that gave this Token. With `user_pin` the
+        user's PIN is set as well (C_OpenSession, C_Login, C_InitPIN).
+
+        Parameters
+        ----------
+        label : str
+            1 to 32 bytes of UTF-8.
+        so_pin, user_pin : str, bytes or bytearray
+            PINs. They are copied, and the copies are wiped; no error or log shows them.
+
+        Returns
+        -------
+        Token
+            The token under its new label; the claim's block still holds its lock.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For the label or a PIN, before the device is asked.
+        LockNotOwnedError
+            The lock is not held, or was released since the claim.
+        AssignmentConflictError
+            The Token did not come out of `claim()`, or does not have the label any more that it
+            came with. Afterwards: the device said that it worked, but the label did not take.
+        LockLostError
+            The device does not answer any more.
+        PinError, CryptokiError
+            What the device answers. A note says what label the token has now.
+        """
+    def _set_user_pin(
+        self, so_pin: str | bytes | bytearray, user_pin: str | bytes | bytearray
+    ) -> None: ...
+
+@final
+class SlotLock(Generic[_T_co]):
+    """What `lock(timeout=...)` of a slot or token gives: locks for a ``with`` or ``async with``.
+
+    It may be used again and again, and by several threads and tasks.
+    """
+    def __new__(cls, key: object = None) -> Self: ...
+    def __enter__(self) -> _T_co: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+    async def __aenter__(self) -> _T_co: ...
+    def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Departure: ...
+    @classmethod
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+    def __reduce__(self) -> NoReturn: ...
+
+@final
+class Claim:
+    """What `Library.claim()` gives: its ``with`` or ``async with`` holds an unassigned token."""
+    def __new__(cls, key: object = None) -> Self: ...
+    def __enter__(self) -> Token: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+    async def __aenter__(self) -> Token: ...
+    def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Departure: ...
+    def __reduce__(self) -> NoReturn: ...
+
+@final
+class Departure:
+    """The end of an ``async with`` block, which has begun: what ``__aexit__`` gives to be awaited."""
+    def __await__(self) -> Generator[Any, Any, None]: ...
+
+def check_pins(so_pin: str | bytes | bytearray, user_pin: str | bytes | bytearray | None) -> None:
+    """Raise what `Token.assign()` raises for these PINs, before anything is done."""

@@ -1,0 +1,119 @@
+"""The cluster layer: what users hold, over the mutex layer."""
+
+import operator
+import os
+import sys
+import threading
+import time
+import warnings
+import weakref
+from _queue import SimpleQueue
+from functools import partial
+from types import GenericAlias
+
+cimport cython
+from libc.stdint cimport uint64_t
+
+from luna_ext._device cimport (
+    CA_GET_SLOT_ID,
+    CA_GET_UNASSIGNED_SLOT,
+    CA_UNLOCK_CLUSTERED_SLOT,
+    CK_RV,
+    CK_SLOT_ID,
+    CKR_FUNCTION_FAILED,
+    CKR_OK,
+    CKR_SLOT_ID_INVALID,
+    CKR_TOKEN_NOT_PRESENT,
+    CKR_TOKEN_NOT_RECOGNIZED,
+    CLOSING,
+    Client,
+    Pin,
+    PyThread_free_lock,
+    PyThread_get_thread_ident,
+    PyThread_release_lock,
+    Share,
+    init_token,
+    init_user_pin,
+    labelled_token_info,
+    library_info,
+    load_client,
+    luna_is_main,
+    luna_now,
+    luna_shared_get,
+    luna_shared_set,
+    new_signal,
+    slot_ids,
+    slot_info,
+    slots_with_label,
+    token_label,
+    wait_on,
+)
+from luna_ext._mutex cimport (
+    FAILED,
+    GRANTED,
+    LONG_WAIT_SECONDS,
+    LOST,
+    NOT_LOST,
+    NOT_MINE,
+    UNLOCK_DUE,
+    UNLOCK_DUE_LATER,
+    Backoff,
+    Deadline,
+    Leave,
+    Locks,
+    Loss,
+    Outcome,
+    Request,
+    SlotMutex,
+    Waiter,
+    audit_lock,
+    audit_unlock,
+    begin_leave_of,
+    begin_wait,
+    call_came_back,
+    call_on_worker,
+    caller_number,
+    close_client,
+    deadline_in,
+    debug_may_be_on,
+    finish_closing,
+    forks,
+    left_of,
+    locks_of,
+    next_pause,
+    run_on_worker,
+    task_number,
+    tell_failed_release,
+    tell_unlocked,
+    thread_number,
+    warn_of_wait,
+)
+
+from ._mutex import ANSWER_SECONDS, LOCK, closed_error, current_task, log, settle
+from .discovery import find_library
+from .errors import (
+    AmbiguousLabelError,
+    AssignmentConflictError,
+    CryptokiError,
+    LibraryClosedError,
+    LockNotOwnedError,
+    LockReentryError,
+    LockTimeoutError,
+    LunaError,
+    Meaning,
+    NoUnassignedTokenError,
+    TokenChangedError,
+    TokenNotFoundError,
+    meaning_of,
+)
+from .labels import decode_label, encode_label
+from .stub_guard import ExpectedStandIn, check_stand_in
+
+# How long a new Library waits for abandoned calls of the one before, to begin with a clean slate.
+cdef double REOPEN_SECONDS = 1.0
+
+include "_cluster/lock.pyx"
+include "_cluster/slot.pyx"
+include "_cluster/token.pyx"
+include "_cluster/claim.pyx"
+include "_cluster/library.pyx"

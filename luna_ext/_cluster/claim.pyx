@@ -1,0 +1,221 @@
+# Claim: what `Library.claim()` gives. Its block holds an unassigned token.
+
+# Known only here: a claim comes from a Library, never from its class.
+cdef object _CLAIM_KEY = object()
+
+
+cdef Claim new_claim(Library library, object cluster_id, object timeout):
+    if not isinstance(cluster_id, str):
+        raise TypeError(f"a cluster ID is a str, not {type(cluster_id).__name__}")
+    if not cluster_id or "\0" in cluster_id:
+        raise ValueError(f"{cluster_id!r} is no cluster ID: it is empty or contains NUL")
+    cdef Claim claim = Claim.__new__(Claim, _CLAIM_KEY)
+    claim.library = library
+    claim.share = library.share
+    claim.cluster_id = cluster_id.encode("utf-8")
+    claim.timeout = seconds_of(timeout)
+    return claim
+
+
+@cython.final
+cdef class Claim:
+    """What `Library.claim()` gives: its ``with`` or ``async with`` holds an unassigned token."""
+
+    def __cinit__(self, key=None):
+        if key is not _CLAIM_KEY:
+            raise TypeError("a Claim comes from Library.claim()")
+
+    def __enter__(self):
+        cdef Request request
+        cdef Backoff backoff
+        cdef uint64_t began_in
+        backoff.longest = 0
+        self._begin()
+        try:
+            while True:
+                began_in = forks
+                request = self._request(caller_number())
+                if self.timeout == 0 and not luna_is_main():
+                    # Nothing to be missed by waiting for the answer: the fastest way.
+                    request.make()
+                else:
+                    self._ask_and_wait(request)
+                self.token = self._token_of(request) if forks == began_in else None
+                if self.token is not None:
+                    return self.token
+                if forks == began_in:
+                    time.sleep(self._pause(next_pause(&backoff)))
+                if luna_now() - self.wait.began > LONG_WAIT_SECONDS:
+                    self._warn()
+        finally:
+            self.entered = self.token is not None
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        cdef Token token = self._end()
+        end_block(token.slot.mutex, token.slot.share, token.claimed, exc_type, exc_value)
+
+    async def __aenter__(self):
+        cdef Request request
+        cdef Departure departure
+        cdef Backoff backoff
+        backoff.longest = 0
+        loop, task = running_task()
+        self._begin()
+        try:
+            while True:
+                answered = loop.create_future()
+                request = self._request(task_number(task))
+                request.wait_in_task(task, loop, answered)
+                departure = new_departure(None, request.seat.number, self.share)
+                try:
+                    request.queue_up()
+                    await self._settled(
+                        answered, -1 if self.timeout == 0 else self._seconds_left()
+                    )
+                except BaseException:
+                    request.give_up()
+                    raise
+                self.token = self._token_of(request)
+                if self.token is not None:
+                    self.token.slot.mutex.note_place(task)
+                    departure.mutex = self.token.slot.mutex
+                    self.departure = departure
+                    return self.token
+                await self._settled(loop.create_future(), self._pause(next_pause(&backoff)))
+        finally:
+            self.entered = self.token is not None
+
+    def __aexit__(self, exc_type, exc_value, traceback):
+        # No coroutine: between its call and its first line a signal handler could come in.
+        cdef Departure departure = self.departure
+        self.departure = None
+        self._end()
+        departure.begin(exc_type, exc_value)
+        return departure
+
+    def __reduce__(self):
+        raise TypeError("a Claim belongs to its process")
+
+    cdef int _begin(self) except -1:
+        # What would end the claim has to be there before it begins.
+        self.share.client.need(CA_GET_UNASSIGNED_SLOT, self.share.path)
+        self.share.client.need(CA_UNLOCK_CLUSTERED_SLOT, self.share.path)
+        sys.audit("luna_ext.claim", self.cluster_id.decode())
+        if self.entered:
+            raise LockReentryError(
+                "this claim's block is running already; call claim() once more for another token",
+                function="CA_GetUnassignedSlot",
+            )
+        begin_wait(&self.wait, False)
+        self.refusal = None
+        self.entered = True
+        return 0
+
+    cdef Token _end(self):
+        token = self.token
+        if token is None:
+            raise LockNotOwnedError(
+                "this claim's block was not entered; there is nothing to release",
+                function="CA_UnlockClusteredSlot",
+            )
+        self.token = None
+        self.entered = False
+        return token
+
+    cdef Request _request(self, uint64_t number):
+        cdef Request request = Request.__new__(Request)
+        request.prepare(number, thread_number(), self.share, False)
+        request.cluster_id = self.cluster_id
+        request.locks = self.library.locks
+        return request
+
+    cdef int _ask_and_wait(self, Request request) except -1:
+        request.wait_in_thread()
+        try:
+            request.queue_up()
+            self._sit_out(request, -1 if self.timeout == 0 else self._seconds_left())
+        except BaseException:
+            request.give_up()
+            raise
+        return 0
+
+    cdef int _sit_out(self, Request request, double seconds) except -1:
+        cdef double patience = max(0.0, self.wait.began + LONG_WAIT_SECONDS - luna_now())
+        if seconds < 0 or seconds > patience + 0.1:
+            if wait_on(request.signal, patience):
+                return 0
+            self._warn()
+            seconds = -1 if seconds < 0 else self._seconds_left()
+        wait_on(request.signal, seconds)
+        return 0
+
+    async def _settled(self, future, seconds):
+        patience = max(0.0, self.wait.began + LONG_WAIT_SECONDS - luna_now())
+        await settled_within(future, seconds, patience, self._warn)
+
+    def _warn(self):
+        warn_of_wait(&self.wait, self.cluster_id, None)
+
+    cdef double _seconds_left(self) except? -1:
+        return max(0.0, self.wait.began + self.timeout - luna_now())
+
+    cdef Token _token_of(self, Request request):
+        """What the request has given; None if it may be asked again."""
+        cdef Token token
+        cdef Outcome outcome = request.seat.outcome
+        if outcome != GRANTED and outcome != FAILED:
+            request.give_up()
+            raise self._out_of_time()
+        if outcome == FAILED:
+            if not may_change(request.error):
+                raise request.error
+            self.refusal = request.error
+            return None
+        request.mutex.confirm_claim(request, &self.wait)
+        try:
+            token = new_token(
+                self.library.slot(request.mutex.slot_id), request.info.label[:32], None
+            )
+        except BaseException:
+            # The Library was closed; perhaps close() came late enough to see to this lock itself.
+            request.give_up()
+            raise
+        token.claimed = request.seat.hold
+        return token
+
+    def _pause(self, double delay):
+        """Seconds until it is worth asking again; raises when the time is up."""
+        cdef double limit = self.timeout
+        if limit == 0 and meaning_of(self.refusal.rv) is not Meaning.NONE_LEFT:
+            limit = ANSWER_SECONDS
+        cdef double left = self.wait.began + limit - luna_now()
+        if left <= 0:
+            raise self._out_of_time()
+        # The last one must leave the device time to answer.
+        return min(delay, left / 2)
+
+    def _out_of_time(self):
+        cluster_id = self.cluster_id.decode()
+        if self.refusal is None:
+            return LockTimeoutError(
+                f"the device has not given a token of cluster {cluster_id!r} within "
+                f"{self.timeout:g} s, nor said that there is none. Nothing is locked; try again, "
+                "or wait longer",
+                function="CA_GetUnassignedSlot",
+            )
+        if meaning_of(self.refusal.rv) is not Meaning.NONE_LEFT:
+            return self.refusal
+        return NoUnassignedTokenError(
+            f"cluster {cluster_id!r} has no unassigned token"
+            + (f", and none became free within {self.timeout:g} s" if self.timeout else ""),
+            rv=CKR_FUNCTION_FAILED,
+            function="CA_GetUnassignedSlot",
+        )
+
+
+def may_change(error):
+    """Whether the device's answer to a claim may be another one soon: none left, or busy."""
+    return isinstance(error, CryptokiError) and meaning_of(error.rv) in (
+        Meaning.NONE_LEFT,
+        Meaning.BUSY,
+    )

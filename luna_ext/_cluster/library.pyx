@@ -1,0 +1,377 @@
+# Library: the front door. Loads a client library and makes its slots and tokens.
+
+# Not looked up in `sys`, which may be gone by the time that it is asked.
+cdef object is_finalizing = sys.is_finalizing
+
+LARGEST_SLOT_ID = <CK_SLOT_ID> -1
+_VANISHED = (CKR_SLOT_ID_INVALID, CKR_TOKEN_NOT_PRESENT, CKR_TOKEN_NOT_RECOGNIZED)
+
+
+@cython.final
+cdef class Library:
+    """Library(path=None, *, contention="block")
+    --
+
+    A loaded and initialised Luna client library.
+
+    Parameters
+    ----------
+    path : str or os.PathLike, optional
+        The client library (libCryptoki2). Without it: what the environment variable
+        LUNA_EXT_LIBRARY names, else the client's configuration file, else its default path.
+    contention : {"block", "poll"}
+        What to do when the device answers CKR_DEVICE_ERROR to a lock call. "block" is for devices
+        on which the call waits for the present holder: the error is raised. "poll" is for devices
+        that answer this error on contention: the call is tried again, every 10 to 250 ms.
+
+    Raises
+    ------
+    LibraryLoadError
+        No client library was found, or the file is none, or it is the stand-in and the environment
+        says LUNA_EXT_FORBID_STUB=1.
+    CryptokiError
+        What C_Initialize answers.
+
+    Notes
+    -----
+    Use it in a ``with`` statement, or call `close()`. Several Library objects may use one client
+    library at a time; they share its locks, and the last one that closes finalises it. It loads
+    any PKCS #11 module; the cluster functions are resolved one by one, and one that is missing
+    raises `UnsupportedFunctionError` when it is needed. The stand-in, opened by its path instead of
+    `luna_ext.stub.Cluster.library()`, warns with a `RuntimeWarning` once per process.
+    """
+
+    def __cinit__(self, path=None, *, contention="block"):
+        if contention not in ("block", "poll"):
+            raise ValueError(f'contention is "block" or "poll", not {contention!r}')
+        self.path = find_library(path).path
+        self.client = load_client(self.path)
+        self.locks = locks_of(self.client)
+        if self.client.is_stub:
+            expected = isinstance(path, ExpectedStandIn)
+            check_stand_in(self.path, warn=not (expected or self.client.stub_warned))
+            self.client.stub_warned |= not expected
+        self.poll = contention == "poll"
+        self.slots_by_id = {}
+        self.share = open_client(self.locks, self.path)
+        self.opened = True
+
+    def __enter__(self):
+        self._check_open()
+        return self
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        self.close()
+
+    def close(self):
+        """Close the library; a second call does nothing.
+
+        New calls raise `LibraryClosedError` at once, as do the threads that wait for a lock.
+        Locks that are still held through this Library are released, and their holders learn of it
+        by a `LockLostError`. C_Finalize is called after the last call came back, unless somebody
+        else in this process uses or has initialised the client library.
+        """
+        if self.opened:
+            self._close(True)
+        else:
+            self._wait_for_close()
+            finish_closing(self.locks)
+
+    def _wait_for_close(self):
+        """Until another thread's close() has released what was held."""
+        # Not for the one that this signal handler has interrupted, nor for one that was left behind
+        # in the parent process: neither would ever end.
+        if self.closer != PyThread_get_thread_ident() and self.closing_pid == os.getpid():
+            wait_on(self.closing, -1)
+            PyThread_release_lock(self.closing)
+
+    def _close(self, bint wait):
+        self.closing = new_signal()
+        self.closer = PyThread_get_thread_ident()
+        self.closing_pid = os.getpid()
+        self.opened = False
+        try:
+            self._release_all(wait)
+        finally:
+            PyThread_release_lock(self.closing)
+
+    def _release_all(self, bint wait):
+        cdef ClusterSlot slot
+        self.share.open = False
+        failure = None
+        places = []
+        for each in list(self.slots_by_id.values()):
+            slot = <ClusterSlot> each
+            try:
+                place = slot.mutex.close_share(self.share)
+            except BaseException as error:
+                # A signal handler raised in its midst; it can be done once more.
+                failure = error
+                place = slot.mutex.close_share(self.share)
+            places.append((slot, place))
+        self.locks.fail_claims(self.share)
+        close_client(self.locks, self.share, wait)
+        if failure is not None:
+            raise failure
+        # Last: a warning may be an error, and nothing may stay locked because of it.
+        for each, place in places:
+            if place is not None:
+                warnings.warn(
+                    f"slot {each.slot_id} was still locked, {place}, when its Library was "
+                    "closed; it is unlocked now",
+                    ResourceWarning,
+                    stacklevel=1,
+                    source=each,
+                )
+
+    def __dealloc__(self):
+        if self.closing != NULL:
+            PyThread_free_lock(self.closing)
+
+    def __del__(self):
+        # At the interpreter's end, what is due has been done at exit, and modules are gone.
+        if not self.opened or is_finalizing():
+            return
+        try:
+            self._close(False)
+        finally:
+            warnings.warn(
+                f"unclosed Library for {self.path!r}; use a with statement, or close() it",
+                ResourceWarning,
+                source=self,
+            )
+
+    @property
+    def closed(self):
+        """Whether close() was called, or the interpreter is exiting."""
+        return not (self.opened and self.client.is_open())
+
+    @property
+    def info(self):
+        """What the client library says about itself: a LibraryInfo (C_GetInfo)."""
+        self._check_open()
+        return library_info(self.client)
+
+    @property
+    def is_stub(self):
+        """Whether this is the stand-in, not an HSM's client library."""
+        return self.client.is_stub
+
+    @property
+    def cluster_functions(self):
+        """The names of the cluster extensions that the client library exports, a frozenset.
+
+        At most CA_GetSlotId, CA_GetUnassignedSlot, CA_LockClusteredSlot, CA_UnlockClusteredSlot.
+        """
+        return self.client.cluster_functions()
+
+    def slot(self, slot_id):
+        """The slot with this ID: always the same object. Does not ask the device.
+
+        Parameters
+        ----------
+        slot_id : int
+            A CK_SLOT_ID: 0 to 2**64 - 1 (on Windows 2**32 - 1).
+
+        Raises
+        ------
+        TypeError, OverflowError
+            The ID is no integer, or out of range.
+        """
+        self._check_open()
+        slot = self.slots_by_id.get(slot_id) if type(slot_id) is int else None
+        if slot is None:
+            number = operator.index(slot_id)
+            if not 0 <= number <= LARGEST_SLOT_ID:
+                raise OverflowError(
+                    f"{number} is no slot ID: a CK_SLOT_ID is 0 to {LARGEST_SLOT_ID}"
+                )
+            slot = self.slots_by_id.setdefault(
+                number, new_slot(self, number)
+            )
+        return slot
+
+    def slots(self, token_present=True):
+        """The slots that the client knows (C_GetSlotList), a list of ClusterSlot.
+
+        Parameters
+        ----------
+        token_present : bool
+            Only the slots that have a token.
+        """
+        self._check_open()
+        return [self.slot(slot_id) for slot_id in slot_ids(self.client, bool(token_present))]
+
+    def find(self, label):
+        """All tokens with this label, a list of Token; empty when there is none (CA_GetSlotId).
+
+        Parameters
+        ----------
+        label : str
+            1 to 32 bytes of UTF-8.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For the label, before the device is asked.
+        UnsupportedFunctionError
+            The client library has no CA_GetSlotId.
+        DeviceError, CryptokiError
+            What the device answers.
+        """
+        raw_label = encode_label(label)
+        self._check_open()
+        self.client.need(CA_GET_SLOT_ID, self.path)
+        return [
+            new_token(self.slot(slot_id), raw_label, None)
+            for slot_id in slots_with_label(self.client, raw_label)
+        ]
+
+    def token(self, label):
+        """The one token with this label (CA_GetSlotId).
+
+        Raises
+        ------
+        TokenNotFoundError, AmbiguousLabelError
+            There is none, or more than one.
+        TypeError, ValueError, UnsupportedFunctionError, DeviceError, CryptokiError
+            As `find()`.
+        """
+        tokens = self.find(label)
+        if not tokens:
+            raise TokenNotFoundError(
+                f"no token has the label {label!r}; Library.tokens() lists all",
+                function="CA_GetSlotId",
+            )
+        if len(tokens) > 1:
+            slot_ids = tuple(token.slot.slot_id for token in tokens)
+            error = AmbiguousLabelError(
+                f"{len(tokens)} tokens have the label {label!r}, in the slots "
+                f"{', '.join(map(str, slot_ids))}; choose one with Library.find() or slot()",
+                function="CA_GetSlotId",
+            )
+            error.slot_ids = slot_ids
+            raise error
+        return tokens[0]
+
+    def tokens(self, workers=16):
+        """All tokens with their information, a list of Token in the order of the slot list.
+
+        Parameters
+        ----------
+        workers : int
+            How many device calls (C_GetTokenInfo) may run at a time.
+
+        Raises
+        ------
+        CryptokiError
+            The first error of any slot; a slot that vanished meanwhile is left out instead.
+        """
+        if operator.index(workers) < 1:
+            raise ValueError(f"workers is at least 1, not {workers}")
+        slots = self.slots()
+        found = [None] * len(slots)
+        left = iter(range(len(slots)))
+        ends = SimpleQueue()
+
+        def read():
+            error = None
+            try:
+                for index in left:
+                    found[index] = read_token(slots[index])
+            except BaseException as failure:
+                error = failure
+            ends.put(error)
+
+        threads = min(workers, len(slots))
+        try:
+            # Not concurrent.futures, which joins its threads at the interpreter's exit.
+            for _ in range(threads):
+                call_on_worker(read)
+            for _ in range(threads):
+                error = ends.get()
+                if error is not None:
+                    raise error
+        finally:
+            # Nothing more to do for those that are still at it.
+            for _ in left:
+                pass
+        return [token for token in found if token is not None]
+
+    def claim(self, cluster_id, *, timeout=0):
+        """Claim an unassigned token, for ``with`` or ``async with`` (CA_GetUnassignedSlot).
+
+        The device gives the token with its lock set; the end of the block unlocks it::
+
+            with luna.claim("cluster-1") as token:
+                token.assign("payments-02", so_pin=...)
+
+        Nothing happens before the ``with``.
+
+        Parameters
+        ----------
+        cluster_id : str
+            The cluster's ID.
+        timeout : float
+            Seconds to keep trying while no unassigned token is left. 0: ask once, however long the
+            device takes to answer.
+
+        Raises
+        ------
+        NoUnassignedTokenError
+            From the ``with``: none is left.
+        LockTimeoutError
+            From the ``with``: the device did not answer in time. Nothing is locked.
+        UnsupportedFunctionError, DeviceError, ArgumentsBadError, CryptokiError
+            From the ``with``: what the client library lacks, or the device answers.
+        TypeError, ValueError
+            For the arguments.
+        """
+        self._check_open()
+        return new_claim(self, cluster_id, timeout)
+
+    def stats(self):
+        """What this process has called of the client library: {C function: FunctionStats}."""
+        return self.client.stats()
+
+    def __repr__(self):
+        return f"<luna_ext.Library {self.path!r}, {'closed' if self.closed else 'open'}>"
+
+    def __reduce__(self):
+        raise TypeError("a Library belongs to its process; open one there with the same path")
+
+    def _check_open(self):
+        if not self.opened:
+            raise LibraryClosedError(f"the Library for {self.path!r} is closed; open a new one")
+
+
+def read_token(ClusterSlot slot not None):
+    """The slot's Token with its information; None when slot or token vanished."""
+    check_open(slot.share, slot.mutex.slot_id)
+    try:
+        raw_label, info = labelled_token_info(slot.mutex.client, slot.slot_id)
+    except CryptokiError as error:
+        if error.rv in _VANISHED:
+            return None
+        raise
+    return new_token(slot, raw_label, info)
+
+
+cdef Share open_client(Locks locks, str path):
+    """A new Library's share, on a client that is initialised."""
+    cdef Client client = locks.client
+    # First: a signal that is seen at the end would leave a share that no Library ends.
+    locks.publish()
+    if client.state == CLOSING:
+        finish_closing(locks)
+        # Calls that were given up are waited for as well, to begin with a clean slate.
+        wait_for_given_up(locks, REOPEN_SECONDS)
+    return client.join(path)
+
+
+cdef int wait_for_given_up(Locks locks, double seconds) except -1:
+    cdef Deadline deadline = deadline_in(seconds)
+    while locks.client.state == CLOSING and left_of(deadline) > 0:
+        locks.client.wait_for_calls(left_of(deadline), 0)
+        call_came_back(locks)
+    return 0

@@ -1,0 +1,416 @@
+# SlotLock: a slot's lock with a timeout, for `with` and `async with`; how a block ends.
+
+# Known only here: a SlotLock comes from a slot or token, never from its class.
+cdef object _LOCK_KEY = object()
+
+
+cdef SlotLock new_lock(
+    SlotMutex mutex, Share share, bint poll, object timeout, object target, Token token
+):
+    cdef SlotLock lock = SlotLock.__new__(SlotLock, _LOCK_KEY)
+    lock.mutex = mutex
+    lock.share = share
+    lock.poll = poll
+    lock.timeout = -1 if timeout is None else seconds_of(timeout)
+    lock.target = target
+    lock.token = token
+    return lock
+
+
+cdef double seconds_of(object timeout) except? -1:
+    """A timeout with threading.Lock's checks."""
+    if not isinstance(timeout, float):
+        try:
+            timeout = operator.index(timeout)
+        except TypeError:
+            raise TypeError(
+                f"a timeout is a number of seconds, not {type(timeout).__name__}"
+            ) from None
+    if abs(timeout) > threading.TIMEOUT_MAX:
+        raise OverflowError("timeout value is too large")
+    if not timeout >= 0:
+        raise ValueError("timeout value must be a non-negative number")
+    return timeout
+
+
+cdef int check_open(Share share, CK_SLOT_ID slot_id) except -1:
+    if not share.open:
+        raise closed_error(slot_id, share.path)
+    return 0
+
+
+# ---- how a block ends ----
+
+
+cdef int end_block(
+    SlotMutex mutex, Share share, uint64_t hold, object exc_type, object exception
+) except -1:
+    """Unlock at the end of a `with` block, which `exception` may be leaving. `hold` is the block's, if
+    that is known.
+    """
+    cdef uint64_t me = caller_number()
+    cdef Leave due = NOT_MINE
+    cdef Loss loss = NOT_LOST
+    # First of all, for what comes after it may run Python code, and with it signal handlers.
+    cdef double began = luna_now() if debug_may_be_on() else 0
+    cdef CK_RV rv = mutex.begin_release(me, share.number, &due, &loss)
+    try:
+        if due == NOT_MINE:
+            if mutex.ended_by_fork(me):
+                return 0
+            if exc_type is GeneratorExit and end_foreign_block(mutex, share, hold):
+                return 0
+        mutex.conclude_release(due, loss, rv, me, share, began)
+    except LunaError as error:
+        tell_failed_release(error)
+        note_or_raise(exception, error)
+    return 0
+
+
+cdef bint end_foreign_block(SlotMutex mutex, Share share, uint64_t hold) except -1:
+    """A generator is closed by another thread than the one that ran its block, or by the garbage
+    collector there. The block's lock is given back if it is certainly that one.
+    """
+    cdef str holder = mutex.describe_holder()
+    if hold == 0:
+        if mutex.evicted is not None:
+            # The block's lock may be one that was taken off, and the present holder another block.
+            return False
+        hold = mutex.record.hold
+    if mutex.record.owner == 0 or mutex.record.share != share.number or mutex.record.hold != hold:
+        return False
+    log.error(
+        "slot %d: a generator was closed in a with block that another thread runs; the lock is given "
+        "back (%s)",
+        mutex.slot_id,
+        holder,
+    )
+    mutex.take_from_holder(hold)
+    return True
+
+
+cdef int note_or_raise(object exception, object error) except -1:
+    """The body's exception goes on, with a note; without one, the unlock's own is raised."""
+    if exception is None:
+        raise error
+    try:
+        exception.add_note(f"luna_ext: at the end of the with block: {error}")
+    except Exception:
+        # It is in the log.
+        pass
+    return 0
+
+
+@cython.final
+cdef class Departure:
+
+    cdef int begin(self, object exc_type, object exc_value) except -1:
+        """Begin the release: before anything that may run Python code, and before it is awaited."""
+        cdef SlotMutex mutex = self.mutex
+        self.due = begin_leave_of(mutex, self.seat.number, self.seat.share, &self.loss)
+        if self.due == UNLOCK_DUE or self.due == UNLOCK_DUE_LATER:
+            # If no thread can be had, later is never.
+            if not run_on_worker(unlock_for_departure, self):
+                unlock_for_departure(self)
+        else:
+            luna_shared_set(&self.finished, 1)
+            if self.due == LOST:
+                mutex.pass_turn()
+        self.exc_type = exc_type
+        self.exc_value = exc_value
+        if self.due == NOT_MINE:
+            if mutex.ended_by_fork(self.seat.number):
+                return 0
+        elif exc_type is GeneratorExit and self.due != LOST and mutex.task_is_gone():
+            tell_of_abandoned_block(mutex)
+        if luna_shared_get(&self.finished):
+            self._conclude()
+        audit_unlock(mutex.slot_id)
+        return 0
+
+    def _conclude(self):
+        """Tell what has come of the release."""
+        try:
+            self.mutex.conclude_release(
+                self.due, self.loss, self.rv, self.seat.number, self.share, 0
+            )
+        except LunaError as error:
+            self.error = error
+            tell_failed_release(error)
+
+    def finish(self):
+        """On a worker: the unlock call."""
+        self.rv = self.mutex.take_off(self.due == UNLOCK_DUE_LATER, self.mutex.record.generation)
+        try:
+            if self.rv == CKR_OK:
+                tell_unlocked(self.began, self.mutex.slot_id, False)
+            else:
+                self._conclude()
+        except BaseException as error:
+            self.error = error
+        finally:
+            luna_shared_set(&self.finished, 1)
+            self.wake()
+            call_came_back(self.mutex.locks)
+
+    def __await__(self):
+        return self._finished().__await__()
+
+    async def _finished(self):
+        # A coroutine that is being closed must not wait any more; the unlock goes on without it.
+        if self.exc_type is GeneratorExit:
+            return
+        if not luna_shared_get(&self.finished):
+            loop = asyncio_loop()
+            done = loop.create_future()
+            self.wait_in_task(asyncio_task(), loop, done)
+            # It may have been made before it could hear of the future.
+            if not luna_shared_get(&self.finished):
+                try:
+                    await done
+                except BaseException as error:
+                    # None but the log, and this exception's notes, will hear of a failure.
+                    if luna_shared_get(&self.finished) and self.error is not None:
+                        note_or_raise(error, self.error)
+                    raise
+        error, self.error = self.error, None
+        value, self.exc_value = self.exc_value, None
+        if error is not None:
+            note_or_raise(value, error)
+
+
+cdef Departure new_departure(SlotMutex mutex, uint64_t number, Share share):
+    """Made before the block is entered, so that its end allocates nothing."""
+    cdef Departure departure = Departure.__new__(Departure)
+    departure.mutex = mutex
+    departure.prepare(number, 0, share, False)
+    return departure
+
+
+cdef int unlock_for_departure(object departure) noexcept:
+    (<Departure> departure).began = luna_now()
+    (<Departure> departure).finish()
+    return 0
+
+
+cdef int tell_of_abandoned_block(SlotMutex mutex) except -1:
+    what = (
+        f"slot {mutex.slot_id} was still locked, {mutex.place()}, when the task that held it was "
+        "collected: its event loop has ended without it"
+    )
+    log.error("%s; it is unlocked now", what)
+    warnings.warn(what, ResourceWarning, stacklevel=1)
+    return 0
+
+
+# ---- what a worker does while a thread or task waits ----
+
+
+@cython.final
+cdef class Errand:
+
+    def run(self):
+        try:
+            self.function()
+        except BaseException as error:
+            self.error = error
+        luna_shared_set(&self.finished, 1)
+        self.wake()
+
+
+cdef Errand new_errand(object function):
+    cdef Errand errand = Errand.__new__(Errand)
+    errand.function = function
+    return errand
+
+
+cdef bint run_within(object function, Deadline deadline) except -1:
+    """Run a function that makes device calls, for so long at most; whether it has come to its end.
+
+    On the main thread signal handlers run meanwhile.
+    """
+    cdef Errand errand
+    cdef double left = left_of(deadline)
+    if left < 0 and not luna_is_main():
+        function()
+        return True
+    errand = new_errand(function)
+    errand.wait_in_thread()
+    if not try_on_worker(errand.run):
+        function()
+        return True
+    wait_on(errand.signal, left)
+    if luna_shared_get(&errand.finished) and errand.error is not None:
+        raise errand.error
+    return luna_shared_get(&errand.finished)
+
+
+def try_on_worker(function):
+    try:
+        call_on_worker(function)
+    except RuntimeError:
+        return False
+    return True
+
+
+# ---- asyncio ----
+
+
+def asyncio_loop():
+    return sys.modules["asyncio"].get_running_loop()
+
+
+def asyncio_task():
+    return sys.modules["asyncio"].current_task()
+
+
+def running_task():
+    """The event loop that this thread is running, and its task."""
+    task = current_task()
+    if task is None:
+        raise RuntimeError("`async with` on a lock works inside an asyncio task")
+    return task.get_loop(), task
+
+
+async def settled_within(future, seconds, patience, warn):
+    """Wait until the future is settled, for so long at most; -1: without limit.
+
+    If that takes longer than `patience` seconds, `warn` is called.
+    """
+    loop = future.get_loop()
+    reference = weakref.ref(future)
+    timers = []
+    if seconds != -1:
+        timers.append(loop.call_later(seconds, settle, reference))
+    if seconds == -1 or seconds > patience:
+        timers.append(loop.call_later(patience, warn))
+    try:
+        await future
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
+def no_warning():
+    """Of what is not worth one."""
+
+
+@cython.final
+cdef class SlotLock:
+    """What `lock(timeout=...)` of a slot or token gives: locks for a ``with`` or ``async with``.
+
+    It may be used again and again, and by several threads and tasks.
+    """
+
+    __class_getitem__ = classmethod(GenericAlias)
+
+    def __cinit__(self, key=None):
+        if key is not _LOCK_KEY:
+            raise TypeError("a SlotLock comes from ClusterSlot.lock() or Token.lock()")
+
+    def __enter__(self):
+        cdef Deadline deadline = deadline_in(self.timeout or ANSWER_SECONDS)
+        check_open(self.share, self.mutex.slot_id)
+        if self.timeout == 0:
+            self.mutex.refuse_reentry(caller_number(), thread_number())
+        if not self.mutex.acquire_within(self.share, self.poll, self.timeout):
+            raise self.timed_out()
+        self.hold = self.mutex.record.hold
+        self.mutex.note_place(None)
+        if self.token is not None:
+            try:
+                self._check_label(deadline)
+            except BaseException as error:
+                end_block(self.mutex, self.share, self.hold, None, error)
+                raise
+        return self.target
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        end_block(self.mutex, self.share, self.hold, exc_type, exc_value)
+
+    async def __aenter__(self):
+        cdef Waiter waiter
+        cdef Departure departure
+        cdef Deadline deadline = deadline_in(self.timeout or ANSWER_SECONDS)
+        check_open(self.share, self.mutex.slot_id)
+        loop, task = running_task()
+        self.mutex._need_functions(self.share)
+        audit_lock(self.mutex.slot_id)
+        waiter = Waiter.__new__(Waiter)
+        waiter.prepare(task_number(task), thread_number(), self.share, self.poll)
+        begin_wait(&waiter.wait, False)
+        self.mutex.refuse_reentry(waiter.seat.number, waiter.seat.home)
+        if self.timeout == 0 and not self.mutex.is_free():
+            raise self.timed_out()
+        departure = new_departure(self.mutex, waiter.seat.number, self.share)
+        answered = loop.create_future()
+        waiter.wait_in_task(task, loop, answered)
+        try:
+            self.mutex.ask(waiter)
+            await settled_within(
+                answered,
+                left_of(deadline),
+                LONG_WAIT_SECONDS,
+                partial(warn, waiter, self.mutex),
+            )
+        except BaseException:
+            self.mutex.withdraw(waiter)
+            raise
+        if waiter.seat.outcome == FAILED:
+            raise waiter.error
+        if waiter.seat.outcome != GRANTED:
+            self.mutex.withdraw(waiter)
+            raise self.timed_out()
+        self.mutex.confirm(waiter)
+        self.mutex.note_place(task)
+        self.hold = waiter.seat.hold
+        self.departure = departure
+        if self.token is not None:
+            try:
+                await self._check_label_in_task(loop, task, deadline)
+            except BaseException as error:
+                await self.__aexit__(type(error), error, None)
+                raise
+        return self.target
+
+    def __aexit__(self, exc_type, exc_value, traceback):
+        # No coroutine: between its call and its first line a signal handler could come in.
+        cdef Departure departure = self.departure
+        self.departure = None
+        if departure is None:
+            departure = new_departure(self.mutex, 0, self.share)
+        departure.begin(exc_type, exc_value)
+        return departure
+
+    cdef int _check_label(self, Deadline deadline) except -1:
+        if not run_within(self.token._check, deadline):
+            raise self.timed_out()
+        return 0
+
+    async def _check_label_in_task(self, loop, task, deadline):
+        cdef Errand errand = new_errand(self.token._check)
+        done = loop.create_future()
+        errand.wait_in_task(task, loop, done)
+        call_on_worker(errand.run)
+        await settled_within(done, left_of(deadline), LONG_WAIT_SECONDS, no_warning)
+        if not luna_shared_get(&errand.finished):
+            raise self.timed_out()
+        if errand.error is not None:
+            raise errand.error
+
+    def timed_out(self):
+        slot_id = self.mutex.slot_id
+        waited = "at once" if self.timeout == 0 else f"within {self.timeout:g} s"
+        return LockTimeoutError(
+            f"slot {slot_id} could not be locked {waited}: another thread, process or host holds "
+            "it, or the device does not answer. Nothing is locked; try again, or wait longer",
+            function=LOCK,
+            slot_id=slot_id,
+        )
+
+    def __reduce__(self):
+        raise TypeError("a SlotLock belongs to its process")
+
+
+def warn(Waiter waiter not None, SlotMutex mutex not None):
+    warn_of_wait(&waiter.wait, mutex.slot_id, mutex.describe_holder())

@@ -1,0 +1,238 @@
+# Token: a keyring token by its label; how a claimed one is assigned.
+
+# Known only here: a token comes from a Library, never from its class.
+cdef object _TOKEN_KEY = object()
+
+
+cdef Token new_token(ClusterSlot slot, bytes raw_label, object known_info):
+    cdef Token token = Token.__new__(Token, _TOKEN_KEY)
+    token.slot = slot
+    token.raw_label = raw_label
+    token.known_info = known_info
+    return token
+
+
+@cython.final
+cdef class Token:
+    """A keyring token of the cluster, by the label that it had when it was found.
+
+    `Library.token()`, `find()`, `tokens()` and `claim()` give it. As a context manager it locks
+    its slot and makes sure that the token there still has this label::
+
+        with luna.token("payments-01") as token:
+            ...
+    """
+
+    def __cinit__(self, key=None):
+        if key is not _TOKEN_KEY:
+            raise TypeError("a Token comes from Library.token(), find(), tokens() or claim()")
+
+    @property
+    def label(self):
+        """The label, without padding; bytes that are not UTF-8 as lone surrogates."""
+        return decode_label(self.raw_label)
+
+    @property
+    def info(self):
+        """The token's TokenInfo, read from the device once; `slot.token_info` reads it anew."""
+        if self.known_info is None:
+            self.known_info = self.slot.token_info
+        return self.known_info
+
+    def lock(self, *, timeout=None):
+        """As `ClusterSlot.lock()`, with the label checked once the lock is held.
+
+        Raises
+        ------
+        LockTimeoutError, TokenChangedError
+            From the ``with`` statement. Nothing is locked then.
+        """
+        cdef ClusterSlot slot = self.slot
+        return new_lock(slot.mutex, slot.share, slot.poll, timeout, self, self)
+
+    def ensure_held(self):
+        """As `ClusterSlot.ensure_held()`, and the token must still have this label.
+
+        Raises
+        ------
+        LockNotOwnedError, LockLostError
+            As the slot's.
+        TokenChangedError
+            The lock is held, but the token has got another label.
+        """
+        self.check_label(self.slot.mutex.ensure_held(self.slot.share))
+
+    def assign(self, label, *, so_pin, user_pin=None):
+        """Give the claimed token its label: **erases the token** (C_InitToken).
+
+        Only inside the block of the `Library.claim()` that gave this Token. With `user_pin` the
+        user's PIN is set as well (C_OpenSession, C_Login, C_InitPIN).
+
+        Parameters
+        ----------
+        label : str
+            1 to 32 bytes of UTF-8.
+        so_pin, user_pin : str, bytes or bytearray
+            PINs. They are copied, and the copies are wiped; no error or log shows them.
+
+        Returns
+        -------
+        Token
+            The token under its new label; the claim's block still holds its lock.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For the label or a PIN, before the device is asked.
+        LockNotOwnedError
+            The lock is not held, or was released since the claim.
+        AssignmentConflictError
+            The Token did not come out of `claim()`, or does not have the label any more that it
+            came with. Afterwards: the device said that it worked, but the label did not take.
+        LockLostError
+            The device does not answer any more.
+        PinError, CryptokiError
+            What the device answers. A note says what label the token has now.
+        """
+        cdef SlotMutex mutex = self.slot.mutex
+        cdef bytes raw_label = encode_label(label, errors="strict")
+        cdef Pin so = Pin(so_pin, "so_pin")
+        cdef Pin user = None if user_pin is None else Pin(user_pin, "user_pin")
+        cdef bytes now
+        sys.audit("luna_ext.assign", mutex.slot_id, label)
+        mutex.check_not_evicted(self.slot.share, "C_InitToken")
+        mutex.check_mine("C_InitToken")
+        if self.claimed == 0:
+            raise self._conflict(
+                "this Token did not come out of claim(), so it may be in use; assigning would "
+                "erase it. Use Library.claim()"
+            )
+        if mutex.record.hold != self.claimed:
+            raise LockNotOwnedError(
+                f"slot {mutex.slot_id}: the lock was released since claim() and taken again; "
+                "somebody may have used the token in between. Claim again",
+                function="C_InitToken",
+                slot_id=mutex.slot_id,
+            )
+        if raw_label == self.raw_label:
+            raise ValueError(
+                f"{self.label!r} is the token's original label; the token would stay unassigned"
+            )
+        mutex.begin_work()
+        try:
+            now = mutex.ensure_held(self.slot.share)
+            if now != self.raw_label:
+                raise self._conflict(
+                    f"it is {decode_label(now)!r} by now: somebody assigned it. Claim another one"
+                )
+            self._init(raw_label, so, user)
+        finally:
+            mutex.end_work()
+        return new_token(self.slot, raw_label, None)
+
+    def _init(self, bytes raw_label, Pin so, Pin user):
+        """The device calls of assign(); from the first one on, errors say how far it came."""
+        cdef Client client = self.slot.mutex.client
+        slot_id = self.slot.slot_id
+        try:
+            init_token(client, slot_id, so, raw_label)
+        except CryptokiError as error:
+            self._note_label(error)
+            raise
+        try:
+            now = token_label(client, slot_id)
+        except LunaError as error:
+            error.add_note(
+                f"luna_ext: C_InitToken has erased the token in slot {slot_id}; whether it took "
+                f"the label {decode_label(raw_label)!r} could not be read back"
+            )
+            raise
+        if now != raw_label:
+            raise self._conflict(
+                f"C_InitToken reported success, but the label is {decode_label(now)!r}, "
+                f"not {decode_label(raw_label)!r}"
+            )
+        if user is None:
+            return
+        try:
+            init_user_pin(client, slot_id, so, user)
+        except LunaError as error:
+            error.add_note(
+                f"luna_ext: the token in slot {slot_id} is assigned under its new label "
+                f"{decode_label(raw_label)!r}, but its user PIN is not set"
+            )
+            raise
+
+    def _set_user_pin(self, so_pin, user_pin):
+        """The last part of assign(), for a token whose assignment was cut off before it.
+
+        C_OpenSession, C_Login, C_InitPIN. The caller holds the lock, and has looked that the token
+        lacks its user PIN.
+        """
+        cdef SlotMutex mutex = self.slot.mutex
+        cdef Pin so = Pin(so_pin, "so_pin")
+        cdef Pin user = Pin(user_pin, "user_pin")
+        mutex.begin_work()
+        try:
+            self.ensure_held()
+            init_user_pin(self.slot.mutex.client, mutex.slot_id, so, user)
+        finally:
+            mutex.end_work()
+
+    def __enter__(self):
+        cdef ClusterSlot slot = self.slot
+        check_open(slot.share, slot.mutex.slot_id)
+        slot.mutex.acquire(slot.share, slot.poll)
+        try:
+            run_within(self._check, deadline_in(-1))
+        except BaseException as error:
+            end_block(slot.mutex, slot.share, 0, None, error)
+            raise
+        return self
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        end_block(self.slot.mutex, self.slot.share, 0, exc_type, exc_value)
+
+    def __repr__(self):
+        return f"<luna_ext.Token {self.label!r} in slot {self.slot.mutex.slot_id}>"
+
+    def __reduce__(self):
+        raise TypeError(
+            "a Token belongs to its process; send its label and use Library.token() there"
+        )
+
+    def _check(self):
+        self.check_label(token_label(self.slot.mutex.client, self.slot.mutex.slot_id))
+
+    cdef int check_label(self, bytes now) except -1:
+        if now != self.raw_label:
+            raise TokenChangedError(
+                f"the token in slot {self.slot.mutex.slot_id} is {decode_label(now)!r} now, "
+                f"not {self.label!r}. Look for the label again",
+                function="C_GetTokenInfo",
+                slot_id=self.slot.mutex.slot_id,
+            )
+        return 0
+
+    def _conflict(self, str why):
+        return AssignmentConflictError(
+            f"token {self.label!r} in slot {self.slot.mutex.slot_id} was not assigned: {why}",
+            function="C_InitToken",
+            slot_id=self.slot.mutex.slot_id,
+        )
+
+    def _note_label(self, error):
+        """A failed call may have taken effect all the same: say what the label is now."""
+        try:
+            now = decode_label(token_label(self.slot.mutex.client, self.slot.mutex.slot_id))
+        except LunaError:
+            error.add_note("luna_ext: the token's label could not be read back; look at it")
+        else:
+            error.add_note(f"luna_ext: the token's label is {now!r} now")
+
+
+def check_pins(so_pin, user_pin):
+    """Raise what `Token.assign()` raises for these PINs, before anything is done."""
+    Pin(so_pin, "so_pin")
+    if user_pin is not None:
+        Pin(user_pin, "user_pin")

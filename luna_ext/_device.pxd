@@ -1,0 +1,201 @@
+"""The device layer: a loaded client library and this process's calls into it. It knows nothing of locks."""
+
+from libc.stdint cimport uint64_t
+
+include "_device/cryptoki.pxd"
+
+
+cdef extern from "pythread.h":
+    ctypedef void *PyThread_type_lock
+    ctypedef int PyLockStatus
+    PyThread_type_lock PyThread_allocate_lock() noexcept nogil
+    void PyThread_free_lock(PyThread_type_lock lock) noexcept nogil
+    int PyThread_acquire_lock(PyThread_type_lock lock, int wait) noexcept nogil
+    PyLockStatus PyThread_acquire_lock_timed(
+        PyThread_type_lock lock, long long microseconds, int interruptible
+    ) noexcept nogil
+    void PyThread_release_lock(PyThread_type_lock lock) noexcept nogil
+    unsigned long PyThread_get_thread_ident() noexcept nogil
+    unsigned long PyThread_start_new_thread(void (*run)(void *) noexcept nogil, void *argument)
+    const unsigned long PYTHREAD_INVALID_THREAD_ID
+    const PyLockStatus PY_LOCK_FAILURE
+    const PyLockStatus PY_LOCK_ACQUIRED
+    const PyLockStatus PY_LOCK_INTR
+    const int NOWAIT_LOCK
+    const int WAIT_LOCK
+
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() noexcept
+
+
+cdef extern from "native.h":
+    double luna_now() noexcept nogil
+    void luna_pause(double seconds) noexcept nogil
+    double luna_measure_tick() noexcept nogil
+    uint64_t luna_ticks(double tick) noexcept nogil
+    uint64_t luna_since(uint64_t began, double tick) noexcept nogil
+
+    ctypedef char *luna_path_t
+    luna_path_t luna_path_of(object path) except NULL
+    void luna_path_free(luna_path_t path) noexcept
+    void *luna_open(luna_path_t path) noexcept nogil
+    void *luna_symbol(void *handle, const char *name) noexcept nogil
+    void luna_open_error(char *text, size_t room) noexcept nogil
+
+    bint LUNA_GIL
+    enum:
+        LUNA_SHARDS
+        LUNA_DURATIONS
+        LUNA_ERRORS
+    ctypedef struct luna_guard:
+        pass
+    void luna_guard_lock(luna_guard *guard) noexcept nogil
+    void luna_guard_unlock(luna_guard *guard) noexcept nogil
+    # Macros, for any number that threads share.
+    int luna_shared_get(int *place) noexcept nogil
+    void luna_shared_set(int *place, int value) noexcept nogil
+    int luna_shared_add(int *place, int amount) noexcept nogil
+    int luna_shared_take(int *place) noexcept nogil
+
+    struct luna_counter:
+        uint64_t nanoseconds
+        uint64_t longest
+        uint64_t *durations
+        uint64_t *codes
+        uint64_t *errors
+
+    uint64_t luna_count_get(uint64_t *place) noexcept nogil
+    void luna_count(luna_counter *counter, uint64_t nanoseconds, uint64_t rv) noexcept nogil
+
+    void luna_calls_device() noexcept nogil
+    void luna_comes_back() noexcept nogil
+    void luna_is_back() noexcept nogil
+
+    uint64_t luna_number() noexcept nogil
+    bint luna_is_main() noexcept nogil
+    void luna_introduce(uint64_t number, bint is_main) noexcept nogil
+    int luna_shard() noexcept nogil
+    bint luna_leads_process() noexcept nogil
+
+    int luna_raise_pending() except -1
+
+
+# The C functions that are called; indices into NAMES and into a Client's counters.
+cdef enum Function:
+    C_INITIALIZE
+    C_FINALIZE
+    C_GET_INFO
+    C_GET_SLOT_LIST
+    C_GET_SLOT_INFO
+    C_GET_TOKEN_INFO
+    C_INIT_TOKEN
+    C_INIT_PIN
+    C_OPEN_SESSION
+    C_CLOSE_SESSION
+    C_LOGIN
+    C_LOGOUT
+    CA_GET_SLOT_ID
+    CA_GET_UNASSIGNED_SLOT
+    CA_LOCK_CLUSTERED_SLOT
+    CA_UNLOCK_CLUSTERED_SLOT
+    FUNCTION_COUNT
+
+
+cdef enum State:
+    CLOSED       # no Library is open
+    READY        # the only state in which a call may begin
+    CLOSING      # the last Library was closed, calls may still be in flight
+    FORKED       # a child that has not called C_Initialize yet
+
+
+# What one share of the process's threads counts of its calls.
+cdef struct Traffic:
+    int in_flight                            # device calls that have not come back
+    luna_counter counters[<int> FUNCTION_COUNT]   # by function
+
+
+cdef class Share:
+    """One Library's part in a Client."""
+    cdef readonly Client client   # what is used
+    cdef readonly str path        # under which name the user knows it, absolute
+    cdef uint64_t number          # never used again, so that it can be kept without the Share
+    cdef bint open                # until its Library is closed
+
+
+cdef class Client:
+    cdef readonly str path                        # absolute, as it was first loaded
+    cdef readonly bint is_stub                    # it is the stand-in, not an HSM's client
+    cdef bint stub_warned                         # of being it; once per process is enough
+    cdef void *handle                             # from dlopen; never closed
+    cdef CK_FUNCTION_LIST *functions              # the C_ functions; published once, never changed
+    cdef CA_GetSlotId_t get_slot_id               # NULL: not exported; so the three below
+    cdef CA_GetUnassignedSlot_t get_unassigned_slot
+    cdef CA_LockClusteredSlot_t lock_clustered_slot
+    cdef CA_UnlockClusteredSlot_t unlock_clustered_slot
+    cdef int state                                # a State
+    cdef bint initialised_here                    # our C_Initialize took effect, in this process
+    cdef int answers                              # initialised and, for all we know, not finalised
+    cdef uint64_t generation                      # number of the newest C_Initialize
+    cdef luna_guard guard                         # of `shares`, and of the states that follow from it
+    cdef set shares                               # of the Libraries that have not closed
+    cdef PyThread_type_lock transition            # held while one thread initialises or finalises
+    cdef PyThread_type_lock idle                  # wakes the threads that wait for the last call
+    cdef int awaited                              # a thread waits for that
+    cdef double tick                              # of luna_ticks(), in nanoseconds
+    cdef Traffic *traffic                         # LUNA_SHARDS of them
+    cdef readonly object locks                    # what the layer above keeps for this client
+
+    cdef int make_ready(self) except -1
+    cdef int refuse(self) except -1
+    cdef int need(self, int function, str path) except -1
+    cdef bint has(self, int function) noexcept
+    cdef int in_flight(self) noexcept nogil
+    cdef bint wait_for_calls(self, double seconds, int left) except -1
+    cdef CK_RV finalize(self) except? 0xFFFFFFFF
+    cdef Share join(self, str path)
+    cdef int part(self, Share share) except -1
+    cdef int _begin_change(self) except -1
+    cdef CK_RV _initialise(self) noexcept
+    cdef int _end_change(self) noexcept
+
+
+cdef class Pin:
+    cdef CK_UTF8CHAR *bytes      # our own copy, wiped when the Pin goes
+    cdef CK_ULONG length         # of the PIN, in bytes
+    cdef size_t room             # of the copy, in bytes; all of it is wiped
+
+    cdef int _reserve(self, Py_ssize_t size) except -1
+    cdef bint _encode(self, str pin) except -1
+
+
+cdef Client load_client(str path)
+cdef list loaded_clients()
+cdef bint wait_on(PyThread_type_lock signal, double seconds) except -1
+cdef PyThread_type_lock new_signal() except NULL
+cdef double exit_deadline     # of an exit under way, in seconds of luna_now(); 0: none is
+cdef int begin_exit(double deadline) noexcept
+cdef int hold_back_at_exit() except -1
+
+# These say whether the call was made (if not, the client is not ready, or does not answer any more),
+# and cannot raise: their callers have to act on the answer at once.
+cdef bint lock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds) noexcept
+cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv) noexcept
+cdef bint next_unassigned(
+    Client client, const CK_CHAR *cluster_id, CK_UNASSIGNED_SLOT_INFO *info, CK_RV *rv
+) noexcept
+# All others raise.
+cdef object library_info(Client client)
+cdef list slot_ids(Client client, bint token_present)
+cdef object slot_info(Client client, CK_SLOT_ID slot_id)
+cdef tuple labelled_token_info(Client client, CK_SLOT_ID slot_id)
+cdef bytes token_label(Client client, CK_SLOT_ID slot_id)
+cdef list slots_with_label(Client client, bytes label)
+cdef int init_token(Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label) except -1
+cdef int init_user_pin(Client client, CK_SLOT_ID slot_id, Pin so_pin, Pin user_pin) except -1
+
+cdef str name_of(int function)
+cdef object error_of(CK_RV rv, int function, object slot_id)
+# What the table in errors.py says of a code.
+cdef bint says_busy(CK_RV rv) noexcept nogil
+cdef bint says_lost(CK_RV rv) noexcept nogil

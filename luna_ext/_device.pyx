@@ -1,0 +1,40 @@
+"""The device layer: a loaded client library and this process's calls into it.
+
+It knows nothing of locks. The layers above make device calls through it, and keep with a Client what
+they have to keep for it.
+"""
+
+import os
+import sys
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from .errors import (
+    CryptokiError,
+    LibraryClosedError,
+    LibraryLoadError,
+    Meaning,
+    UnsupportedFunctionError,
+    codes_that_mean,
+    error_for,
+    rv_name,
+)
+from .info import (
+    FunctionStats,
+    LibraryInfo,
+    SlotFlag,
+    SlotInfo,
+    TokenFlag,
+    TokenInfo,
+    Version,
+)
+from .labels import decode_label, decode_text
+
+include "_device/stats.pyx"
+include "_device/pin.pyx"
+include "_device/client.pyx"
+include "_device/calls.pyx"

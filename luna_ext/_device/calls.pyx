@@ -1,0 +1,382 @@
+# The device calls, one function each: made without the GIL, answered in Python's terms.
+
+cdef enum:
+    # So many matches of a label fit without asking for their number first.
+    FEW = 16
+    # A cluster has at most 3500 keyrings.
+    MOST_SLOTS = 1 << 20
+    # A list that grows between its count and its reading is read again, so often at most.
+    MOST_READINGS = 8
+
+# What a list is filled with: no client gives a slot this ID.
+cdef int UNWRITTEN = 0xA5
+cdef CK_SLOT_ID NO_SLOT
+memset(&NO_SLOT, UNWRITTEN, sizeof(NO_SLOT))
+
+# ---- the frame, and what stands in it ----
+
+# What makes a C function's call out of its arguments.
+ctypedef CK_RV (*Making)(Client client, void *arguments) noexcept nogil
+
+
+cdef inline bint make_call(
+    Client client, int function, Making make, void *arguments, bint cleanup, CK_RV *rv,
+    uint64_t *nanoseconds
+) noexcept:
+    """Make a device call without the GIL; whether it was made. Cannot raise."""
+    cdef uint64_t began
+    if not (cleanup_begins(client) if cleanup else call_begins(client)):
+        return False
+    with nogil:
+        luna_calls_device()
+        began = luna_ticks(client.tick)
+        rv[0] = make(client, arguments)
+        nanoseconds[0] = luna_since(began, client.tick)
+        luna_comes_back()
+    luna_is_back()
+    count_call(client, function, nanoseconds[0], rv[0])
+    call_ends(client)
+    return True
+
+
+cdef CK_RV answer_of(
+    Client client, int function, Making make, void *arguments
+) except? 0xFFFFFFFF:
+    """What the device answers; raises where no call may begin."""
+    cdef CK_RV rv = CKR_OK
+    cdef uint64_t nanoseconds
+    while not make_call(client, function, make, arguments, False, &rv, &nanoseconds):
+        client.make_ready()
+    return rv
+
+
+cdef int require(
+    Client client, int function, Making make, void *arguments, object slot_id
+) except -1:
+    """Make a call that has to answer CKR_OK."""
+    cdef CK_RV rv = answer_of(client, function, make, arguments)
+    if rv != CKR_OK:
+        raise error_of(rv, function, slot_id)
+    return 0
+
+
+# ---- lock, unlock, claim ----
+
+
+cdef inline CK_RV make_lock(Client client, void *arguments) noexcept nogil:
+    return client.lock_clustered_slot((<CK_SLOT_ID *> arguments)[0])
+
+
+cdef inline CK_RV make_unlock(Client client, void *arguments) noexcept nogil:
+    return client.unlock_clustered_slot((<CK_SLOT_ID *> arguments)[0])
+
+
+cdef bint lock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds) noexcept:
+    """CA_LockClusteredSlot; also how long it took, so that no caller has to ask the clock."""
+    return make_call(client, CA_LOCK_CLUSTERED_SLOT, make_lock, &slot_id, False, rv, nanoseconds)
+
+
+cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv) noexcept:
+    cdef uint64_t nanoseconds
+    return make_call(
+        client, CA_UNLOCK_CLUSTERED_SLOT, make_unlock, &slot_id, True, rv, &nanoseconds
+    )
+
+
+cdef struct ClaimArguments:
+    const CK_CHAR *cluster_id
+    CK_UNASSIGNED_SLOT_INFO *info
+
+
+cdef CK_RV make_claim(Client client, void *arguments) noexcept nogil:
+    cdef ClaimArguments *claim = <ClaimArguments *> arguments
+    return client.get_unassigned_slot(claim.cluster_id, claim.info)
+
+
+cdef bint next_unassigned(
+    Client client, const CK_CHAR *cluster_id, CK_UNASSIGNED_SLOT_INFO *info, CK_RV *rv
+) noexcept:
+    """CA_GetUnassignedSlot: fills in the slot ID, whose lock is set now, and its label."""
+    cdef uint64_t nanoseconds
+    cdef ClaimArguments arguments
+    arguments.cluster_id = cluster_id
+    arguments.info = info
+    memset(info, 0, sizeof(CK_UNASSIGNED_SLOT_INFO))
+    return make_call(
+        client, CA_GET_UNASSIGNED_SLOT, make_claim, &arguments, False, rv, &nanoseconds
+    )
+
+
+# ---- what the client and the device tell ----
+
+
+cdef CK_RV make_get_info(Client client, void *arguments) noexcept nogil:
+    return client.functions.C_GetInfo(<CK_INFO *> arguments)
+
+
+cdef object library_info(Client client):
+    cdef CK_INFO info
+    memset(&info, 0, sizeof(info))
+    require(client, C_GET_INFO, make_get_info, &info, None)
+    return LibraryInfo(
+        cryptoki_version=_version(info.cryptokiVersion),
+        manufacturer=decode_text(info.manufacturerID[:32]),
+        description=decode_text(info.libraryDescription[:32]),
+        version=_version(info.libraryVersion),
+    )
+
+
+cdef struct ListArguments:
+    CK_BBOOL token_present
+    CK_UTF8CHAR *label
+    CK_SLOT_ID *slots
+    CK_ULONG count
+
+
+cdef CK_RV make_get_slot_list(Client client, void *arguments) noexcept nogil:
+    cdef ListArguments *list = <ListArguments *> arguments
+    return client.functions.C_GetSlotList(list.token_present, list.slots, &list.count)
+
+
+cdef list slot_ids(Client client, bint token_present):
+    """C_GetSlotList; asks again when slots came between the count and the list."""
+    cdef ListArguments arguments
+    cdef CK_ULONG room
+    cdef CK_RV rv
+    arguments.token_present = token_present
+    arguments.slots = NULL
+    arguments.count = 0
+    rv = answer_of(client, C_GET_SLOT_LIST, make_get_slot_list, &arguments)
+    for _ in range(MOST_READINGS):
+        if rv != CKR_OK and rv != CKR_BUFFER_TOO_SMALL:
+            break
+        room = believable(arguments.count, C_GET_SLOT_LIST, rv)
+        # One more than is told, so that an empty list has an address as well.
+        arguments.slots = new_list(room + 1)
+        try:
+            arguments.count = room
+            rv = answer_of(client, C_GET_SLOT_LIST, make_get_slot_list, &arguments)
+            if rv == CKR_OK:
+                return listed(&arguments, room, C_GET_SLOT_LIST)
+        finally:
+            free(arguments.slots)
+        # A client that says "too small" without a larger count must not keep us here.
+        if rv == CKR_BUFFER_TOO_SMALL and arguments.count <= room:
+            arguments.count = 2 * room + 1
+    raise error_of(rv, C_GET_SLOT_LIST, None)
+
+
+cdef CK_RV make_get_slot_id(Client client, void *arguments) noexcept nogil:
+    cdef ListArguments *list = <ListArguments *> arguments
+    return client.get_slot_id(list.label, list.slots, &list.count)
+
+
+cdef list slots_with_label(Client client, bytes label):
+    """CA_GetSlotId: one call for few matches; again, with more room, when there are more."""
+    cdef CK_SLOT_ID[FEW] few
+    cdef ListArguments arguments
+    cdef CK_ULONG room = FEW
+    cdef CK_RV rv = CKR_OK
+    memset(few, UNWRITTEN, sizeof(few))
+    arguments.label = label
+    arguments.slots = few
+    try:
+        for _ in range(MOST_READINGS):
+            arguments.count = room
+            rv = answer_of(client, CA_GET_SLOT_ID, make_get_slot_id, &arguments)
+            if rv == CKR_OK:
+                return listed(&arguments, room, CA_GET_SLOT_ID)
+            if rv != CKR_BUFFER_TOO_SMALL or arguments.count <= room:
+                break
+            room = believable(arguments.count, CA_GET_SLOT_ID, rv)
+            if arguments.slots != few:
+                free(arguments.slots)
+            arguments.slots = few
+            arguments.slots = new_list(room)
+        raise error_of(rv, CA_GET_SLOT_ID, None)
+    finally:
+        if arguments.slots != few:
+            free(arguments.slots)
+
+
+cdef CK_SLOT_ID *new_list(CK_ULONG room) except NULL:
+    """Room for slot IDs, each of which is no slot's until the client has written it."""
+    cdef CK_SLOT_ID *slots = <CK_SLOT_ID *> malloc(room * sizeof(CK_SLOT_ID))
+    if slots == NULL:
+        raise MemoryError()
+    memset(slots, UNWRITTEN, room * sizeof(CK_SLOT_ID))
+    return slots
+
+
+cdef list listed(ListArguments *arguments, CK_ULONG room, int function):
+    """The slot IDs in their order, each once, whatever the client lists; an error for what it has not
+    written.
+    """
+    cdef CK_ULONG count = min(arguments.count, room)
+    slots = [arguments.slots[index] for index in range(count)]
+    if arguments.count > room or NO_SLOT in slots:
+        raise CryptokiError(
+            f"{NAMES[function]}: CKR_OK, but the client has not written the {arguments.count} slot "
+            f"IDs that it reports; there was room for {room}. It is no client to rely on",
+            rv=CKR_OK,
+            function=NAMES[function],
+        )
+    return list(dict.fromkeys(slots))
+
+
+cdef CK_ULONG believable(CK_ULONG count, int function, CK_RV rv) except? 0xFFFFFFFF:
+    """A number of slots, unless the client must be lying: memory is reserved for it."""
+    if count > MOST_SLOTS:
+        error = error_of(rv, function, None)
+        error.add_note(f"luna_ext: it reported {count} slots, more than {MOST_SLOTS}")
+        raise error
+    return count
+
+
+cdef struct InfoArguments:
+    CK_SLOT_ID slot_id
+    void *info
+
+
+cdef CK_RV make_get_slot_info(Client client, void *arguments) noexcept nogil:
+    cdef InfoArguments *about = <InfoArguments *> arguments
+    return client.functions.C_GetSlotInfo(about.slot_id, <CK_SLOT_INFO *> about.info)
+
+
+cdef object slot_info(Client client, CK_SLOT_ID slot_id):
+    cdef CK_SLOT_INFO info
+    cdef InfoArguments arguments = InfoArguments(slot_id, &info)
+    memset(&info, 0, sizeof(info))
+    require(client, C_GET_SLOT_INFO, make_get_slot_info, &arguments, slot_id)
+    return SlotInfo(
+        description=decode_text(info.slotDescription[:64]),
+        manufacturer=decode_text(info.manufacturerID[:32]),
+        flags=SlotFlag(info.flags),
+        hardware_version=_version(info.hardwareVersion),
+        firmware_version=_version(info.firmwareVersion),
+    )
+
+
+cdef CK_RV make_get_token_info(Client client, void *arguments) noexcept nogil:
+    cdef InfoArguments *about = <InfoArguments *> arguments
+    return client.functions.C_GetTokenInfo(about.slot_id, <CK_TOKEN_INFO *> about.info)
+
+
+cdef int _get_token_info(Client client, CK_SLOT_ID slot_id, CK_TOKEN_INFO *info) except -1:
+    cdef InfoArguments arguments = InfoArguments(slot_id, info)
+    memset(info, 0, sizeof(CK_TOKEN_INFO))
+    return require(client, C_GET_TOKEN_INFO, make_get_token_info, &arguments, slot_id)
+
+
+cdef tuple labelled_token_info(Client client, CK_SLOT_ID slot_id):
+    """C_GetTokenInfo: the 32 bytes of the label, which a str may not show all of; a TokenInfo."""
+    cdef CK_TOKEN_INFO info
+    _get_token_info(client, slot_id, &info)
+    return info.label[:32], TokenInfo(
+        label=decode_label(info.label[:32]),
+        manufacturer=decode_text(info.manufacturerID[:32]),
+        model=decode_text(info.model[:16]),
+        serial_number=decode_text(info.serialNumber[:16]),
+        flags=TokenFlag(info.flags),
+        max_session_count=_told(info.ulMaxSessionCount),
+        session_count=_told(info.ulSessionCount),
+        max_rw_session_count=_told(info.ulMaxRwSessionCount),
+        rw_session_count=_told(info.ulRwSessionCount),
+        max_pin_length=info.ulMaxPinLen,
+        min_pin_length=info.ulMinPinLen,
+        total_public_memory=_told(info.ulTotalPublicMemory),
+        free_public_memory=_told(info.ulFreePublicMemory),
+        total_private_memory=_told(info.ulTotalPrivateMemory),
+        free_private_memory=_told(info.ulFreePrivateMemory),
+        hardware_version=_version(info.hardwareVersion),
+        firmware_version=_version(info.firmwareVersion),
+        utc_time=decode_text(info.utcTime[:16]),
+    )
+
+
+cdef bytes token_label(Client client, CK_SLOT_ID slot_id):
+    """The 32 bytes of the token's label, as the device has them now."""
+    cdef CK_TOKEN_INFO info
+    _get_token_info(client, slot_id, &info)
+    return info.label[:32]
+
+
+cdef object _version(CK_VERSION version):
+    return Version(version.major, version.minor)
+
+
+cdef object _told(CK_ULONG value):
+    return None if value == CK_UNAVAILABLE_INFORMATION else value
+
+
+# ---- what changes a token ----
+
+
+cdef struct PinArguments:
+    CK_SLOT_ID slot_id
+    CK_SESSION_HANDLE session
+    CK_UTF8CHAR *pin
+    CK_ULONG length
+    CK_UTF8CHAR *label
+
+
+cdef CK_RV make_init_token(Client client, void *arguments) noexcept nogil:
+    cdef PinArguments *token = <PinArguments *> arguments
+    return client.functions.C_InitToken(token.slot_id, token.pin, token.length, token.label)
+
+
+cdef int init_token(Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label) except -1:
+    """C_InitToken: erases the token and gives it the label."""
+    cdef PinArguments arguments
+    arguments.slot_id = slot_id
+    arguments.pin = so_pin.bytes
+    arguments.length = so_pin.length
+    arguments.label = label
+    return require(client, C_INIT_TOKEN, make_init_token, &arguments, slot_id)
+
+
+cdef CK_RV make_open_session(Client client, void *arguments) noexcept nogil:
+    cdef PinArguments *user = <PinArguments *> arguments
+    return client.functions.C_OpenSession(
+        user.slot_id, CKF_SERIAL_SESSION | CKF_RW_SESSION, NULL, NULL, &user.session
+    )
+
+
+cdef CK_RV make_login(Client client, void *arguments) noexcept nogil:
+    cdef PinArguments *user = <PinArguments *> arguments
+    return client.functions.C_Login(user.session, CKU_SO, user.pin, user.length)
+
+
+cdef CK_RV make_init_pin(Client client, void *arguments) noexcept nogil:
+    cdef PinArguments *user = <PinArguments *> arguments
+    return client.functions.C_InitPIN(user.session, user.pin, user.length)
+
+
+cdef CK_RV make_logout(Client client, void *arguments) noexcept nogil:
+    return client.functions.C_Logout((<PinArguments *> arguments).session)
+
+
+cdef CK_RV make_close_session(Client client, void *arguments) noexcept nogil:
+    return client.functions.C_CloseSession((<PinArguments *> arguments).session)
+
+
+cdef int init_user_pin(Client client, CK_SLOT_ID slot_id, Pin so_pin, Pin user_pin) except -1:
+    """C_OpenSession, C_Login as SO, C_InitPIN; logged out and closed whatever happens."""
+    cdef PinArguments arguments
+    cdef CK_RV rv
+    cdef uint64_t nanoseconds
+    arguments.slot_id = slot_id
+    require(client, C_OPEN_SESSION, make_open_session, &arguments, slot_id)
+    try:
+        arguments.pin = so_pin.bytes
+        arguments.length = so_pin.length
+        require(client, C_LOGIN, make_login, &arguments, slot_id)
+        try:
+            arguments.pin = user_pin.bytes
+            arguments.length = user_pin.length
+            require(client, C_INIT_PIN, make_init_pin, &arguments, slot_id)
+        finally:
+            make_call(client, C_LOGOUT, make_logout, &arguments, True, &rv, &nanoseconds)
+    finally:
+        make_call(client, C_CLOSE_SESSION, make_close_session, &arguments, True, &rv, &nanoseconds)
+    return 0

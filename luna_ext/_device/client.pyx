@@ -1,0 +1,407 @@
+# The loaded client library: its functions, C_Initialize, the calls in flight, fork, exit.
+
+# How long one wait lasts on the main thread. A signal that arrives just before a thread falls asleep
+# does not wake it; its handler runs after so long at the latest.
+cdef double SIGNAL_SECONDS = 0.5
+# No wait is longer, for a C library's clock may not count further.
+cdef double LONGEST_WAIT_SECONDS = 3600.0
+# How often close() looks whether the calls that are still out have been given up meanwhile.
+cdef double RECOUNT_SECONDS = 0.05
+
+# The loaded libraries by their handle. dlopen gives one handle per library, by whatever path,
+# so that two Library objects on one library share its Client and through it every lock.
+cdef dict _clients = {}
+# When an exit under way is to be over, in seconds of luna_now(), and the thread that makes it.
+cdef double exit_deadline = 0
+cdef unsigned long exiting_thread = 0
+cdef uint64_t last_share = 0
+
+# Known only here: `handle` is an address that has to come from the loader.
+cdef object _CLIENT_KEY = object()
+
+
+cdef Client load_client(str path):
+    """The Client of the library at an absolute path; loads the library the first time."""
+    cdef void *handle
+    cdef char[512] reason
+    encoded = path if sys.platform == "win32" else os.fsencode(path)
+    cdef luna_path_t c_path = luna_path_of(encoded)
+    try:
+        with nogil:
+            handle = luna_open(c_path)
+            if handle == NULL:
+                luna_open_error(reason, sizeof(reason))
+    finally:
+        luna_path_free(c_path)
+    if handle == NULL:
+        raise LibraryLoadError(
+            f"{path!r} cannot be loaded as a library of this platform: "
+            f"{(<bytes> (<const char *> reason)).decode('utf-8', 'replace')}"
+        )
+    key = <size_t> handle
+    client = _clients.get(key)
+    if client is None:
+        client = _clients.setdefault(key, Client.__new__(Client, path, key, _CLIENT_KEY))
+    return <Client> client
+
+
+cdef list loaded_clients():
+    """All that this process has loaded."""
+    return list(_clients.values())
+
+
+cdef bint wait_on(PyThread_type_lock signal, double seconds) except -1:
+    """Wait until `signal` is released, for so long at most; -1: without limit. Whether it was.
+
+    On the main thread signal handlers run meanwhile, and what they raise ends the wait.
+    """
+    cdef double end = luna_now() + seconds
+    cdef double longest = SIGNAL_SECONDS if luna_is_main() else LONGEST_WAIT_SECONDS
+    cdef double left = seconds
+    cdef PyLockStatus status
+    while True:
+        if left < 0 or left > longest:
+            left = longest
+        with nogil:
+            status = PyThread_acquire_lock_timed(signal, <long long> (left * 1e6), 1)
+        if status == PY_LOCK_ACQUIRED:
+            return True
+        if PyErr_CheckSignals() != 0:
+            luna_raise_pending()
+        if seconds >= 0:
+            left = end - luna_now()
+            if left <= 0:
+                return False
+        else:
+            left = -1
+
+
+cdef PyThread_type_lock new_signal() except NULL:
+    """A lock of the operating system's, held from the beginning."""
+    cdef PyThread_type_lock signal = PyThread_allocate_lock()
+    if signal == NULL:
+        raise MemoryError()
+    PyThread_acquire_lock(signal, NOWAIT_LOCK)
+    return signal
+
+
+# ---- the frame of a device call ----
+
+# Every device call stands between call_begins() or cleanup_begins() and call_ends().
+
+
+cdef inline bint call_begins(Client client) noexcept nogil:
+    """Count a call; False if none may begin."""
+    cdef Traffic *traffic = &client.traffic[luna_shard()]
+    luna_shared_add(&traffic.in_flight, 1)
+    # Looked at afterwards: close() first changes the state, then counts.
+    if luna_shared_get(&client.state) == READY:
+        return True
+    call_ends(client)
+    return False
+
+
+cdef inline bint cleanup_begins(Client client) noexcept nogil:
+    """A call that undoes an earlier one (unlock, logout) is due even when the library is closing."""
+    cdef Traffic *traffic = &client.traffic[luna_shard()]
+    luna_shared_add(&traffic.in_flight, 1)
+    if luna_shared_get(&client.answers):
+        return True
+    call_ends(client)
+    return False
+
+
+cdef inline void call_ends(Client client) noexcept nogil:
+    luna_shared_add(&client.traffic[luna_shard()].in_flight, -1)
+    if luna_shared_get(&client.awaited) and luna_shared_take(&client.awaited):
+        PyThread_release_lock(client.idle)
+
+
+cdef inline void count_call(
+    Client client, int function, uint64_t nanoseconds, CK_RV rv
+) noexcept nogil:
+    luna_count(&client.traffic[luna_shard()].counters[function], nanoseconds, rv)
+
+
+@cython.final
+cdef class Share:
+
+    def __cinit__(self, Client client not None, str path not None):
+        global last_share
+        self.client = client
+        self.path = path
+        self.open = True
+        last_share += 1
+        self.number = last_share
+
+
+@cython.final
+cdef class Client:
+    """One loaded PKCS #11 library and this process's calls into it.
+
+    There is one Client per library and process, shared by every Library object on it. It is
+    never unloaded, for the vendor's threads may run in it; it is only finalised.
+    """
+
+    def __cinit__(self, str path, size_t handle, key):
+        cdef CK_C_GetFunctionList_t get_function_list
+        cdef CK_RV rv
+        if key is not _CLIENT_KEY:
+            raise TypeError("a Client comes from load_client()")
+        self.path = path
+        self.handle = <void *> handle
+        get_function_list = <CK_C_GetFunctionList_t> luna_symbol(
+            self.handle, b"C_GetFunctionList"
+        )
+        if get_function_list == NULL:
+            raise LibraryLoadError(
+                f"{path!r} is a library, but no PKCS #11 module: "
+                "it does not export C_GetFunctionList"
+            )
+        with nogil:
+            rv = get_function_list(&self.functions)
+            self.tick = luna_measure_tick()
+        if rv != CKR_OK or self.functions == NULL:
+            raise LibraryLoadError(
+                f"{path!r} gives no function list: C_GetFunctionList: {rv_name(rv)}",
+                rv=rv,
+                function="C_GetFunctionList",
+            )
+        self.get_slot_id = <CA_GetSlotId_t> luna_symbol(self.handle, b"CA_GetSlotId")
+        self.get_unassigned_slot = <CA_GetUnassignedSlot_t> luna_symbol(
+            self.handle, b"CA_GetUnassignedSlot"
+        )
+        self.lock_clustered_slot = <CA_LockClusteredSlot_t> luna_symbol(
+            self.handle, b"CA_LockClusteredSlot"
+        )
+        self.unlock_clustered_slot = <CA_UnlockClusteredSlot_t> luna_symbol(
+            self.handle, b"CA_UnlockClusteredSlot"
+        )
+        self.is_stub = luna_symbol(self.handle, b"luna_stub_create") != NULL
+        self.state = CLOSED
+        self.shares = set()
+        self.traffic = <Traffic *> calloc(LUNA_SHARDS, sizeof(Traffic))
+        if self.traffic == NULL:
+            raise MemoryError()
+        self._make_signals()
+
+    def _make_signals(self):
+        self.transition = PyThread_allocate_lock()
+        if self.transition == NULL:
+            raise MemoryError()
+        self.idle = new_signal()
+        self.awaited = 0
+
+    def keep_locks(self, locks):
+        """What the layer above keeps for this client; the first that comes stays."""
+        if self.locks is None:
+            self.locks = locks
+        return self.locks
+
+    cdef bint has(self, int function) noexcept:
+        if function == CA_GET_SLOT_ID:
+            return self.get_slot_id != NULL
+        if function == CA_GET_UNASSIGNED_SLOT:
+            return self.get_unassigned_slot != NULL
+        if function == CA_LOCK_CLUSTERED_SLOT:
+            return self.lock_clustered_slot != NULL
+        if function == CA_UNLOCK_CLUSTERED_SLOT:
+            return self.unlock_clustered_slot != NULL
+        return True
+
+    cdef int need(self, int function, str path) except -1:
+        """Refuse, before anything was done, what the loaded client cannot do."""
+        if not self.has(function):
+            name = name_of(function)
+            raise UnsupportedFunctionError(
+                f"{path!r} does not export {name}: "
+                "Luna client 10.6 and newer have it, other PKCS #11 libraries do not",
+                function=name,
+            )
+        return 0
+
+    def cluster_functions(self):
+        """The names of the cluster extensions that the library exports."""
+        functions = range(CA_GET_SLOT_ID, FUNCTION_COUNT)
+        return frozenset(name_of(function) for function in functions if self.has(function))
+
+    # ---- C_Initialize and C_Finalize ----
+
+    cdef Share join(self, str path):
+        """Initialise the library unless it is; a new user's Share."""
+        cdef CK_RV rv
+        share = Share(self, path)
+        self._begin_change()
+        # While a call that was given up is out, which may be for ever, the client is still CLOSING.
+        # What that call belongs to is as good as new.
+        rv = self._initialise() if self.state == CLOSED or self.state == FORKED else CKR_OK
+        if rv == CKR_OK:
+            luna_guard_lock(&self.guard)
+            self.shares.add(share)
+            luna_shared_set(&self.state, READY)
+            luna_guard_unlock(&self.guard)
+        self._end_change()
+        if rv != CKR_OK:
+            raise error_of(rv, C_INITIALIZE, None)
+        return share
+
+    cdef int part(self, Share share) except -1:
+        """End a share. With the last one no call may begin any more; finalize() is what is left."""
+        share.open = False
+        luna_guard_lock(&self.guard)
+        self.shares.discard(share)
+        if not self.shares and self.state == READY:
+            luna_shared_set(&self.state, CLOSING)
+        elif not self.shares and self.state == FORKED:
+            luna_shared_set(&self.state, CLOSED)
+        luna_guard_unlock(&self.guard)
+        return 0
+
+    def is_open(self):
+        """Whether calls are possible, after a fork perhaps by initialising anew."""
+        return self.state == READY or self.state == FORKED
+
+    cdef int make_ready(self) except -1:
+        """When a call may not begin: a fork's first call initialises anew, any other is refused."""
+        cdef CK_RV rv = CKR_OK
+        if self.state == FORKED:
+            self._begin_change()
+            if self.state == FORKED:
+                rv = self._initialise()
+            self._end_change()
+            if rv != CKR_OK:
+                raise error_of(rv, C_INITIALIZE, None)
+        if self.state != READY:
+            self.refuse()
+        return 0
+
+    cdef int refuse(self) except -1:
+        hold_back_at_exit()
+        raise LibraryClosedError(f"the library {self.path!r} is closed; open a new one to go on")
+
+    cdef int _begin_change(self) except -1:
+        """One thread at a time initialises or finalises. No Python code runs until it has."""
+        wait_on(self.transition, -1)
+        return 0
+
+    cdef int _end_change(self) noexcept:
+        PyThread_release_lock(self.transition)
+        return 0
+
+    cdef CK_RV _initialise(self) noexcept:
+        """What C_Initialize answers, if an error. In a change."""
+        cdef CK_C_INITIALIZE_ARGS arguments
+        cdef CK_RV rv
+        cdef uint64_t began, lasted
+        memset(&arguments, 0, sizeof(arguments))
+        arguments.flags = CKF_OS_LOCKING_OK
+        with nogil:
+            began = luna_ticks(self.tick)
+            rv = self.functions.C_Initialize(&arguments)
+            lasted = luna_since(began, self.tick)
+        count_call(self, C_INITIALIZE, lasted, rv)
+        # If other code in this process did it, finalising is left to that code.
+        if rv != CKR_OK and rv != CKR_CRYPTOKI_ALREADY_INITIALIZED:
+            return rv
+        self.initialised_here = rv == CKR_OK
+        self.generation += 1
+        luna_shared_set(&self.answers, 1)
+        luna_shared_set(&self.state, READY)
+        return CKR_OK
+
+    cdef CK_RV finalize(self) except? 0xFFFFFFFF:
+        """Finalise if the last user has left and no call is out; what C_Finalize answers."""
+        cdef CK_RV rv = CKR_OK
+        cdef uint64_t began, lasted
+        if self.state != CLOSING or self.shares or self.in_flight() != 0:
+            return CKR_OK
+        self._begin_change()
+        if self.state == CLOSING and not self.shares and self.in_flight() == 0:
+            if self.initialised_here:
+                self.initialised_here = False
+                luna_shared_set(&self.answers, 0)
+                with nogil:
+                    began = luna_ticks(self.tick)
+                    rv = self.functions.C_Finalize(NULL)
+                    lasted = luna_since(began, self.tick)
+                count_call(self, C_FINALIZE, lasted, rv)
+            luna_shared_set(&self.state, CLOSED)
+        self._end_change()
+        return rv
+
+    # ---- the calls in flight ----
+
+    cdef int in_flight(self) noexcept nogil:
+        """Device calls that have not come back."""
+        cdef int calls = 0
+        cdef int shard
+        for shard in range(LUNA_SHARDS):
+            calls += luna_shared_get(&self.traffic[shard].in_flight)
+        return calls
+
+    cdef bint wait_for_calls(self, double seconds, int left) except -1:
+        """Wait a moment until not more than `left` calls are in flight; whether that is so."""
+        luna_shared_set(&self.awaited, 1)
+        if self.in_flight() > left:
+            # Not only woken by the last call: calls may be given up, and several threads may wait.
+            wait_on(self.idle, RECOUNT_SECONDS if seconds < 0 else min(seconds, RECOUNT_SECONDS))
+        return self.in_flight() <= left
+
+    def stats(self):
+        """What this process's calls have come to: {C function: FunctionStats}."""
+        return stats_of(self.traffic)
+
+    # ---- fork ----
+
+    def after_fork(self):
+        """In the child: nothing is held, nothing in flight; the first call initialises anew."""
+        # A close() that another thread of the parent was in will not come to its end here.
+        self.shares = {share for share in self.shares if (<Share> share).open}
+        if self.state == READY and self.shares:
+            self.state = FORKED
+        elif self.state != FORKED or not self.shares:
+            self.state = CLOSED
+        self.initialised_here = False
+        self.answers = 0
+        memset(self.traffic, 0, LUNA_SHARDS * sizeof(Traffic))
+        # What the parent's threads held at the fork stays held; these are new.
+        self._make_signals()
+
+
+# ---- the interpreter's exit ----
+
+
+cdef int begin_exit(double deadline) noexcept:
+    """The calling thread ends the interpreter, until the deadline (seconds of luna_now())."""
+    global exit_deadline, exiting_thread
+    exit_deadline = deadline
+    exiting_thread = PyThread_get_thread_ident()
+    return 0
+
+
+cdef int hold_back_at_exit() except -1:
+    """Keep a thread from hearing, and telling on stderr, that the exit has ended its lock or call.
+
+    Only as long as the exit may last: a handler of atexit may wait for this very thread.
+    """
+    cdef PyThread_type_lock never
+    if exit_deadline == 0 or exiting_thread == PyThread_get_thread_ident():
+        return 0
+    if luna_now() < exit_deadline:
+        never = new_signal()
+        try:
+            wait_on(never, exit_deadline - luna_now())
+        finally:
+            PyThread_free_lock(never)
+    return 0
+
+
+def _after_fork_in_child():
+    global exit_deadline
+    exit_deadline = 0
+    for client in loaded_clients():
+        (<Client> client).after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,396 @@
+/*
+ * native.h: what C gives to the compiled layers: clocks, the loader, counters, guards and threads' marks.
+ * Nothing in it needs the GIL or runs Python code.
+ */
+#ifndef LUNA_EXT_NATIVE_H
+#define LUNA_EXT_NATIVE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "Python.h"
+#include "pythread.h"
+
+#ifdef _WIN32
+#include <windows.h>
+#else
+#include <dlfcn.h>
+#include <errno.h>
+#include <sched.h>
+#include <time.h>
+#include <unistd.h>
+#endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
+
+#ifdef _MSC_VER
+#include <intrin.h>
+#define LUNA_THREAD_LOCAL __declspec(thread)
+#define luna_unlikely(condition) (condition)
+#else
+#define LUNA_THREAD_LOCAL __thread
+#define luna_unlikely(condition) __builtin_expect(!!(condition), 0)
+#endif
+
+/* ---- a clock, and a pause ---- */
+
+#ifdef _WIN32
+
+/* Seconds. */
+static inline double luna_now(void) {
+    LARGE_INTEGER count, per_second;
+    QueryPerformanceCounter(&count);
+    QueryPerformanceFrequency(&per_second);
+    return (double)count.QuadPart / (double)per_second.QuadPart;
+}
+
+static inline void luna_pause(double seconds) {
+    Sleep((DWORD)(seconds * 1e3) + 1);
+}
+
+#else
+
+/* Seconds. */
+static inline double luna_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* To the end, whatever signals come. */
+static inline void luna_pause(double seconds) {
+    struct timespec left = {(time_t)seconds, 0};
+    left.tv_nsec = (long)((seconds - (double)left.tv_sec) * 1e9);
+    while (nanosleep(&left, &left) != 0 && errno == EINTR) {
+    }
+}
+
+#endif
+
+/*
+ * A clock for the length of device calls, each of which asks it twice. On x86-64 it is the processor's own
+ * counter, where that is steady: it has a third of the price of clock_gettime(), which would be a fourth
+ * of an uncontended lock and unlock.
+ */
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#include <cpuid.h>
+#include <x86intrin.h>
+
+/* CPUID 80000007H, EDX bit 8: it runs at one rate, whatever the processor does. */
+static inline int luna_counter_is_steady(void) {
+    unsigned int eax, ebx, ecx, edx;
+    return __get_cpuid(0x80000007U, &eax, &ebx, &ecx, &edx) && (edx & (1U << 8)) != 0;
+}
+
+/* Both clocks at one moment: of several looks, the one during which least time went by. */
+static inline void luna_both_clocks(uint64_t *ticks, double *now) {
+    uint64_t shortest = UINT64_MAX;
+    int look;
+    for (look = 0; look < 10; look++) {
+        uint64_t before = __rdtsc();
+        double clock = luna_now();
+        uint64_t took = __rdtsc() - before;
+        if (took < shortest) {
+            shortest = took;
+            *ticks = before + took / 2;
+            *now = clock;
+        }
+    }
+}
+
+/* Takes a millisecond. Nanoseconds of one tick; 0: luna_ticks() takes the other clock. */
+static inline double luna_measure_tick(void) {
+    uint64_t begin = 0, end = 0;
+    double from = 0, to = 0, tick;
+    if (!luna_counter_is_steady()) {
+        return 0;
+    }
+    luna_both_clocks(&begin, &from);
+    luna_pause(0.001);
+    luna_both_clocks(&end, &to);
+    tick = end > begin ? 1e9 * (to - from) / (double)(end - begin) : 0;
+    return tick > 0.01 && tick < 100 ? tick : 0;
+}
+
+static inline uint64_t luna_ticks(double tick) {
+    return tick > 0 ? __rdtsc() : (uint64_t)(1e9 * luna_now());
+}
+
+#else
+
+static inline double luna_measure_tick(void) {
+    return 0;
+}
+
+static inline uint64_t luna_ticks(double tick) {
+    (void)tick;
+    return (uint64_t)(1e9 * luna_now());
+}
+
+#endif
+
+/* Nanoseconds since then. */
+static inline uint64_t luna_since(uint64_t began, double tick) {
+    uint64_t ticks = luna_ticks(tick) - began;
+    /* Two processors' counters may differ by a few ticks. */
+    if (ticks > UINT64_MAX / 2) {
+        return 0;
+    }
+    return tick > 0 ? (uint64_t)((double)ticks * tick) : ticks;
+}
+
+/* ---- the loader. There is no close: a client library's threads may still run in it ---- */
+
+#ifdef _WIN32
+
+/* A wide path, which has to be absolute, so that no search path is consulted. */
+typedef const wchar_t *luna_path_t;
+
+static inline void *luna_open(luna_path_t path) {
+    return (void *)LoadLibraryExW(path, NULL, LOAD_WITH_ALTERED_SEARCH_PATH);
+}
+
+static inline void *luna_symbol(void *handle, const char *name) {
+    return (void *)GetProcAddress((HMODULE)handle, name);
+}
+
+/* To be asked on the thread of the failed luna_open, before it does anything else. */
+static inline void luna_open_error(char *text, size_t room) {
+    snprintf(text, room, "Windows error %lu", (unsigned long)GetLastError());
+}
+
+#define luna_path_of(path) PyUnicode_AsWideCharString((path), NULL)
+#define luna_path_free(path) PyMem_Free((void *)(path))
+
+#else
+
+typedef const char *luna_path_t;
+
+static inline void *luna_open(luna_path_t path) {
+    return dlopen(path, RTLD_NOW | RTLD_LOCAL);
+}
+
+static inline void *luna_symbol(void *handle, const char *name) {
+    return dlsym(handle, name);
+}
+
+static inline void luna_open_error(char *text, size_t room) {
+    const char *error = dlerror();
+    snprintf(text, room, "%s", error != NULL ? error : "unknown error");
+}
+
+#define luna_path_of(path) PyBytes_AsString(path)
+#define luna_path_free(path) ((void)(path))
+
+#endif
+
+/* ---- what protects what threads share ---- */
+
+/*
+ * A guard: where there is a GIL, that is the guard, and these do nothing but mark the guarded stretches,
+ * in which no Python code runs. Without a GIL it is a mutex.
+ *
+ * A shared number is plain where the GIL is held at each access, else atomic.
+ */
+#ifdef Py_GIL_DISABLED
+
+#define LUNA_GIL 0
+/* Threads have a share of each counter of their own, so that they do not share its cache line. */
+#define LUNA_SHARDS 16
+typedef PyMutex luna_guard;
+#define luna_guard_lock(guard) PyMutex_Lock(guard)
+#define luna_guard_unlock(guard) PyMutex_Unlock(guard)
+#define luna_shared_get(place) __atomic_load_n((place), __ATOMIC_SEQ_CST)
+#define luna_shared_set(place, value) __atomic_store_n((place), (value), __ATOMIC_SEQ_CST)
+#define luna_shared_add(place, amount) __atomic_add_fetch((place), (amount), __ATOMIC_SEQ_CST)
+#define luna_shared_take(place) __atomic_exchange_n((place), 0, __ATOMIC_SEQ_CST)
+#define luna_count_get(place) __atomic_load_n((place), __ATOMIC_RELAXED)
+#define luna_count_set(place, value) __atomic_store_n((place), (value), __ATOMIC_RELAXED)
+#define luna_count_add(place, amount) ((void)__atomic_fetch_add((place), (amount), __ATOMIC_RELAXED))
+
+#else
+
+#define LUNA_GIL 1
+#define LUNA_SHARDS 1
+typedef char luna_guard;
+#define luna_guard_lock(guard) ((void)(guard))
+#define luna_guard_unlock(guard) ((void)(guard))
+#define luna_shared_get(place) (*(place))
+#define luna_shared_set(place, value) ((void)(*(place) = (value)))
+#define luna_shared_add(place, amount) (*(place) += (amount))
+static inline int luna_shared_take(int *place) {
+    int taken = *place;
+    *place = 0;
+    return taken;
+}
+#define luna_count_get(place) (*(place))
+#define luna_count_set(place, value) ((void)(*(place) = (value)))
+#define luna_count_add(place, amount) ((void)(*(place) += (amount)))
+
+#endif
+
+/* ---- what is counted of the calls of one C function ---- */
+
+/* The last one takes what takes longer than 2^39 ns, some 9 minutes. */
+#define LUNA_DURATIONS 41
+/* A function answers few different errors. The last place is for all that find no other. */
+#define LUNA_ERRORS 32
+
+/* Each number is exact. They are changed one after the other, so that a reader may find a call in one of
+ * them and not yet in the next. */
+struct luna_counter {
+    uint64_t nanoseconds;                /* of all calls together */
+    uint64_t longest;                    /* nanoseconds */
+    uint64_t durations[LUNA_DURATIONS];  /* [n]: calls of less than 2^n ns that are not in [n - 1] */
+    uint64_t codes[LUNA_ERRORS];         /* the CK_RV that is counted in this place; 0: none yet */
+    uint64_t errors[LUNA_ERRORS];
+};
+
+/* How many binary digits the number has. */
+static inline int luna_bits(uint64_t number) {
+#ifdef _MSC_VER
+    int bits = 0;
+    while (number != 0) {
+        number >>= 1;
+        bits++;
+    }
+    return bits;
+#else
+    return number == 0 ? 0 : 64 - __builtin_clzll(number);
+#endif
+}
+
+/* Threads that share a shard may count at a time; each finds or takes a place for its code. */
+static inline void luna_count_error(struct luna_counter *counter, uint64_t rv) {
+    int place = 0;
+    while (place < LUNA_ERRORS - 1) {
+        uint64_t code = luna_count_get(&counter->codes[place]);
+#ifdef Py_GIL_DISABLED
+        if (code == 0 && __atomic_compare_exchange_n(&counter->codes[place], &code, rv, 0,
+                                                     __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+            code = rv;
+        }
+#else
+        if (code == 0) {
+            counter->codes[place] = code = rv;
+        }
+#endif
+        if (code == rv) {
+            break;
+        }
+        place++;
+    }
+    luna_count_add(&counter->errors[place], 1);
+}
+
+/* A call has lasted so many nanoseconds, and answered `rv`. With the GIL, where there is one. */
+static inline void luna_count(struct luna_counter *counter, uint64_t nanoseconds, uint64_t rv) {
+    int digits = luna_bits(nanoseconds);
+    luna_count_add(&counter->nanoseconds, nanoseconds);
+    luna_count_add(&counter->durations[digits < LUNA_DURATIONS ? digits : LUNA_DURATIONS - 1], 1);
+    if (nanoseconds > luna_count_get(&counter->longest)) {
+        luna_count_set(&counter->longest, nanoseconds);
+    }
+    if (luna_unlikely(rv != 0)) {
+        luna_count_error(counter, rv);
+    }
+}
+
+/* ---- coming back to the GIL ---- */
+
+/*
+ * Keeps threads that come back from the device out of each other's way to the GIL. Between two device calls
+ * a thread holds the GIL for a few microseconds. A thread that asks for it just then is put to sleep by
+ * CPython, and to be woken on another CPU costs many times as long; with many threads most of the time
+ * went there. A thread that comes back gives way instead while another one is on its way, some 20 times
+ * at most: then that one has work of its own to do, and CPython decides.
+ */
+#if LUNA_GIL
+
+#ifdef _WIN32
+#define luna_give_way() SwitchToThread()
+static volatile LONG luna_on_its_way;
+#define luna_another_is_on_its_way() (luna_on_its_way != 0)
+#define luna_set_on_its_way(value) InterlockedExchange(&luna_on_its_way, (value))
+#else
+#define luna_give_way() sched_yield()
+static int luna_on_its_way;
+#define luna_another_is_on_its_way() (__atomic_load_n(&luna_on_its_way, __ATOMIC_RELAXED) != 0)
+#define luna_set_on_its_way(value) __atomic_store_n(&luna_on_its_way, (value), __ATOMIC_RELAXED)
+#endif
+
+/* Without the GIL: the device is about to be called. */
+static inline void luna_calls_device(void) {
+    luna_set_on_its_way(0);
+}
+
+/* Without the GIL: the device has answered. */
+static inline void luna_comes_back(void) {
+    int times;
+    for (times = 0; times < 20 && luna_another_is_on_its_way(); times++) {
+        luna_give_way();
+    }
+}
+
+/* With the GIL again. */
+static inline void luna_is_back(void) {
+    luna_set_on_its_way(1);
+}
+
+#else
+
+#define luna_calls_device() ((void)0)
+#define luna_comes_back() ((void)0)
+#define luna_is_back() ((void)0)
+
+#endif
+
+/* ---- what a thread carries with it ---- */
+
+/* The thread's number, never used again in this process; 0: it has none yet. */
+static LUNA_THREAD_LOCAL uint64_t luna_thread_number;
+/* Whether it is the main thread, on which Python runs signal handlers; set with the number. */
+static LUNA_THREAD_LOCAL int luna_thread_is_main;
+
+static inline uint64_t luna_number(void) { return luna_thread_number; }
+static inline int luna_is_main(void) { return luna_thread_is_main; }
+static inline void luna_introduce(uint64_t number, int is_main) {
+    luna_thread_number = number;
+    luna_thread_is_main = is_main;
+}
+
+static inline int luna_shard(void) {
+#if LUNA_SHARDS == 1
+    return 0;
+#else
+    /* The thread's share of counters, plus 1; 0: none yet. */
+    static LUNA_THREAD_LOCAL int luna_thread_shard;
+    static int given_out;
+    if (luna_unlikely(luna_thread_shard == 0)) {
+        luna_thread_shard = __atomic_fetch_add(&given_out, 1, __ATOMIC_RELAXED) % LUNA_SHARDS + 1;
+    }
+    return luna_thread_shard - 1;
+#endif
+}
+
+/* Whether the process began with this thread, as far as the operating system tells; else 0. */
+static inline int luna_leads_process(void) {
+#ifdef __linux__
+    return (long)syscall(SYS_gettid) == (long)getpid();
+#else
+    return 0;
+#endif
+}
+
+/* ---- an exception that C code has set, for Cython to raise ---- */
+
+/* To be called after a C function that has set an exception and is declared noexcept, because on the fast
+ * path it is not let through everywhere. */
+static inline int luna_raise_pending(void) {
+    return PyErr_Occurred() != NULL ? -1 : 0;
+}
+
+#endif

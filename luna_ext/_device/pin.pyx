@@ -1,0 +1,95 @@
+# A PIN on its way to the device: a copy in C that nobody can print and that is wiped after use.
+
+cdef extern from *:
+    """
+    /* Through a volatile pointer, so that the compiler may not drop the stores as dead. */
+    static void luna_wipe(void *memory, size_t size) {
+        volatile unsigned char *byte = (volatile unsigned char *)memory;
+        while (size-- > 0) {
+            *byte++ = 0;
+        }
+    }
+    """
+    void luna_wipe(void *memory, size_t size) noexcept
+
+cdef extern from "Python.h":
+    Py_UCS4 PyUnicode_READ_CHAR(object text, Py_ssize_t index) noexcept
+    Py_ssize_t PyUnicode_GET_LENGTH(object text) noexcept
+
+
+@cython.final
+cdef class Pin:
+    """A copy of a str (as UTF-8), bytes or bytearray.
+
+    The caller's own object is left alone; a bytearray can be wiped by the caller.
+    """
+
+    def __cinit__(self, pin, str name):
+        cdef Py_buffer view
+        cdef bint encoded = True
+        if isinstance(pin, str):
+            encoded = self._encode(pin)
+        elif isinstance(pin, (bytes, bytearray)):
+            PyObject_GetBuffer(pin, &view, PyBUF_SIMPLE)
+            try:
+                self._reserve(view.len)
+                memcpy(self.bytes, view.buf, <size_t> view.len)
+                self.length = <CK_ULONG> view.len
+            finally:
+                PyBuffer_Release(&view)
+        else:
+            raise TypeError(f"{name} is a str, bytes or bytearray, not {type(pin).__name__}")
+        if not encoded:
+            raise ValueError(f"{name} contains a lone surrogate and cannot be written as UTF-8")
+        if self.length == 0:
+            raise ValueError(f"{name} is empty")
+
+    cdef int _reserve(self, Py_ssize_t size) except -1:
+        self.room = <size_t> size + 1
+        self.bytes = <CK_UTF8CHAR *> malloc(self.room)
+        if self.bytes == NULL:
+            raise MemoryError()
+        return 0
+
+    cdef bint _encode(self, str pin) except -1:
+        """As UTF-8, character by character.
+
+        Python's encoder would leave the PIN behind in a bytes object, in the str, or in the
+        exception that says why it cannot be encoded; none of these can be wiped.
+        """
+        cdef Py_ssize_t index
+        cdef unsigned int char
+        cdef CK_ULONG length = 0
+        self._reserve(4 * PyUnicode_GET_LENGTH(pin))
+        for index in range(PyUnicode_GET_LENGTH(pin)):
+            char = <unsigned int> PyUnicode_READ_CHAR(pin, index)
+            if 0xD800 <= char <= 0xDFFF:
+                return False
+            if char < 0x80:
+                self.bytes[length] = <CK_UTF8CHAR> char
+                length += 1
+            elif char < 0x800:
+                self.bytes[length] = <CK_UTF8CHAR> (0xC0 | (char >> 6))
+                self.bytes[length + 1] = <CK_UTF8CHAR> (0x80 | (char & 0x3F))
+                length += 2
+            elif char < 0x10000:
+                self.bytes[length] = <CK_UTF8CHAR> (0xE0 | (char >> 12))
+                self.bytes[length + 1] = <CK_UTF8CHAR> (0x80 | ((char >> 6) & 0x3F))
+                self.bytes[length + 2] = <CK_UTF8CHAR> (0x80 | (char & 0x3F))
+                length += 3
+            else:
+                self.bytes[length] = <CK_UTF8CHAR> (0xF0 | (char >> 18))
+                self.bytes[length + 1] = <CK_UTF8CHAR> (0x80 | ((char >> 12) & 0x3F))
+                self.bytes[length + 2] = <CK_UTF8CHAR> (0x80 | ((char >> 6) & 0x3F))
+                self.bytes[length + 3] = <CK_UTF8CHAR> (0x80 | (char & 0x3F))
+                length += 4
+        self.length = length
+        return True
+
+    def __dealloc__(self):
+        if self.bytes != NULL:
+            luna_wipe(self.bytes, self.room)
+            free(self.bytes)
+
+    def __reduce__(self):
+        raise TypeError("a PIN is not pickled")

@@ -1,0 +1,286 @@
+"""The mutex layer: the lock of one slot in this process, over the device layer."""
+
+from cpython.object cimport PyObject
+from libc.stdint cimport uint64_t
+
+from luna_ext._device cimport (
+    CK_RV,
+    CK_SLOT_ID,
+    CK_UNASSIGNED_SLOT_INFO,
+    Client,
+    PyThread_type_lock,
+    Share,
+    luna_guard,
+)
+
+# How a wait ended.
+cdef enum Outcome:
+    WAITING
+    TURN        # the waiter makes the lock call itself, on its own thread
+    GRANTED     # the waiter holds the lock
+    FAILED      # Waiter.error says why
+    WITHDRAWN   # the waiter has given up
+    LEFT_BEHIND # the wait began in the parent process; this is its forked child
+
+# What is known of how the device answers a second lock call of the application that holds the lock.
+cdef enum Kind:
+    UNKNOWN
+    GRANTS_AGAIN    # with CKR_OK
+    GIVES_ONCE      # not with CKR_OK: it waits for the unlock, or answers an error
+
+# Why a lock that is held is not on the device any more.
+cdef enum Loss:
+    NOT_LOST
+    DEVICE_GONE     # the device does not know this application any more
+    FINALISED       # C_Finalize has dropped it
+    LIBRARY_CLOSED  # close() has taken it off
+    EXITING         # the interpreter's exit has taken it off
+    HOLDER_ENDED    # the holder's thread had ended
+
+# What a lock call's answer has come to.
+cdef enum Verdict:
+    REFUSED         # the answer is an error
+    IGNORED         # granted, but the grant proves nothing: ask again
+    OWNED           # the calling thread, or the first waiter, holds the lock
+    UNWANTED        # granted, and no waiter is left: to be unlocked at once
+
+# Who may go on when the slot has become free.
+cdef enum Next:
+    NO_TURN
+    WAITERS_TURN    # the first waiter is to make the lock call itself
+    WORKERS_TURN    # a worker is to make it for the first waiter
+
+# What the end of a hold needs.
+cdef enum Leave:
+    NOT_MINE
+    LOST            # no unlock call: the lock is another's by now, or gone
+    UNLOCK_DUE        # the unlock call is due
+    UNLOCK_DUE_LATER    # the unlock call is due after a moment for the lock call that is out
+
+# What a claim has come back with.
+cdef enum Arrival:
+    HELD            # a slot that this process holds; it is its holder's
+    UNPROVEN        # a grant that an unlock may have undone
+    CLAIMED         # the claim's own
+    RETURNED        # granted truly, and the claim was given up: to be unlocked at once
+
+# Where one thread or task waits: its place in a slot's queue, or in a claim.
+cdef struct Seat:
+    Seat *before            # its neighbours in the queue
+    Seat *behind
+    uint64_t number         # of the thread, task or greenlet that waits; never used again
+    uint64_t home           # number of the thread that it runs on
+    uint64_t share          # number of the Share through which it waits
+    uint64_t hold           # GRANTED: number of the hold
+    Outcome outcome         # see above
+    bint own_call           # it makes the lock call itself and cannot give up in it
+    bint patient            # it makes the call itself if no worker can be had
+    bint poll               # an error that may mean contention is tried again
+    void *waiter            # the Waiter that it is part of; while it is queued, a reference
+
+# The state of one slot's lock in this process. Only the transitions in mutex.pyx write it.
+cdef struct Record:
+    luna_guard guard        # of all that follows
+    Seat *first             # the queue; the first is next
+    Seat *last
+    int waiting             # its length
+    bint turn               # one thread may make lock calls, or is about to
+    uint64_t caller         # that thread, if it makes them for itself; 0: a worker does
+    bint calling            # the device has the lock call
+    uint64_t calls          # lock calls so far
+    uint64_t asked_after    # `unlocks` when the last one was made
+    uint64_t asked_in       # the generation of C_Initialize in which it was made
+    uint64_t owner          # number of the thread, task or greenlet that holds the lock; 0: none
+    uint64_t home           # number of the thread that the owner runs on
+    uint64_t share          # number of the Share through which the lock is held
+    uint64_t hold           # number of the newest hold: tells "ever since" from "again"
+    uint64_t generation     # of C_Initialize, in which the newest hold was granted
+    Loss loss               # of the present hold
+    int leaving             # unlock calls that are due, or out
+    uint64_t unlocks        # those so far
+    uint64_t unlocked_at    # number of the newest claim when the last one was answered
+    bint unsure             # the last unlock failed: the device may still have the lock set
+    bint doubt              # a claim or a lock call was granted, and whether the lock is on is not known
+    uint64_t doubt_in       # the generation in which it was
+    bint owed               # a lock call is due even without a waiter: to take off what may be set
+    uint64_t suspected      # the lock call that an unlock has crossed after a moment; 0: none
+    double unlocked_time    # when that unlock was answered, in seconds of luna_now()
+    int working             # calls under way that rely on the hold; close() unlocks after them
+    bint evicted            # the Library was closed while they were
+    bint inherited          # the lock was held in the parent process, at the fork
+    PyThread_type_lock moment   # released when the lock call that is out comes back; or NULL
+
+# Whether a wait may go on, and how long it has.
+cdef struct Deadline:
+    double end              # seconds of luna_now(); infinite: none
+
+# The pauses between the tries of a call that the device turns down.
+cdef struct Backoff:
+    double longest          # seconds; the next pause is shorter
+
+# One wait, from the moment that the lock was asked for.
+cdef struct Wait:
+    double began            # seconds of luna_now(); 0: with the device call, whose length is measured
+    bint debug              # whether DEBUG records were wanted then
+    bint warned             # of its length; once is enough
+
+
+cdef class Waiter:
+    """One thread or task that waits."""
+    cdef Seat seat                   # its place in the queue
+    cdef Share share                 # through which it waits
+    cdef Wait wait                   # since when
+    cdef PyThread_type_lock signal   # wakes the thread; NULL: a task waits
+    cdef object loop                 # weak: the task's event loop
+    cdef object future               # weak: what the task awaits
+    cdef object task                 # weak: the task
+    cdef object error                # the exception of FAILED
+
+    cdef int prepare(self, uint64_t number, uint64_t home, Share share, bint poll) except -1
+    cdef int wait_in_thread(self) except -1
+    cdef bint wake(self) except -1
+
+
+cdef class SlotMutex:
+    """The lock of one slot in this process."""
+    cdef Record record
+    cdef Locks locks                 # of the client, for all its slots
+    cdef Client client               # makes the device calls
+    cdef readonly CK_SLOT_ID slot_id
+    cdef dict evicted                # owner's and Share's number -> the Loss that took the lock off; or None
+    cdef object holding_task         # weak: the task that took the newest noted hold, or None
+    cdef object place_code           # the code that took it
+    cdef int place_lasti             # and where in it
+    cdef uint64_t place_hold         # the hold of which these tell
+    cdef uint64_t watched_call       # the lock call that the watcher saw last
+    cdef double watched_since        # and since when
+    cdef bint watched_told           # and whether it has told of it
+
+    cdef int acquire(self, Share share, bint poll) except -1
+    cdef bint acquire_within(self, Share share, bint poll, double seconds) except -1
+    cdef int refuse_reentry(self, uint64_t number, uint64_t home) except -1
+    cdef bint is_free(self) noexcept
+    cdef Waiter ask(self, Waiter waiter)
+    cdef int withdraw(self, Waiter waiter) except -1
+    cdef int confirm(self, Waiter waiter) except -1
+    cdef int confirm_claim(self, Waiter request, Wait *wait) except -1
+
+    cdef int release(self, uint64_t number, Share share) except -1
+    cdef CK_RV begin_release(self, uint64_t number, uint64_t share, Leave *due, Loss *loss) noexcept
+    cdef int conclude_release(
+        self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
+    ) except -1
+    cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation) noexcept
+    cdef int give_back(self, uint64_t hold) noexcept
+    cdef int pass_turn(self) noexcept
+
+    cdef bint is_mine(self) except -1
+    cdef int check_mine(self, str function) except -1
+    cdef int check_not_evicted(self, Share share, str function) except -1
+    cdef bint task_is_gone(self) except -1
+    cdef bytes ensure_held(self, Share share)
+    cdef int begin_work(self) noexcept
+    cdef int end_work(self) except -1
+    cdef int note_place(self, object task) except -1
+    cdef str place(self)
+    cdef str describe_holder(self)
+    cdef bint ended_by_fork(self, uint64_t number) except -1
+    cdef int raise_evicted(self, uint64_t number, Share share, str function) except -1
+    cdef int note_eviction(self, uint64_t owner, uint64_t share, Loss loss) except -1
+    cdef int take_from_holder(self, uint64_t hold) except -1
+    cdef object close_share(self, Share share)
+
+    cdef int _own_call(self, uint64_t number, Share share, bint poll, Wait *wait) except -1
+    cdef int _wait_for_turn(
+        self, uint64_t number, Share share, bint poll, Wait *wait, bint before_all
+    ) except -1
+    cdef int _sit_out(self, Waiter waiter, double seconds) except -1
+    cdef int _fail_first(self, object error) except -1
+    cdef int _pause(self, CK_RV rv, bint poll, Wait *wait, Backoff *backoff) except -1
+    cdef int _conclude_own_call(
+        self, uint64_t number, Share share, Wait *wait, uint64_t nanoseconds
+    ) except -1
+    cdef int _wake(self, Seat *seat) noexcept
+    cdef int _no_worker(self) noexcept
+    cdef int _wait_a_moment(self) noexcept
+    cdef int _lock_for_waiters(self) except -1
+    cdef int _tell_late(self, CK_RV rv) except -1
+
+
+cdef class Request(Waiter):
+    """One wait for a claim."""
+    cdef bytes cluster_id              # NUL-terminated by Python
+    cdef Locks locks                   # of the client
+    cdef SlotMutex mutex               # of the slot that was granted
+    cdef CK_UNASSIGNED_SLOT_INFO info  # what the device has told
+    cdef bint calling                  # the device has the call
+    cdef bint abandoned                # and it is not waited for any more; counted in `locks`
+
+    cdef uint64_t _begin(self) noexcept
+    cdef int _end(self) noexcept
+    cdef int _refuse(self, object error) except -1
+    cdef bint _take_over(self, uint64_t hold) noexcept
+    cdef bint _own_after_all(self) except -1
+    cdef int make(self) except -1
+    cdef bint make_sure(self) except -1
+    cdef int queue_up(self) except -1
+    cdef int give_up(self) except -1
+
+
+cdef class Locks:
+    """All that a client's locks share."""
+    cdef Client client                  # whose locks these are
+    cdef dict mutexes                   # slot ID -> its SlotMutex, one per process
+    cdef int kind                       # a Kind: what is known of the device
+    cdef uint64_t claims                # number of the newest claim
+    cdef luna_guard guard               # of the claims below
+    cdef set requests                   # the Requests that wait, or are being made
+    cdef object queue                   # a deque: those that no worker makes yet
+    cdef int servers                    # workers that make them, but for those that are stuck
+    cdef int given_up                   # claims at the device that no thread or task waits for
+    cdef bint looking_after             # a worker looks whether the servers are stuck
+    cdef bint publishes                 # a thread tells who holds locks
+
+    cdef SlotMutex mutex(self, CK_SLOT_ID slot_id)
+    cdef SlotMutex _new(self)
+    cdef SlotMutex _keep(self, SlotMutex mutex, CK_SLOT_ID slot_id)
+    cdef list all(self)
+    cdef int serve_next(self) noexcept
+    cdef int learn(self, int kind) noexcept
+    cdef double moment(self) noexcept
+    cdef int calls_given_up(self) except -1
+
+
+ctypedef int (*Work)(object subject) noexcept
+
+cdef uint64_t forks
+cdef Leave begin_leave_of(SlotMutex mutex, uint64_t number, uint64_t share, Loss *loss) noexcept
+cdef bint run_on_worker(Work work, object subject) noexcept
+cdef int call_on_worker(object function) except -1
+
+cdef Locks locks_of(Client client)
+cdef uint64_t caller_number() except 0
+cdef uint64_t task_number(object task) except 0
+cdef uint64_t thread_number() except 0
+cdef bint in_greenlet_hub() except -1
+
+cdef double now_in(double seconds) noexcept nogil
+cdef Deadline deadline_in(double seconds) noexcept nogil
+cdef double left_of(Deadline deadline) noexcept nogil
+cdef double next_pause(Backoff *backoff) noexcept nogil
+
+cdef int begin_wait(Wait *wait, bint by_device_call) except -1
+cdef int end_wait(Wait *wait, CK_SLOT_ID slot_id) except -1
+cdef int warn_of_wait(Wait *wait, object subject, object holder) except -1
+cdef int tell_unlocked(double began, CK_SLOT_ID slot_id, bint unwanted) except -1
+cdef int tell_failed_release(object error) except -1
+cdef bint debug_is_on() except -1
+cdef bint debug_may_be_on() noexcept
+cdef enum:
+    # A longer wait is worth a WARNING.
+    LONG_WAIT_SECONDS = 5
+cdef int audit_lock(CK_SLOT_ID slot_id) except -1
+cdef int audit_unlock(CK_SLOT_ID slot_id) except -1
+cdef int close_client(Locks locks, Share share, bint wait) except -1
+cdef int finish_closing(Locks locks) except -1
+cdef int call_came_back(Locks locks) except -1

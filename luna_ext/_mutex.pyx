@@ -1,0 +1,125 @@
+"""The mutex layer: the lock of one slot in this process, over the device layer.
+
+It knows nothing of what users hold. The layer above asks it for a slot's lock on behalf of a thread or
+task, and tells what came of it.
+"""
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import warnings
+import weakref
+from collections import deque
+from functools import partial
+
+cimport cython
+from cpython.dict cimport PyDict_GetItemWithError
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.math cimport INFINITY
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from luna_ext._device cimport (
+    CA_GET_UNASSIGNED_SLOT,
+    CA_LOCK_CLUSTERED_SLOT,
+    CA_UNLOCK_CLUSTERED_SLOT,
+    CK_RV,
+    CK_SLOT_ID,
+    CK_UNASSIGNED_SLOT_INFO,
+    CKR_CRYPTOKI_NOT_INITIALIZED,
+    CKR_DEVICE_ERROR,
+    CKR_FUNCTION_FAILED,
+    CKR_OK,
+    CLOSED,
+    CLOSING,
+    LUNA_DURATIONS,
+    NOWAIT_LOCK,
+    PYTHREAD_INVALID_THREAD_ID,
+    READY,
+    WAIT_LOCK,
+    CA_UnlockClusteredSlot_t,
+    Client,
+    PyErr_CheckSignals,
+    PyThread_acquire_lock,
+    PyThread_acquire_lock_timed,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_get_thread_ident,
+    PyThread_release_lock,
+    PyThread_start_new_thread,
+    PyThread_type_lock,
+    Share,
+    begin_exit,
+    error_of,
+    exit_deadline,
+    hold_back_at_exit,
+    loaded_clients,
+    lock_slot,
+    luna_count_get,
+    luna_counter,
+    luna_guard,
+    luna_guard_lock,
+    luna_guard_unlock,
+    luna_introduce,
+    luna_is_main,
+    luna_leads_process,
+    luna_now,
+    luna_number,
+    luna_pause,
+    luna_raise_pending,
+    luna_shared_add,
+    luna_shared_get,
+    luna_shared_set,
+    luna_ticks,
+    new_signal,
+    next_unassigned,
+    says_busy,
+    token_label,
+    unlock_slot,
+    wait_on,
+)
+
+from .errors import (
+    CryptokiError,
+    LibraryClosedError,
+    LockLostError,
+    LockNotOwnedError,
+    LockReentryError,
+    LockReleaseError,
+    Meaning,
+    meaning_of,
+    rv_name,
+)
+
+cdef extern from "<assert.h>":
+    void holds "assert"(bint condition) noexcept nogil
+
+cdef extern from "Python.h":
+    # 0, or what an audit hook raises is pending. A look at two pointers where there is no hook.
+    int PySys_Audit(const char *event, const char *format, ...) noexcept
+    PyObject *PyThreadState_GetDict() noexcept
+    PyObject *PyImport_GetModuleDict() noexcept
+    PyObject *Py_False
+
+    ctypedef struct PyFrameObject:
+        pass
+
+    ctypedef struct PyCodeObject:
+        pass
+
+    PyFrameObject *PyEval_GetFrame() noexcept
+    PyCodeObject *PyFrame_GetCode(PyFrameObject *frame) noexcept
+    int PyFrame_GetLasti(PyFrameObject *frame) noexcept
+    int PyCode_Addr2Line(PyCodeObject *code, int lasti) noexcept
+
+include "_mutex/state.pyx"
+include "_mutex/reports.pyx"
+include "_mutex/workers.pyx"
+include "_mutex/queue.pyx"
+include "_mutex/mutex.pyx"
+include "_mutex/claims.pyx"
+include "_mutex/exit.pyx"

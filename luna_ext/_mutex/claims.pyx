@@ -1,0 +1,393 @@
+# Claims: device calls that come back with any slot's lock. And what all locks of a client share.
+#
+# A claim and the lock of a slot do not wait for each other, and do not trust what crossing replies say.
+# state.pyx has the rules, `make model` searches them.
+
+cdef enum:
+    # How often the device is asked again at once when it gives a slot that this process holds.
+    MOST_TRIES = 16
+    # How many calls are made at a time for callers who can stop waiting; the others queue.
+    MOST_SERVERS = 16
+
+# A queued claim waits no longer than this for claims that are stuck; one more is made beside them.
+cdef double STUCK_SECONDS = 0.25
+
+
+@cython.final
+cdef class Locks:
+
+    def __cinit__(self, Client client not None):
+        self.client = client
+        self.mutexes = {}
+        self.kind = UNKNOWN
+        self._begin_anew()
+
+    def _begin_anew(self):
+        self.requests = set()
+        self.queue = deque()
+        self.servers = 0
+        self.given_up = 0
+        self.looking_after = False
+
+    cdef SlotMutex mutex(self, CK_SLOT_ID slot_id):
+        """The one SlotMutex of a slot in this process."""
+        mutex = self.mutexes.get(slot_id)
+        if mutex is None:
+            mutex = self._keep(self._new(), slot_id)
+        return <SlotMutex> mutex
+
+    cdef SlotMutex _new(self):
+        cdef SlotMutex mutex = SlotMutex.__new__(SlotMutex)
+        mutex.locks = self
+        mutex.client = self.client
+        return mutex
+
+    cdef SlotMutex _keep(self, SlotMutex mutex, CK_SLOT_ID slot_id):
+        mutex.slot_id = slot_id
+        return <SlotMutex> self.mutexes.setdefault(slot_id, mutex)
+
+    cdef list all(self):
+        """All SlotMutexes that there are."""
+        return list(self.mutexes.values())
+
+    def holds(self):
+        """The slots that this process holds, each with the number of its hold."""
+        held = {(<SlotMutex> mutex).slot_id: (<SlotMutex> mutex).holds() for mutex in self.all()}
+        return {slot_id: hold for slot_id, hold in held.items() if hold}
+
+    def publish(self):
+        """Begin to tell who holds locks, if the environment asks for it; once in a process."""
+        if not self.publishes and "LUNA_EXT_WATCH" in os.environ:
+            from . import holders
+
+            self.publishes = True
+            holders.publish(self.client.path, self.holds, start_thread)
+
+    # ---- the kind of the device ----
+
+    cdef int learn(self, int kind) noexcept:
+        """The kind of the device is known now: what was in doubt is no longer."""
+        cdef SlotMutex mutex
+        self.kind = kind
+        for each in self.all():
+            mutex = <SlotMutex> each
+            if mutex.record.doubt and end_doubt(
+                &mutex.record, self.client.generation, kind == GIVES_ONCE
+            ):
+                if not run_on_worker(unlock_late, mutex):
+                    unlock_late(mutex)
+        return 0
+
+    cdef double moment(self) noexcept:
+        """Seconds that a lock call has to come back: many times as long as an unlock takes."""
+        cdef luna_counter *counter = &self.client.traffic.counters[<int> CA_UNLOCK_CLUSTERED_SLOT]
+        cdef uint64_t calls = 0
+        cdef int n
+        for n in range(LUNA_DURATIONS):
+            calls += luna_count_get(&counter.durations[n])
+        if calls == 0:
+            return LONGEST_MOMENT
+        return min(LONGEST_MOMENT, max(
+            SHORTEST_MOMENT,
+            CALLS_OF_A_MOMENT * 1e-9 * luna_count_get(&counter.nanoseconds) / calls,
+        ))
+
+    # ---- calls that were given up ----
+
+    cdef int calls_given_up(self) except -1:
+        """How many lock calls and claims are at the device that no thread or task waits for."""
+        cdef int calls = self.given_up
+        for mutex in self.all():
+            record = &(<SlotMutex> mutex).record
+            calls += record.calling and record.caller == 0 and record.waiting == 0
+        return calls
+
+    # ---- claims that workers make ----
+
+    cdef int serve_next(self) noexcept:
+        """See to it that a worker makes the next claim of the queue."""
+        luna_guard_lock(&self.guard)
+        due = self.servers < MOST_SERVERS
+        if due:
+            self.servers += 1
+        luna_guard_unlock(&self.guard)
+        if due and not run_on_worker(serve_claims, self):
+            luna_guard_lock(&self.guard)
+            self.servers -= 1
+            luna_guard_unlock(&self.guard)
+            return -1
+        return 0
+
+    def serve(self):
+        """On a worker: make the claims of the queue, until there are none."""
+        cdef Request request
+        while True:
+            luna_guard_lock(&self.guard)
+            request = <Request> self.queue.popleft() if self.queue else None
+            if request is None:
+                self.servers -= 1
+            luna_guard_unlock(&self.guard)
+            if request is None:
+                return
+            if request.seat.outcome == WAITING:
+                try:
+                    request.make()
+                except BaseException as error:
+                    request._refuse(error)
+                self.requests.discard(request)
+                if request.seat.outcome != WITHDRAWN and not request.wake():
+                    request.give_up()
+                call_came_back(self)
+            # Not kept while there is nothing to do: it may hold the last reference to a Library.
+            request = None
+
+    def serve_stuck(self):
+        """While claims are queued, the servers may be stuck at the device: begin one more at a time."""
+        while True:
+            with nogil:
+                luna_pause(STUCK_SECONDS)
+            luna_guard_lock(&self.guard)
+            due = len(self.queue) > 0
+            if due:
+                self.servers += 1
+            else:
+                self.looking_after = False
+            luna_guard_unlock(&self.guard)
+            if not due:
+                return
+            if not run_on_worker(serve_claims, self):
+                luna_guard_lock(&self.guard)
+                self.servers -= 1
+                luna_guard_unlock(&self.guard)
+
+    def fail_claims(self, Share share):
+        """The Library of this Share has closed: its claims that no worker makes yet fail."""
+        cdef Request request
+        for each in tuple(self.requests):
+            request = <Request> each
+            if request.share is share and not request.calling:
+                if request.step_aside(FAILED):
+                    request.error = closed_to_claims(share)
+                    request.wake()
+
+    def after_fork(self):
+        cdef Request request
+        for each in tuple(self.requests):
+            request = <Request> each
+            request.seat.outcome = LEFT_BEHIND
+            if request.signal != NULL:
+                PyThread_release_lock(request.signal)
+        self._begin_anew()
+        self.publishes = False
+        for mutex in self.all():
+            (<SlotMutex> mutex).after_fork()
+
+
+cdef Locks locks_of(Client client):
+    """All locks of a client."""
+    if client.locks is None:
+        client.keep_locks(Locks(client))
+    return <Locks> client.locks
+
+
+@cython.final
+cdef class Request(Waiter):
+
+    cdef int make(self) except -1:
+        """Ask for the next unassigned token; `seat.outcome` says what came of it."""
+        cdef Client client = self.locks.client
+        cdef SlotMutex mutex
+        cdef Arrival arrival = HELD
+        cdef CK_RV rv = CKR_OK
+        cdef uint64_t claim
+        for _ in range(MOST_TRIES):
+            # Made beforehand: from the answer on, nothing may run the garbage collector.
+            mutex = self.locks._new()
+            if not self.share.open:
+                raise closed_to_claims(self.share)
+            if luna_shared_get(&client.state) != READY:
+                client.make_ready()
+            claim = self._begin()
+            if claim == 0:
+                return 0
+            if not next_unassigned(client, self.cluster_id, &self.info, &rv):
+                self._end()
+                continue
+            if rv == CKR_OK:
+                known = self.locks.mutexes.get(self.info.slotID)
+                self.mutex = (
+                    self.locks._keep(mutex, self.info.slotID) if known is None else <SlotMutex> known
+                )
+                luna_guard_lock(&self.locks.guard)
+                arrival = arrive(
+                    &self.mutex.record, &self.seat, claim, client.generation, &self.locks.kind
+                )
+                luna_guard_unlock(&self.locks.guard)
+            self._end()
+            if rv != CKR_OK:
+                break
+            if arrival == CLAIMED:
+                return 0
+            if arrival == RETURNED:
+                self.mutex._tell_late(self.mutex.take_off(False, client.generation))
+                return 0
+            if arrival == UNPROVEN and self.make_sure():
+                return 0
+            # What this process holds is its holder's, whatever the device says; to unlock it here
+            # would take it away from there.
+            if self.seat.outcome != WAITING:
+                return 0
+            rv = CKR_FUNCTION_FAILED
+        self._refuse(error_of(rv, CA_GET_UNASSIGNED_SLOT, None))
+        return 0
+
+    cdef uint64_t _begin(self) noexcept:
+        """From here until _end() the device has the claim; its number. 0: it was given up before."""
+        cdef uint64_t claim = 0
+        luna_guard_lock(&self.locks.guard)
+        if self.seat.outcome == WAITING:
+            self.calling = True
+            self.locks.claims += 1
+            claim = self.locks.claims
+        luna_guard_unlock(&self.locks.guard)
+        return claim
+
+    cdef int _end(self) noexcept:
+        luna_guard_lock(&self.locks.guard)
+        self.calling = False
+        if self.abandoned:
+            self.abandoned = False
+            self.locks.given_up -= 1
+            # While it was stuck, another server stood in for this one.
+            self.locks.servers += 1
+        luna_guard_unlock(&self.locks.guard)
+        return 0
+
+    cdef int _refuse(self, object error) except -1:
+        luna_guard_lock(&self.locks.guard)
+        if self.seat.outcome == WAITING:
+            self.error = error
+            self.seat.outcome = FAILED
+        luna_guard_unlock(&self.locks.guard)
+        return 0
+
+    cdef bint make_sure(self) except -1:
+        """The device's grant proves nothing. A lock call does, in turn and bounded; whether it was
+        granted. If not, the slot is in doubt, unless this process has it by now.
+        """
+        cdef SlotMutex mutex = self.mutex
+        cdef Waiter waiter = Waiter.__new__(Waiter)
+        cdef object failure = None
+        cdef uint64_t hold
+        cdef uint64_t asked = mutex.record.calls
+        waiter.prepare(self.seat.number, self.seat.home, self.share, False)
+        waiter.wait_in_thread()
+        # The grant may be true: then no other waiter of this process could get the lock before.
+        Py_INCREF(waiter)
+        line_up(&mutex.record, &waiter.seat, True)
+        mutex.pass_turn()
+        with nogil:
+            PyThread_acquire_lock_timed(waiter.signal, <long long> (1e6 * LONGEST_MOMENT), 0)
+        if waiter.seat.outcome == FAILED:
+            failure = waiter.error
+        elif waiter.seat.outcome == GRANTED:
+            hold = waiter.seat.hold
+            try:
+                # Another process may have locked, assigned and unlocked it in between.
+                same = token_label(self.locks.client, mutex.slot_id) == self.info.label[:32]
+            except BaseException:
+                mutex.give_back(hold)
+                raise
+            if same and self._take_over(hold):
+                return True
+            mutex.give_back(hold)
+            return self.seat.outcome != WAITING
+        mutex.withdraw(waiter)
+        if self.locks.kind == GIVES_ONCE and self._own_after_all():
+            return True
+        if begin_doubt(&mutex.record, self.locks.client.generation, asked != mutex.record.calls):
+            log.error(
+                "slot %d: CA_GetUnassignedSlot has come back with it while it was unlocked, and "
+                "whether this process holds its lock could not be made sure (%s). It is left alone; "
+                "the lock may stay set until this process disconnects",
+                mutex.slot_id,
+                failure or f"no answer within {LONGEST_MOMENT:g} s",
+            )
+        return False
+
+    cdef bint _own_after_all(self) except -1:
+        """The device is known by now to give a lock but once, so the claim's grant was true."""
+        cdef Arrival arrival
+        luna_guard_lock(&self.locks.guard)
+        arrival = arrive(
+            &self.mutex.record, &self.seat, 0, self.locks.client.generation, &self.locks.kind
+        )
+        luna_guard_unlock(&self.locks.guard)
+        if arrival == RETURNED:
+            self.mutex._tell_late(self.mutex.take_off(False, self.locks.client.generation))
+        return arrival == CLAIMED or arrival == RETURNED
+
+    cdef bint _take_over(self, uint64_t hold) noexcept:
+        """The claim owns what its lock call was granted; False if it was given up."""
+        cdef bint wanted
+        luna_guard_lock(&self.locks.guard)
+        wanted = self.seat.outcome == WAITING
+        if wanted:
+            self.seat.hold = hold
+            self.seat.outcome = GRANTED
+        luna_guard_unlock(&self.locks.guard)
+        return wanted
+
+    cdef int queue_up(self) except -1:
+        """Have the claim made by a worker."""
+        self.locks.requests.add(self)
+        self.locks.queue.append(self)
+        if self.locks.serve_next() < 0:
+            raise RuntimeError("can't start new thread")
+        if len(self.locks.queue) > 0 and not self.locks.looking_after:
+            self.locks.looking_after = True
+            if not run_on_worker(serve_stuck_claims, self.locks):
+                self.locks.looking_after = False
+        return 0
+
+    def step_aside(self, int outcome):
+        """End the wait, unless it has ended; whether that was done."""
+        cdef bint waited
+        luna_guard_lock(&self.locks.guard)
+        waited = self.seat.outcome == WAITING
+        if waited:
+            self.seat.outcome = <Outcome> outcome
+            if self.calling:
+                self.abandoned = True
+                self.locks.given_up += 1
+                # The worker in the call is stuck, so another one may take its place.
+                self.locks.servers -= 1
+        luna_guard_unlock(&self.locks.guard)
+        return waited
+
+    cdef int give_up(self) except -1:
+        """The waiter gives up. What was granted goes back."""
+        cdef uint64_t hold
+        self.locks.requests.discard(self)
+        if not self.step_aside(WITHDRAWN) and self.seat.outcome == GRANTED:
+            self.seat.outcome = WITHDRAWN
+            self.mutex.give_back(self.seat.hold)
+        return 0
+
+
+cdef int serve_claims(object locks) noexcept:
+    """On a worker: make the claims of the queue, until there are none."""
+    (<Locks> locks).serve()
+    return 0
+
+
+cdef int serve_stuck_claims(object locks) noexcept:
+    (<Locks> locks).serve_stuck()
+    return 0
+
+
+def closed_to_claims(Share share not None):
+    return LibraryClosedError(
+        f"the Library for {share.path!r} is closed; open a new one to claim a token",
+        function=CLAIM,
+    )

@@ -1,0 +1,211 @@
+# The ends: of a Library, of a thread, of the interpreter; and the fork, which ends all but one thread.
+
+# How long the interpreter's exit may take, whatever the device does and whichever thread waits for which.
+cdef double EXIT_SECONDS = 2.0
+# How much of that is left when the device is not waited for any more: most often the interpreter is gone
+# before threads are told, as late as the exit allows, that their library is closed.
+cdef double LAST_SECONDS = 0.25
+
+# ---- of a Library ----
+
+
+cdef int close_client(Locks locks, Share share, bint wait) except -1:
+    """End a Library's share, after its locks have come off; with the last one the client is finalised.
+
+    Without `wait` that is left to the next one that may wait: a Library that is opened, or the exit.
+    """
+    locks.client.part(share)
+    return finish_closing(locks) if wait else 0
+
+
+cdef int finish_closing(Locks locks) except -1:
+    """Wait until the client is finalised, if its last user has left.
+
+    A call that was given up may take for ever; it is not waited for, and the worker that makes it
+    finalises the client when it comes back.
+    """
+    cdef Client client = locks.client
+    while client.state == CLOSING and not client.shares:
+        client.wait_for_calls(-1, locks.calls_given_up())
+        call_came_back(locks)
+        if client.in_flight() <= locks.calls_given_up():
+            break
+    return 0
+
+
+cdef int call_came_back(Locks locks) except -1:
+    """After a call that may not have been waited for: finalise, if that is what is left to do."""
+    cdef CK_RV rv = CKR_OK
+    if locks.client.state == CLOSING:
+        rv = locks.client.finalize()
+    if rv != CKR_OK:
+        log.warning("C_Finalize of %s: %s", locks.client.path, rv_name(rv))
+    return 0
+
+
+# ---- of a thread ----
+
+
+cdef int when_thread_ended(uint64_t number) except -1:
+    """In a thread that ends: what it holds it will never release."""
+    if exit_deadline != 0 or luna_shared_get(&ended):
+        return 0
+    for client in loaded_clients():
+        if (<Client> client).locks is None:
+            continue
+        for mutex in (<Locks> (<Client> client).locks).all():
+            if (<SlotMutex> mutex).record.owner == number:
+                call_on_worker(partial(take_after_a_while, mutex, number))
+    return 0
+
+
+def take_after_a_while(SlotMutex mutex not None, number):
+    """Unless the thread's other remains release the lock first."""
+    with nogil:
+        luna_pause(ENDED_SECONDS)
+    mutex.take_from_ended_thread(number)
+
+
+# ---- of the interpreter ----
+
+# The device calls are made by a bare thread: a call that never returns must not keep the process.
+
+ctypedef CK_RV (*C_Finalize_t)(void *pReserved) noexcept nogil
+
+cdef struct LastCalls:
+    CA_UnlockClusteredSlot_t unlock     # called for each of the slots
+    C_Finalize_t finalize               # called last, unless NULL
+    size_t count
+    CK_SLOT_ID *slots
+    PyThread_type_lock done             # released at the end
+
+
+def shut_down_all():
+    """What is registered with atexit: unlock what is held and finalise the clients, in 2 seconds."""
+    cdef double deadline = luna_now() + EXIT_SECONDS - LAST_SECONDS
+    clients = loaded_clients()
+    begin_exit(deadline + LAST_SECONDS)
+    messages = [message for client in clients for message in shut_down(client, deadline)]
+    end_workers(deadline)
+    for message in messages:
+        try:
+            warnings.warn(message, ResourceWarning, stacklevel=2)
+        except ResourceWarning as warning:
+            # A warning that is an error, and no caller is left to raise it to.
+            log.error("%s", warning)
+
+
+cdef list shut_down(Client client, double deadline):
+    """Unlock what is held and finalise, if the device answers. What there is to be said of it."""
+    cdef SlotMutex mutex
+    cdef Locks locks
+    if client.state != READY and client.state != CLOSING:
+        return []
+    luna_shared_set(&client.state, CLOSING)
+    locks = locks_of(client)
+    slot_ids = []
+    messages = []
+    for each in locks.all():
+        mutex = <SlotMutex> each
+        hold = mutex.holds()
+        if hold and lose(&mutex.record, hold, EXITING):
+            slot_ids.append(mutex.slot_id)
+            messages.append(
+                f"slot {mutex.slot_id} was still locked, {mutex.place()}, when the interpreter exited"
+            )
+    if not slot_ids or unlock_until(client.unlock_clustered_slot, slot_ids, deadline):
+        # A call that was given up is not waited for. It may take for ever, and while one is in
+        # flight the library cannot be finalised.
+        while client.in_flight() > locks.calls_given_up() and luna_now() < deadline:
+            client.wait_for_calls(deadline - luna_now(), locks.calls_given_up())
+        # Looked at afterwards, for a close() that waits with us may finalise meanwhile.
+        if client.in_flight() == 0 and client.initialised_here:
+            client.initialised_here = False
+            luna_shared_set(&client.answers, 0)
+            if finalize_until(client.functions.C_Finalize, deadline):
+                luna_shared_set(&client.state, CLOSED)
+    return messages
+
+
+cdef bint unlock_until(CA_UnlockClusteredSlot_t unlock, list slot_ids, double deadline) except -1:
+    """Unlock the slots; whether that was done by the deadline (seconds of luna_now())."""
+    cdef LastCalls *calls = new_calls(len(slot_ids))
+    calls.unlock = unlock
+    for index, slot_id in enumerate(slot_ids):
+        calls.slots[index] = slot_id
+    return make_until(calls, deadline)
+
+
+cdef bint finalize_until(C_Finalize_t finalize, double deadline) except -1:
+    """Finalise the client library; whether that was done by the deadline."""
+    cdef LastCalls *calls = new_calls(0)
+    calls.finalize = finalize
+    return make_until(calls, deadline)
+
+
+cdef LastCalls *new_calls(size_t count) except NULL:
+    cdef LastCalls *calls = <LastCalls *> calloc(1, sizeof(LastCalls) + count * sizeof(CK_SLOT_ID))
+    if calls == NULL:
+        raise MemoryError()
+    calls.done = PyThread_allocate_lock()
+    if calls.done == NULL:
+        free(calls)
+        raise MemoryError()
+    calls.count = count
+    calls.slots = <CK_SLOT_ID *> (calls + 1)
+    return calls
+
+
+cdef void make_last_calls(void *argument) noexcept nogil:
+    cdef LastCalls *calls = <LastCalls *> argument
+    cdef size_t index
+    for index in range(calls.count):
+        while says_busy(calls.unlock(calls.slots[index])):
+            luna_pause(0.02)
+    if calls.finalize != NULL:
+        calls.finalize(NULL)
+    PyThread_release_lock(calls.done)
+
+
+cdef bint make_until(LastCalls *calls, double deadline) except -1:
+    """Make the calls; whether that was done by the deadline. If not, their thread keeps them."""
+    cdef bint done
+    PyThread_acquire_lock(calls.done, NOWAIT_LOCK)
+    if PyThread_start_new_thread(make_last_calls, calls) == PYTHREAD_INVALID_THREAD_ID:
+        return False
+    with nogil:
+        done = PyThread_acquire_lock(calls.done, NOWAIT_LOCK)
+        # Not a timed wait, of which ThreadSanitizer does not know every form that CPython has.
+        while not done and luna_now() < deadline:
+            luna_pause(0.0005)
+            done = PyThread_acquire_lock(calls.done, NOWAIT_LOCK)
+    if done:
+        PyThread_release_lock(calls.done)
+        PyThread_free_lock(calls.done)
+        free(calls)
+    return done
+
+
+atexit.register(shut_down_all)
+
+
+# ---- the fork ----
+
+
+def _after_fork_in_child():
+    global forks, watching
+    forks += 1
+    watching = 0
+    forget_workers()
+    number = luna_number()
+    if number != 0:
+        # The child's only thread is its main thread, whatever it was in the parent.
+        luna_introduce(number, True)
+    for client in loaded_clients():
+        if (<Client> client).locks is not None:
+            (<Client> client).locks.after_fork()
+
+
+# After the device layer's own, which has been registered before.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,820 @@
+# The lock of one slot in the hands of this process's threads and tasks: the ways in, the ways out, and
+# what a holder may ask while it holds.
+#
+# The device's owner is the application, so it may not keep this process's threads apart. That is done
+# here: per slot there is one holder, at most one lock call on its way to the device, and a queue.
+
+# How long an unlock call is repeated while the device answers that it is busy.
+cdef double BUSY_SECONDS = 2.0
+# How long an unlock waits, once for a client, for a lock call that crosses it: a device that grants its
+# application again answers at once. That is also the time that a claim's own lock call has.
+cdef double SHORTEST_MOMENT = 0.5
+cdef double LONGEST_MOMENT = 2.0
+# And how many calls of average length.
+cdef double CALLS_OF_A_MOMENT = 50
+# How long the lock of a thread that has ended is left alone: what else the thread kept may release it.
+cdef double ENDED_SECONDS = 0.25
+cdef uint64_t LONG_WAIT_NANOSECONDS = LONG_WAIT_SECONDS * 1000000000ULL
+
+# How often this process has come out of a fork as the child.
+cdef uint64_t forks = 0
+
+
+@cython.final
+cdef class SlotMutex:
+
+    # ---- the ways in ----
+
+    cdef int acquire(self, Share share, bint poll) except -1:
+        """Lock, however long it takes.
+
+        The main thread leaves the device call to a worker, so that signal handlers run while it lasts;
+        any other thread makes it itself, which is the fastest way.
+        """
+        cdef uint64_t me = caller_number()
+        cdef Wait wait
+        if luna_is_main() or PyDict_GetItemWithError(loaded_modules, GREENLET) != NULL:
+            if luna_is_main() or in_greenlet_hub():
+                self.acquire_within(share, poll, -1)
+                return 0
+        if self.client.lock_clustered_slot == NULL or self.client.unlock_clustered_slot == NULL:
+            self._need_functions(share)
+        audit_lock(self.slot_id)
+        begin_wait(&wait, True)
+        if take_turn_at_once(&self.record, me):
+            return self._own_call(me, share, poll, &wait)
+        return self._wait_for_turn(me, share, poll, &wait, False)
+
+    cdef bint acquire_within(self, Share share, bint poll, double seconds) except -1:
+        """Lock with the device call on a worker, so that the caller can give up; -1: it never does,
+        0: it does not wait for another holder. Whether the lock was granted in time.
+        """
+        cdef Waiter waiter
+        cdef bint in_hub = in_greenlet_hub()
+        cdef Deadline deadline = deadline_in(seconds or ANSWER_SECONDS)
+        cdef double left
+        cdef uint64_t began_in
+        self._need_functions(share)
+        audit_lock(self.slot_id)
+        if seconds == 0 and not self.is_free():
+            return False
+        while True:
+            began_in = forks
+            waiter = Waiter.__new__(Waiter)
+            waiter.prepare(caller_number(), thread_number(), share, poll)
+            waiter.wait_in_thread()
+            waiter.seat.patient = seconds < 0 and not in_hub
+            begin_wait(&waiter.wait, False)
+            self.refuse_reentry(waiter.seat.number, waiter.seat.home)
+            left = left_of(deadline)
+            if in_hub and (left < 0 or left > GREENLET_SECONDS):
+                left = GREENLET_SECONDS
+            try:
+                self.ask(waiter)
+                self._sit_out(waiter, left)
+            except BaseException:
+                self.withdraw(waiter)
+                raise
+            if waiter.seat.outcome == FAILED:
+                raise waiter.error
+            if waiter.seat.outcome == WAITING or waiter.seat.outcome == WITHDRAWN:
+                self.withdraw(waiter)
+                if in_hub and seconds != 0 and left_of(deadline) != 0:
+                    raise self._greenlet_error()
+                return False
+            if waiter.seat.outcome == GRANTED:
+                self.confirm(waiter)
+            if forks == began_in:
+                if waiter.seat.outcome == TURN:
+                    # No thread can be had, and the caller has no other wish than the lock.
+                    self._own_call(waiter.seat.number, share, poll, &waiter.wait)
+                return True
+            # A signal handler has forked meanwhile, and this is the child: it holds nothing.
+
+    cdef Waiter ask(self, Waiter waiter):
+        """Queue up for a lock that a worker gets. The caller has to withdraw() or to release."""
+        if not waiter.share.open:
+            raise closed_error(self.slot_id, waiter.share.path)
+        # The queue's own reference.
+        Py_INCREF(waiter)
+        line_up(&self.record, &waiter.seat, False)
+        self.pass_turn()
+        return waiter
+
+    cdef int withdraw(self, Waiter waiter) except -1:
+        """The waiter gives up. A grant that it has been given already goes back."""
+        cdef Outcome outcome = step_out(&self.record, &waiter.seat)
+        if outcome == WAITING and waiter.seat.waiter != NULL:
+            # The queue's reference; it had none yet if the waiter never came to line up.
+            Py_DECREF(waiter)
+        elif outcome == TURN:
+            self.pass_turn()
+        elif outcome == GRANTED:
+            self.give_back(waiter.seat.hold)
+        return 0
+
+    cdef int confirm(self, Waiter waiter) except -1:
+        """What was granted is not taken if a signal handler raises, or the Library has closed."""
+        try:
+            end_wait(&waiter.wait, self.slot_id)
+            # A signal that came meanwhile is seen here, where nothing can be left locked: after the
+            # return of acquire() the caller has no chance to release.
+            if PyErr_CheckSignals() != 0:
+                luna_raise_pending()
+        except BaseException:
+            self.withdraw(waiter)
+            raise
+        if not waiter.share.open:
+            if step_out(&self.record, &waiter.seat) == GRANTED:
+                self.take_from_holder(waiter.seat.hold)
+            raise closed_error(self.slot_id, waiter.share.path)
+        return 0
+
+    cdef int confirm_claim(self, Waiter request, Wait *wait) except -1:
+        """The same for the slot that a claim has come back with."""
+        request.wait = wait[0]
+        self.confirm(request)
+        wait[0] = request.wait
+        return 0
+
+    def _need_functions(self, Share share):
+        # Without the unlock function a lock would never come off: refuse both together.
+        self.client.need(CA_LOCK_CLUSTERED_SLOT, share.path)
+        self.client.need(CA_UNLOCK_CLUSTERED_SLOT, share.path)
+
+    cdef int _wait_for_turn(
+        self, uint64_t number, Share share, bint poll, Wait *wait, bint before_all
+    ) except -1:
+        """Queue up to make the lock call on this thread."""
+        cdef Waiter waiter = Waiter.__new__(Waiter)
+        if not before_all:
+            self.refuse_reentry(number, thread_number())
+        if wait.began == 0:
+            wait.began = luna_now()
+        waiter.prepare(number, thread_number(), share, poll)
+        waiter.wait_in_thread()
+        waiter.wait = wait[0]
+        waiter.seat.own_call = True
+        try:
+            if not share.open:
+                raise closed_error(self.slot_id, share.path)
+            Py_INCREF(waiter)
+            line_up(&self.record, &waiter.seat, before_all)
+            self.pass_turn()
+            self._sit_out(waiter, -1)
+        except BaseException:
+            self.withdraw(waiter)
+            raise
+        wait[0] = waiter.wait
+        if waiter.seat.outcome == FAILED:
+            raise waiter.error
+        if waiter.seat.outcome == TURN:
+            return self._own_call(number, share, poll, wait)
+        return self.confirm(waiter)
+
+    cdef int _own_call(self, uint64_t number, Share share, bint poll, Wait *wait) except -1:
+        """Make the lock call on this thread, whose turn it is."""
+        cdef CK_RV rv = CKR_OK
+        cdef uint64_t nanoseconds = 0
+        cdef Verdict verdict
+        cdef Backoff backoff
+        cdef int kind
+        backoff.longest = 0
+        if not watching:
+            watch_calls()
+        while True:
+            if not share.open or luna_shared_get(&self.client.state) != READY:
+                self._make_ready(share)
+            if not begin_call(&self.record, self.client.generation, False):
+                return self._wait_for_turn(number, share, poll, wait, True)
+            if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds):
+                break_off_call(&self.record)
+                continue
+            kind = self.locks.kind
+            verdict = hear(
+                &self.record, rv == CKR_OK, says_busy(rv), self.client.generation, &self.locks.kind,
+                number, number, share.number, NULL
+            )
+            if kind != self.locks.kind:
+                self.locks.learn(self.locks.kind)
+            if verdict == OWNED:
+                break
+            if wait.began == 0:
+                wait.began = luna_now() - 1e-9 * nanoseconds
+            if verdict == REFUSED:
+                self._pause(rv, poll, wait, &backoff)
+        if wait.began != 0 or nanoseconds > LONG_WAIT_NANOSECONDS or not share.open:
+            self._conclude_own_call(number, share, wait, nanoseconds)
+        return 0
+
+    def _make_ready(self, Share share):
+        try:
+            if not share.open:
+                raise closed_error(self.slot_id, share.path)
+            self.client.make_ready()
+        except BaseException:
+            give_turn_back(&self.record)
+            self.pass_turn()
+            raise
+
+    cdef int _pause(self, CK_RV rv, bint poll, Wait *wait, Backoff *backoff) except -1:
+        """Before the lock call is tried again; or raise what the device has answered."""
+        cdef double pause
+        try:
+            if not may_pass(rv, poll):
+                raise error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id)
+            pause = next_pause(backoff)
+            with nogil:
+                luna_pause(pause)
+            if luna_now() - wait.began > LONG_WAIT_SECONDS:
+                warn_of_wait(wait, self.slot_id, None)
+        except BaseException:
+            give_turn_back(&self.record)
+            self.pass_turn()
+            raise
+        return 0
+
+    cdef int _conclude_own_call(
+        self, uint64_t number, Share share, Wait *wait, uint64_t nanoseconds
+    ) except -1:
+        cdef uint64_t hold = self.record.hold
+        if wait.began == 0:
+            wait.began = luna_now() - 1e-9 * nanoseconds
+        wait.warned = wait.warned or self.watched_told and self.watched_call == self.record.calls
+        try:
+            end_wait(wait, self.slot_id)
+        except BaseException:
+            self.give_back(hold)
+            raise
+        if not share.open:
+            self.take_from_holder(hold)
+            raise closed_error(self.slot_id, share.path)
+        return 0
+
+    cdef int _sit_out(self, Waiter waiter, double seconds) except -1:
+        """Wait until the waiter is woken, or for so long; -1: without limit.
+
+        The application is told when that becomes long.
+        """
+        cdef Deadline deadline = deadline_in(seconds)
+        cdef double patience
+        # A wait that is to end just when it would become long is told by its end.
+        if seconds < 0 or deadline.end - waiter.wait.began > LONG_WAIT_SECONDS + 0.1:
+            patience = max(0.0, waiter.wait.began + LONG_WAIT_SECONDS - luna_now())
+            if wait_on(waiter.signal, patience):
+                return 0
+            warn_of_wait(&waiter.wait, self.slot_id, self.describe_holder())
+        wait_on(waiter.signal, left_of(deadline))
+        return 0
+
+    cdef int refuse_reentry(self, uint64_t number, uint64_t home) except -1:
+        """Raise if a wait of this caller would never end."""
+        cdef uint64_t thread = thread_number()
+        cdef bint is_thread = number == thread
+        if is_idle(&self.record) and self.record.first == NULL:
+            return 0
+        if self.record.owner == number:
+            what = "this thread holds the lock already" if is_thread else (
+                "this task, or greenlet, holds the lock already"
+            )
+        elif self.record.owner == thread and self.record.owner != 0:
+            what = (
+                "this thread holds the lock already, by a plain `with`; where tasks share a lock, "
+                "all need `async with`"
+            )
+        elif (self.record.turn and self.record.caller == number) or (
+            waits_here(&self.record, number, 0)
+        ):
+            what = "the caller waits for this lock already"
+        elif is_thread and current_task() is not None and (
+            (self.record.owner != 0 and self.record.home == thread)
+            or waits_here(&self.record, number, thread)
+        ):
+            what = (
+                "tasks of this thread's event loop hold the lock or wait for it, and could not go "
+                "on while the loop is blocked; use `async with slot.lock()`"
+            )
+        elif self.record.owner != 0 and self.record.home == thread and in_greenlet_hub():
+            raise self._greenlet_error()
+        else:
+            return 0
+        raise reentry_error(self.slot_id, what)
+
+    def _greenlet_error(self):
+        return LockReentryError(
+            f"slot {self.slot_id}: the lock is not free, and to wait for it would stop all greenlets "
+            "of this thread, perhaps the holder's. Nothing is locked; let a native thread wait: "
+            "gevent.get_hub().threadpool.apply(function), or eventlet.tpool.execute(function)",
+            function=LOCK,
+            slot_id=self.slot_id,
+        )
+
+    cdef bint is_free(self) noexcept:
+        """Whether no thread or task of this process holds the lock, waits for it or is asking."""
+        return is_idle(&self.record) and self.record.first == NULL
+
+    # ---- the lock call for waiters, on a worker ----
+
+    cdef int pass_turn(self) noexcept:
+        """If the slot is free, see to it that the first waiter gets it."""
+        cdef Seat *seat = NULL
+        cdef Next due = next_turn(&self.record, &seat)
+        if due == WAITERS_TURN:
+            self._wake(seat)
+        elif due == WORKERS_TURN:
+            if not run_on_worker(lock_for_waiters, self):
+                self._no_worker()
+        return 0
+
+    cdef int _wake(self, Seat *seat) noexcept:
+        wake_unlinked(seat, None)
+        return 0
+
+    cdef int _no_worker(self) noexcept:
+        """No thread can be had. A thread that waits without a limit makes the call itself."""
+        cdef Seat *seat = turn_to_patient(&self.record)
+        if seat != NULL:
+            wake_unlinked(seat, None)
+        else:
+            self._fail_first(RuntimeError("can't start new thread"))
+        return 0
+
+    cdef int _lock_for_waiters(self) except -1:
+        """On a worker, whose turn it is: get the lock for the waiter that is first by then."""
+        cdef Seat *seat = NULL
+        cdef CK_RV rv = CKR_OK
+        cdef uint64_t nanoseconds
+        cdef Verdict verdict
+        cdef Backoff backoff
+        cdef double pause
+        cdef uint64_t hold
+        cdef int kind
+        cdef bint poll
+        backoff.longest = 0
+        while True:
+            if luna_shared_get(&self.client.state) != READY:
+                try:
+                    self.client.make_ready()
+                except BaseException as error:
+                    self._fail_first(error)
+                    return 0
+            if not begin_call(&self.record, self.client.generation, True):
+                break
+            if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds):
+                break_off_call(&self.record)
+                continue
+            kind = self.locks.kind
+            seat = NULL
+            verdict = hear(
+                &self.record, rv == CKR_OK, says_busy(rv), self.client.generation, &self.locks.kind,
+                0, 0, 0, &seat
+            )
+            if kind != self.locks.kind:
+                self.locks.learn(self.locks.kind)
+            if verdict == OWNED:
+                hold = seat.hold
+                if not wake_unlinked(seat, None):
+                    # The loop of the task is closed, or the task is gone.
+                    self.give_back(hold)
+                return 0
+            if verdict == UNWANTED:
+                self._tell_late(self.take_off(False, self.record.generation))
+                return 0
+            if verdict == REFUSED:
+                seat = self.record.first
+                poll = seat != NULL and seat.poll
+                if seat != NULL and not may_pass(rv, poll):
+                    self._fail_first(error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id))
+                    return 0
+                pause = next_pause(&backoff)
+                with nogil:
+                    luna_pause(pause)
+        self.pass_turn()
+        return 0
+
+    cdef int _fail_first(self, object error) except -1:
+        """The turn comes to nothing, and the first waiter hears why; one that calls the device itself
+        will be told by that.
+        """
+        cdef Seat *seat = take_first(&self.record, FAILED, True)
+        give_turn_back(&self.record)
+        try:
+            if seat != NULL:
+                wake_unlinked(seat, error)
+        finally:
+            self.pass_turn()
+        return 0
+
+    # ---- the ways out ----
+
+    cdef CK_RV begin_release(self, uint64_t number, uint64_t share, Leave *due, Loss *loss) noexcept:
+        """The release, as a whole and before anything that can raise; what the device has answered."""
+        due[0] = begin_leave(
+            &self.record, number, 0, share, self.client.generation, &self.locks.kind, loss
+        )
+        if due[0] == UNLOCK_DUE or due[0] == UNLOCK_DUE_LATER:
+            return self.take_off(due[0] == UNLOCK_DUE_LATER, self.client.generation)
+        if due[0] == LOST:
+            self.pass_turn()
+        return CKR_OK
+
+    cdef int release(self, uint64_t number, Share share) except -1:
+        """Unlock; only the thread, task or greenlet that holds the lock may, and through the same
+        Library.
+        """
+        cdef Leave due = NOT_MINE
+        cdef Loss loss = NOT_LOST
+        cdef double began = luna_now() if debug_may_be_on() else 0
+        cdef CK_RV rv
+        rv = self.begin_release(number, share.number, &due, &loss)
+        if began == 0 and rv == CKR_OK and due == UNLOCK_DUE:
+            return audit_unlock(self.slot_id)
+        return self.conclude_release(due, loss, rv, number, share, began)
+
+    cdef int conclude_release(
+        self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
+    ) except -1:
+        """Tell what has come of a release."""
+        if due == NOT_MINE:
+            self.raise_evicted(number, share, UNLOCK)
+            self.check_mine(UNLOCK)
+            raise not_owned_error(
+                self.slot_id,
+                "it was locked by `async with`, or through another Library, and is released there",
+                UNLOCK,
+            )
+        audit_unlock(self.slot_id)
+        if due == LOST:
+            hold_back_at_exit()
+            raise lost_error(self.slot_id, LOSSES[<int> loss])
+        if rv == CKR_OK:
+            if began != 0:
+                tell_unlocked(began, self.slot_id, False)
+            return 0
+        if rv == CKR_CRYPTOKI_NOT_INITIALIZED and not luna_shared_get(&self.client.answers):
+            hold_back_at_exit()
+            raise lost_error(self.slot_id, "its library was closed")
+        raise self._unlock_error(rv)
+
+    cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation) noexcept:
+        """Make the unlock call that is due, and pass the turn. What the device has answered."""
+        cdef CK_RV rv = CKR_OK
+        cdef double until, pause
+        if after_a_moment:
+            self._wait_a_moment()
+        if not unlock_slot(self.client, self.slot_id, &rv):
+            rv = CKR_CRYPTOKI_NOT_INITIALIZED
+        elif rv != CKR_OK and says_busy(rv):
+            until = luna_now() + BUSY_SECONDS
+            pause = SHORTEST_PAUSE
+            # No signal handler runs meanwhile.
+            while says_busy(rv) and luna_now() + pause < until:
+                with nogil:
+                    luna_pause(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                if self.client.generation != generation or not unlock_slot(
+                    self.client, self.slot_id, &rv
+                ):
+                    # Finalised meanwhile, and the lock dropped with it.
+                    rv = CKR_OK
+        end_leave(&self.record, rv == CKR_OK, self.locks.claims)
+        self.pass_turn()
+        return rv
+
+    cdef int _wait_a_moment(self) noexcept:
+        """Before a claim's lock comes off, while the kind of the device is not known: a lock call that is
+        out for the same slot has a moment to come back. A device that grants its application again
+        answers at once; one that gives a lock but once answers as soon as the lock is off.
+        """
+        cdef PyThread_type_lock signal = PyThread_allocate_lock()
+        cdef double moment = self.locks.moment()
+        if signal == NULL:
+            return 0
+        PyThread_acquire_lock(signal, NOWAIT_LOCK)
+        if await_call(&self.record, signal):
+            with nogil:
+                PyThread_acquire_lock_timed(signal, <long long> (1e6 * moment), 0)
+            end_moment(&self.record)
+        PyThread_free_lock(signal)
+        return 0
+
+    def _unlock_error(self, CK_RV rv):
+        """Why an unlock failed: is the connection gone, and the lock with it?"""
+        cause = error_of(rv, CA_UNLOCK_CLUSTERED_SLOT, self.slot_id)
+        try:
+            token_label(self.client, self.slot_id)
+        except CryptokiError as error:
+            if means_lost(error):
+                why = f"the unlock failed ({cause.rv_name}), the next call too ({error.rv_name})"
+                lost = lost_error(self.slot_id, why, rv=rv)
+                lost.__cause__ = cause
+                return lost
+        except LibraryClosedError:
+            pass
+        return release_error(cause)
+
+    cdef int give_back(self, uint64_t hold) noexcept:
+        """End a hold that its owner cannot end, on a worker."""
+        cdef Loss loss = NOT_LOST
+        cdef Leave due = begin_leave(
+            &self.record, 0, hold, 0, self.client.generation, &self.locks.kind, &loss
+        )
+        if due == UNLOCK_DUE or due == UNLOCK_DUE_LATER:
+            # If no thread can be had (the interpreter is going down), later is never.
+            if not run_on_worker(unlock_late, self):
+                unlock_late(self)
+        elif due == LOST:
+            self.pass_turn()
+        return 0
+
+    cdef int _tell_late(self, CK_RV rv) except -1:
+        """After an unlock that no thread or task waits for."""
+        if rv == CKR_OK:
+            tell_unlocked(0, self.slot_id, True)
+        elif luna_shared_get(&self.client.answers) and exit_deadline == 0:
+            # A client library that has been finalised has dropped its locks.
+            log.error("a lock that nobody could release any more: %s", self._unlock_error(rv))
+        return call_came_back(self.locks)
+
+    # ---- while it is held ----
+
+    cdef bint is_mine(self) except -1:
+        """Whether the calling thread, task or greenlet holds the lock."""
+        cdef uint64_t owner = self.record.owner
+        if owner == 0:
+            return False
+        if owner == caller_number():
+            return True
+        task = current_task()
+        return task is not None and owner == task_numbers.get(task, 0)
+
+    cdef int check_mine(self, str function) except -1:
+        if self.is_mine():
+            return 0
+        if self.record.inherited:
+            holder = "the parent process held it at the fork, this process does not"
+        elif self.record.owner != 0:
+            holder = "another thread or task of this process holds it"
+        else:
+            holder = "it is not locked by this process"
+        raise not_owned_error(self.slot_id, holder, function)
+
+    cdef int raise_evicted(self, uint64_t number, Share share, str function) except -1:
+        """Tell a holder whose lock was taken off under it."""
+        if self.evicted is not None and (number, share.number) in self.evicted:
+            raise lost_error(
+                self.slot_id, LOSSES[self.evicted[number, share.number]], function=function
+            )
+        return 0
+
+    cdef int check_not_evicted(self, Share share, str function) except -1:
+        """Raise if close(), or the like, has taken the caller's lock off."""
+        if self.evicted is None or (share.open and self.is_mine()):
+            return 0
+        self.raise_evicted(caller_number(), share, function)
+        task = current_task()
+        if task is not None:
+            self.raise_evicted(task_number(task), share, function)
+        return 0
+
+    cdef bytes ensure_held(self, Share share):
+        """Ask the device for the token's label; a device that is gone has dropped the lock."""
+        cdef bytes label = None
+        cdef uint64_t hold
+        self.check_not_evicted(share, TOKEN_INFO)
+        self.check_mine(TOKEN_INFO)
+        hold = self.record.hold
+        if self.record.loss == NOT_LOST and self.record.generation != self.client.generation:
+            lose(&self.record, hold, FINALISED)
+        if self.record.loss == NOT_LOST:
+            try:
+                label = token_label(self.client, self.slot_id)
+            except CryptokiError as error:
+                if not means_lost(error):
+                    raise
+                lose(&self.record, hold, DEVICE_GONE)
+                raise lost_error(
+                    self.slot_id,
+                    f"{LOSSES[<int> DEVICE_GONE]} ({error.rv_name})",
+                    rv=error.rv,
+                    function=error.function,
+                ) from error
+        if self.record.hold != hold or not self.is_mine():
+            raise lost_error(self.slot_id, "its Library was closed")
+        if self.record.loss != NOT_LOST:
+            hold_back_at_exit()
+            raise lost_error(self.slot_id, LOSSES[<int> self.record.loss])
+        return label
+
+    cdef int begin_work(self) noexcept:
+        """Calls begin that rely on the lock: close() must not take it off in their midst."""
+        work_begins(&self.record)
+        return 0
+
+    cdef int end_work(self) except -1:
+        if work_ends(&self.record):
+            self.give_back(self.record.hold)
+        return 0
+
+    cdef int note_place(self, object task) except -1:
+        """Remember who locks, and where, for what is told of a lock that stays set."""
+        cdef PyFrameObject *frame = PyEval_GetFrame()
+        if frame != NULL:
+            code = <object> PyFrame_GetCode(frame)
+            Py_DECREF(code)  # PyFrame_GetCode gave a reference of its own
+            self.place_lasti = PyFrame_GetLasti(frame)
+            self.place_code = code
+            self.place_hold = self.record.hold
+            self.holding_task = None if task is None else weakref.ref(task)
+        return 0
+
+    cdef str place(self):
+        if self.place_code is None or self.place_hold != self.record.hold:
+            return "in a with statement"
+        line = PyCode_Addr2Line(<PyCodeObject *> self.place_code, self.place_lasti)
+        return f"at {self.place_code.co_filename}:{line}"
+
+    cdef str describe_holder(self):
+        """Who of this process holds the lock, and where it was locked; None if it does not."""
+        cdef uint64_t owner = self.record.owner
+        if owner == 0:
+            return None
+        noted = self.place_code is not None and self.place_hold == self.record.hold
+        task = self.holding_task() if noted and self.holding_task is not None else None
+        if task is not None:
+            return f"the task {task.get_name()!r} of this process holds it, locked {self.place()}"
+        ident = thread_idents.get(owner)
+        thread = threading._active.get(ident)
+        name = "a greenlet" if ident is None else (
+            f"the thread {thread.name!r}" if thread is not None else f"the thread {ident}"
+        )
+        where = f"locked {self.place()}"
+        if not noted:
+            frame = sys._current_frames().get(ident)
+            if frame is not None:
+                where += f", now at {frame.f_code.co_filename}:{frame.f_lineno}"
+        return f"{name} of this process holds it, {where}"
+
+    cdef bint task_is_gone(self) except -1:
+        """Whether the task that took the lock has been collected."""
+        return self.holding_task is not None and self.holding_task() is None
+
+    def holds(self):
+        """The number of the present hold; 0 if there is none."""
+        return self.record.hold if self.record.owner != 0 else 0
+
+    # ---- losing it ----
+
+    cdef int note_eviction(self, uint64_t owner, uint64_t share, Loss loss) except -1:
+        if self.evicted is None:
+            self.evicted = {}
+        self.evicted[owner, share] = <int> loss
+        return 0
+
+    cdef object close_share(self, Share share):
+        """The Library of this Share has closed: its waiters fail, its hold ends.
+
+        Where the lock was taken if it was held, else None.
+        """
+        cdef Seat *seat
+        cdef uint64_t owner = 0
+        cdef uint64_t hold = 0
+        while True:
+            seat = take_any_of(&self.record, share.number)
+            if seat == NULL:
+                break
+            wake_unlinked(seat, closed_error(self.slot_id, share.path))
+        if not evict(&self.record, share.number, &owner, &hold):
+            return None
+        place = self.place()
+        self.note_eviction(owner, share.number, LIBRARY_CLOSED)
+        if hold != 0:
+            self.take_from_holder(hold)
+        return place
+
+    cdef int take_from_holder(self, uint64_t hold) except -1:
+        """The holder may never come back to release, so it must not keep others out."""
+        cdef Loss loss = NOT_LOST
+        cdef Leave due = begin_leave(
+            &self.record, 0, hold, 0, self.client.generation, &self.locks.kind, &loss
+        )
+        if due == UNLOCK_DUE or due == UNLOCK_DUE_LATER:
+            self._tell_late(self.take_off(due == UNLOCK_DUE_LATER, self.client.generation))
+        elif due == LOST:
+            self.pass_turn()
+        return 0
+
+    def take_from_ended_thread(self, number):
+        """A thread has ended that held the lock; it will never release it."""
+        cdef uint64_t hold = self.record.hold
+        if self.record.owner != number:
+            return
+        place = self.place()
+        self.note_eviction(number, self.record.share, HOLDER_ENDED)
+        self.take_from_holder(hold)
+        what = f"slot {self.slot_id} was still locked, {place}, when the thread that held it had ended"
+        log.error("%s; it is unlocked now", what)
+        warnings.warn(what, ResourceWarning, stacklevel=1)
+
+    def after_fork(self):
+        """In the child nothing is held: the application that holds the lock is the parent."""
+        cdef Seat *seat
+        cdef Waiter waiter
+        while True:
+            seat = take_first(&self.record, LEFT_BEHIND, False)
+            if seat == NULL:
+                break
+            # The forking thread may be one of them, in a signal handler.
+            waiter = <Waiter> seat.waiter
+            Py_DECREF(waiter)
+            if waiter.signal != NULL:
+                PyThread_release_lock(waiter.signal)
+        kept_by_task = self.holding_task is not None and self.place_hold == self.record.hold
+        forget(&self.record, luna_number(), kept_by_task)
+
+    cdef bint ended_by_fork(self, uint64_t number) except -1:
+        """At the end of a with block: whether it began in the parent process, so nothing is due."""
+        if not self.record.inherited or not end_inherited(&self.record, number):
+            return False
+        log.warning(
+            "slot %d: a with block that began before the fork ends in the child (PID %d); the "
+            "parent holds the lock, nothing is unlocked",
+            self.slot_id,
+            os.getpid(),
+        )
+        return True
+
+
+cdef Leave begin_leave_of(
+    SlotMutex mutex, uint64_t number, uint64_t share, Loss *loss
+) noexcept:
+    """End a hold; the caller sees to the unlock call that is due."""
+    return begin_leave(
+        &mutex.record, number, 0, share, mutex.client.generation, &mutex.locks.kind, loss
+    )
+
+
+cdef int lock_for_waiters(object mutex) noexcept:
+    (<SlotMutex> mutex)._lock_for_waiters()
+    call_came_back((<SlotMutex> mutex).locks)
+    return 0
+
+
+cdef int unlock_late(object mutex) noexcept:
+    cdef SlotMutex self = <SlotMutex> mutex
+    self._tell_late(self.take_off(self.record.calling, self.record.generation))
+    return 0
+
+
+# ---- long waits for calls that threads make themselves ----
+
+# Whether the watcher runs.
+cdef int watching = 0
+cdef double WATCH_SECONDS = 1.0
+# The watcher ends after so many looks at which no call was out.
+cdef int QUIET_LOOKS = 3
+
+
+cdef int watch_calls() noexcept:
+    """See to it that the watcher runs: a thread in a device call cannot tell how long it lasts."""
+    global watching
+    watching = 1
+    if not run_on_worker(look_at_calls, None):
+        watching = 0
+    return 0
+
+
+cdef int look_at_calls(object nothing) noexcept:
+    """The watcher: once a second it looks which lock calls are out, and since when."""
+    global watching
+    cdef int quiet = 0
+    while quiet < QUIET_LOOKS:
+        with nogil:
+            luna_pause(WATCH_SECONDS)
+        quiet = 0 if look_once(luna_now()) else quiet + 1
+    watching = 0
+    return 0
+
+
+cdef bint look_once(double now) noexcept:
+    """Whether a lock call is out that a thread makes itself."""
+    cdef SlotMutex mutex
+    cdef Record *record
+    cdef bint out = False
+    for client in loaded_clients():
+        if (<Client> client).locks is None:
+            continue
+        for each in (<Locks> (<Client> client).locks).all():
+            mutex = <SlotMutex> each
+            record = &mutex.record
+            if not record.calling or record.caller == 0:
+                continue
+            out = True
+            if mutex.watched_call != record.calls:
+                mutex.watched_call = record.calls
+                mutex.watched_since = now
+                mutex.watched_told = False
+            elif not mutex.watched_told and now - mutex.watched_since > LONG_WAIT_SECONDS - WATCH_SECONDS / 2:
+                mutex.watched_told = True
+                tell_of_wait(mutex.slot_id, LONG_WAIT_SECONDS, None)
+    return out

@@ -1,0 +1,230 @@
+# Who waits: the numbers of threads, tasks and greenlets, how long they wait, and how they are woken.
+
+# How long a caller that will not wait for another holder waits for the device's answer. There is no
+# try-lock in the SDK: only the answer tells that the lock was free.
+ANSWER_SECONDS = 0.25
+# The same for a greenlet, whose hub stands still meanwhile.
+cdef double GREENLET_SECONDS = 0.1
+# The pauses between tries of a call that the device turns down grow from the one to the other.
+cdef double SHORTEST_PAUSE = 0.010
+cdef double LONGEST_PAUSE = 0.250
+
+# ---- numbers ----
+
+cdef luna_guard number_guard
+cdef uint64_t last_number = 0
+# Of all threads that have a number: the number -> its ident.
+cdef dict thread_idents = {}
+# Of tasks: weak, so that a number keeps no task.
+cdef object task_numbers = weakref.WeakKeyDictionary()
+cdef dict loaded_modules = <dict> PyImport_GetModuleDict()
+cdef str GREENLET = sys.intern("greenlet")
+cdef str MARK = "luna_ext"
+
+
+cdef uint64_t new_number() noexcept nogil:
+    """A number that was never used in this process."""
+    global last_number
+    cdef uint64_t number
+    luna_guard_lock(&number_guard)
+    last_number += 1
+    number = last_number
+    luna_guard_unlock(&number_guard)
+    return number
+
+
+cdef class ThreadMark:
+    """Lives in a thread's own dictionary: when it goes, the thread has ended."""
+    cdef object __weakref__
+    cdef uint64_t number     # the thread's
+
+
+# Of the marks, weak; each tells of its thread's end.
+cdef set marks = set()
+
+
+cdef uint64_t introduce_thread() except 0:
+    """Give the calling thread its number."""
+    cdef ThreadMark mark
+    cdef uint64_t number = new_number()
+    cdef unsigned long ident = PyThread_get_thread_ident()
+    cdef bint is_main = luna_leads_process() or ident == threading.main_thread().ident
+    own = <object> PyThreadState_GetDict()
+    mark = ThreadMark.__new__(ThreadMark)
+    mark.number = number
+    own[MARK] = mark
+    thread_idents[number] = ident
+
+    def thread_ended(reference):
+        marks.discard(reference)
+        thread_idents.pop(number, None)
+        if PyThread_get_thread_ident() == ident:
+            # A thread of C code may come back to Python, as another thread to all that Python knows.
+            luna_introduce(0, False)
+        when_thread_ended(number)
+
+    if not is_main:
+        marks.add(weakref.ref(mark, thread_ended))
+    luna_introduce(number, is_main)
+    return number
+
+
+cdef inline uint64_t thread_number() except 0:
+    """The number of the calling thread."""
+    cdef uint64_t number = luna_number()
+    return number if number != 0 else introduce_thread()
+
+
+cdef uint64_t caller_number() except 0:
+    """The number of the calling thread, or of the greenlet that it runs. Runs no byte code."""
+    cdef uint64_t number = thread_number()
+    cdef PyObject *module = PyDict_GetItemWithError(loaded_modules, GREENLET)
+    if module == NULL:
+        return number
+    return greenlet_number(<object> module, number)
+
+
+cdef uint64_t greenlet_number(object greenlet, uint64_t thread) except 0:
+    current = getattr(greenlet, "getcurrent", None)
+    if current is None:
+        # Another thread is just importing it.
+        return thread
+    current = current()
+    if current.parent is None:
+        return thread
+    own = current.__dict__
+    number = own.get(MARK)
+    if number is None:
+        number = own.setdefault(MARK, new_number())
+    return number
+
+
+cdef bint in_greenlet_hub() except -1:
+    """Whether other greenlets would stand still while the calling thread waits."""
+    if GREENLET not in loaded_modules:
+        return False
+    gevent = loaded_modules.get("gevent._hub_local")
+    if gevent is not None and gevent.get_hub_if_exists() is not None:
+        return True
+    eventlet = loaded_modules.get("eventlet.hubs")
+    if eventlet is not None and hasattr(eventlet._threadlocal, "hub"):
+        return True
+    current = loaded_modules[GREENLET].getcurrent()
+    # gevent's pool of native threads runs its work in a greenlet, which waits for no other.
+    return current.parent is not None and type(current).__name__ != "_WorkerGreenlet"
+
+
+cdef uint64_t task_number(object task) except 0:
+    """The number of an asyncio task."""
+    number = task_numbers.get(task)
+    if number is None:
+        number = task_numbers.setdefault(task, new_number())
+    return number
+
+
+def current_task():
+    """The asyncio task that this thread is running, or None; asyncio is not imported for it."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return None if asyncio is None else asyncio.current_task()
+    except (RuntimeError, AttributeError):
+        # No loop runs; or another thread is just importing asyncio, and none runs yet.
+        return None
+
+
+# ---- time ----
+
+
+cdef double now_in(double seconds) noexcept nogil:
+    return luna_now() + seconds
+
+
+cdef Deadline deadline_in(double seconds) noexcept nogil:
+    """So many seconds from now; -1: never."""
+    cdef Deadline deadline
+    deadline.end = INFINITY if seconds < 0 else luna_now() + seconds
+    return deadline
+
+
+cdef double left_of(Deadline deadline) noexcept nogil:
+    """Seconds that are left, 0 at least; -1: no limit."""
+    if deadline.end == INFINITY:
+        return -1
+    return max(0.0, deadline.end - luna_now())
+
+
+cdef double next_pause(Backoff *backoff) noexcept nogil:
+    """Seconds to wait, growing from 10 to 250 ms; jitter keeps clients from marching in step."""
+    # Bits of the clock that differ between processes that were turned down at the same moment.
+    cdef uint64_t bits = luna_ticks(0) * <uint64_t> 0x9E3779B97F4A7C15
+    cdef double chance = <double> (bits >> 11) / <double> (<uint64_t> 1 << 53)
+    backoff.longest = min(LONGEST_PAUSE, 2 * max(backoff.longest, SHORTEST_PAUSE))
+    return SHORTEST_PAUSE + chance * (backoff.longest - SHORTEST_PAUSE)
+
+
+# ---- one wait ----
+
+
+cdef class Waiter:
+
+    def __dealloc__(self):
+        if self.signal != NULL:
+            PyThread_free_lock(self.signal)
+
+    cdef int prepare(self, uint64_t number, uint64_t home, Share share, bint poll) except -1:
+        self.share = share
+        self.seat.number = number
+        self.seat.home = home
+        self.seat.share = share.number
+        self.seat.poll = poll
+        self.seat.waiter = <void *> self
+        return 0
+
+    cdef int wait_in_thread(self) except -1:
+        """The calling thread is the one that waits."""
+        self.signal = new_signal()
+        return 0
+
+    def wait_in_task(self, task, loop, future):
+        """The task awaits the future. All are kept weakly: a task that nothing else keeps can never
+        run again, and has to be collected.
+        """
+        self.task = weakref.ref(task)
+        self.loop = weakref.ref(loop)
+        self.future = weakref.ref(future)
+
+    cdef bint wake(self) except -1:
+        """Tell the thread or task that its wait has ended. False: it can never hear of it."""
+        if self.signal != NULL:
+            PyThread_release_lock(self.signal)
+            return True
+        loop = None if self.loop is None else self.loop()
+        if loop is None or self.future is None or self.future() is None:
+            return False
+        try:
+            loop.call_soon_threadsafe(settle, self.future)
+        except RuntimeError:
+            # The loop is closed.
+            return False
+        return True
+
+
+def settle(future):
+    """In the event loop: what the reference `future` refers to has a result."""
+    future = future()
+    if future is not None and not future.done():
+        future.set_result(None)
+
+
+cdef int wake_unlinked(Seat *seat, object error) except -1:
+    """Wake a waiter that was just taken out of the queue, which held a reference to it."""
+    cdef Waiter waiter = <Waiter> seat.waiter
+    Py_DECREF(waiter)
+    if error is not None:
+        waiter.error = error
+    try:
+        return waiter.wake()
+    except BaseException:
+        # A signal handler raised while an event loop was told. The waiter must hear of it.
+        waiter.wake()
+        raise

@@ -1,0 +1,173 @@
+# What an application is told about its locks: log records, audit events (sys.audit), and errors.
+#
+# All of it may run the application's code, which may raise. So an audit event of a lock comes before
+# anything is done, and a lock that is held while a record is written is given back if that fails;
+# what is told of a release comes after it.
+
+log = logging.getLogger("luna_ext")
+cdef object DEBUG = logging.DEBUG
+# What the logger has found out about its levels; it is emptied when a level changes. Without it,
+# the logger is asked each time.
+cdef dict levels = getattr(log, "_cache", {})
+
+LOCK = "CA_LockClusteredSlot"
+UNLOCK = "CA_UnlockClusteredSlot"
+CLAIM = "CA_GetUnassignedSlot"
+TOKEN_INFO = "C_GetTokenInfo"
+
+cdef tuple LOSSES = (
+    "it was not lost",
+    "the device does not answer any more",
+    "its library was finalised",
+    "its Library was closed",
+    "the interpreter exits",
+    "the thread that held it had ended",
+)
+
+
+cdef bint debug_may_be_on() noexcept:
+    """Whether DEBUG records may be wanted; the logger is not asked, so no Python code runs."""
+    return PyDict_GetItemWithError(levels, DEBUG) != Py_False
+
+
+cdef bint debug_is_on() except -1:
+    """Whether DEBUG records are wanted.
+
+    Logger.isEnabledFor() is Python; its own cache says no at once, and it is asked only if that does
+    not know.
+    """
+    if not debug_may_be_on():
+        return False
+    return log.isEnabledFor(DEBUG)
+
+
+cdef int begin_wait(Wait *wait, bint by_device_call) except -1:
+    wait.debug = debug_is_on()
+    wait.began = 0 if by_device_call and not wait.debug else luna_now()
+    wait.warned = False
+    return 0
+
+
+cdef int audit_lock(CK_SLOT_ID slot_id) except -1:
+    if PySys_Audit("luna_ext.lock", "K", <unsigned long long> slot_id) != 0:
+        luna_raise_pending()
+    return 0
+
+
+cdef int audit_unlock(CK_SLOT_ID slot_id) except -1:
+    if PySys_Audit("luna_ext.unlock", "K", <unsigned long long> slot_id) != 0:
+        luna_raise_pending()
+    return 0
+
+
+cdef int end_wait(Wait *wait, CK_SLOT_ID slot_id) except -1:
+    """The lock is held."""
+    cdef double seconds
+    if wait.began == 0:
+        return 0
+    seconds = luna_now() - wait.began
+    if seconds > LONG_WAIT_SECONDS and not wait.warned:
+        wait.warned = True
+        log.warning("slot %d: locked, after a wait of %.3f s", slot_id, seconds)
+    if wait.debug:
+        log.debug("slot %d: locked after %.6f s", slot_id, seconds)
+    return 0
+
+
+cdef int warn_of_wait(Wait *wait, object subject, object holder) except -1:
+    """To be called while a wait, for a slot's lock or a cluster's token, has become long."""
+    if wait.warned:
+        return 0
+    wait.warned = True
+    tell_of_wait(subject, luna_now() - wait.began, holder)
+    return 0
+
+
+cdef int tell_of_wait(object subject, double seconds, object holder) except -1:
+    if isinstance(subject, int):
+        log.warning(
+            "slot %d: still waiting for the lock after %.0f s; %s",
+            subject,
+            seconds,
+            holder or "another thread, process or host holds it",
+        )
+    else:
+        log.warning(
+            "cluster %r: still waiting for an unassigned token after %.0f s",
+            subject.decode(),
+            seconds,
+        )
+    return 0
+
+
+cdef int tell_unlocked(double began, CK_SLOT_ID slot_id, bint unwanted) except -1:
+    if not debug_is_on():
+        return 0
+    if unwanted:
+        log.debug("slot %d: unlocked, for no thread or task waits for the lock any more", slot_id)
+    else:
+        log.debug("slot %d: unlocked in %.6f s", slot_id, luna_now() - began)
+    return 0
+
+
+cdef int tell_failed_release(object error) except -1:
+    if isinstance(error, LockReleaseError | LockLostError):
+        log.error("%s", error)
+    return 0
+
+
+# ---- errors, in one wording ----
+
+
+def may_pass(rv, poll):
+    """Whether the error means "not now": by its code, or because the caller says so."""
+    return meaning_of(rv) is Meaning.BUSY or (poll and rv == CKR_DEVICE_ERROR)
+
+
+def means_lost(error):
+    """Whether the device does not know this application, or this token, any more."""
+    return meaning_of(error.rv) in (Meaning.LOST, Meaning.GONE)
+
+
+def closed_error(slot_id, path):
+    return LibraryClosedError(
+        f"the Library for {path!r} is closed; open a new one to lock slot {slot_id}",
+        function=LOCK,
+        slot_id=slot_id,
+    )
+
+
+def reentry_error(slot_id, what):
+    return LockReentryError(
+        f"slot {slot_id}: {what}; waiting for it would never end", function=LOCK, slot_id=slot_id
+    )
+
+
+def not_owned_error(slot_id, holder, function):
+    return LockNotOwnedError(
+        f"slot {slot_id} is not held by the caller: {holder}. Nothing was done",
+        function=function,
+        slot_id=slot_id,
+    )
+
+
+def lost_error(slot_id, reason, *, rv=None, function=UNLOCK):
+    return LockLostError(
+        f"slot {slot_id}: the lock was lost while it was held: {reason}. Another process may have "
+        "worked on the token meanwhile; check it before you go on",
+        rv=rv,
+        function=function,
+        slot_id=slot_id,
+    )
+
+
+def release_error(cause):
+    error = LockReleaseError(
+        f"{cause}. The lock may stay set until this process disconnects: close all its Library "
+        "objects, and open a new one",
+        rv=cause.rv,
+        function=cause.function,
+        slot_id=cause.slot_id,
+    )
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,519 @@
+# The state of one slot's lock in this process, and all its transitions. docs/architecture.md has the table.
+#
+# Each transition is guarded as a whole, and is `noexcept nogil`, so that the compiler refuses whatever
+# could raise, run Python code (a signal handler's, a finalizer's) or wait in its midst. Nothing else
+# writes a Record.
+#
+# Which combinations are legal, besides "free", in which all is 0:
+#   turn            a lock call is about to be made, or made again after a pause
+#   turn + calling  it is out
+#   owner           held; `calling` as well where a claim came back with the slot meanwhile
+#   leaving         unlock calls are due or out; then no lock call begins, but one may still be out, and
+#                   a claim may come back with the slot on a device that gives a lock but once
+
+
+# How soon after an unlock the answer of a lock call comes that has waited for it.
+cdef double PROMPT_SECONDS = 0.25
+
+
+cdef inline void check(Record *record) noexcept nogil:
+    """What holds between any two transitions, where C's assert() is on (CFLAGS=-UNDEBUG)."""
+    holds(not record.calling or record.turn)
+    holds(record.caller == 0 or record.turn)
+    holds((record.first == NULL) == (record.waiting == 0))
+    holds(record.leaving >= 0 and record.working >= 0)
+    holds(record.loss == NOT_LOST or record.owner != 0)
+    holds(not record.evicted or record.owner != 0)
+
+
+cdef inline bint is_due(Record *record) noexcept nogil:
+    """Whether a lock call is wanted: by a waiter, or to take off what an earlier one may have set."""
+    return record.first != NULL or record.owed
+
+
+cdef inline bint is_idle(Record *record) noexcept nogil:
+    """No holder, no call that is out, due or about to be made."""
+    return record.owner == 0 and not record.turn and record.leaving == 0
+
+
+# ---- the queue ----
+
+
+cdef inline void unlink(Record *record, Seat *seat, Outcome outcome) noexcept nogil:
+    if seat.before == NULL:
+        record.first = seat.behind
+    else:
+        seat.before.behind = seat.behind
+    if seat.behind == NULL:
+        record.last = seat.before
+    else:
+        seat.behind.before = seat.before
+    seat.before = seat.behind = NULL
+    record.waiting -= 1
+    seat.outcome = outcome
+
+
+cdef void line_up(Record *record, Seat *seat, bint before_all) noexcept nogil:
+    """Queue a seat, at the end or before all others."""
+    luna_guard_lock(&record.guard)
+    seat.outcome = WAITING
+    if record.first == NULL:
+        record.first = record.last = seat
+    elif before_all:
+        seat.behind = record.first
+        record.first.before = seat
+        record.first = seat
+    else:
+        seat.before = record.last
+        record.last.behind = seat
+        record.last = seat
+    record.waiting += 1
+    check(record)
+    luna_guard_unlock(&record.guard)
+
+
+cdef Outcome step_out(Record *record, Seat *seat) noexcept nogil:
+    """The waiter gives up; how its wait stands. WAITING: it has been taken out of the queue."""
+    cdef Outcome outcome
+    luna_guard_lock(&record.guard)
+    outcome = seat.outcome
+    if outcome == WAITING:
+        unlink(record, seat, WITHDRAWN)
+    elif outcome == TURN:
+        record.turn = False
+        record.caller = 0
+        seat.outcome = WITHDRAWN
+    elif outcome == GRANTED:
+        seat.outcome = WITHDRAWN
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return outcome
+
+
+cdef Seat *take_first(Record *record, Outcome outcome, bint not_own_calls) noexcept nogil:
+    """Take the first waiter out of the queue, or none: `not_own_calls` leaves one that calls itself."""
+    cdef Seat *seat
+    luna_guard_lock(&record.guard)
+    seat = record.first
+    if seat != NULL and not_own_calls and seat.own_call:
+        seat = NULL
+    if seat != NULL:
+        unlink(record, seat, outcome)
+    luna_guard_unlock(&record.guard)
+    return seat
+
+
+cdef Seat *take_any_of(Record *record, uint64_t share) noexcept nogil:
+    """Take a waiter of this Share out of the queue: its Library has closed."""
+    cdef Seat *seat
+    luna_guard_lock(&record.guard)
+    seat = record.first
+    while seat != NULL and seat.share != share:
+        seat = seat.behind
+    if seat != NULL:
+        unlink(record, seat, FAILED)
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return seat
+
+
+cdef bint waits_here(Record *record, uint64_t number, uint64_t home) noexcept nogil:
+    """Whether this thread or task waits already; or, with a `home`, a task or greenlet of that thread."""
+    cdef Seat *seat
+    cdef bint found = False
+    luna_guard_lock(&record.guard)
+    seat = record.first
+    while seat != NULL and not found:
+        found = seat.number == number or (home != 0 and seat.home == home)
+        seat = seat.behind
+    luna_guard_unlock(&record.guard)
+    return found
+
+
+# ---- the turn, and the lock call ----
+
+
+cdef bint take_turn_at_once(Record *record, uint64_t number) noexcept nogil:
+    """The calling thread is to make the lock call, if the slot is free and no waiter was first."""
+    cdef bint taken
+    luna_guard_lock(&record.guard)
+    taken = record.first == NULL and is_idle(record)
+    if taken:
+        record.turn = True
+        record.caller = number
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return taken
+
+
+cdef Next next_turn(Record *record, Seat **seat) noexcept nogil:
+    """If the slot is free, the first waiter's turn has come; with TURN it is out of the queue."""
+    cdef Next due = NO_TURN
+    luna_guard_lock(&record.guard)
+    seat[0] = record.first
+    if is_due(record) and is_idle(record):
+        record.turn = True
+        if record.first != NULL and record.first.own_call:
+            record.caller = record.first.number
+            unlink(record, record.first, TURN)
+            due = WAITERS_TURN
+        else:
+            due = WORKERS_TURN
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return due
+
+
+cdef Seat *turn_to_patient(Record *record) noexcept nogil:
+    """The turn goes to the first waiter itself, if that is a thread that waits without a limit."""
+    cdef Seat *seat
+    luna_guard_lock(&record.guard)
+    seat = record.first
+    if seat != NULL and seat.patient:
+        record.caller = seat.number
+        unlink(record, seat, TURN)
+    else:
+        seat = NULL
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return seat
+
+
+cdef void give_turn_back(Record *record) noexcept nogil:
+    luna_guard_lock(&record.guard)
+    record.turn = False
+    record.caller = 0
+    check(record)
+    luna_guard_unlock(&record.guard)
+
+
+cdef bint begin_call(Record *record, uint64_t generation, bint for_waiters) noexcept nogil:
+    """The thread whose turn it is calls the device now; False if it has lost its turn: to a claim
+    that came back with the slot, to an unlock that is due, or for want of waiters.
+    """
+    cdef bint may
+    luna_guard_lock(&record.guard)
+    may = (
+        # Not any more in a child that was forked by what ran in a pause between two tries.
+        record.turn
+        and record.owner == 0
+        and record.leaving == 0
+        and (is_due(record) or not for_waiters)
+    )
+    if may:
+        record.calling = True
+        record.calls += 1
+        record.asked_after = record.unlocks
+        record.asked_in = generation
+    else:
+        record.turn = False
+        record.caller = 0
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return may
+
+
+cdef inline void own(
+    Record *record, uint64_t number, uint64_t home, uint64_t share, uint64_t generation
+) noexcept nogil:
+    record.owner = number
+    record.home = home
+    record.share = share
+    record.generation = generation
+    record.hold += 1
+    record.loss = NOT_LOST
+    record.unsure = False
+    record.doubt = False
+    record.owed = False
+    record.inherited = False
+
+
+cdef inline void come_back(Record *record) noexcept nogil:
+    """The lock call that was out has come back."""
+    record.calling = False
+    if record.moment != NULL:
+        PyThread_release_lock(record.moment)
+        record.moment = NULL
+
+
+cdef void break_off_call(Record *record) noexcept nogil:
+    """The lock call was not made after all."""
+    luna_guard_lock(&record.guard)
+    come_back(record)
+    check(record)
+    luna_guard_unlock(&record.guard)
+
+
+cdef inline bint came_promptly(Record *record) noexcept nogil:
+    """Whether the lock call that an unlock has crossed was answered as soon as the unlock had had its
+    effect: then it has waited for that, and its grant is true. One that just hung comes at any time.
+    """
+    return record.suspected == record.calls and (
+        record.leaving != 0 or luna_now() - record.unlocked_time < PROMPT_SECONDS
+    )
+
+
+cdef Verdict hear(
+    Record *record, bint granted, bint busy, uint64_t generation, int *kind,
+    uint64_t number, uint64_t home, uint64_t share, Seat **seat
+) noexcept nogil:
+    """The lock call's answer is there. It was made by the thread `number` for itself; or, if that is 0,
+    by a worker for the first waiter, which is `seat` then and out of the queue.
+    """
+    cdef Verdict verdict
+    luna_guard_lock(&record.guard)
+    come_back(record)
+    if granted and record.owner == 0 and kind[0] == UNKNOWN and record.asked_after != record.unlocks:
+        if came_promptly(record):
+            kind[0] = GIVES_ONCE
+    if not granted:
+        # "Busy" is no answer; any other error says that the call has set nothing.
+        record.owed = record.owed and busy
+        verdict = REFUSED
+    elif record.owner != 0:
+        # A claim came back with the slot meanwhile, and yet the device has granted it.
+        kind[0] = GRANTS_AGAIN
+        verdict = IGNORED
+    elif record.asked_in != generation:
+        # C_Finalize has undone it.
+        verdict = IGNORED
+    elif record.asked_after != record.unlocks and kind[0] != GIVES_ONCE:
+        # The unlock of a claim that was granted the same lock may have undone it. If not, the lock is
+        # set, and has to come off even if the waiter gives up before it asks again.
+        record.owed = True
+        if kind[0] == UNKNOWN:
+            record.doubt = True
+            record.doubt_in = generation
+        verdict = IGNORED
+    elif number != 0:
+        own(record, number, home, share, generation)
+        verdict = OWNED
+    elif record.first != NULL:
+        seat[0] = record.first
+        own(record, record.first.number, record.first.home, record.first.share, generation)
+        record.first.hold = record.hold
+        unlink(record, record.first, GRANTED)
+        verdict = OWNED
+    else:
+        begin_unlock(record, generation)
+        verdict = UNWANTED
+    if verdict == OWNED or verdict == UNWANTED:
+        record.turn = False
+        record.caller = 0
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return verdict
+
+
+# ---- the way out ----
+
+
+cdef inline void begin_unlock(Record *record, uint64_t generation) noexcept nogil:
+    """An unlock call is due for what no thread or task holds."""
+    record.generation = generation
+    record.leaving += 1
+    record.unlocks += 1
+    record.doubt = False
+    record.owed = False
+
+
+cdef inline Leave leave(Record *record, uint64_t generation, int *kind) noexcept nogil:
+    cdef Leave due
+    if record.loss != NOT_LOST or record.generation != generation:
+        if record.loss == NOT_LOST:
+            record.loss = FINALISED
+        due = LOST
+    else:
+        record.leaving += 1
+        record.unlocks += 1
+        due = UNLOCK_DUE_LATER if record.calling and kind[0] == UNKNOWN else UNLOCK_DUE
+    record.owner = 0
+    return due
+
+
+cdef Leave begin_leave(
+    Record *record, uint64_t number, uint64_t hold, uint64_t share, uint64_t generation, int *kind,
+    Loss *loss
+) noexcept nogil:
+    """End a hold: this owner's through this Share, or, with a `hold`, just that one. From here on no
+    thread holds the slot, and none gets it before the unlock is answered.
+    """
+    cdef Leave due = NOT_MINE
+    luna_guard_lock(&record.guard)
+    if record.owner != 0 and (
+        record.hold == hold if hold != 0 else record.owner == number and record.share == share
+    ):
+        due = leave(record, generation, kind)
+        loss[0] = record.loss
+        record.loss = NOT_LOST
+        record.evicted = False
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return due
+
+
+cdef bint await_call(Record *record, PyThread_type_lock moment) noexcept nogil:
+    """Have `moment` released when the lock call that is out comes back; False if none is out."""
+    cdef bint out
+    luna_guard_lock(&record.guard)
+    out = record.calling and record.moment == NULL
+    if out:
+        record.moment = moment
+    luna_guard_unlock(&record.guard)
+    return out
+
+
+cdef void end_moment(Record *record) noexcept nogil:
+    """The moment is over. If the lock call is still out, it may wait for the unlock that is sent now."""
+    luna_guard_lock(&record.guard)
+    record.moment = NULL
+    if record.calling:
+        record.suspected = record.calls
+    luna_guard_unlock(&record.guard)
+
+
+cdef void end_leave(Record *record, bint unlocked, uint64_t claims) noexcept nogil:
+    """An unlock call is answered."""
+    luna_guard_lock(&record.guard)
+    record.leaving -= 1
+    record.unlocked_at = claims
+    if record.suspected != 0 and record.suspected == record.calls:
+        record.unlocked_time = luna_now()
+    record.unsure = not unlocked
+    check(record)
+    luna_guard_unlock(&record.guard)
+
+
+# ---- claims ----
+
+
+cdef Arrival arrive(
+    Record *record, Seat *seat, uint64_t claim, uint64_t generation, int *kind
+) noexcept nogil:
+    """The claim number `claim` has come back with this slot."""
+    cdef Arrival arrival
+    luna_guard_lock(&record.guard)
+    if record.owner != 0:
+        arrival = HELD
+    elif kind[0] != GIVES_ONCE and (
+        record.leaving != 0 or (record.unlocks != 0 and record.unlocked_at >= claim)
+    ):
+        # The grant may be that of a lock which an unlock has taken off since.
+        arrival = UNPROVEN
+    elif seat.outcome == WAITING:
+        own(record, seat.number, seat.home, seat.share, generation)
+        seat.hold = record.hold
+        seat.outcome = GRANTED
+        arrival = CLAIMED
+    else:
+        begin_unlock(record, generation)
+        arrival = RETURNED
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return arrival
+
+
+cdef bint begin_doubt(Record *record, uint64_t generation, bint asked) noexcept nogil:
+    """Whether a claim holds the slot is not known, unless a thread of this process does by now. If no
+    lock call was made that could tell, one is owed.
+    """
+    cdef bint doubt
+    luna_guard_lock(&record.guard)
+    doubt = record.owner == 0
+    if doubt:
+        record.doubt = True
+        record.doubt_in = generation
+        record.owed = record.owed or not asked
+    luna_guard_unlock(&record.guard)
+    return doubt
+
+
+cdef bint end_doubt(Record *record, uint64_t generation, bint held) noexcept nogil:
+    """The kind of the device is known now. If the claim's grant was true, an unlock is due."""
+    cdef bint due
+    luna_guard_lock(&record.guard)
+    due = record.doubt and held and record.owner == 0 and record.doubt_in == generation
+    record.doubt = False
+    if due:
+        begin_unlock(record, generation)
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return due
+
+
+# ---- while it is held ----
+
+
+cdef bint lose(Record *record, uint64_t hold, Loss loss) noexcept nogil:
+    """That hold's lock is not on the device any more; False if it has ended, or was lost before."""
+    cdef bint lost
+    luna_guard_lock(&record.guard)
+    lost = record.owner != 0 and record.hold == hold and record.loss == NOT_LOST
+    if lost:
+        record.loss = loss
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return lost
+
+
+cdef void work_begins(Record *record) noexcept nogil:
+    luna_guard_lock(&record.guard)
+    record.working += 1
+    luna_guard_unlock(&record.guard)
+
+
+cdef bint work_ends(Record *record) noexcept nogil:
+    """Whether the Library was closed meanwhile, and the lock has to come off now."""
+    cdef bint due = False
+    luna_guard_lock(&record.guard)
+    # 0 already if a signal handler has forked in its midst, and this is the child.
+    if record.working > 0:
+        record.working -= 1
+        due = record.evicted and record.working == 0
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return due
+
+
+cdef bint evict(Record *record, uint64_t share, uint64_t *owner, uint64_t *hold) noexcept nogil:
+    """The Library of this Share has closed: whether it held the slot, by whom, and which hold.
+
+    While calls rely on the lock, it stays on until they have ended; `hold` is 0 then.
+    """
+    cdef bint found
+    luna_guard_lock(&record.guard)
+    found = record.owner != 0 and record.share == share and not record.evicted
+    if found:
+        owner[0] = record.owner
+        hold[0] = record.hold
+        if record.working != 0 and record.loss == NOT_LOST:
+            record.evicted = True
+            hold[0] = 0
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return found
+
+
+cdef void forget(Record *record, uint64_t number, bint kept_by_task) noexcept nogil:
+    """In a forked child, whose only thread is `number`: the lock is the parent's. The waiters are
+    taken out of the queue before.
+    """
+    cdef bint inherited = record.inherited or (
+        record.owner != 0 and (record.owner == number or kept_by_task)
+    )
+    cdef uint64_t hold = record.hold
+    memset(record, 0, sizeof(Record))
+    # Numbers of holds are not used again, for a Token may keep one.
+    record.hold = hold
+    record.inherited = inherited
+
+
+cdef bint end_inherited(Record *record, uint64_t number) noexcept nogil:
+    """Whether a block that began in the parent process ends here, in the child. Once."""
+    cdef bint ends
+    luna_guard_lock(&record.guard)
+    ends = record.inherited and record.owner != number
+    if ends:
+        record.inherited = False
+    luna_guard_unlock(&record.guard)
+    return ends

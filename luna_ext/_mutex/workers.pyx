@@ -1,0 +1,138 @@
+# Threads that make a device call for a caller that must be able to stop waiting for it.
+#
+# They are started when needed, below Python, which starts none while the interpreter exits; kept for
+# the next job; and never joined: a device call may block for minutes and nothing can interrupt it, so
+# the process must be able to exit without them.
+
+cdef enum:
+    KEEP_IDLE = 8
+
+cdef struct Worker:
+    PyThread_type_lock wake     # released when there is a job
+    Work work                   # the job, and
+    void *subject               # what it is about, with a reference
+    Worker *behind              # the next one that is idle
+
+cdef luna_guard pool_guard
+cdef Worker *idle_workers = NULL
+cdef int idle_count = 0
+# Threads that have been created and have not had the GIL yet.
+cdef int beginning = 0
+# The interpreter is about to go; no thread could begin any more.
+cdef int ended = 0
+
+
+cdef bint run_on_worker(Work work, object subject) noexcept:
+    """Run work(subject) on a thread of its own; do not wait for it. False: no thread can be had.
+
+    Runs no byte code and allocates nothing that the garbage collector knows, so that it can be called
+    where nothing may come in between.
+    """
+    global idle_workers, idle_count
+    cdef Worker *worker
+    luna_guard_lock(&pool_guard)
+    worker = idle_workers
+    if worker != NULL:
+        idle_workers = worker.behind
+        idle_count -= 1
+    luna_guard_unlock(&pool_guard)
+    if worker != NULL:
+        Py_INCREF(subject)
+        worker.work = work
+        worker.subject = <void *> subject
+        PyThread_release_lock(worker.wake)
+        return True
+    return start_worker(work, subject)
+
+
+cdef bint start_worker(Work work, object subject) noexcept:
+    cdef Worker *worker
+    if luna_shared_get(&ended):
+        return False
+    worker = <Worker *> calloc(1, sizeof(Worker))
+    if worker == NULL:
+        return False
+    worker.wake = PyThread_allocate_lock()
+    if worker.wake == NULL:
+        free(worker)
+        return False
+    PyThread_acquire_lock(worker.wake, NOWAIT_LOCK)
+    Py_INCREF(subject)
+    worker.work = work
+    worker.subject = <void *> subject
+    luna_shared_add(&beginning, 1)
+    if PyThread_start_new_thread(live, worker) == PYTHREAD_INVALID_THREAD_ID:
+        luna_shared_add(&beginning, -1)
+        Py_DECREF(subject)
+        PyThread_free_lock(worker.wake)
+        free(worker)
+        return False
+    return True
+
+
+cdef void live(void *argument) noexcept with gil:
+    """A worker's life."""
+    global idle_workers, idle_count
+    cdef Worker *worker = <Worker *> argument
+    cdef bint kept = True
+    luna_shared_add(&beginning, -1)
+    while kept:
+        do_job(worker)
+        luna_guard_lock(&pool_guard)
+        kept = idle_count < KEEP_IDLE
+        if kept:
+            worker.behind = idle_workers
+            idle_workers = worker
+            idle_count += 1
+        luna_guard_unlock(&pool_guard)
+        if kept:
+            with nogil:
+                PyThread_acquire_lock(worker.wake, WAIT_LOCK)
+    PyThread_free_lock(worker.wake)
+    free(worker)
+
+
+cdef int do_job(Worker *worker) noexcept:
+    # The subject is not kept until the next job comes: it may hold the last reference to a Library.
+    subject = <object> worker.subject
+    Py_DECREF(subject)
+    worker.work(subject)
+    return 0
+
+
+cdef int call_function(object function) noexcept:
+    """What it raises (in a handler of log records, say) goes to sys.unraisablehook."""
+    function()
+    return 0
+
+
+cdef int call_on_worker(object function) except -1:
+    """Call a Python function on a worker; do not wait for it."""
+    if not run_on_worker(call_function, function):
+        raise RuntimeError("can't start new thread")
+    return 0
+
+
+def start_thread(function):
+    """Call `function()` on a thread of its own, which is never joined."""
+    call_on_worker(function)
+
+
+cdef int end_workers(double deadline) except -1:
+    """Let no more begin. A thread that has been created has to find an interpreter, so it is waited for,
+    until the deadline (seconds of luna_now()).
+    """
+    luna_shared_set(&ended, 1)
+    while luna_shared_get(&beginning) > 0 and luna_now() < deadline:
+        with nogil:
+            luna_pause(0.0005)
+    return 0
+
+
+cdef int forget_workers() except -1:
+    """In a forked child: they are the parent's."""
+    global idle_workers, idle_count, beginning
+    idle_workers = NULL
+    idle_count = 0
+    beginning = 0
+    return 0

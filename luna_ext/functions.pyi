@@ -1,3 +1,0 @@
-NAMES: tuple[str, ...]
-CLUSTER_FUNCTIONS: tuple[str, ...]
-OTHER_ERRORS: str

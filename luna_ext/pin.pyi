@@ -1,6 +1,0 @@
-from typing import NoReturn, final
-
-@final
-class Pin:
-    def __new__(cls, pin: str | bytes | bytearray, name: str) -> Pin: ...
-    def __reduce__(self) -> NoReturn: ...

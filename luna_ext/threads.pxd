@@ -1,1 +1,0 @@
-cdef int end_threads(double deadline) except -1

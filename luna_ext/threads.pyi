@@ -1,3 +1,0 @@
-from collections.abc import Callable
-
-def start_thread(life: Callable[[], object]) -> None: ...

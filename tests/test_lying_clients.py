@@ -1,0 +1,108 @@
+"""What a client library says about the number of slots is not trusted."""
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import luna_ext
+from luna_ext.stub import STATE_VARIABLE, library_path
+
+HERE = Path(__file__).parent
+SLOTS = [2, 3, 4, 5, 6, 7]
+"""All that the lying client has."""
+MOST_CALLS = 100
+"""A caller that asks more often than this is about to ask for ever."""
+FUNCTIONS = {
+    "C_GetSlotList": lambda luna: [slot.slot_id for slot in luna.slots()],
+    "CA_GetSlotId": lambda luna: [token.slot.slot_id for token in luna.find("same")],
+}
+
+pytestmark = pytest.mark.parametrize("function", FUNCTIONS)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    library = tmp_path_factory.mktemp("lying_client") / "client.so"
+    command = ["cc", "-shared", "-fPIC", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra"]
+    command += ["-Wpedantic", "-Wconversion", "-Werror", f'-DSTAND_IN="{library_path()}"']
+    command += [f"-I{HERE.parent / 'include'}", str(HERE / "c" / "lying_client.c")]
+    subprocess.run([*command, "-o", str(library), "-ldl"], check=True)
+    return library
+
+
+@pytest.fixture
+def ask(client, cluster, monkeypatch, function, call):
+    """Ask for the slots while the function tells that lie; what luna_ext makes of it."""
+    monkeypatch.setenv(STATE_VARIABLE, cluster.path)
+    liar = ctypes.CDLL(str(client))
+    with luna_ext.Library(client) as luna:
+
+        def ask(lie):
+            liar.lie_about(function.encode(), lie.encode())
+            try:
+                return call(lambda: FUNCTIONS[function](luna)).result()
+            finally:
+                assert 1 <= liar.calls_of_the_liar() <= MOST_CALLS
+
+        yield ask
+        liar.lie_about(b"", b"")
+
+
+def test_client_that_tells_the_truth_is_believed(ask):
+    assert ask("none") == SLOTS
+
+
+@pytest.mark.parametrize(
+    "change", ["too many to begin with", "too few to begin with", "none to begin with"]
+)
+def test_slots_may_come_and_go_between_the_count_and_the_list(ask, change):
+    assert ask(change) == SLOTS
+
+
+def test_slot_that_is_listed_twice_is_one_slot(ask):
+    assert ask("each twice") == SLOTS
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "too small, but enough",
+        "too small for none",
+        "too small for nobody knows",
+        "one more each time",
+        "twice as many each time",
+        "huge",
+        "largest",
+    ],
+)
+def test_list_that_is_never_large_enough_is_an_error_that_names_the_function(ask, function, lie):
+    with pytest.raises(luna_ext.LunaError) as caught:
+        ask(lie)
+
+    assert caught.value.function == function
+    assert function in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "more than was asked for",
+        "huge, and all is well",
+        "nothing written, and all is well",
+    ],
+)
+def test_list_that_was_not_written_is_an_error_that_names_the_function(ask, function, lie):
+    with pytest.raises(luna_ext.LunaError) as caught:
+        ask(lie)
+
+    assert caught.value.function == function
+    assert function in str(caught.value)
+
+
+def test_library_works_on_after_a_lie(ask):
+    with pytest.raises(luna_ext.LunaError):
+        ask("huge")
+
+    assert ask("none") == SLOTS
