@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
+from ._cluster import Library
 from .errors import rv_name
 from .labels import decode_label
-from ._cluster import Library
 from .stub_control import (
     ALL_ONES,
     Call,

@@ -7,7 +7,6 @@ import os
 import signal
 import textwrap
 import threading
-import warnings
 
 import pytest
 from support import (
