@@ -20,7 +20,7 @@ cdef enum Outcome:
     GRANTED     # the waiter holds the lock
     FAILED      # Waiter.error says why
     WITHDRAWN   # the waiter has given up
-    LEFT_BEHIND # the wait began in the parent process; this is its forked child
+    LEFT_BEHIND     # the wait began in the parent process; this is its forked child
 
 # What is known of how the device answers a second lock call of the application that holds the lock.
 cdef enum Kind:
@@ -100,7 +100,7 @@ cdef struct Record:
     uint64_t unlocks        # those so far
     uint64_t unlocked_at    # number of the newest claim when the last one was answered
     bint unsure             # the last unlock failed: the device may still have the lock set
-    bint doubt              # a claim or a lock call was granted, and whether the lock is on is not known
+    bint doubt              # a grant proves nothing: whether the lock is on is not known
     uint64_t doubt_in       # the generation in which it was
     bint owed               # a lock call is due even without a waiter: to take off what may be set
     uint64_t suspected      # the lock call that an unlock has crossed after a moment; 0: none
@@ -120,7 +120,7 @@ cdef struct Backoff:
 
 # One wait, from the moment that the lock was asked for.
 cdef struct Wait:
-    double began            # seconds of luna_now(); 0: with the device call, whose length is measured
+    double began            # seconds of luna_now(); 0: with the device call, which is timed
     bint debug              # whether DEBUG records were wanted then
     bint warned             # of its length; once is enough
 
@@ -147,7 +147,7 @@ cdef class SlotMutex:
     cdef Locks locks                 # of the client, for all its slots
     cdef Client client               # makes the device calls
     cdef readonly CK_SLOT_ID slot_id
-    cdef dict evicted                # owner's and Share's number -> the Loss that took the lock off; or None
+    cdef dict evicted                # (owner, Share) -> the Loss that took its lock off; or None
     cdef object holding_task         # weak: the task that took the newest noted hold, or None
     cdef object place_code           # the code that took it
     cdef int place_lasti             # and where in it

@@ -1,7 +1,7 @@
 """The mutex layer: the lock of one slot in this process, over the device layer.
 
-It knows nothing of what users hold. The layer above asks it for a slot's lock on behalf of a thread or
-task, and tells what came of it.
+It knows nothing of what users hold. The layer above asks it for a slot's lock on behalf of a thread
+or task, and tells what came of it.
 """
 
 import atexit
@@ -29,7 +29,6 @@ from luna_ext._device cimport (
     CA_UNLOCK_CLUSTERED_SLOT,
     CK_RV,
     CK_SLOT_ID,
-    CK_UNASSIGNED_SLOT_INFO,
     CKR_CRYPTOKI_NOT_INITIALIZED,
     CKR_DEVICE_ERROR,
     CKR_FUNCTION_FAILED,

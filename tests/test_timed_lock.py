@@ -224,7 +224,7 @@ def plain():
     with slot:
         said.append("and yet locked")
 
-# Not by the main thread, for which a worker would make the call, and then be there for the next one.
+# Not by the main thread, for which a worker would make the call, and be there for the next one.
 leave = threading.Event()
 
 def hold():

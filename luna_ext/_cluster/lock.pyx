@@ -45,8 +45,8 @@ cdef int check_open(Share share, CK_SLOT_ID slot_id) except -1:
 cdef int end_block(
     SlotMutex mutex, Share share, uint64_t hold, object exc_type, object exception
 ) except -1:
-    """Unlock at the end of a `with` block, which `exception` may be leaving. `hold` is the block's, if
-    that is known.
+    """Unlock at the end of a `with` block, which `exception` may be leaving. `hold` is the block's,
+    if that is known.
     """
     cdef uint64_t me = caller_number()
     cdef Leave due = NOT_MINE
@@ -80,8 +80,8 @@ cdef bint end_foreign_block(SlotMutex mutex, Share share, uint64_t hold) except 
     if mutex.record.owner == 0 or mutex.record.share != share.number or mutex.record.hold != hold:
         return False
     log.error(
-        "slot %d: a generator was closed in a with block that another thread runs; the lock is given "
-        "back (%s)",
+        "slot %d: a generator was closed in a with block that another thread runs; the lock is "
+        "given back (%s)",
         mutex.slot_id,
         holder,
     )
@@ -314,7 +314,7 @@ cdef class SlotLock:
         if self.timeout == 0:
             self.mutex.refuse_reentry(caller_number(), thread_number())
         if not self.mutex.acquire_within(self.share, self.poll, self.timeout):
-            raise self.timed_out()
+            raise self._timed_out()
         self.hold = self.mutex.record.hold
         self.mutex.note_place(None)
         if self.token is not None:
@@ -341,7 +341,7 @@ cdef class SlotLock:
         begin_wait(&waiter.wait, False)
         self.mutex.refuse_reentry(waiter.seat.number, waiter.seat.home)
         if self.timeout == 0 and not self.mutex.is_free():
-            raise self.timed_out()
+            raise self._timed_out()
         departure = new_departure(self.mutex, waiter.seat.number, self.share)
         answered = loop.create_future()
         waiter.wait_in_task(task, loop, answered)
@@ -360,7 +360,7 @@ cdef class SlotLock:
             raise waiter.error
         if waiter.seat.outcome != GRANTED:
             self.mutex.withdraw(waiter)
-            raise self.timed_out()
+            raise self._timed_out()
         self.mutex.confirm(waiter)
         self.mutex.note_place(task)
         self.hold = waiter.seat.hold
@@ -384,7 +384,7 @@ cdef class SlotLock:
 
     cdef int _check_label(self, Deadline deadline) except -1:
         if not run_within(self.token._check, deadline):
-            raise self.timed_out()
+            raise self._timed_out()
         return 0
 
     async def _check_label_in_task(self, loop, task, seconds):
@@ -394,11 +394,11 @@ cdef class SlotLock:
         call_on_worker(errand.run)
         await settled_within(done, seconds, LONG_WAIT_SECONDS, no_warning)
         if not luna_shared_get(&errand.finished):
-            raise self.timed_out()
+            raise self._timed_out()
         if errand.error is not None:
             raise errand.error
 
-    def timed_out(self):
+    def _timed_out(self):
         slot_id = self.mutex.slot_id
         waited = "at once" if self.timeout == 0 else f"within {self.timeout:g} s"
         return LockTimeoutError(

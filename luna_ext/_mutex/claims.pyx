@@ -1,7 +1,7 @@
 # Claims: device calls that come back with any slot's lock. And what all locks of a client share.
 #
-# A claim and the lock of a slot do not wait for each other, and do not trust what crossing replies say.
-# state.pyx has the rules, `make model` searches them.
+# A claim and the lock of a slot do not wait for each other, and do not trust what crossing replies
+# say. state.pyx has the rules, `make model` searches them.
 
 cdef enum:
     # How often the device is asked again at once when it gives a slot that this process holds.
@@ -142,7 +142,9 @@ cdef class Locks:
             request = None
 
     def serve_stuck(self):
-        """While claims are queued, the servers may be stuck at the device: begin one more at a time."""
+        """While claims are queued, the servers may be stuck at the device: begin one more at a
+        time.
+        """
         while True:
             with nogil:
                 luna_pause(STUCK_SECONDS)
@@ -215,9 +217,9 @@ cdef class Request(Waiter):
                 continue
             if rv == CKR_OK:
                 known = self.locks.mutexes.get(self.info.slotID)
-                self.mutex = (
-                    self.locks._keep(mutex, self.info.slotID) if known is None else <SlotMutex> known
-                )
+                if known is None:
+                    known = self.locks._keep(mutex, self.info.slotID)
+                self.mutex = <SlotMutex> known
                 luna_guard_lock(&self.locks.guard)
                 arrival = arrive(
                     &self.mutex.record, &self.seat, claim, client.generation, &self.locks.kind
@@ -242,7 +244,8 @@ cdef class Request(Waiter):
         return 0
 
     cdef uint64_t _begin(self) noexcept:
-        """From here until _end() the device has the claim; its number. 0: it was given up before."""
+        """From here until _end() the device has the claim; its number. 0: it was given up before.
+        """
         cdef uint64_t claim = 0
         luna_guard_lock(&self.locks.guard)
         if self.seat.outcome == WAITING:
@@ -308,8 +311,8 @@ cdef class Request(Waiter):
         if begin_doubt(&mutex.record, self.locks.client.generation, asked != mutex.record.calls):
             log.error(
                 "slot %d: CA_GetUnassignedSlot has come back with it while it was unlocked, and "
-                "whether this process holds its lock could not be made sure (%s). It is left alone; "
-                "the lock may stay set until this process disconnects",
+                "whether this process holds its lock could not be made sure (%s). It is left "
+                "alone; the lock may stay set until this process disconnects",
                 mutex.slot_id,
                 failure or f"no answer within {LONGEST_MOMENT:g} s",
             )
@@ -367,7 +370,6 @@ cdef class Request(Waiter):
 
     cdef int give_up(self) except -1:
         """The waiter gives up. What was granted goes back."""
-        cdef uint64_t hold
         self.locks.requests.discard(self)
         if not self.step_aside(WITHDRAWN) and self.seat.outcome == GRANTED:
             self.seat.outcome = WITHDRAWN

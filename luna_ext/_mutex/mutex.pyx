@@ -1,18 +1,20 @@
-# The lock of one slot in the hands of this process's threads and tasks: the ways in, the ways out, and
-# what a holder may ask while it holds.
+# The lock of one slot in the hands of this process's threads and tasks: the ways in, the ways out,
+# and what a holder may ask while it holds.
 #
-# The device's owner is the application, so it may not keep this process's threads apart. That is done
-# here: per slot there is one holder, at most one lock call on its way to the device, and a queue.
+# The device's owner is the application, so it may not keep this process's threads apart. That is
+# done here: per slot there is one holder, at most one lock call on its way to the device, and a
+# queue.
 
 # How long an unlock call is repeated while the device answers that it is busy.
 cdef double BUSY_SECONDS = 2.0
-# How long an unlock waits, once for a client, for a lock call that crosses it: a device that grants its
-# application again answers at once. That is also the time that a claim's own lock call has.
+# How long an unlock waits, once for a client, for a lock call that crosses it: a device that grants
+# its application again answers at once. That is also the time that a claim's own lock call has.
 cdef double SHORTEST_MOMENT = 0.5
 cdef double LONGEST_MOMENT = 2.0
 # And how many calls of average length.
 cdef double CALLS_OF_A_MOMENT = 50
-# How long the lock of a thread that has ended is left alone: what else the thread kept may release it.
+# How long the lock of a thread that has ended is left alone: what else the thread kept may release
+# it.
 cdef double ENDED_SECONDS = 0.25
 cdef uint64_t LONG_WAIT_NANOSECONDS = LONG_WAIT_SECONDS * 1000000000ULL
 
@@ -28,8 +30,8 @@ cdef class SlotMutex:
     cdef int acquire(self, Share share, bint poll) except -1:
         """Lock, however long it takes.
 
-        The main thread leaves the device call to a worker, so that signal handlers run while it lasts;
-        any other thread makes it itself, which is the fastest way.
+        The main thread leaves the device call to a worker, so that signal handlers run while it
+        lasts; any other thread makes it itself, which is the fastest way.
         """
         cdef uint64_t me = caller_number()
         cdef Wait wait
@@ -302,8 +304,8 @@ cdef class SlotMutex:
 
     def _greenlet_error(self):
         return LockReentryError(
-            f"slot {self.slot_id}: the lock is not free, and to wait for it would stop all greenlets "
-            "of this thread, perhaps the holder's. Nothing is locked; let a native thread wait: "
+            f"slot {self.slot_id}: the lock is not free, and to wait for it would stop all "
+            "greenlets of this thread, perhaps the holder's. Nothing is locked; let a native thread wait: "
             "gevent.get_hub().threadpool.apply(function), or eventlet.tpool.execute(function)",
             function=LOCK,
             slot_id=self.slot_id,
@@ -393,8 +395,8 @@ cdef class SlotMutex:
         return 0
 
     cdef int _fail_first(self, object error) except -1:
-        """The turn comes to nothing, and the first waiter hears why; one that calls the device itself
-        will be told by that.
+        """The turn comes to nothing, and the first waiter hears why; one that calls the device
+        itself will be told by that.
         """
         cdef Seat *seat = take_first(&self.record, FAILED, True)
         give_turn_back(&self.record)
@@ -407,8 +409,11 @@ cdef class SlotMutex:
 
     # ---- the ways out ----
 
-    cdef CK_RV begin_release(self, uint64_t number, uint64_t share, Leave *due, Loss *loss) noexcept:
-        """The release, as a whole and before anything that can raise; what the device has answered."""
+    cdef CK_RV begin_release(
+        self, uint64_t number, uint64_t share, Leave *due, Loss *loss
+    ) noexcept:
+        """The release, as a whole and before anything that can raise; what the device has answered.
+        """
         due[0] = begin_leave(
             &self.record, number, 0, share, self.client.generation, &self.locks.kind, loss
         )
@@ -482,9 +487,10 @@ cdef class SlotMutex:
         return rv
 
     cdef int _wait_a_moment(self) noexcept:
-        """Before a claim's lock comes off, while the kind of the device is not known: a lock call that is
-        out for the same slot has a moment to come back. A device that grants its application again
-        answers at once; one that gives a lock but once answers as soon as the lock is off.
+        """Before a claim's lock comes off, while the kind of the device is not known: a lock call
+        that is out for the same slot has a moment to come back. A device that grants its
+        application again answers at once; one that gives a lock but once answers as soon as the
+        lock is off.
         """
         cdef PyThread_type_lock signal = PyThread_allocate_lock()
         cdef double moment = self.locks.moment()
@@ -712,7 +718,9 @@ cdef class SlotMutex:
         place = self.place()
         self.note_eviction(number, self.record.share, HOLDER_ENDED)
         self.take_from_holder(hold)
-        what = f"slot {self.slot_id} was still locked, {place}, when the thread that held it had ended"
+        what = (
+            f"slot {self.slot_id} was still locked, {place}, when the thread that held it had ended"
+        )
         log.error("%s; it is unlocked now", what)
         warnings.warn(what, ResourceWarning, stacklevel=1)
 
@@ -832,7 +840,9 @@ cdef bint look_once(double now) noexcept:
                 mutex.watched_call = record.calls
                 mutex.watched_since = now
                 mutex.watched_told = False
-            elif not mutex.watched_told and now - mutex.watched_since > LONG_WAIT_SECONDS - WATCH_SECONDS / 2:
+            elif not mutex.watched_told and (
+                now - mutex.watched_since > LONG_WAIT_SECONDS - WATCH_SECONDS / 2
+            ):
                 mutex.watched_told = True
                 tell_of_wait(mutex.slot_id, LONG_WAIT_SECONDS, None)
     return out

@@ -1,4 +1,5 @@
-# Who waits: the numbers of threads, tasks and greenlets, how long they wait, and how they are woken.
+# Who waits: the numbers of threads, tasks and greenlets, how long they wait, and how they are
+# woken.
 
 # How long a caller that will not wait for another holder waits for the device's answer. There is no
 # try-lock in the SDK: only the answer tells that the lock was free.
@@ -59,7 +60,8 @@ cdef uint64_t introduce_thread() except 0:
         marks.discard(reference)
         thread_idents.pop(number, None)
         if PyThread_get_thread_ident() == ident:
-            # A thread of C code may come back to Python, as another thread to all that Python knows.
+            # A thread of C code may come back to Python, as another thread to all that Python
+            # knows.
             luna_introduce(0, False)
         when_thread_ended(number)
 

@@ -1,8 +1,8 @@
 # Threads that make a device call for a caller that must be able to stop waiting for it.
 #
-# They are started when needed, below Python, which starts none while the interpreter exits; kept for
-# the next job; and never joined: a device call may block for minutes and nothing can interrupt it, so
-# the process must be able to exit without them.
+# They are started when needed, below Python, which starts none while the interpreter exits; kept
+# for the next job; and never joined: a device call may block for minutes and nothing can interrupt
+# it, so the process must be able to exit without them.
 
 cdef enum:
     KEEP_IDLE = 8
@@ -29,8 +29,8 @@ cdef int ended = 0
 cdef bint run_on_worker(Work work, object subject) noexcept:
     """Run work(subject) on a thread of its own; do not wait for it. False: no thread can be had.
 
-    Runs no byte code and allocates nothing that the garbage collector knows, so that it can be called
-    where nothing may come in between.
+    Runs no byte code and allocates nothing that the garbage collector knows, so that it can be
+    called where nothing may come in between.
     """
     global idle_workers, idle_count
     cdef Worker *worker
@@ -109,7 +109,8 @@ cdef int do_job(Worker *worker) noexcept:
 
 
 cdef int dismiss_idle_workers() noexcept:
-    """Before a fork: a process that has no other threads forks with one alone, as Python asks for."""
+    """Before a fork: a process that has no other threads forks with one alone, as Python asks for.
+    """
     global idle_workers, idle_count
     cdef long[KEEP_IDLE] ids
     cdef int count = 0
@@ -154,8 +155,8 @@ def start_thread(function):
 
 
 cdef int end_workers(double deadline) except -1:
-    """Let no more begin. A thread that has been created has to find an interpreter, so it is waited for,
-    until the deadline (seconds of luna_now()).
+    """Let no more begin. A thread that has been created has to find an interpreter, so it is waited
+    for, until the deadline (seconds of luna_now()).
     """
     luna_shared_set(&ended, 1)
     while luna_shared_get(&beginning) > 0 and luna_now() < deadline:
