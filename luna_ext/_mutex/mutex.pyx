@@ -305,8 +305,9 @@ cdef class SlotMutex:
     def _greenlet_error(self):
         return LockReentryError(
             f"slot {self.slot_id}: the lock is not free, and to wait for it would stop all "
-            "greenlets of this thread, perhaps the holder's. Nothing is locked; let a native thread wait: "
-            "gevent.get_hub().threadpool.apply(function), or eventlet.tpool.execute(function)",
+            "greenlets of this thread, perhaps the holder's. Nothing is locked; let a native thread "
+            "do the work: gevent.get_hub().threadpool.apply(function), or "
+            "eventlet.tpool.execute(function)",
             function=LOCK,
             slot_id=self.slot_id,
         )
