@@ -139,6 +139,15 @@ cdef class Waiter:
     cdef int prepare(self, uint64_t number, uint64_t home, Share share, bint poll) except -1
     cdef int wait_in_thread(self) except -1
     cdef bint wake(self) except -1
+    cdef object failure(self)
+
+
+cdef class Place:
+    """Where a lock was taken. Never changed once it is noted."""
+    cdef object task                 # weak: the task that took it, or None
+    cdef object code                 # the code that took it
+    cdef int lasti                   # and where in it
+    cdef uint64_t hold               # the hold that began there
 
 
 cdef class SlotMutex:
@@ -148,10 +157,7 @@ cdef class SlotMutex:
     cdef Client client               # makes the device calls
     cdef readonly CK_SLOT_ID slot_id
     cdef dict evicted                # (owner, Share) -> the Loss that took its lock off; or None
-    cdef object holding_task         # weak: the task that took the newest noted hold, or None
-    cdef object place_code           # the code that took it
-    cdef int place_lasti             # and where in it
-    cdef uint64_t place_hold         # the hold of which these tell
+    cdef Place noted                 # where the newest noted hold was taken, or None
     cdef uint64_t watched_call       # the lock call that the watcher saw last
     cdef double watched_since        # and since when
     cdef bint watched_told           # and whether it has told of it
@@ -182,6 +188,8 @@ cdef class SlotMutex:
     cdef int begin_work(self) noexcept
     cdef int end_work(self) except -1
     cdef int note_place(self, object task) except -1
+    cdef int _set_place(self, Place place) except -1
+    cdef Place present_place(self)
     cdef str place(self)
     cdef str describe_holder(self)
     cdef bint ended_by_fork(self, uint64_t number) except -1
@@ -264,7 +272,8 @@ cdef uint64_t task_number(object task) except 0
 cdef uint64_t thread_number() except 0
 cdef bint in_greenlet_hub() except -1
 
-cdef double now_in(double seconds) noexcept nogil
+cdef Record seen(Record *record) noexcept nogil
+cdef Outcome outcome_of(Record *record, Seat *seat) noexcept nogil
 cdef Deadline deadline_in(double seconds) noexcept nogil
 cdef double left_of(Deadline deadline) noexcept nogil
 cdef double next_pause(Backoff *backoff) noexcept nogil

@@ -72,12 +72,13 @@ cdef bint end_foreign_block(SlotMutex mutex, Share share, uint64_t hold) except 
     collector there. The block's lock is given back if it is certainly that one.
     """
     cdef str holder = mutex.describe_holder()
+    cdef Record now = seen(&mutex.record)
     if hold == 0:
         if mutex.evicted is not None:
             # The block's lock may be one that was taken off, and the present holder another block.
             return False
-        hold = mutex.record.hold
-    if mutex.record.owner == 0 or mutex.record.share != share.number or mutex.record.hold != hold:
+        hold = now.hold
+    if now.owner == 0 or now.share != share.number or now.hold != hold:
         return False
     log.error(
         "slot %d: a generator was closed in a with block that another thread runs; the lock is "
@@ -356,9 +357,10 @@ cdef class SlotLock:
         except BaseException:
             self.mutex.withdraw(waiter)
             raise
-        if waiter.seat.outcome == FAILED:
-            raise waiter.error
-        if waiter.seat.outcome != GRANTED:
+        outcome = outcome_of(&self.mutex.record, &waiter.seat)
+        if outcome == FAILED:
+            raise waiter.failure()
+        if outcome != GRANTED:
             self.mutex.withdraw(waiter)
             raise self._timed_out()
         self.mutex.confirm(waiter)

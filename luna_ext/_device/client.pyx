@@ -195,8 +195,10 @@ cdef class Client:
 
     def keep_locks(self, locks):
         """What the layer above keeps for this client; the first that comes stays."""
+        luna_guard_lock(&self.guard)
         if self.locks is None:
             self.locks = locks
+        luna_guard_unlock(&self.guard)
         return self.locks
 
     cdef bint has(self, int function) noexcept:

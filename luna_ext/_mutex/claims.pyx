@@ -97,8 +97,9 @@ cdef class Locks:
     cdef int calls_given_up(self) except -1:
         """How many lock calls and claims are at the device that no thread or task waits for."""
         cdef int calls = self.given_up
+        cdef Record record
         for mutex in self.all():
-            record = &(<SlotMutex> mutex).record
+            record = seen(&(<SlotMutex> mutex).record)
             calls += record.calling and record.caller == 0 and record.waiting == 0
         return calls
 
@@ -281,6 +282,7 @@ cdef class Request(Waiter):
         cdef SlotMutex mutex = self.mutex
         cdef Waiter waiter = Waiter.__new__(Waiter)
         cdef object failure = None
+        cdef Outcome outcome
         cdef uint64_t hold
         cdef uint64_t asked = mutex.record.calls
         waiter.prepare(self.seat.number, self.seat.home, self.share, False)
@@ -291,9 +293,10 @@ cdef class Request(Waiter):
         mutex.pass_turn()
         with nogil:
             PyThread_acquire_lock_timed(waiter.signal, <long long> (1e6 * LONGEST_MOMENT), 0)
-        if waiter.seat.outcome == FAILED:
-            failure = waiter.error
-        elif waiter.seat.outcome == GRANTED:
+        outcome = outcome_of(&mutex.record, &waiter.seat)
+        if outcome == FAILED:
+            failure = waiter.failure()
+        elif outcome == GRANTED:
             hold = waiter.seat.hold
             try:
                 # Another process may have locked, assigned and unlocked it in between.

@@ -57,7 +57,7 @@ cdef int when_thread_ended(uint64_t number) except -1:
         if (<Client> client).locks is None:
             continue
         for mutex in (<Locks> (<Client> client).locks).all():
-            if (<SlotMutex> mutex).record.owner == number:
+            if seen(&(<SlotMutex> mutex).record).owner == number:
                 call_on_worker(partial(take_after_a_while, mutex, number))
     return 0
 

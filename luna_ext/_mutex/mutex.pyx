@@ -56,6 +56,7 @@ cdef class SlotMutex:
         cdef Deadline deadline = deadline_in(seconds or ANSWER_SECONDS)
         cdef double left
         cdef uint64_t began_in
+        cdef Outcome outcome
         self._need_functions(share)
         audit_lock(self.slot_id)
         if seconds == 0 and not self.is_free():
@@ -77,17 +78,18 @@ cdef class SlotMutex:
             except BaseException:
                 self.withdraw(waiter)
                 raise
-            if waiter.seat.outcome == FAILED:
-                raise waiter.error
-            if waiter.seat.outcome == WAITING or waiter.seat.outcome == WITHDRAWN:
+            outcome = outcome_of(&self.record, &waiter.seat)
+            if outcome == FAILED:
+                raise waiter.failure()
+            if outcome == WAITING:
                 self.withdraw(waiter)
                 if in_hub and seconds != 0 and left_of(deadline) != 0:
                     raise self._greenlet_error()
                 return False
-            if waiter.seat.outcome == GRANTED:
+            if outcome == GRANTED:
                 self.confirm(waiter)
             if forks == began_in:
-                if waiter.seat.outcome == TURN:
+                if outcome == TURN:
                     # No thread can be had, and the caller has no other wish than the lock.
                     self._own_call(waiter.seat.number, share, poll, &waiter.wait)
                 return True
@@ -148,6 +150,7 @@ cdef class SlotMutex:
         self, uint64_t number, Share share, bint poll, Wait *wait, bint before_all
     ) except -1:
         """Queue up to make the lock call on this thread."""
+        cdef Outcome outcome
         cdef Waiter waiter = Waiter.__new__(Waiter)
         if not before_all:
             self.refuse_reentry(number, thread_number())
@@ -168,9 +171,10 @@ cdef class SlotMutex:
             self.withdraw(waiter)
             raise
         wait[0] = waiter.wait
-        if waiter.seat.outcome == FAILED:
-            raise waiter.error
-        if waiter.seat.outcome == TURN:
+        outcome = outcome_of(&self.record, &waiter.seat)
+        if outcome == FAILED:
+            raise waiter.failure()
+        if outcome == TURN:
             return self._own_call(number, share, poll, wait)
         return self.confirm(waiter)
 
@@ -273,30 +277,31 @@ cdef class SlotMutex:
         """Raise if a wait of this caller would never end."""
         cdef uint64_t thread = thread_number()
         cdef bint is_thread = number == thread
-        if is_idle(&self.record) and self.record.first == NULL:
+        cdef Record now = seen(&self.record)
+        if is_idle(&now) and now.first == NULL:
             return 0
-        if self.record.owner == number:
+        if now.owner == number:
             what = "this thread holds the lock already" if is_thread else (
                 "this task, or greenlet, holds the lock already"
             )
-        elif self.record.owner == thread and self.record.owner != 0:
+        elif now.owner == thread:
             what = (
                 "this thread holds the lock already, by a plain `with`; where tasks share a lock, "
                 "all need `async with`"
             )
-        elif (self.record.turn and self.record.caller == number) or (
+        elif (now.turn and now.caller == number) or (
             waits_here(&self.record, number, 0)
         ):
             what = "the caller waits for this lock already"
         elif is_thread and current_task() is not None and (
-            (self.record.owner != 0 and self.record.home == thread)
+            (now.owner != 0 and now.home == thread)
             or waits_here(&self.record, number, thread)
         ):
             what = (
                 "tasks of this thread's event loop hold the lock or wait for it, and could not go "
                 "on while the loop is blocked; use `async with slot.lock()`"
             )
-        elif self.record.owner != 0 and self.record.home == thread and in_greenlet_hub():
+        elif now.owner != 0 and now.home == thread and in_greenlet_hub():
             raise self._greenlet_error()
         else:
             return 0
@@ -314,7 +319,8 @@ cdef class SlotMutex:
 
     cdef bint is_free(self) noexcept:
         """Whether no thread or task of this process holds the lock, waits for it or is asking."""
-        return is_idle(&self.record) and self.record.first == NULL
+        cdef Record now = seen(&self.record)
+        return is_idle(&now) and now.first == NULL
 
     # ---- the lock call for waiters, on a worker ----
 
@@ -352,7 +358,6 @@ cdef class SlotMutex:
         cdef double pause
         cdef uint64_t hold
         cdef int kind
-        cdef bint poll
         backoff.longest = 0
         while True:
             if luna_shared_get(&self.client.state) != READY:
@@ -384,9 +389,7 @@ cdef class SlotMutex:
                 self._tell_late(self.take_off(False, self.record.generation))
                 return 0
             if verdict == REFUSED:
-                seat = self.record.first
-                poll = seat != NULL and seat.poll
-                if seat != NULL and not may_pass(rv, poll):
+                if not may_try_again(&self.record, says_busy(rv), rv == CKR_DEVICE_ERROR):
                     self._fail_first(error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id))
                     return 0
                 pause = next_pause(&backoff)
@@ -547,7 +550,7 @@ cdef class SlotMutex:
 
     cdef bint is_mine(self) except -1:
         """Whether the calling thread, task or greenlet holds the lock."""
-        cdef uint64_t owner = self.record.owner
+        cdef uint64_t owner = seen(&self.record).owner
         if owner == 0:
             return False
         if owner == caller_number():
@@ -588,12 +591,14 @@ cdef class SlotMutex:
         """Ask the device for the token's label; a device that is gone has dropped the lock."""
         cdef bytes label = None
         cdef uint64_t hold
+        cdef Record now
         self.check_not_evicted(share, TOKEN_INFO)
         self.check_mine(TOKEN_INFO)
-        hold = self.record.hold
-        if self.record.loss == NOT_LOST and self.record.generation != self.client.generation:
+        now = seen(&self.record)
+        hold = now.hold
+        if now.loss == NOT_LOST and now.generation != self.client.generation:
             lose(&self.record, hold, FINALISED)
-        if self.record.loss == NOT_LOST:
+        if seen(&self.record).loss == NOT_LOST:
             try:
                 label = token_label(self.client, self.slot_id)
             except CryptokiError as error:
@@ -606,11 +611,12 @@ cdef class SlotMutex:
                     rv=error.rv,
                     function=error.function,
                 ) from error
-        if self.record.hold != hold or not self.is_mine():
-            raise lost_error(self.slot_id, "its Library was closed")
-        if self.record.loss != NOT_LOST:
+        now = seen(&self.record)
+        if now.hold != hold or not self.is_mine():
+            raise lost_error(self.slot_id, LOSSES[<int> LIBRARY_CLOSED])
+        if now.loss != NOT_LOST:
             hold_back_at_exit()
-            raise lost_error(self.slot_id, LOSSES[<int> self.record.loss])
+            raise lost_error(self.slot_id, LOSSES[<int> now.loss])
         return label
 
     cdef int begin_work(self) noexcept:
@@ -629,25 +635,44 @@ cdef class SlotMutex:
         if frame != NULL:
             code = <object> PyFrame_GetCode(frame)
             Py_DECREF(code)  # PyFrame_GetCode gave a reference of its own
-            self.place_lasti = PyFrame_GetLasti(frame)
-            self.place_code = code
-            self.place_hold = self.record.hold
-            self.holding_task = None if task is None else weakref.ref(task)
+            place = Place.__new__(Place)
+            place.code = code
+            place.lasti = PyFrame_GetLasti(frame)
+            place.task = None if task is None else weakref.ref(task)
+            place.hold = self.record.hold
+            self._set_place(place)
         return 0
 
+    cdef int _set_place(self, Place place) except -1:
+        cdef Place before
+        luna_guard_lock(&self.record.guard)
+        before = self.noted
+        self.noted = place
+        luna_guard_unlock(&self.record.guard)
+        return 0
+
+    cdef Place present_place(self):
+        """Where the present hold was taken, if that was noted; else None."""
+        cdef Place place
+        luna_guard_lock(&self.record.guard)
+        place = self.noted
+        luna_guard_unlock(&self.record.guard)
+        return None if place is None or place.hold != seen(&self.record).hold else place
+
     cdef str place(self):
-        if self.place_code is None or self.place_hold != self.record.hold:
+        cdef Place noted = self.present_place()
+        if noted is None:
             return "in a with statement"
-        line = PyCode_Addr2Line(<PyCodeObject *> self.place_code, self.place_lasti)
-        return f"at {self.place_code.co_filename}:{line}"
+        line = PyCode_Addr2Line(<PyCodeObject *> noted.code, noted.lasti)
+        return f"at {noted.code.co_filename}:{line}"
 
     cdef str describe_holder(self):
         """Who of this process holds the lock, and where it was locked; None if it does not."""
-        cdef uint64_t owner = self.record.owner
+        cdef uint64_t owner = seen(&self.record).owner
+        cdef Place noted = self.present_place()
         if owner == 0:
             return None
-        noted = self.place_code is not None and self.place_hold == self.record.hold
-        task = self.holding_task() if noted and self.holding_task is not None else None
+        task = noted.task() if noted is not None and noted.task is not None else None
         if task is not None:
             return f"the task {task.get_name()!r} of this process holds it, locked {self.place()}"
         ident = thread_idents.get(owner)
@@ -656,7 +681,7 @@ cdef class SlotMutex:
             f"the thread {thread.name!r}" if thread is not None else f"the thread {ident}"
         )
         where = f"locked {self.place()}"
-        if not noted:
+        if noted is None:
             frame = sys._current_frames().get(ident)
             if frame is not None:
                 where += f", now at {frame.f_code.co_filename}:{frame.f_lineno}"
@@ -664,17 +689,22 @@ cdef class SlotMutex:
 
     cdef bint task_is_gone(self) except -1:
         """Whether the task that took the lock has been collected."""
-        return self.holding_task is not None and self.holding_task() is None
+        cdef Place noted = self.noted
+        return noted is not None and noted.task is not None and noted.task() is None
 
     def holds(self):
         """The number of the present hold; 0 if there is none."""
-        return self.record.hold if self.record.owner != 0 else 0
+        cdef Record now = seen(&self.record)
+        return now.hold if now.owner != 0 else 0
 
     # ---- losing it ----
 
     cdef int note_eviction(self, uint64_t owner, uint64_t share, Loss loss) except -1:
+        made = {}
+        luna_guard_lock(&self.record.guard)
         if self.evicted is None:
-            self.evicted = {}
+            self.evicted = made
+        luna_guard_unlock(&self.record.guard)
         self.evicted[owner, share] = <int> loss
         return 0
 
@@ -713,12 +743,12 @@ cdef class SlotMutex:
 
     def take_from_ended_thread(self, number):
         """A thread has ended that held the lock; it will never release it."""
-        cdef uint64_t hold = self.record.hold
-        if self.record.owner != number:
+        cdef Record now = seen(&self.record)
+        if now.owner != number:
             return
         place = self.place()
-        self.note_eviction(number, self.record.share, HOLDER_ENDED)
-        self.take_from_holder(hold)
+        self.note_eviction(number, now.share, HOLDER_ENDED)
+        self.take_from_holder(now.hold)
         what = (
             f"slot {self.slot_id} was still locked, {place}, when the thread that held it had ended"
         )
@@ -738,7 +768,8 @@ cdef class SlotMutex:
             Py_DECREF(waiter)
             if waiter.signal != NULL:
                 PyThread_release_lock(waiter.signal)
-        kept_by_task = self.holding_task is not None and self.place_hold == self.record.hold
+        noted = self.present_place()
+        kept_by_task = noted is not None and (<Place> noted).task is not None
         forget(&self.record, luna_number(), kept_by_task)
 
     cdef bint ended_by_fork(self, uint64_t number) except -1:
@@ -826,14 +857,14 @@ cdef int stop_watching() noexcept:
 cdef bint look_once(double now) noexcept:
     """Whether a lock call is out that a thread makes itself."""
     cdef SlotMutex mutex
-    cdef Record *record
+    cdef Record record
     cdef bint out = False
     for client in loaded_clients():
         if (<Client> client).locks is None:
             continue
         for each in (<Locks> (<Client> client).locks).all():
             mutex = <SlotMutex> each
-            record = &mutex.record
+            record = seen(&mutex.record)
             if not record.calling or record.caller == 0:
                 continue
             out = True

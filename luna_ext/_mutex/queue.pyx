@@ -137,10 +137,6 @@ def current_task():
 # ---- time ----
 
 
-cdef double now_in(double seconds) noexcept nogil:
-    return luna_now() + seconds
-
-
 cdef Deadline deadline_in(double seconds) noexcept nogil:
     """So many seconds from now; -1: never."""
     cdef Deadline deadline
@@ -209,6 +205,15 @@ cdef class Waiter:
             # The loop is closed.
             return False
         return True
+
+
+    cdef object failure(self):
+        """The exception of FAILED."""
+        if self.error is None and self.signal != NULL:
+            # The thread that has ended the wait is just about to say why, and to wake the waiter.
+            with nogil:
+                PyThread_acquire_lock(self.signal, WAIT_LOCK)
+        return self.error
 
 
 def settle(future):

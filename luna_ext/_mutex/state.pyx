@@ -39,6 +39,24 @@ cdef inline bint is_idle(Record *record) noexcept nogil:
     return record.owner == 0 and not record.turn and record.leaving == 0
 
 
+cdef Record seen(Record *record) noexcept nogil:
+    """The state as it is at one moment; its pointers are not to be followed."""
+    cdef Record copy
+    luna_guard_lock(&record.guard)
+    copy = record[0]
+    luna_guard_unlock(&record.guard)
+    return copy
+
+
+cdef Outcome outcome_of(Record *record, Seat *seat) noexcept nogil:
+    """How a wait stands."""
+    cdef Outcome outcome
+    luna_guard_lock(&record.guard)
+    outcome = seat.outcome
+    luna_guard_unlock(&record.guard)
+    return outcome
+
+
 # ---- the queue ----
 
 
@@ -120,6 +138,15 @@ cdef Seat *take_any_of(Record *record, uint64_t share) noexcept nogil:
     check(record)
     luna_guard_unlock(&record.guard)
     return seat
+
+
+cdef bint may_try_again(Record *record, bint busy, bint contended) noexcept nogil:
+    """Whether a lock call that was turned down is to be made again for the first waiter, if any."""
+    cdef bint again
+    luna_guard_lock(&record.guard)
+    again = record.first == NULL or busy or (contended and record.first.poll)
+    luna_guard_unlock(&record.guard)
+    return again
 
 
 cdef bint waits_here(Record *record, uint64_t number, uint64_t home) noexcept nogil:
