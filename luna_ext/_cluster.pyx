@@ -82,6 +82,7 @@ from luna_ext._mutex cimport (
     left_of,
     locks_of,
     next_pause,
+    note_place,
     outcome_of,
     run_on_worker,
     seen,

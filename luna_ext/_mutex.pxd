@@ -187,8 +187,7 @@ cdef class SlotMutex:
     cdef bytes ensure_held(self, Share share)
     cdef int begin_work(self) noexcept
     cdef int end_work(self) except -1
-    cdef int note_place(self, object task) except -1
-    cdef int _set_place(self, Place place) except -1
+    cdef int keep_place(self, Place place) noexcept
     cdef Place present_place(self)
     cdef str place(self)
     cdef str describe_holder(self)
@@ -262,6 +261,7 @@ cdef class Locks:
 ctypedef int (*Work)(object subject) noexcept
 
 cdef uint64_t forks
+cdef Place note_place(object task)
 cdef Leave begin_leave_of(SlotMutex mutex, uint64_t number, uint64_t share, Loss *loss) noexcept
 cdef bint run_on_worker(Work work, object subject) noexcept
 cdef int call_on_worker(object function) except -1

@@ -72,6 +72,7 @@ cdef class Claim:
                 request = self._request(task_number(task))
                 request.wait_in_task(task, loop, answered)
                 departure = new_departure(None, request.seat.number, self.share)
+                place = note_place(task)
                 try:
                     request.queue_up()
                     await self._settled(
@@ -82,7 +83,7 @@ cdef class Claim:
                     raise
                 self.token = self._token_of(request)
                 if self.token is not None:
-                    self.token.slot.mutex.note_place(task)
+                    self.token.slot.mutex.keep_place(place)
                     departure.mutex = self.token.slot.mutex
                     self.departure = departure
                     return self.token

@@ -314,10 +314,11 @@ cdef class SlotLock:
         check_open(self.share, self.mutex.slot_id)
         if self.timeout == 0:
             self.mutex.refuse_reentry(caller_number(), thread_number())
+        place = note_place(None)
         if not self.mutex.acquire_within(self.share, self.poll, self.timeout):
             raise self._timed_out()
         self.hold = self.mutex.record.hold
-        self.mutex.note_place(None)
+        self.mutex.keep_place(place)
         if self.token is not None:
             try:
                 self._check_label(deadline)
@@ -344,6 +345,7 @@ cdef class SlotLock:
         if self.timeout == 0 and not self.mutex.is_free():
             raise self._timed_out()
         departure = new_departure(self.mutex, waiter.seat.number, self.share)
+        place = note_place(task)
         answered = loop.create_future()
         waiter.wait_in_task(task, loop, answered)
         try:
@@ -364,7 +366,7 @@ cdef class SlotLock:
             self.mutex.withdraw(waiter)
             raise self._timed_out()
         self.mutex.confirm(waiter)
-        self.mutex.note_place(task)
+        self.mutex.keep_place(place)
         self.hold = waiter.seat.hold
         self.departure = departure
         if self.token is not None:

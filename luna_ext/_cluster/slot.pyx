@@ -81,6 +81,7 @@ cdef class ClusterSlot:
         """
         cdef double seconds
         check_open(self.share, self.mutex.slot_id)
+        place = note_place(None)
         if blocking and timeout == -1:
             self.mutex.acquire(self.share, self.poll)
         else:
@@ -89,7 +90,7 @@ cdef class ClusterSlot:
                 raise ValueError("can't specify a timeout for a non-blocking call")
             if not self.mutex.acquire_within(self.share, self.poll, seconds):
                 return False
-        self.mutex.note_place(None)
+        self.mutex.keep_place(place)
         return True
 
     def release(self):

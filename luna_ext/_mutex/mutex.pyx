@@ -23,6 +23,25 @@ cdef uint64_t forks = 0
 
 
 @cython.final
+cdef class Place:
+    pass
+
+
+cdef Place note_place(object task):
+    """Who asks for a lock, and where, for what is told of a lock that stays set. Before it is asked
+    for, for from the grant on nothing may be allocated.
+    """
+    cdef Place place = Place.__new__(Place)
+    cdef PyFrameObject *frame = PyEval_GetFrame()
+    place.task = None if task is None else weakref.ref(task)
+    if frame != NULL:
+        place.code = <object> PyFrame_GetCode(frame)
+        Py_DECREF(place.code)  # PyFrame_GetCode gave a reference of its own
+        place.lasti = PyFrame_GetLasti(frame)
+    return place
+
+
+@cython.final
 cdef class SlotMutex:
 
     # ---- the ways in ----
@@ -629,22 +648,10 @@ cdef class SlotMutex:
             self.give_back(self.record.hold)
         return 0
 
-    cdef int note_place(self, object task) except -1:
-        """Remember who locks, and where, for what is told of a lock that stays set."""
-        cdef PyFrameObject *frame = PyEval_GetFrame()
-        if frame != NULL:
-            code = <object> PyFrame_GetCode(frame)
-            Py_DECREF(code)  # PyFrame_GetCode gave a reference of its own
-            place = Place.__new__(Place)
-            place.code = code
-            place.lasti = PyFrame_GetLasti(frame)
-            place.task = None if task is None else weakref.ref(task)
-            place.hold = self.record.hold
-            self._set_place(place)
-        return 0
-
-    cdef int _set_place(self, Place place) except -1:
+    cdef int keep_place(self, Place place) noexcept:
+        """The calling thread has got the lock, and has noted before where it asked for it."""
         cdef Place before
+        place.hold = self.record.hold
         luna_guard_lock(&self.record.guard)
         before = self.noted
         self.noted = place
@@ -661,7 +668,7 @@ cdef class SlotMutex:
 
     cdef str place(self):
         cdef Place noted = self.present_place()
-        if noted is None:
+        if noted is None or noted.code is None:
             return "in a with statement"
         line = PyCode_Addr2Line(<PyCodeObject *> noted.code, noted.lasti)
         return f"at {noted.code.co_filename}:{line}"
