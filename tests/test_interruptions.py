@@ -25,6 +25,7 @@ from support import (
     TOKEN_INFO,
     UNLOCK,
     have_returned,
+    hold_loop_until_it_is_told,
     let_others_run_until,
     logged,
     nothing_is_locked,
@@ -528,6 +529,55 @@ def test_a_task_that_is_cancelled_after_any_number_of_steps_leaks_nothing(luna, 
 
     run(main)
     settled(luna.slot(1))
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        *((name, CLAIM if name == "claim" else LOCK) for name in ASYNC),
+        *((name, UNLOCK) for name in ASYNC),
+        ("token.lock", TOKEN_INFO),
+    ],
+)
+def test_a_cancellation_that_comes_together_with_an_answer_leaks_nothing(
+    luna, cluster, settled, wait_until_inside, name, function
+):
+    luna.token("keyring1")
+    cluster.latency(0.1, function)
+
+    async def main():
+        task = asyncio.create_task(use_async(ASYNC[name](luna)))
+        await asyncio.to_thread(wait_until_inside, function)
+        hold_loop_until_it_is_told(asyncio.get_running_loop())
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() or task.result() is None
+
+    run(main)
+    settled(luna.slot(1))
+
+
+@pytest.mark.parametrize("name", ["slot.lock", "slot.lock(timeout)", "token.lock"])
+def test_a_cancellation_that_comes_together_with_the_turn_loses_no_waiter(
+    luna, call, hold_here, settled, wait_until_queued, name
+):
+    slot = luna.slot(1)
+
+    async def main():
+        holder = hold_here(slot)
+        task = asyncio.create_task(use_async(ASYNC[name](luna)))
+        await asyncio.to_thread(wait_until_queued, slot, 1)
+        behind = call(lambda: enter(slot.lock(timeout=20)))
+        await asyncio.to_thread(wait_until_queued, slot, 2)
+        hold_loop_until_it_is_told(asyncio.get_running_loop(), holder.leave)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        await asyncio.to_thread(behind.result)
+
+    run(main)
+    settled(slot)
 
 
 @pytest.mark.usefixtures("slow_device")
