@@ -256,8 +256,8 @@ def test_ctrl_c_behind_another_thread_loses_no_waiter(
 @pytest.mark.signals
 @pytest.mark.parametrize("name", ["with slot", "acquire(timeout)", "slot.lock"])
 @pytest.mark.parametrize("contention", ["block", "poll"])
-def test_ctrl_c_behind_another_process_leaks_nothing(
-    cluster, settled, interrupted, hold_elsewhere, contention, name
+def test_ctrl_c_behind_another_process_leaks_nothing_and_loses_no_waiter(
+    cluster, call, settled, interrupted, hold_elsewhere, contention, name
 ):
     cluster.switch("contention", "wait" if contention == "block" else "error")
     holder = hold_elsewhere(1)
@@ -272,8 +272,12 @@ def test_ctrl_c_behind_another_process_leaks_nothing(
         releasing = threading.Thread(target=leave)
         releasing.start()
 
+        behind = []
+
         def has_asked():
             wait_until(lambda: logged(cluster, LOCK))
+            behind.append(call(lambda: enter(slot.lock(timeout=20))))
+            wait_until(lambda: "waiting" in repr(slot))
             # A thread that is inside the device call itself takes the signal when that returns.
             threading.Timer(0.05, leaving.set).start()
 
@@ -284,14 +288,15 @@ def test_ctrl_c_behind_another_process_leaks_nothing(
 
         assert interrupted(lambda: OF_A_SLOT[name](luna), has_asked, let_the_grant_come)
         releasing.join(30)
+        assert behind[0].result() is None
         settled(slot)
 
 
 @pytest.mark.signals
 @pytest.mark.parametrize("moment", ["between two calls", "inside the second"])
 @pytest.mark.parametrize("name", ["with slot", "slot.lock", "with token"])
-def test_ctrl_c_while_the_device_is_asked_again_leaks_nothing(
-    cluster, settled, interrupted, name, moment
+def test_ctrl_c_while_the_device_is_asked_again_leaks_nothing_and_loses_no_waiter(
+    cluster, call, settled, interrupted, name, moment
 ):
     refused = 4 if moment == "between two calls" else 1
 
@@ -304,9 +309,18 @@ def test_ctrl_c_while_the_device_is_asked_again_leaks_nothing(
     cluster.fault(LOCK, DEVICE_ERROR, times=-1 if refused > 1 else refused)
     cluster.latency(0.1, LOCK)
     with cluster.library(contention="poll") as luna:
-        assert interrupted(lambda: OF_A_SLOT[name](luna), lambda: wait_until(is_the_moment))
+        slot = luna.slot(1)
+        behind = []
+
+        def asked_with_another_behind():
+            wait_until(lambda: logged(cluster, LOCK))
+            behind.append(call(lambda: enter(slot.lock(timeout=20))))
+            wait_until(is_the_moment)
+
+        assert interrupted(lambda: OF_A_SLOT[name](luna), asked_with_another_behind)
         cluster.fault(LOCK, DEVICE_ERROR, times=0)
-        settled(luna.slot(1))
+        assert behind[0].result() is None
+        settled(slot)
 
 
 @pytest.mark.signals
