@@ -329,7 +329,9 @@ def test_an_unlock_that_fails_is_noted_on_the_cancellation_that_comes_with_it(
     asyncio.run(main())
 
 
-def test_a_coroutine_that_is_closed_after_the_library_releases_nobody_elses_lock(cluster, owner_of):
+def test_a_coroutine_that_is_closed_after_the_library_leaves_the_next_holders_lock(
+    cluster, owner_of
+):
     luna = cluster.library()
 
     async def main(other):

@@ -358,7 +358,7 @@ def test_ctrl_c_while_a_library_opens_or_closes_leaves_it_usable(
         with cluster.library() as luna, luna.slot(1):
             pass
 
-    # A Library that was interrupted on its way to its user is closed by nobody.
+    # A Library that was interrupted on its way to its user is never closed.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         assert interrupted(use, lambda: wait_until_inside(function))
@@ -396,7 +396,7 @@ def test_signals_at_any_moment_leak_nothing_and_hit_nobody_else(luna, cluster, c
     def be_interrupted_twice():
         nonlocal left
         try:
-            # In here, so that no interruption can come before somebody catches it.
+            # In here, so that no interruption can come before it can be caught.
             left = 2
             deadline = time.monotonic() + 30
             while left:
