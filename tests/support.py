@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from luna_ext.stub import Cluster, LoggedCall
 
@@ -45,6 +47,28 @@ async def let_others_run_until(condition: Callable[[], object], seconds: float =
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"
         await asyncio.sleep(0)
+
+
+def hold_loop_until_it_is_told(
+    loop: asyncio.AbstractEventLoop, begin: Callable[[], object] = lambda: None
+) -> None:
+    """Nothing runs in the event loop until a thread has told it something; for a task to call.
+
+    What the task does next comes together with what the thread has told. `begin` makes it do so.
+    """
+    tell, told = loop.call_soon_threadsafe, threading.Event()
+
+    def listen(*arguments: Any, **options: Any) -> asyncio.Handle:
+        handle = tell(*arguments, **options)
+        told.set()
+        return handle
+
+    loop.call_soon_threadsafe = listen  # type: ignore[method-assign]
+    try:
+        begin()
+        assert told.wait(PATIENCE)
+    finally:
+        loop.call_soon_threadsafe = tell  # type: ignore[method-assign]
 
 
 def assert_stays(condition: Callable[[], object], seconds: float = 0.1) -> None:

@@ -14,6 +14,7 @@ from support import (
     LOCK,
     UNLOCK,
     assert_stays,
+    hold_loop_until_it_is_told,
     let_others_run_until,
     nothing_is_locked,
 )
@@ -318,16 +319,8 @@ def test_an_unlock_that_fails_is_noted_on_the_cancellation_that_comes_with_it(
     async def main():
         task = asyncio.create_task(enter())
         await asyncio.to_thread(wait_until_inside, UNLOCK)
-        loop = asyncio.get_running_loop()
-        tell, told = loop.call_soon_threadsafe, threading.Event()
-
-        def listen(*arguments, **options):
-            tell(*arguments, **options)
-            told.set()
-
-        loop.call_soon_threadsafe = listen
         # The loop hears of the answer and of the cancellation in one and the same step.
-        assert told.wait(10)
+        hold_loop_until_it_is_told(asyncio.get_running_loop())
         task.cancel()
         with pytest.raises(asyncio.CancelledError) as caught:
             await task
@@ -336,7 +329,9 @@ def test_an_unlock_that_fails_is_noted_on_the_cancellation_that_comes_with_it(
     asyncio.run(main())
 
 
-def test_a_coroutine_that_is_closed_after_the_library_releases_nobody_elses_lock(cluster, owner_of):
+def test_a_coroutine_that_is_closed_after_the_library_leaves_the_next_holders_lock(
+    cluster, owner_of
+):
     luna = cluster.library()
 
     async def main(other):

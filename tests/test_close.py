@@ -145,7 +145,7 @@ def test_a_lock_call_that_close_overtakes_is_no_success(cluster, call, wait_unti
 
 
 @pytest.fixture
-def somebody_else_initialises(cluster):
+def another_user_initialises(cluster):
     """Another user of the client library in this process, so that close() finalises nothing."""
     client = ctypes.CDLL(library_path())
     assert client.C_Initialize(None) == 0
@@ -153,7 +153,7 @@ def somebody_else_initialises(cluster):
     assert client.C_Finalize(None) == 0
 
 
-@pytest.mark.usefixtures("somebody_else_initialises")
+@pytest.mark.usefixtures("another_user_initialises")
 def test_what_close_overtakes_is_unlocked_without_a_finalize(cluster, hold_elsewhere, call):
     holder = hold_elsewhere(1)
     luna = cluster.library()
@@ -419,7 +419,7 @@ def test_a_lock_that_a_handlers_close_took_is_not_released_under_its_next_holder
         assert next_holder[0].leave() is other.slot(1)
 
 
-def test_an_event_loop_that_cannot_be_told_of_a_close_keeps_nobody_else_from_it(
+def test_a_close_that_is_interrupted_while_it_tells_an_event_loop_is_finished(
     cluster, call, hold_here, wait_until_queued, owner_of
 ):
     """What a signal handler raises in the midst of it is raised by close() once all is done."""
@@ -627,7 +627,7 @@ def test_a_loss_that_is_found_out_after_a_close_is_not_the_next_holders(
         assert owner_of(1) is None
 
 
-def test_a_close_is_told_to_the_holder_as_a_loss_and_to_nobody_else(cluster, hold_here):
+def test_a_close_is_a_loss_to_the_holder_alone(cluster, hold_here):
     luna = cluster.library()
     slot = luna.slot(1)
     holder = hold_here(slot)
