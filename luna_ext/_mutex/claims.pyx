@@ -278,9 +278,11 @@ cdef class Request(Waiter):
         cdef SlotMutex mutex = self.mutex
         cdef Waiter waiter = Waiter.__new__(Waiter)
         cdef object failure = None
+        cdef Outcome outcome
         cdef uint64_t hold
         cdef uint64_t asked = mutex.record.calls
-        waiter.prepare(self.seat.number, self.seat.home, self.share, False)
+        # With a number of its own: a claimer that gives up may lock the slot while this waits.
+        waiter.prepare(new_number(), 0, self.share, False)
         waiter.wait_in_thread()
         # The grant may be true: then no other waiter of this process could get the lock before.
         Py_INCREF(waiter)
@@ -288,9 +290,15 @@ cdef class Request(Waiter):
         mutex.pass_turn()
         with nogil:
             PyThread_acquire_lock_timed(waiter.signal, <long long> (1e6 * LONGEST_MOMENT), 0)
-        if waiter.seat.outcome == FAILED:
+        outcome = waiter.seat.outcome
+        if outcome == WAITING:
+            # It may be granted just now; then the slot must not be taken for one in doubt.
+            outcome = step_out(&mutex.record, &waiter.seat)
+            if outcome == WAITING:
+                Py_DECREF(waiter)  # the queue's reference
+        if outcome == FAILED:
             failure = waiter.error
-        elif waiter.seat.outcome == GRANTED:
+        elif outcome == GRANTED:
             hold = waiter.seat.hold
             try:
                 # Another process may have locked, assigned and unlocked it in between.
@@ -302,7 +310,6 @@ cdef class Request(Waiter):
                 return True
             mutex.give_back(hold)
             return self.seat.outcome != WAITING
-        mutex.withdraw(waiter)
         if self.locks.kind == GIVES_ONCE and self._own_after_all():
             return True
         if begin_doubt(&mutex.record, self.locks.client.generation, asked != mutex.record.calls):
@@ -331,10 +338,7 @@ cdef class Request(Waiter):
         """The claim owns what its lock call was granted; False if it was given up."""
         cdef bint wanted
         luna_guard_lock(&self.locks.guard)
-        wanted = self.seat.outcome == WAITING
-        if wanted:
-            self.seat.hold = hold
-            self.seat.outcome = GRANTED
+        wanted = self.seat.outcome == WAITING and hand_over(&self.mutex.record, hold, &self.seat)
         luna_guard_unlock(&self.locks.guard)
         return wanted
 
