@@ -153,6 +153,14 @@ def cluster(luna_cluster: Cluster) -> Cluster:
     return luna_cluster
 
 
+@pytest.fixture(params=["on", "off"])
+def regrant(request: pytest.FixtureRequest, cluster: Cluster) -> str:
+    """Whether the device's claims give what this process holds: once so, once so."""
+    setting: str = request.param
+    cluster.switch("regrant", setting)
+    return setting
+
+
 @pytest.fixture(scope="session")
 def old_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Builds, once each, a client library with only these of the cluster functions.

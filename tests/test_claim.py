@@ -23,6 +23,8 @@ from support import (
 import luna_ext
 from luna_ext.stub import Cluster, library_path
 
+pytestmark = pytest.mark.usefixtures("regrant")
+
 SO_PIN = "so-pin-never-shown"
 USER_PIN = "user-pin-never-shown"
 

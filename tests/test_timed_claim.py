@@ -11,6 +11,7 @@ from support import (
     AGAIN,
     BUSY,
     CLAIM,
+    LOCK,
     NO_MORE_THREADS,
     NONE_LEFT,
     UNLOCK,
@@ -23,6 +24,8 @@ from support import (
 
 import luna_ext
 from luna_ext.stub import Cluster
+
+pytestmark = pytest.mark.usefixtures("regrant")
 
 
 def wait_until_free(cluster):
@@ -204,6 +207,8 @@ def test_a_claim_of_a_loop_that_is_gone_is_given_back(luna, cluster):
 
 def test_a_claim_that_is_cancelled_before_its_turn_asks_nothing(luna, cluster, calls_of):
     """So many claims at a time are given to threads, and the next one waits."""
+    # A claim that comes back with what another one holds would ask again.
+    cluster.switch("regrant", "off")
     cluster.latency(0.3, CLAIM)
     at_once = 16
 
@@ -310,3 +315,39 @@ def test_timed_claims_and_locks_of_the_same_slots_never_share_one(call):
             caller.result(60)
         wait_until_free(cluster)
     assert clashes == []
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+@pytest.mark.parametrize("way", ["thread", "task"])
+def test_a_claim_that_gave_up_is_not_in_the_way_of_a_lock(
+    luna, cluster, way, hold_here, call, wait_until_inside
+):
+    """It may still be at work: an unlock has crossed it, and a lock call is to make sure of it."""
+    slot = luna.slot(1)
+    holder = hold_here(slot)
+    cluster.latency(0.3, CLAIM)
+
+    def cross():
+        wait_until_inside(CLAIM)
+        holder.leave()
+        cluster.latency(1.5, LOCK)
+        wait_until_inside(LOCK)
+
+    crossing = call(cross)
+    claim = luna.claim("cluster-1", timeout=1.0)
+
+    async def claim_and_lock():
+        with pytest.raises(luna_ext.LockTimeoutError):
+            await enter_in_task(claim)
+        async with slot.lock(timeout=20):
+            slot.ensure_held()
+
+    if way == "thread":
+        with pytest.raises(luna_ext.LockTimeoutError):
+            enter(claim)
+        with slot.lock(timeout=20):
+            slot.ensure_held()
+    else:
+        asyncio.run(claim_and_lock())
+    crossing.result()
+    wait_until_free(cluster)

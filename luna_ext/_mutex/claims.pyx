@@ -285,7 +285,8 @@ cdef class Request(Waiter):
         cdef Outcome outcome
         cdef uint64_t hold
         cdef uint64_t asked = mutex.record.calls
-        waiter.prepare(self.seat.number, self.seat.home, self.share, False)
+        # With a number of its own: a claimer that gives up may lock the slot while this waits.
+        waiter.prepare(new_number(), 0, self.share, False)
         waiter.wait_in_thread()
         # The grant may be true: then no other waiter of this process could get the lock before.
         Py_INCREF(waiter)
@@ -294,6 +295,11 @@ cdef class Request(Waiter):
         with nogil:
             PyThread_acquire_lock_timed(waiter.signal, <long long> (1e6 * LONGEST_MOMENT), 0)
         outcome = outcome_of(&mutex.record, &waiter.seat)
+        if outcome == WAITING:
+            # It may be granted just now; then the slot must not be taken for one in doubt.
+            outcome = step_out(&mutex.record, &waiter.seat)
+            if outcome == WAITING:
+                Py_DECREF(waiter)  # the queue's reference
         if outcome == FAILED:
             failure = waiter.failure()
         elif outcome == GRANTED:
@@ -308,7 +314,6 @@ cdef class Request(Waiter):
                 return True
             mutex.give_back(hold)
             return self.seat.outcome != WAITING
-        mutex.withdraw(waiter)
         if self.locks.kind == GIVES_ONCE and self._own_after_all():
             return True
         if begin_doubt(&mutex.record, self.locks.client.generation, asked != mutex.record.calls):
@@ -337,10 +342,7 @@ cdef class Request(Waiter):
         """The claim owns what its lock call was granted; False if it was given up."""
         cdef bint wanted
         luna_guard_lock(&self.locks.guard)
-        wanted = self.seat.outcome == WAITING
-        if wanted:
-            self.seat.hold = hold
-            self.seat.outcome = GRANTED
+        wanted = self.seat.outcome == WAITING and hand_over(&self.mutex.record, hold, &self.seat)
         luna_guard_unlock(&self.locks.guard)
         return wanted
 

@@ -449,6 +449,23 @@ cdef Arrival arrive(
     return arrival
 
 
+cdef bint hand_over(Record *record, uint64_t hold, Seat *seat) noexcept nogil:
+    """The hold that a claim's own lock call was granted is the claim's from now on; False if it has
+    ended meanwhile.
+    """
+    cdef bint held
+    luna_guard_lock(&record.guard)
+    held = record.owner != 0 and record.hold == hold
+    if held:
+        record.owner = seat.number
+        record.home = seat.home
+        seat.hold = hold
+        seat.outcome = GRANTED
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return held
+
+
 cdef bint begin_doubt(Record *record, uint64_t generation, bint asked) noexcept nogil:
     """Whether a claim holds the slot is not known, unless a thread of this process does by now. If
     no lock call was made that could tell, one is owed.
