@@ -76,12 +76,15 @@ benchmark: $(VENV)/built
 	$(BIN)/python benchmarks/contention.py
 	$(BIN)/python benchmarks/fleet.py
 
-# A wheel, built from the sdist alone and without a warning, and a first use of it in an environment
-# with nothing else.
+# A wheel, built from the sdist alone and without a warning, the same each time and of no great size,
+# and a first use of it in an environment with nothing else.
 wheel: $(VENV)/with-test
 	rm -rf build/wheel
 	$(BIN)/python setup.py -q sdist -d build/wheel
-	CFLAGS=-Werror $(BIN)/pip wheel -q --no-deps -w build/wheel build/wheel/*.tar.gz
+	CPPFLAGS=-Werror $(BIN)/pip wheel -q --no-deps -w build/wheel build/wheel/*.tar.gz
+	$(BIN)/pip wheel -q --no-deps -w build/wheel/again build/wheel/*.tar.gz
+	cmp build/wheel/*.whl build/wheel/again/*.whl
+	test "$$(cat build/wheel/*.whl | wc -c)" -le 1200000
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/pip install -q --no-index build/wheel/*.whl
 	cd build/wheel && venv/bin/python ../../tests/smoke.py
