@@ -148,7 +148,9 @@ def in_own_process(part: str, options: argparse.Namespace) -> list[float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=6, help="for each figure")
-    parser.add_argument("--latency", type=float, default=0.0, help="of each call, in the second part")
+    parser.add_argument(
+        "--latency", type=float, default=0.0, help="of each call, in the second part"
+    )
     parser.add_argument("--json", action="store_true", help="the ratios alone")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -163,7 +165,9 @@ def main() -> int:
     if options.json:
         print(json.dumps({"beside": beside / alone, "progress": wait / granted, "pause": pause}))
         return 0
-    print(f"CPython {platform.python_version()} on {platform.machine()}, {options.seconds:g} s each")
+    print(
+        f"CPython {platform.python_version()} on {platform.machine()}, {options.seconds:g} s each"
+    )
     print(f"pairs a second, alone: {alone:,.0f}")
     print(f"  beside {WORKERS} workers that claim at {CLAIM_SECONDS:g} s: {beside:,.0f}", end="")
     print(f", {beside / alone:.2f} of it")

@@ -210,7 +210,9 @@ def test_a_long_wait_is_warned_of_once(luna, cluster, caplog, hold_elsewhere, ca
         next(text for text in texts if text.startswith("slot 4: still waiting for the lock")),
     ]
     holder = next(text for text in texts if text.startswith("slot 4: "))
-    assert re.search(r"the thread 'Thread-\d+.*' of this process holds it, locked in a with", holder)
+    assert re.search(
+        r"the thread 'Thread-\d+.*' of this process holds it, locked in a with", holder
+    )
     assert timed_out.result()
     for holder in holders:
         holder.release()
