@@ -85,7 +85,9 @@ def test_a_block_that_can_never_end_is_ended_and_told_of(luna, free, caplog, for
         task = leave_behind(hold(inside), inside.wait)
         collect_until(free)
     assert task() is None
-    assert any("slot 1 was still locked" in text and "collected" in text for text in records(caplog))
+    assert any(
+        "slot 1 was still locked" in text and "collected" in text for text in records(caplog)
+    )
     # And it can be locked again, by the process and by its device.
     with luna.slot(1).lock(timeout=10):
         luna.slot(1).ensure_held()
