@@ -57,6 +57,7 @@ from luna_ext._mutex cimport (
     NOT_MINE,
     UNLOCK_DUE,
     UNLOCK_DUE_LATER,
+    WAITING,
     Backoff,
     Deadline,
     Leave,
@@ -78,9 +79,11 @@ from luna_ext._mutex cimport (
     debug_may_be_on,
     finish_closing,
     forks,
+    in_greenlet_hub,
     left_of,
     locks_of,
     next_pause,
+    patience_here,
     run_on_worker,
     task_number,
     tell_failed_release,
@@ -89,7 +92,18 @@ from luna_ext._mutex cimport (
     warn_of_wait,
 )
 
-from ._mutex import ANSWER_SECONDS, LOCK, closed_error, current_task, log, settle
+from ._mutex import (
+    ANSWER_SECONDS,
+    CLAIM,
+    GREENLET_ADVICE,
+    LOCK,
+    TOKEN_INFO,
+    closed_error,
+    current_task,
+    greenlet_error,
+    log,
+    settle,
+)
 from .discovery import find_library
 from .errors import (
     AmbiguousLabelError,
