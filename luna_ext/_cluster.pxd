@@ -88,5 +88,6 @@ cdef class Claim:
     cdef Request _request(self, uint64_t number)
     cdef int _ask_and_wait(self, Request request) except -1
     cdef int _sit_out(self, Request request, double seconds) except -1
+    cdef bint _has_time(self) except -1
     cdef double _seconds_left(self) except? -1
     cdef Token _token_of(self, Request request)

@@ -57,6 +57,7 @@ from luna_ext._mutex cimport (
     NOT_MINE,
     UNLOCK_DUE,
     UNLOCK_DUE_LATER,
+    WAITING,
     Backoff,
     Deadline,
     Leave,
@@ -79,11 +80,13 @@ from luna_ext._mutex cimport (
     debug_may_be_on,
     finish_closing,
     forks,
+    in_greenlet_hub,
     left_of,
     locks_of,
     next_pause,
     note_place,
     outcome_of,
+    patience_here,
     run_on_worker,
     seen,
     task_number,
@@ -93,7 +96,18 @@ from luna_ext._mutex cimport (
     warn_of_wait,
 )
 
-from ._mutex import ANSWER_SECONDS, LOCK, closed_error, current_task, log, settle
+from ._mutex import (
+    ANSWER_SECONDS,
+    CLAIM,
+    GREENLET_ADVICE,
+    LOCK,
+    TOKEN_INFO,
+    closed_error,
+    current_task,
+    greenlet_error,
+    log,
+    settle,
+)
 from .discovery import find_library
 from .errors import (
     AmbiguousLabelError,

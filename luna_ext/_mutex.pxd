@@ -271,6 +271,7 @@ cdef uint64_t caller_number() except 0
 cdef uint64_t task_number(object task) except 0
 cdef uint64_t thread_number() except 0
 cdef bint in_greenlet_hub() except -1
+cdef double patience_here(double seconds) except? -2
 
 cdef Record seen(Record *record) noexcept nogil
 cdef Outcome outcome_of(Record *record, Seat *seat) noexcept nogil

@@ -35,7 +35,7 @@ cdef class Claim:
             while True:
                 began_in = forks
                 request = self._request(caller_number())
-                if self.timeout == 0 and not luna_is_main():
+                if self.timeout == 0 and not luna_is_main() and not in_greenlet_hub():
                     # Nothing to be missed by waiting for the answer: the fastest way.
                     request.make()
                 else:
@@ -44,7 +44,7 @@ cdef class Claim:
                 if self.token is not None:
                     return self.token
                 if forks == began_in:
-                    time.sleep(self._pause(next_pause(&backoff)))
+                    time.sleep(self._pause(next_pause(&backoff), True))
                 if luna_now() - self.wait.began > LONG_WAIT_SECONDS:
                     self._warn()
         finally:
@@ -87,7 +87,7 @@ cdef class Claim:
                     departure.mutex = self.token.slot.mutex
                     self.departure = departure
                     return self.token
-                await self._settled(loop.create_future(), self._pause(next_pause(&backoff)))
+                await self._settled(loop.create_future(), self._pause(next_pause(&backoff), False))
         finally:
             self.entered = self.token is not None
 
@@ -146,11 +146,22 @@ cdef class Claim:
         request.wait_in_thread()
         try:
             request.queue_up()
-            self._sit_out(request, -1 if self.timeout == 0 else self._seconds_left())
+            self._sit_out(
+                request, patience_here(-1 if self.timeout == 0 else self._seconds_left())
+            )
+            if request.seat.outcome == WAITING and self._has_time() and in_greenlet_hub():
+                raise greenlet_error(
+                    f"cluster {self.cluster_id.decode()!r}: the device has not answered yet",
+                    CLAIM,
+                    None,
+                )
         except BaseException:
             request.give_up()
             raise
         return 0
+
+    cdef bint _has_time(self) except -1:
+        return self.timeout == 0 or self._seconds_left() > 0
 
     cdef int _sit_out(self, Request request, double seconds) except -1:
         cdef double patience = max(0.0, self.wait.began + LONG_WAIT_SECONDS - luna_now())
@@ -196,11 +207,13 @@ cdef class Claim:
         token.claimed = request.seat.hold
         return token
 
-    def _pause(self, double delay):
+    def _pause(self, double delay, bint in_thread):
         """Seconds until it is worth asking again; raises when the time is up."""
         cdef double limit = self.timeout
         if limit == 0 and meaning_of(self.refusal.rv) is not Meaning.NONE_LEFT:
             limit = ANSWER_SECONDS
+        if in_thread:
+            limit = patience_here(limit)
         cdef double left = self.wait.began + limit - luna_now()
         if left <= 0:
             raise self._out_of_time()
@@ -220,10 +233,17 @@ cdef class Claim:
             return self.refusal
         return NoUnassignedTokenError(
             f"cluster {cluster_id!r} has no unassigned token"
-            + (f", and none became free within {self.timeout:g} s" if self.timeout else ""),
+            + self._none_came(),
             rv=CKR_FUNCTION_FAILED,
             function="CA_GetUnassignedSlot",
         )
+
+    def _none_came(self):
+        if self.timeout == 0:
+            return ""
+        if self._has_time():
+            return f" now, and to wait would stop all greenlets of this thread; {GREENLET_ADVICE}"
+        return f", and none became free within {self.timeout:g} s"
 
 
 def may_change(error):

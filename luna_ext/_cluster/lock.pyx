@@ -387,7 +387,9 @@ cdef class SlotLock:
         return departure
 
     cdef int _check_label(self, Deadline deadline) except -1:
-        if not run_within(self.token._check, deadline):
+        if not run_within(self.token._check, deadline_in(patience_here(left_of(deadline)))):
+            if left_of(deadline) != 0:
+                raise self.mutex.greenlet_error(TOKEN_INFO)
             raise self._timed_out()
         return 0
 

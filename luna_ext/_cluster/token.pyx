@@ -184,7 +184,8 @@ cdef class Token:
         check_open(slot.share, slot.mutex.slot_id)
         slot.mutex.acquire(slot.share, slot.poll)
         try:
-            run_within(self._check, deadline_in(-1))
+            if not run_within(self._check, deadline_in(patience_here(-1))):
+                raise slot.mutex.greenlet_error(TOKEN_INFO)
         except BaseException as error:
             end_block(slot.mutex, slot.share, 0, None, error)
             raise

@@ -88,9 +88,7 @@ cdef class SlotMutex:
             waiter.seat.patient = seconds < 0 and not in_hub
             begin_wait(&waiter.wait, False)
             self.refuse_reentry(waiter.seat.number, waiter.seat.home)
-            left = left_of(deadline)
-            if in_hub and (left < 0 or left > GREENLET_SECONDS):
-                left = GREENLET_SECONDS
+            left = patience_here(left_of(deadline))
             try:
                 self.ask(waiter)
                 self._sit_out(waiter, left)
@@ -103,7 +101,7 @@ cdef class SlotMutex:
             if outcome == WAITING:
                 self.withdraw(waiter)
                 if in_hub and seconds != 0 and left_of(deadline) != 0:
-                    raise self._greenlet_error()
+                    raise self.greenlet_error(LOCK)
                 return False
             if outcome == GRANTED:
                 self.confirm(waiter)
@@ -321,20 +319,14 @@ cdef class SlotMutex:
                 "on while the loop is blocked; use `async with slot.lock()`"
             )
         elif now.owner != 0 and now.home == thread and in_greenlet_hub():
-            raise self._greenlet_error()
+            raise self.greenlet_error(LOCK)
         else:
             return 0
         raise reentry_error(self.slot_id, what)
 
-    def _greenlet_error(self):
-        return LockReentryError(
-            f"slot {self.slot_id}: the lock is not free, and to wait for it would stop all "
-            "greenlets of this thread, perhaps the holder's. Nothing is locked; let a native thread "
-            "do the work: gevent.get_hub().threadpool.apply(function), or "
-            "eventlet.tpool.execute(function)",
-            function=LOCK,
-            slot_id=self.slot_id,
-        )
+    def greenlet_error(self, function):
+        what = "the lock is not free" if function == LOCK else f"{function} takes long"
+        return greenlet_error(f"slot {self.slot_id}: {what}", function, self.slot_id)
 
     cdef bint is_free(self) noexcept:
         """Whether no thread or task of this process holds the lock, waits for it or is asking."""

@@ -116,6 +116,13 @@ cdef bint in_greenlet_hub() except -1:
     return current.parent is not None and type(current).__name__ != "_WorkerGreenlet"
 
 
+cdef double patience_here(double seconds) except? -2:
+    """How long the calling thread may wait that would wait so long, -1: without limit."""
+    if (seconds < 0 or seconds > GREENLET_SECONDS) and in_greenlet_hub():
+        return GREENLET_SECONDS
+    return seconds
+
+
 cdef uint64_t task_number(object task) except 0:
     """The number of an asyncio task."""
     number = task_numbers.get(task)

@@ -143,6 +143,22 @@ def reentry_error(slot_id, what):
     )
 
 
+# What a greenlet is told that would have to wait; carried out as it stands, it helps.
+GREENLET_ADVICE = (
+    "let a native thread wait: gevent.get_hub().threadpool.apply(function), or "
+    "eventlet.tpool.execute(function)"
+)
+
+
+def greenlet_error(what, function, slot_id):
+    return LockReentryError(
+        f"{what}, and to wait would stop all greenlets of this thread, perhaps the holder's. "
+        f"Nothing is locked; {GREENLET_ADVICE}",
+        function=function,
+        slot_id=slot_id,
+    )
+
+
 def not_owned_error(slot_id, holder, function):
     return LockNotOwnedError(
         f"slot {slot_id} is not held by the caller: {holder}. Nothing was done",

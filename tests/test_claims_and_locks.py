@@ -1,0 +1,282 @@
+"""Claims and locks of the same slots: whatever the replies that cross each other say, there is one holder.
+
+A device may grant its own application a lock again, to a claim as to a lock call. Then neither a claim's
+answer nor a lock call's proves by itself that the lock is still on.
+"""
+
+import textwrap
+
+import pytest
+
+ONE = pytest.mark.luna_cluster(keyrings=1)
+DEVICES = {
+    "grants again, and to claims": {"relock": "granted", "regrant": "on"},
+    "grants again": {"relock": "granted", "regrant": "off"},
+    "waits": {"relock": "wait", "regrant": "off"},
+    "refuses": {"relock": "error", "regrant": "off"},
+}
+# Of each device in a process of its own, for what is found out of one is remembered.
+PREAMBLE = """
+from luna_ext import LunaError
+LOCK, UNLOCK, CLAIM = "CA_LockClusteredSlot", "CA_UnlockClusteredSlot", "CA_GetUnassignedSlot"
+import logging
+logging.getLogger("luna_ext").addHandler(logging.NullHandler())
+
+def owner():
+    return cluster.tokens()[0].owner
+
+def had_effect(function):
+    "The call has had its effect, and its answer is on its way."
+    wait_until(lambda: cluster_calls(function) and owner() == os.getpid())
+
+def cluster_calls(function):
+    return [entry for entry in cluster.log() if entry.function == function]
+
+def another_process_can_lock(timeout=0.3):
+    program = '''
+import os, luna_ext
+from luna_ext.stub import STATE_VARIABLE, Cluster
+slot = Cluster(os.environ[STATE_VARIABLE]).library().slot(1)
+print(slot.acquire(timeout={}))
+os._exit(0)
+'''.format(timeout)
+    import subprocess
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=60)
+    return done.stdout == b"True\\n"
+
+def inside(token_or_slot):
+    "What has to hold for a holder, whatever has crossed."
+    token_or_slot.ensure_held()
+    assert owner() == os.getpid()
+    assert not another_process_can_lock()
+"""
+
+
+@pytest.fixture
+def on_device(cluster, succeed):
+    """Run a program on a device of this kind."""
+
+    def run(device, body, **switches):
+        switches = {**DEVICES[device], **switches}
+        lines = [f"cluster.switch({name!r}, {value!r})" for name, value in switches.items()]
+        # Not with -X dev, in which asyncio tells of whatever takes long.
+        program = "\n".join([PREAMBLE, *lines, textwrap.dedent(body)])
+        return succeed(program, options=("-W", "error"))
+
+    return run
+
+
+@ONE
+@pytest.mark.parametrize("grants", ["once", "counted"])
+@pytest.mark.parametrize("form", ["claim", "timed claim", "async claim"])
+def test_a_claim_is_not_given_a_token_that_came_off_while_its_answer_was_on_its_way(
+    on_device, form, grants
+):
+    """Its grant was that of the lock that a thread of this process held, and has released since."""
+    enter = {
+        "claim": "with luna.claim('cluster-1') as token:\n        got(token)",
+        "timed claim": "with luna.claim('cluster-1', timeout=3) as token:\n        got(token)",
+        "async claim": """import asyncio
+    async def main():
+        async with luna.claim('cluster-1', timeout=3) as token:
+            got(token)
+    asyncio.run(main())""",
+    }[form]
+    body = f"""
+cluster.latency(0.2, CLAIM, after=True)
+ends = []
+
+def got(token):
+    inside(token)
+    ends.append("held")
+
+def claim():
+    {enter}
+
+def try_claim():
+    try:
+        claim()
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+slot.acquire()
+claiming = in_thread(try_claim)
+wait_until_inside(CLAIM)
+slot.release()
+claiming.join(30)
+assert not claiming.is_alive()
+print(*ends)
+if {grants!r} == "once":
+    wait_until(lambda: owner() is None)
+    assert another_process_can_lock(20)
+"""
+    (end,) = on_device("grants again, and to claims", body, grants=grants)
+    assert end in ("held", "NoUnassignedTokenError", "LockTimeoutError")
+
+
+@ONE
+@pytest.mark.parametrize("device", [*DEVICES])
+@pytest.mark.parametrize("answer", ["first", "second"])
+def test_a_lock_call_and_a_claim_that_cross_each_other_have_one_holder(on_device, device, answer):
+    """Both are out at a time; the claim's answer comes first, or the lock call's."""
+    claim, lock = (0.05, 0.15) if answer == "first" else (0.15, 0.05)
+    # The claim begins before the lock call has its effect; on a device that waits, or refuses, the one
+    # that comes second is held up or turned down.
+    body = f"""
+cluster.latency({claim}, CLAIM, after=True)
+cluster.latency({lock}, LOCK, after=True)
+held, most = 0, 0
+ends = []
+guard = threading.Lock()
+
+def hold(what):
+    global held, most
+    with guard:
+        held += 1
+        most = max(most, held)
+    what.ensure_held()
+    assert owner() == os.getpid()
+    time.sleep(0.05)
+    with guard:
+        held -= 1
+
+def claim():
+    try:
+        with luna.claim("cluster-1", timeout=5) as token:
+            hold(token)
+        ends.append("claimed")
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+def lock():
+    try:
+        with slot.lock(timeout=10):
+            hold(slot)
+        ends.append("locked")
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+locking = in_thread(lock)
+for thread in (claiming, locking):
+    thread.join(40)
+    assert not thread.is_alive()
+assert most == 1, most
+print(*sorted(ends))
+wait_until(lambda: owner() is None)
+assert not slot.locked()
+assert another_process_can_lock(20)
+"""
+    ends = on_device(device, body)
+    # Where a lock call of the application that holds the lock is refused, a lock may be refused as well.
+    if device == "refuses":
+        assert "claimed" in ends
+    else:
+        assert ends == ["claimed", "locked"]
+
+
+@ONE
+@pytest.mark.parametrize("device", ["grants again, and to claims", "grants again"])
+@pytest.mark.parametrize("seconds", [0.1, 0.3])
+def test_a_claim_that_an_unlock_has_crossed_holds_the_lock(on_device, device, seconds):
+    """The lock came off before the claim had its effect, or after; the process cannot tell."""
+    body = f"""
+cluster.latency(0.2, CLAIM)
+cluster.latency(0.2, CLAIM, after=True)
+ends = []
+
+def claim():
+    with luna.claim("cluster-1", timeout=20) as token:
+        inside(token)
+        ends.append("claimed")
+
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+with slot:
+    time.sleep({seconds})
+claiming.join(40)
+assert ends == ["claimed"]
+wait_until(lambda: owner() is None)
+"""
+    assert on_device(device, body) == []
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("device", [*DEVICES])
+@pytest.mark.parametrize("unlock_owner", ["unchecked", "checked"])
+def test_holders_are_alone_whatever_is_claimed_and_locked(on_device, device, unlock_owner):
+    """Threads and tasks of two processes that claim and lock the same tokens; each looks at the device
+    when it comes to hold a token and when it leaves it.
+    """
+    body = """
+import asyncio, contextlib, random
+cluster.latency(0.0002, up_to=0.001)
+cluster.latency(0.0002, CLAIM, up_to=0.002, after=True)
+cluster.latency(0.0002, LOCK, up_to=0.002, after=True)
+
+WORK = '''
+import asyncio, contextlib, os, random, sys, threading, time
+import luna_ext
+from luna_ext.stub import STATE_VARIABLE, Cluster
+cluster = Cluster(os.environ[STATE_VARIABLE])
+luna = cluster.library(contention="poll")
+import logging
+logging.getLogger("luna_ext").addHandler(logging.NullHandler())
+end = time.monotonic() + 2
+holders, wrong, steps = {}, [], 0
+def look(slot_id, when):
+    owner = cluster.tokens()[slot_id - 1].owner
+    if owner != os.getpid():
+        wrong.append((slot_id, owner, when))
+def hold(slot_id):
+    global steps
+    if holders.setdefault(slot_id, threading.get_ident()) != threading.get_ident():
+        wrong.append((slot_id, "two threads"))
+    look(slot_id, "begin")
+    os.sched_yield()
+    look(slot_id, "end")
+    holders.pop(slot_id, None)
+    steps += 1
+QUIET = (luna_ext.LockTimeoutError, luna_ext.NoUnassignedTokenError)
+def claim(seed):
+    while time.monotonic() < end:
+        with contextlib.suppress(*QUIET):
+            with luna.claim("cluster-1", timeout=chance.choice([0.001, 0.01, 1])) as token:
+                hold(token.slot.slot_id)
+def lock(seed):
+    while time.monotonic() < end:
+        slot = luna.slot(chance.randint(1, 8))
+        with contextlib.suppress(*QUIET):
+            with slot.lock(timeout=chance.choice([0.001, 0.01, 1])):
+                hold(slot.slot_id)
+async def lock_in_task():
+    while time.monotonic() < end:
+        slot = luna.slot(chance.randint(1, 8))
+        with contextlib.suppress(*QUIET):
+            async with slot.lock(timeout=chance.choice([0.001, 0.01, 1])):
+                hold(slot.slot_id)
+async def claim_in_task():
+    while time.monotonic() < end:
+        with contextlib.suppress(*QUIET):
+            async with luna.claim("cluster-1", timeout=chance.choice([0.001, 0.01, 1])) as token:
+                hold(token.slot.slot_id)
+async def tasks():
+    async with asyncio.TaskGroup() as group:
+        for function in (lock_in_task, claim_in_task):
+            group.create_task(function())
+chance = random.Random(os.getpid())
+threads = [threading.Thread(target=work, args=(seed,)) for seed, work in enumerate([claim, lock] * 2)]
+threads.append(threading.Thread(target=asyncio.run, args=(tasks(),)))
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(60)
+print(wrong, flush=True)
+os._exit(0)
+'''
+import subprocess
+started = [subprocess.Popen([sys.executable, "-c", WORK], stdout=subprocess.PIPE) for _ in range(2)]
+print(*{each.communicate(timeout=120)[0].decode().strip().replace(" ", "") for each in started})
+"""
+    assert on_device(device, body, unlock_owner=unlock_owner) == ["[]"]

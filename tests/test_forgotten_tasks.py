@@ -1,0 +1,205 @@
+"""Tasks that can never run again, for their event loop has ended without them: they lose their locks.
+
+As with asyncio's own locks: nothing of the library keeps such a task, so it is collected, its coroutine is
+closed, and the block that it is in comes to its end.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import time
+import weakref
+
+import pytest
+
+import luna_ext
+
+UNLOCK = "CA_UnlockClusteredSlot"
+LOCK = "CA_LockClusteredSlot"
+CLAIM = "CA_GetUnassignedSlot"
+FORMS = {
+    "lock": lambda luna: luna.slot(1).lock(),
+    "timed lock": lambda luna: luna.slot(1).lock(timeout=30),
+    "token.lock": lambda luna: luna.token("keyring1").lock(timeout=30),
+    "claim": lambda luna: luna.claim("cluster-1"),
+    "timed claim": lambda luna: luna.claim("cluster-1", timeout=30),
+}
+pytestmark = [
+    pytest.mark.luna_cluster(keyrings=1),
+    # asyncio tells of each task that is collected before it has ended.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+class Ended(Exception):
+    """What ends the event loop while its tasks still wait."""
+
+
+def leave_behind(coroutine, until, loop_of=asyncio.new_event_loop):
+    """Run it as a task until the condition holds, and end the loop without it; a weak reference to it."""
+    tasks = []
+
+    async def main():
+        # Only the event loop, and what the task waits for, know the task.
+        task = asyncio.get_running_loop().create_task(coroutine)
+        tasks.append(weakref.ref(task))
+        del task
+        await until()
+        raise Ended
+
+    loop = loop_of()
+    with pytest.raises(Ended):
+        loop.run_until_complete(main())
+    loop.close()
+    return tasks[0]
+
+
+def collect_until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        gc.collect()
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def free(cluster):
+    return lambda: all(token.owner is None for token in cluster.tokens())
+
+
+def records(caplog):
+    return [r.getMessage() for r in caplog.records if (r.name, r.levelno) == ("luna_ext", 40)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_block_that_can_never_end_is_ended_and_told_of(luna, free, caplog, form):
+    async def hold(inside):
+        async with FORMS[form](luna):
+            inside.set()
+            # A future that nothing else knows: nothing can wake the task.
+            await asyncio.get_running_loop().create_future()
+
+    inside = asyncio.Event()
+    with pytest.warns(ResourceWarning, match=r"slot 1 was still locked, at .*test_forgotten_tasks"):
+        task = leave_behind(hold(inside), inside.wait)
+        collect_until(free)
+    assert task() is None
+    assert any(
+        "slot 1 was still locked" in text and "collected" in text for text in records(caplog)
+    )
+    # And it can be locked again, by the process and by its device.
+    with luna.slot(1).lock(timeout=10):
+        luna.slot(1).ensure_held()
+    with luna.claim("cluster-1", timeout=10):
+        pass
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_lock_that_was_granted_to_a_task_that_did_not_hear_of_it_comes_off(
+    luna, cluster, free, form
+):
+    make = FORMS[form](luna)
+
+    async def enter():
+        async with make:
+            pytest.fail("the loop has ended")
+
+    async def granted():
+        # Two turns of the loop, in which the device is asked; then the loop stands still.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        deadline = time.monotonic() + 10
+        while free():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    task = leave_behind(enter(), granted)
+    collect_until(lambda: task() is None and free())
+    with luna.slot(1).lock(timeout=10):
+        pass
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("function", [LOCK, CLAIM])
+def test_a_task_that_is_collected_while_the_device_is_asked_gets_nothing(
+    luna, cluster, free, form, function
+):
+    make = FORMS[form](luna)
+    cluster.latency(0.2, function)
+
+    async def enter():
+        async with make:
+            pytest.fail("the loop has ended")
+
+    async def asked():
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    task = leave_behind(enter(), asked)
+    collect_until(lambda: task() is None)
+    with luna.slot(1).lock(timeout=10):
+        pass
+    collect_until(free)
+
+
+def test_a_lock_object_that_is_kept_does_not_keep_its_task(luna, free):
+    lock = luna.slot(1).lock(timeout=30)
+
+    async def hold(inside):
+        async with lock:
+            inside.set()
+            await asyncio.get_running_loop().create_future()
+
+    inside = asyncio.Event()
+    with pytest.warns(ResourceWarning, match="slot 1"):
+        task = leave_behind(hold(inside), inside.wait)
+        collect_until(free)
+    assert task() is None
+    with lock:
+        luna.slot(1).ensure_held()
+
+
+def test_a_library_is_collected_with_the_task_that_used_it(cluster, free):
+    """A slot's lock keeps neither."""
+    luna = cluster.library()
+    library = weakref.ref(luna)
+
+    async def hold(inside, luna):
+        async with luna.slot(1).lock():
+            inside.set()
+            await asyncio.get_running_loop().create_future()
+
+    inside = asyncio.Event()
+    with pytest.warns(ResourceWarning):
+        leave_behind(hold(inside, luna), inside.wait)
+        del luna
+        collect_until(lambda: library() is None and free())
+
+
+@pytest.mark.usefixtures("luna")
+def test_a_task_that_still_can_run_keeps_its_lock(luna, owner_of):
+    """Something else than the library knows what it waits for."""
+
+    async def hold(inside, leave):
+        async with luna.slot(1).lock():
+            inside.set()
+            await leave.wait()
+
+    async def main():
+        inside, leave = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(hold(inside, leave))
+        known = weakref.ref(task)
+        del task
+        await inside.wait()
+        gc.collect()
+        assert known() is not None
+        assert owner_of(1) == os.getpid()
+        leave.set()
+        while owner_of(1) is not None:
+            await asyncio.sleep(0.005)
+
+    asyncio.run(main())
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        luna.slot(1).release()
+    assert logging.getLogger("luna_ext").level == logging.NOTSET

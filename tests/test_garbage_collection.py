@@ -1,0 +1,154 @@
+"""A garbage collection at any moment of a lock, a release or a claim: what it runs changes nothing.
+
+The collector runs finalizers and callbacks wherever an object is made that it keeps track of, on any
+thread, in the midst of whatever that thread does.
+"""
+
+import contextlib
+
+import pytest
+
+COLLECTING = """
+import asyncio, contextlib, gc
+
+# Slots of the finalizers alone: no claim gives them, and two collections never run at a time.
+THEIRS = [luna.slot(slot_id) for slot_id in (7, 8)]
+running = False
+runs = failures = 0
+
+class Nasty(Exception):
+    pass
+
+class Garbage:
+    "Only the collector can free it; its finalizer uses the library, leaves more of it, and raises."
+    def __init__(self):
+        self.me = self
+
+    def __del__(self):
+        global runs, failures
+        if not running:
+            return
+        runs += 1
+        Garbage()
+        try:
+            with THEIRS[0], THEIRS[1].lock(timeout=20):
+                pass
+            assert THEIRS[0].acquire(blocking=False)
+            THEIRS[0].release()
+            with contextlib.suppress(luna_ext.NoUnassignedTokenError, luna_ext.LockTimeoutError):
+                with luna.claim("cluster-1", timeout=0.01):
+                    pass
+            # Whatever the library goes through just then has one more of them.
+            assert not luna.slot(1000 + runs).locked()
+            repr(luna.slot(1)), luna.stats()
+            # They are never its own.
+            with contextlib.suppress(luna_ext.LockNotOwnedError):
+                THEIRS[1].release()
+        except BaseException as error:
+            failures += 1
+            print("finalizer:", repr(error), file=sys.stderr)
+        raise Nasty
+
+def collected(phase, info):
+    raise Nasty
+
+def unraisable(what):
+    if what.exc_type is not Nasty:
+        print("unraisable:", repr(what.exc_value), what.err_msg, what.object, file=sys.stderr)
+
+sys.unraisablehook = unraisable
+def plain():
+    with slot:
+        held(slot)
+
+def acquire():
+    slot.acquire()
+    held(slot)
+    slot.release()
+
+def timed():
+    with slot.lock(timeout=20):
+        held(slot)
+
+def token():
+    with known:
+        held(known.slot)
+
+def claim():
+    with luna.claim("cluster-1", timeout=20) as token:
+        held(token.slot)
+
+def impatient():
+    with contextlib.suppress(luna_ext.LockTimeoutError):
+        with slot.lock(timeout=0.0005):
+            held(slot)
+
+async def tasks():
+    async with slot.lock(timeout=20):
+        held(slot)
+    async with luna.claim("cluster-1", timeout=20) as token:
+        held(token.slot)
+
+def in_loop():
+    asyncio.run(tasks())
+
+def held(slot):
+    owner = {token.slot_id: token.owner for token in cluster.tokens()}[slot.slot_id]
+    assert owner == os.getpid(), (slot, owner)
+    slot.ensure_held()
+
+known = luna.token("keyring2")
+loops = [plain, acquire, timed, token, claim, impatient, in_loop]
+errors = []
+
+def work(use):
+    global running
+    deadline = time.monotonic() + SECONDS
+    try:
+        while time.monotonic() < deadline:
+            use()
+    except BaseException as error:
+        running = False
+        errors.append((use.__name__, repr(error)))
+
+running = True
+gc.callbacks.append(collected)
+gc.set_threshold(1)
+Garbage()
+threads = [in_thread(work, use) for use in loops]
+work(plain)
+for thread in threads:
+    thread.join(60)
+    assert not thread.is_alive()
+running = False
+gc.set_threshold(0)
+gc.callbacks.clear()
+print(errors, failures, file=sys.stderr) if errors or failures else print(runs > 100)
+assert not any(each.locked() for each in luna.slots())
+
+def given_back():
+    return all(token.owner is None for token in cluster.tokens())
+
+# What was given up comes off when its call is answered.
+wait_until(given_back)
+luna.close()
+"""
+
+
+def assign(cluster, slot_ids):
+    """Have these tokens assigned, so that no claim gives them."""
+    with cluster.library() as luna, contextlib.ExitStack() as stack:
+        for _ in cluster.tokens():
+            token = stack.enter_context(luna.claim(cluster.cluster_id))
+            if token.slot.slot_id in slot_ids:
+                token.assign(f"assigned{token.slot.slot_id}", so_pin="12345678")
+
+
+@pytest.mark.parametrize("latency", [0, 0.0003])
+def test_collections_in_the_midst_of_everything_change_nothing(cluster, succeed, latency):
+    """Their finalizers lock and unlock other slots, and raise, as a callback of the collector does."""
+    assign(cluster, {7, 8})
+    cluster.latency(latency)
+    # Not with -X dev, in which asyncio tells of whatever takes long.
+    done = succeed(f"SECONDS = 2\n{COLLECTING}", options=("-W", "error"))
+    assert done == ["True"]

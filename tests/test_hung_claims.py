@@ -1,0 +1,172 @@
+"""Claims that are slow, hang or were given up: only the caller of each is delayed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "claims_beside_locks.py"
+
+# A claim that is given up, and will not be answered before the process ends.
+HUNG = """
+import asyncio
+cluster.latency(3600, "CA_GetUnassignedSlot")
+
+def give_up():
+    try:
+        with luna.claim("cluster-1", timeout=0.1):
+            os._exit(99)
+    except luna_ext.LockTimeoutError:
+        pass
+
+def give_up_in_a_task():
+    async def enter():
+        async with luna.claim("cluster-1", timeout=0.1):
+            os._exit(99)
+    try:
+        asyncio.run(enter())
+    except luna_ext.LockTimeoutError:
+        pass
+
+def left():
+    return [token.slot_id for token in cluster.tokens() if token.owner == os.getpid()]
+
+def took(function):
+    begin = time.monotonic()
+    function()
+    return time.monotonic() - begin
+
+def twenty_blocks():
+    for slot_id in range(1, 21):
+        with luna.slot(slot_id):
+            pass
+
+def a_task():
+    async def enter():
+        async with slot.lock(timeout=20):
+            pass
+    asyncio.run(enter())
+
+def end(*said):
+    print(*said, flush=True)
+    os._exit(0)
+"""
+GIVEN_UP = pytest.mark.parametrize("given_up", ["give_up()", "give_up_in_a_task()"])
+MANY = pytest.mark.luna_cluster(keyrings=21)
+
+
+@MANY
+@GIVEN_UP
+@pytest.mark.parametrize("blocks", ["twenty_blocks", "a_task"])
+def test_a_hung_claim_keeps_no_block_from_its_end(cluster, succeed, given_up, blocks):
+    body = f"{HUNG}\n{given_up}\nassert took({blocks}) < 2\nend(left())"
+    assert succeed(body) == ["[]"]
+
+
+@MANY
+@pytest.mark.parametrize("blocks", ["twenty_blocks", "a_task"])
+def test_a_claim_that_hangs_and_is_waited_for_keeps_no_block_from_its_end(cluster, succeed, blocks):
+    body = f"""{HUNG}
+in_thread(luna.claim("cluster-1").__enter__)
+in_thread(luna.claim("cluster-1", timeout=3000).__enter__)
+wait_until_inside("CA_GetUnassignedSlot", 2)
+assert took({blocks}) < 2
+end(left())
+"""
+    assert succeed(body) == ["[]"]
+
+
+@MANY
+@GIVEN_UP
+def test_a_hung_claim_keeps_no_slot_from_being_locked_again(cluster, succeed, given_up):
+    body = f"{HUNG}\n{given_up}\ntwenty_blocks()\nend(slot.acquire(timeout=10), left())"
+    assert succeed(body) == ["True", "[1]"]
+
+
+@GIVEN_UP
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_failed_unlock_beside_a_hung_claim_is_an_error_of_its_own_block(
+    cluster, succeed, given_up, lost
+):
+    body = f"""{HUNG}
+{given_up}
+cluster.fault("CA_UnlockClusteredSlot", 0x30)
+cluster.fault("C_GetTokenInfo", 0x30, times={-1 if lost else 0})
+import logging
+logging.getLogger("luna_ext").addHandler(logging.NullHandler())
+try:
+    with slot:
+        pass
+except luna_ext.LunaError as error:
+    end(type(error).__name__)
+"""
+    assert succeed(body) == ["LockLostError" if lost else "LockReleaseError"]
+
+
+@GIVEN_UP
+def test_closing_beside_a_hung_claim_takes_the_locks_off(cluster, succeed, given_up):
+    body = f"""{HUNG}
+import warnings
+warnings.simplefilter("ignore", ResourceWarning)
+{given_up}
+other = cluster.library()
+slot.acquire()
+assert took(luna.close) < 2
+end(left(), other.slot(1).acquire(timeout=10))
+"""
+    assert succeed(body) == ["[]", "True"]
+
+
+def test_sixteen_hung_claims_starve_no_other(cluster, succeed):
+    """Neither those that are given up nor those that are waited for."""
+    body = f"""{HUNG}
+for _ in range(16):
+    in_thread(luna.claim("cluster-1", timeout=3000).__enter__)
+wait_until_inside("CA_GetUnassignedSlot", 16)
+for _ in range(17):
+    give_up()
+cluster.latency(0, "CA_GetUnassignedSlot")
+def claim():
+    with luna.claim("cluster-1", timeout=20) as token:
+        token.ensure_held()
+async def claim_in_a_task():
+    async with luna.claim("cluster-1", timeout=20) as token:
+        token.ensure_held()
+assert took(claim) < 5
+assert took(lambda: asyncio.run(claim_in_a_task())) < 5
+end(left())
+"""
+    assert succeed(body) == ["[]"]
+
+
+def test_claims_that_come_back_late_give_back_what_they_got(cluster, succeed):
+    body = f"""{HUNG}
+cluster.latency(0.5, "CA_GetUnassignedSlot", after=True)
+cluster.latency(0, "CA_GetUnassignedSlot")
+for _ in range(3):
+    give_up()
+    give_up_in_a_task()
+assert left()
+wait_until(lambda: not left())
+called = [entry.function for entry in cluster.log()]
+assert called.count("CA_UnlockClusteredSlot") == called.count("CA_GetUnassignedSlot") == 6
+end("done")
+"""
+    assert succeed(body) == ["done"]
+
+
+@pytest.mark.skipif(not BENCHMARK.exists(), reason="a tree without the benchmarks")
+def test_claims_leave_the_locks_beside_them_their_pace():
+    """With margins for a busy machine; benchmarks/claims_beside_locks.py measures in earnest."""
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARK), "--json", "--seconds", "1.5"],
+        check=True,
+        stdout=subprocess.PIPE,
+        timeout=100,
+    )
+    ratios = json.loads(done.stdout)
+    assert ratios["beside"] > 0.5, ratios
+    assert ratios["progress"] > 0.05, ratios
+    assert ratios["pause"] < 1, ratios
