@@ -175,6 +175,8 @@ cdef class Pin:
 
 cdef Client load_client(str path)
 cdef list loaded_clients()
+cdef void introduce(uint64_t number, bint is_main) noexcept nogil
+cdef bint on_main_thread() noexcept nogil
 cdef bint wait_on(PyThread_type_lock signal, double seconds) except -1
 cdef PyThread_type_lock new_signal() except NULL
 cdef double exit_deadline     # of an exit under way, in seconds of luna_now(); 0: none is

@@ -222,6 +222,7 @@ cdef class Request(Waiter):
     cdef CK_UNASSIGNED_SLOT_INFO info  # what the device has told
     cdef bint calling                  # the device has the call
     cdef bint abandoned                # and it is not waited for any more; counted in `locks`
+    cdef bint in_own_call              # the thread that waits makes it itself
 
     cdef uint64_t _begin(self) noexcept
     cdef int _end(self) noexcept
@@ -229,6 +230,7 @@ cdef class Request(Waiter):
     cdef bint _take_over(self, uint64_t hold) noexcept
     cdef bint _own_after_all(self) except -1
     cdef int make(self) except -1
+    cdef int make_here(self, Wait *wait) except -1
     cdef bint make_sure(self) except -1
     cdef int queue_up(self) except -1
     cdef int give_up(self) except -1

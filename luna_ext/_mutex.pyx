@@ -57,6 +57,7 @@ from luna_ext._device cimport (
     error_of,
     exit_deadline,
     hold_back_at_exit,
+    introduce,
     loaded_clients,
     lock_slot,
     luna_count_get,

@@ -35,9 +35,9 @@ cdef class Claim:
             while True:
                 began_in = forks
                 request = self._request(caller_number())
-                if self.timeout == 0 and not luna_is_main() and not in_greenlet_hub():
+                if self.timeout == 0 and not on_main_thread() and not in_greenlet_hub():
                     # Nothing to be missed by waiting for the answer: the fastest way.
-                    request.make()
+                    request.make_here(&self.wait)
                 else:
                     self._ask_and_wait(request)
                 self.token = self._token_of(request) if forks == began_in else None

@@ -232,7 +232,7 @@ cdef bint run_within(object function, Deadline deadline) except -1:
     """
     cdef Errand errand
     cdef double left = left_of(deadline)
-    if left < 0 and not luna_is_main():
+    if left < 0 and not on_main_thread():
         function()
         return True
     errand = new_errand(function)

@@ -50,13 +50,27 @@ cdef list loaded_clients():
     return list(_clients.values())
 
 
+# What native.h lets a thread carry with it, each extension has a copy of. The layer above sees to its own
+# and to this one, which is asked where a call of a function does not matter.
+
+
+cdef void introduce(uint64_t number, bint is_main) noexcept nogil:
+    """The calling thread has got its number."""
+    luna_introduce(number, is_main)
+
+
+cdef bint on_main_thread() noexcept nogil:
+    """Whether Python runs signal handlers on the calling thread; it may have no number yet."""
+    return luna_is_main() or (luna_number() == 0 and luna_leads_process())
+
+
 cdef bint wait_on(PyThread_type_lock signal, double seconds) except -1:
     """Wait until `signal` is released, for so long at most; -1: without limit. Whether it was.
 
     On the main thread signal handlers run meanwhile, and what they raise ends the wait.
     """
     cdef double end = luna_now() + seconds
-    cdef double longest = SIGNAL_SECONDS if luna_is_main() else LONGEST_WAIT_SECONDS
+    cdef double longest = SIGNAL_SECONDS if on_main_thread() else LONGEST_WAIT_SECONDS
     cdef double left = seconds
     cdef PyLockStatus status
     while True:

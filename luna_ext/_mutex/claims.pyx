@@ -244,6 +244,20 @@ cdef class Request(Waiter):
         self._refuse(error_of(rv, CA_GET_UNASSIGNED_SLOT, None))
         return 0
 
+    cdef int make_here(self, Wait *wait) except -1:
+        """The same on the thread that waits, which the watcher has an eye on meanwhile."""
+        self.wait = wait[0]
+        self.in_own_call = True
+        self.locks.requests.add(self)
+        try:
+            if not watching:
+                watch_calls()
+            self.make()
+        finally:
+            self.locks.requests.discard(self)
+            wait.warned = self.wait.warned
+        return 0
+
     cdef uint64_t _begin(self) noexcept:
         """From here until _end() the device has the claim; its number. 0: it was given up before.
         """

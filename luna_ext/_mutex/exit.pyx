@@ -206,7 +206,7 @@ def _after_fork_in_child():
     number = luna_number()
     if number != 0:
         # The child's only thread is its main thread, whatever it was in the parent.
-        luna_introduce(number, True)
+        introduce_here(number, True)
     for client in loaded_clients():
         if (<Client> client).locks is not None:
             (<Client> client).locks.after_fork()

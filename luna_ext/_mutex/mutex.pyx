@@ -826,7 +826,7 @@ cdef int watch_calls() noexcept:
 
 
 cdef int look_at_calls(object nothing) noexcept:
-    """The watcher: once a second it looks which lock calls are out, and since when."""
+    """The watcher: once a second it looks which calls are out, and since when."""
     global watching
     cdef int quiet = 0
     cdef bint stopped = False
@@ -854,13 +854,21 @@ cdef int stop_watching() noexcept:
 
 
 cdef bint look_once(double now) noexcept:
-    """Whether a lock call is out that a thread makes itself."""
+    """Whether a lock call or a claim is out that a thread makes itself."""
     cdef SlotMutex mutex
+    cdef Request request
     cdef Record record
     cdef bint out = False
     for client in loaded_clients():
         if (<Client> client).locks is None:
             continue
+        for each in tuple((<Locks> (<Client> client).locks).requests):
+            request = <Request> each
+            if not request.in_own_call:
+                continue
+            out = True
+            if now - request.wait.began > LONG_WAIT_SECONDS - WATCH_SECONDS / 2:
+                warn_of_wait(&request.wait, request.cluster_id, None)
         for each in (<Locks> (<Client> client).locks).all():
             mutex = <SlotMutex> each
             record = seen(&mutex.record)

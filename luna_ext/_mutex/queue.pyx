@@ -62,13 +62,20 @@ cdef uint64_t introduce_thread() except 0:
         if PyThread_get_thread_ident() == ident:
             # A thread of C code may come back to Python, as another thread to all that Python
             # knows.
-            luna_introduce(0, False)
+            introduce_here(0, False)
         when_thread_ended(number)
 
     if not is_main:
         marks.add(weakref.ref(mark, thread_ended))
-    luna_introduce(number, is_main)
+    introduce_here(number, is_main)
     return number
+
+
+cdef int introduce_here(uint64_t number, bint is_main) noexcept:
+    """For this extension, which asks at each lock, and for the others."""
+    luna_introduce(number, is_main)
+    introduce(number, is_main)
+    return 0
 
 
 cdef inline uint64_t thread_number() except 0:

@@ -1,0 +1,262 @@
+"""Waits that are long: a signal ends each on the main thread, and each is told of while it lasts."""
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import threading
+import time
+
+import pytest
+
+import luna_ext
+
+LOCK = "CA_LockClusteredSlot"
+UNLOCK = "CA_UnlockClusteredSlot"
+CLAIM = "CA_GetUnassignedSlot"
+TOKEN_INFO = "C_GetTokenInfo"
+
+
+class Stop(BaseException):
+    """What a signal handler of these tests raises."""
+
+
+def enter(block):
+    with block:
+        pytest.fail("entered")
+
+
+FORMS = {
+    "with slot": lambda luna: enter(luna.slot(1)),
+    "acquire": lambda luna: luna.slot(1).acquire(),
+    "timed acquire": lambda luna: luna.slot(1).acquire(timeout=60),
+    "lock": lambda luna: enter(luna.slot(1).lock()),
+    "timed lock": lambda luna: enter(luna.slot(1).lock(timeout=60)),
+    "token.lock": lambda luna: enter(luna.token("keyring1").lock(timeout=60)),
+    "with token": lambda luna: enter(luna.token("keyring1")),
+}
+CLAIMS = {
+    "claim": lambda luna: enter(luna.claim("cluster-1")),
+    "timed claim": lambda luna: enter(luna.claim("cluster-1", timeout=60)),
+}
+HANGS = {
+    **{name: (LOCK, form) for name, form in FORMS.items()},
+    **{name: (CLAIM, form) for name, form in CLAIMS.items()},
+    "with token, its label": (TOKEN_INFO, FORMS["with token"]),
+    "token.lock, its label": (TOKEN_INFO, FORMS["token.lock"]),
+}
+
+
+@pytest.fixture
+def stopped_inside(cluster, wait_until_inside, call):
+    """Run a function on the main thread, and have a signal handler raise when it is in the device's hands;
+    how many seconds later the function had ended.
+    """
+    times = {}
+
+    def stop(number, frame):
+        raise Stop
+
+    def run(function, inside):
+        def interrupt():
+            wait_until_inside(inside)
+            times["sent"] = time.monotonic()
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+        interrupting = call(interrupt)
+        with pytest.raises(Stop):
+            function()
+        ended = time.monotonic()
+        interrupting.result()
+        return ended - times["sent"]
+
+    previous = signal.signal(signal.SIGUSR1, stop)
+    yield run
+    signal.signal(signal.SIGUSR1, previous)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def comes_off(cluster):
+    wait_until(lambda: not any(token.owner == os.getpid() for token in cluster.tokens()))
+
+
+@pytest.mark.signals
+@pytest.mark.parametrize("form", FORMS)
+def test_a_signal_ends_a_wait_for_another_process(
+    luna, cluster, hold_elsewhere, stopped_inside, form
+):
+    holder = hold_elsewhere(1)
+    assert stopped_inside(lambda: FORMS[form](luna), LOCK) < 3
+    assert not luna.slot(1).locked()
+    holder.release()
+    comes_off(cluster)
+    hold_elsewhere(1)
+
+
+@pytest.mark.signals
+@pytest.mark.parametrize("form", HANGS)
+def test_a_signal_ends_a_wait_for_a_device_that_hangs(luna, cluster, stopped_inside, form):
+    function, wait = HANGS[form]
+    cluster.latency(2.5, function)
+    assert stopped_inside(lambda: wait(luna), function) < 2
+    cluster.latency(0, function)
+    assert not any(slot.locked() for slot in luna.slots())
+    # What is still on its way comes off when it is there, and can be had again.
+    with luna.slot(1).lock(timeout=20):
+        pass
+    comes_off(cluster)
+    wait_until(lambda: all(entry.rv is not None for entry in cluster.log()))
+
+
+@pytest.mark.signals
+@pytest.mark.parametrize("form", FORMS)
+def test_a_handler_that_returns_lets_the_wait_go_on(luna, hold_elsewhere, wait_until_inside, form):
+    holder = hold_elsewhere(1)
+    handled = []
+
+    def handle(number, frame):
+        handled.append(time.monotonic())
+        holder.release()
+
+    previous = signal.signal(signal.SIGUSR1, handle)
+
+    def send():
+        wait_until_inside(LOCK)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        if "acquire" in form:
+            assert FORMS[form](luna)
+            luna.slot(1).release()
+        else:
+            with pytest.raises(pytest.fail.Exception, match="entered"):
+                FORMS[form](luna)
+    finally:
+        sender.join()
+        signal.signal(signal.SIGUSR1, previous)
+    assert len(handled) == 1
+
+
+# ---- what is told ----
+
+
+def told(caplog):
+    return [
+        r.getMessage()
+        for r in caplog.records
+        if (r.name, r.levelno) == ("luna_ext", logging.WARNING)
+    ]
+
+
+def wait_in_a_task(block):
+    async def wait():
+        async with block:
+            pass
+
+    asyncio.run(wait())
+
+
+def wait_in_a_thread(block):
+    with block:
+        pass
+
+
+def test_every_wait_for_another_process_or_a_silent_device_is_told_of_while_it_lasts(
+    luna, cluster, caplog, hold_elsewhere, call
+):
+    """Side by side, for the 5 seconds have to pass in earnest. A thread that makes the device call itself
+    cannot tell of it, and yet it is told of.
+    """
+    holders = [hold_elsewhere(slot_id) for slot_id in range(1, 6)]
+    cluster.latency(7, CLAIM)
+    waiting = [
+        call(lambda: wait_in_a_thread(luna.slot(1))),
+        call(lambda: wait_in_a_thread(luna.slot(2).lock())),
+        call(lambda: wait_in_a_thread(luna.slot(3).lock(timeout=60))),
+        call(lambda: wait_in_a_task(luna.slot(4).lock())),
+        call(lambda: wait_in_a_thread(luna.token("keyring5"))),
+        call(lambda: wait_in_a_thread(luna.claim("cluster-1"))),
+        call(lambda: wait_in_a_thread(luna.claim("cluster-1", timeout=60))),
+        call(lambda: wait_in_a_task(luna.claim("cluster-1", timeout=60))),
+    ]
+    begin = time.monotonic()
+    deadline = begin + 6.9
+    while len(told(caplog)) < len(waiting) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    texts = told(caplog)
+    assert all(caller.is_alive() for caller in waiting)
+    for slot_id in range(1, 6):
+        assert sum(text.startswith(f"slot {slot_id}: still waiting") for text in texts) == 1, texts
+    assert sum("cluster 'cluster-1': still waiting" in text for text in texts) == 3, texts
+    for holder in holders:
+        holder.release()
+    for caller in waiting:
+        caller.result(30)
+    # Once each.
+    assert told(caplog) == texts
+
+
+def test_a_long_wait_for_a_holder_of_this_process_names_it(luna, caplog, call):
+    """A thread or a task, and where it locked."""
+    held = [threading.Event() for _ in range(3)]
+    leave = threading.Event()
+
+    def hold():
+        luna.slot(1).acquire()
+        held[0].set()
+        leave.wait(60)
+        luna.slot(1).release()
+
+    def hold_in_a_block():
+        with luna.slot(2).lock():
+            held[1].set()
+            leave.wait(60)
+
+    async def hold_in_a_task():
+        asyncio.current_task().set_name("the holding task")
+        async with luna.slot(3).lock():
+            held[2].set()
+            while not leave.is_set():
+                await asyncio.sleep(0.01)
+
+    holding = [
+        threading.Thread(target=hold, name="the first holder"),
+        threading.Thread(target=hold_in_a_block, name="the second holder"),
+        threading.Thread(target=lambda: asyncio.run(hold_in_a_task())),
+    ]
+    for thread in holding:
+        thread.start()
+    assert all(event.wait(10) for event in held)
+    waiting = [
+        call(lambda: wait_in_a_thread(luna.slot(1))),
+        call(lambda: wait_in_a_task(luna.slot(2).lock())),
+        call(lambda: wait_in_a_thread(luna.slot(3).lock(timeout=60))),
+    ]
+    deadline = time.monotonic() + 20
+    while len(told(caplog)) < 3:
+        assert time.monotonic() < deadline, told(caplog)
+        time.sleep(0.01)
+    leave.set()
+    for caller in (*holding, *waiting):
+        caller.join(20)
+    texts = sorted(told(caplog))
+    place = rf"locked at {re.escape(__file__)}:\d+"
+    for number, who in enumerate(
+        [
+            "the thread 'the first holder'",
+            "the thread 'the second holder'",
+            "the task 'the holding t",
+        ]
+    ):
+        assert f"slot {number + 1}: still waiting" in texts[number]
+        assert who in texts[number]
+        assert re.search(place, texts[number]), texts[number]
