@@ -351,3 +351,37 @@ def test_a_claim_that_gave_up_is_not_in_the_way_of_a_lock(
         asyncio.run(claim_and_lock())
     crossing.result()
     wait_until_free(cluster)
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+@pytest.mark.parametrize("relock", ["granted", "wait", "error"])
+def test_a_lock_call_is_answered_before_a_late_claim_of_its_slot_is_unlocked(succeed, relock):
+    """Only then does its answer tell what the device has; in a process that knows none of it yet."""
+    body = f"""
+        cluster.switch("relock", {relock!r})
+        polling = cluster.library(contention="poll")
+        cluster.latency(0.6, "CA_LockClusteredSlot")
+        cluster.latency(0.3, "CA_GetUnassignedSlot", after=True)
+
+        def lock():
+            with polling.slot(1):
+                assert [token.owner for token in cluster.tokens()] == [os.getpid()]
+
+        locking = in_thread(lock)
+        wait_until_inside("CA_LockClusteredSlot")
+        try:
+            with luna.claim("cluster-1", timeout=0.1):
+                print("claimed")
+        except luna_ext.LockTimeoutError:
+            print("late")
+        cluster.latency(0, "CA_LockClusteredSlot")
+        locking.join(20)
+        print("stuck" if locking.is_alive() else "locked")
+        sys.stdout.flush()
+        if locking.is_alive():
+            os._exit(0)
+        wait_until(lambda: all(token.owner is None for token in cluster.tokens()))
+        polling.close()
+        luna.close()
+    """
+    assert succeed(body) == ["late", "locked"]

@@ -232,7 +232,8 @@ cdef class Request(Waiter):
             if arrival == CLAIMED:
                 return 0
             if arrival == RETURNED:
-                self.mutex._tell_late(self.mutex.take_off(False, client.generation))
+                # A lock call may be out, whose answer the unlock must not cross either.
+                self.mutex._tell_late(self.mutex.take_off(True, client.generation))
                 return 0
             if arrival == UNPROVEN and self.make_sure():
                 return 0

@@ -480,7 +480,7 @@ cdef class SlotMutex:
         """Make the unlock call that is due, and pass the turn. What the device has answered."""
         cdef CK_RV rv = CKR_OK
         cdef double until, pause
-        if after_a_moment:
+        if after_a_moment and self.locks.kind == UNKNOWN:
             self._wait_a_moment()
         if not unlock_slot(self.client, self.slot_id, &rv):
             rv = CKR_CRYPTOKI_NOT_INITIALIZED
