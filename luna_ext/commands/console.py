@@ -13,7 +13,7 @@ import click
 
 from .._cluster import Library
 from ..discovery import find_library
-from ..stub_guard import ExpectedStandIn
+from ..stub.guard import ExpectedStandIn
 
 if TYPE_CHECKING:
     from rich.table import Table
