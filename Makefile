@@ -9,7 +9,7 @@ SOURCES := setup.py pyproject.toml \
 .PHONY: demo test stress check model lowest coverage freethreaded benchmark wheel clean
 
 demo: $(VENV)/built
-	$(BIN)/python -m luna_ext.demo
+	$(BIN)/python -m luna_ext.commands.demo
 
 test: $(VENV)/built $(VENV)/with-test
 	$(BIN)/pytest $(PYTEST_ARGS)
