@@ -71,6 +71,7 @@ freethreaded:
 	PYTHON_GIL=0 $(FREETHREADED)/bin/pytest $(FREETHREADED_TESTS) $(PYTEST_ARGS)
 
 benchmark: $(VENV)/built
+	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/lock_pair.py
 	$(BIN)/python benchmarks/large_cluster.py
 	$(BIN)/python benchmarks/contention.py
