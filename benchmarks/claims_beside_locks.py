@@ -10,6 +10,7 @@ Run it on an otherwise idle machine: python benchmarks/claims_beside_locks.py
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -125,7 +126,7 @@ def on_the_same_tokens(relock: str, seconds: float, latency: float) -> tuple[flo
 
 
 def second_longest(times: list[float]) -> float:
-    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
     return sorted(pauses)[-2] if len(pauses) > 1 else pauses[0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar
 from ._cluster import Claim, ClusterSlot, Library, Token, check_pins
 from .errors import (
     AssignmentConflictError,
+    LunaError,
     NoUnassignedTokenError,
     PinError,
     UnsupportedFunctionError,
@@ -50,8 +51,9 @@ class _End(NamedTuple):
     error: Exception | None
 
 
-_Kept: TypeAlias = list[tuple[Claim, Exception]]
-"""The claims whose tokens could not be assigned, and why; kept until all workers are done."""
+_Kept: TypeAlias = list[tuple[Claim, Exception | None]]
+"""The claims whose tokens could not be assigned, and why; kept until all workers are done. Last in it may
+be the one that is being worked on, or was when its thread was ended."""
 _Step: TypeAlias = Callable[[str, _Kept], _End | None]
 
 
@@ -250,7 +252,9 @@ class _Run:
                 ended.put(None)
                 over.wait()
                 for claim, why in kept:
-                    claim.__exit__(type(why), why, None)
+                    # A failure is in the log; and a claim may have come to nothing, or have ended.
+                    with suppress(LunaError):
+                        claim.__exit__(type(why), why, None)
 
         # Not concurrent.futures, which joins its threads at the interpreter's exit.
         threads = [
@@ -337,12 +341,19 @@ class _Run:
 
     def _assign(self, label: str, kept: _Kept) -> int:
         claim = self._library.claim(self._cluster_id)
-        token = claim.__enter__()
+        # Before anything is claimed: whatever is raised, and wherever, the claim comes to its end.
+        kept.append((claim, None))
+        try:
+            token = claim.__enter__()
+        except Exception:
+            kept.pop()
+            raise
         try:
             token.assign(label, so_pin=self._pins.so_pin, user_pin=self._pins.user_pin)
         except Exception as error:
-            kept.append((claim, error))
+            kept[-1] = (claim, error)
             raise
+        kept.pop()
         claim.__exit__(None, None, None)
         return token.slot.slot_id
 

@@ -7,7 +7,7 @@ import textwrap
 import threading
 
 import pytest
-from support import CLAIM, LOCK, UNLOCK, nothing_is_locked, wait_until
+from support import CLAIM, LOCK, TOKEN_INFO, UNLOCK, nothing_is_locked, wait_until
 
 import luna_ext
 
@@ -530,3 +530,103 @@ def test_a_child_that_exits_ends_nothing_of_the_parents(run, cluster, used):
     assert len(done.stderr.splitlines()) == used
     finalised = [entry.pid for entry in cluster.log() if entry.function == "C_Finalize"]
     assert len(finalised) == 1 + used
+
+
+FORKING = """
+import asyncio, logging
+logging.getLogger("luna_ext").addHandler(logging.NullHandler())
+children = []
+
+def fork(number, frame):
+    child = os.fork()
+    if child:
+        children.append(child)
+    else:
+        children.clear()
+        signal.alarm(50)
+
+signal.signal(signal.SIGUSR1, fork)
+
+def send():
+    wait_until_inside({function!r})
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+    wait_until(lambda: children)
+    {release}
+
+def hold(what):
+    owners = {{token.slot_id: token.owner for token in cluster.tokens()}}
+    what.ensure_held()
+    number = getattr(what, "slot", what).slot_id
+    assert owners[number] == os.getpid(), (owners, os.getpid())
+    # Not at once: a child that believed that it holds this lock would see it with the parent.
+    time.sleep(0.2)
+    what.ensure_held()
+
+async def in_task(block):
+    async with block as what:
+        hold(what)
+
+def in_block(block):
+    with block as what:
+        hold(what)
+
+def acquire(**options):
+    assert slot.acquire(**options)
+    hold(slot)
+    slot.release()
+
+{latency}
+parent = os.getpid()
+sender = in_thread(send)
+{wait}
+if os.getpid() == parent:
+    sender.join()
+    code = os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1])
+    assert code == 0, code
+    assert all(token.owner is None for token in cluster.tokens())
+    luna.close()
+    print("both")
+else:
+    luna.close()
+    os._exit(0)
+"""
+WAITS = {
+    "with slot": (LOCK, "in_block(slot)"),
+    "acquire": (LOCK, "acquire()"),
+    "timed acquire": (LOCK, "acquire(timeout=40)"),
+    "lock": (LOCK, "in_block(slot.lock())"),
+    "timed lock": (LOCK, "in_block(slot.lock(timeout=40))"),
+    "token": (LOCK, "in_block(luna.token('keyring1'))"),
+    "token.lock": (LOCK, "in_block(luna.token('keyring1').lock(timeout=40))"),
+    "claim": (CLAIM, "in_block(luna.claim('cluster-1'))"),
+    "timed claim": (CLAIM, "in_block(luna.claim('cluster-1', timeout=40))"),
+    "the label of a token": (TOKEN_INFO, "in_block(luna.token('keyring1'))"),
+    "the label of a timed token": (TOKEN_INFO, "in_block(luna.token('keyring1').lock(timeout=40))"),
+}
+
+
+@pytest.mark.parametrize("form", WAITS)
+def test_a_fork_in_a_signal_handler_while_the_device_is_waited_for(cluster, program, form):
+    """The handler returns in both: the child waits anew and gets a lock of its own, the parent goes on."""
+    function, wait = WAITS[form]
+    latency = f"cluster.latency(0.5, {function!r})"
+    release = f"cluster.latency(0, {function!r})"
+    body = FORKING.format(function=function, wait=wait, latency=latency, release=release)
+    done = program(body, options=()).ended()
+    assert (done.returncode, done.words, done.stderr) == (0, ["both"], ""), done
+
+
+@pytest.mark.parametrize("form", ["with slot", "timed acquire", "lock", "timed lock", "token"])
+def test_a_fork_in_a_signal_handler_while_another_process_holds_the_lock(
+    cluster, program, hold_elsewhere, form
+):
+    holder = hold_elsewhere(1)
+    function, wait = WAITS[form]
+    body = FORKING.format(
+        function=function, wait=wait, latency="", release="print('forked', flush=True)"
+    )
+    running = program(body, options=())
+    running.expect("forked")
+    holder.release()
+    done = running.ended()
+    assert (done.returncode, done.words, done.stderr) == (0, ["both"], ""), done

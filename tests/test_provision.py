@@ -488,3 +488,45 @@ def test_a_connection_that_is_lost_loses_the_guard(luna, cluster, provision):
 
     with pytest.raises(luna_ext.LockLostError):
         provision(guard=luna.slot(8), on_progress=on_progress)
+
+
+# ---- what ends a worker ----
+
+ENDED = """
+import ctypes, logging
+logging.getLogger("luna_ext").addHandler(logging.StreamHandler(sys.stdout))
+workers = []
+threading.excepthook = lambda arguments: print(arguments.exc_type.__name__)
+
+class Stop(BaseException):
+    pass
+
+def hook(event, arguments):
+    if event == "luna_ext.claim":
+        workers.append(threading.get_ident())
+    if event == "luna_ext.assign" and AT == "assign":
+        raise Stop
+
+def stop():
+    "Raised in the worker when its claim returns: between that and whatever comes next."
+    wait_until_inside("CA_GetUnassignedSlot")
+    raising = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    assert raising(ctypes.c_ulong(workers[0]), ctypes.py_object(Stop)) == 1
+
+sys.addaudithook(hook)
+if AT == "claim":
+    cluster.latency(0.3, "CA_GetUnassignedSlot")
+    in_thread(stop)
+report = luna_ext.provision(luna, "cluster-1", ["first"], so_pin="12345678", workers=1)
+assert not any(each.locked() for each in luna.slots())
+assert all(token.owner is None for token in cluster.tokens())
+called = [entry.function for entry in cluster.log() if entry.rv == 0]
+assert called.count("CA_UnlockClusteredSlot") == called.count("CA_GetUnassignedSlot")
+luna.close()
+"""
+
+
+@pytest.mark.parametrize("at", ["claim", "assign"])
+def test_whatever_ends_a_worker_leaves_no_token_locked(cluster, succeed, at):
+    """Nor is that left to the end of the worker's thread, which would be told of."""
+    assert succeed(f"AT = {at!r}\n{ENDED}", options=()) == ["Stop"]

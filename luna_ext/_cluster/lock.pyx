@@ -219,6 +219,10 @@ cdef class Errand:
         self.wake()
 
 
+# Those that threads wait for.
+cdef set errands = set()
+
+
 cdef Errand new_errand(object function):
     cdef Errand errand = Errand.__new__(Errand)
     errand.function = function
@@ -228,7 +232,8 @@ cdef Errand new_errand(object function):
 cdef bint run_within(object function, Deadline deadline) except -1:
     """Run a function that makes device calls, for so long at most; whether it has come to its end.
 
-    On the main thread signal handlers run meanwhile.
+    On the main thread signal handlers run meanwhile. If one of them forks, the child is told at once that it
+    has not: its thread is the parent's.
     """
     cdef Errand errand
     cdef double left = left_of(deadline)
@@ -240,10 +245,23 @@ cdef bint run_within(object function, Deadline deadline) except -1:
     if not try_on_worker(errand.run):
         function()
         return True
-    wait_on(errand.signal, left)
+    errands.add(errand)
+    try:
+        wait_on(errand.signal, left)
+    finally:
+        errands.discard(errand)
     if luna_shared_get(&errand.finished) and errand.error is not None:
         raise errand.error
     return luna_shared_get(&errand.finished)
+
+
+def _after_fork_in_child():
+    for errand in errands:
+        PyThread_release_lock((<Errand> errand).signal)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def try_on_worker(function):
@@ -311,21 +329,30 @@ cdef class SlotLock:
 
     def __enter__(self):
         cdef Deadline deadline = deadline_in(self.timeout or ANSWER_SECONDS)
+        cdef double seconds = self.timeout
+        cdef uint64_t began_in
         check_open(self.share, self.mutex.slot_id)
         if self.timeout == 0:
             self.mutex.refuse_reentry(caller_number(), thread_number())
-        place = note_place(None)
-        if not self.mutex.acquire_within(self.share, self.poll, self.timeout):
-            raise self._timed_out()
-        self.hold = self.mutex.record.hold
-        self.mutex.keep_place(place)
-        if self.token is not None:
+        while True:
+            place = note_place(None)
+            if not self.mutex.acquire_within(self.share, self.poll, seconds):
+                raise self._timed_out()
+            began_in = forks
+            self.hold = self.mutex.record.hold
+            self.mutex.keep_place(place)
+            if self.token is None:
+                return self.target
             try:
                 self._check_label(deadline)
             except BaseException as error:
                 end_block(self.mutex, self.share, self.hold, None, error)
                 raise
-        return self.target
+            if forks == began_in:
+                return self.target
+            # A signal handler has forked meanwhile, and this is the child: it holds nothing.
+            if self.timeout > 0:
+                seconds = left_of(deadline)
 
     def __exit__(self, exc_type, exc_value, traceback):
         end_block(self.mutex, self.share, self.hold, exc_type, exc_value)
@@ -387,7 +414,9 @@ cdef class SlotLock:
         return departure
 
     cdef int _check_label(self, Deadline deadline) except -1:
-        if not run_within(self.token._check, deadline_in(patience_here(left_of(deadline)))):
+        cdef uint64_t began_in = forks
+        cdef double seconds = patience_here(left_of(deadline))
+        if not run_within(self.token._check, deadline_in(seconds)) and forks == began_in:
             if left_of(deadline) != 0:
                 raise self.mutex.greenlet_error(TOKEN_INFO)
             raise self._timed_out()

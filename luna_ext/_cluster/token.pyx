@@ -181,15 +181,20 @@ cdef class Token:
 
     def __enter__(self):
         cdef ClusterSlot slot = self.slot
+        cdef uint64_t began_in
         check_open(slot.share, slot.mutex.slot_id)
-        slot.mutex.acquire(slot.share, slot.poll)
-        try:
-            if not run_within(self._check, deadline_in(patience_here(-1))):
-                raise slot.mutex.greenlet_error(TOKEN_INFO)
-        except BaseException as error:
-            end_block(slot.mutex, slot.share, 0, None, error)
-            raise
-        return self
+        while True:
+            slot.mutex.acquire(slot.share, slot.poll)
+            began_in = forks
+            try:
+                if not run_within(self._check, deadline_in(patience_here(-1))) and forks == began_in:
+                    raise slot.mutex.greenlet_error(TOKEN_INFO)
+            except BaseException as error:
+                end_block(slot.mutex, slot.share, 0, None, error)
+                raise
+            if forks == began_in:
+                return self
+            # A signal handler has forked meanwhile, and this is the child: it holds nothing.
 
     def __exit__(self, exc_type, exc_value, traceback):
         end_block(self.slot.mutex, self.slot.share, 0, exc_type, exc_value)
