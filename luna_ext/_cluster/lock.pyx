@@ -232,8 +232,8 @@ cdef Errand new_errand(object function):
 cdef bint run_within(object function, Deadline deadline) except -1:
     """Run a function that makes device calls, for so long at most; whether it has come to its end.
 
-    On the main thread signal handlers run meanwhile. If one of them forks, the child is told at once that it
-    has not: its thread is the parent's.
+    On the main thread signal handlers run meanwhile. If one of them forks, the child is told at once
+    that it has not: its thread is the parent's.
     """
     cdef Errand errand
     cdef double left = left_of(deadline)
