@@ -103,6 +103,7 @@ cdef struct Record:
     bint doubt              # a grant proves nothing: whether the lock is on is not known
     uint64_t doubt_in       # the generation in which it was
     bint owed               # a lock call is due even without a waiter: to take off what may be set
+    uint64_t owed_at        # the newest lock call when that became so
     uint64_t suspected      # the lock call that an unlock has crossed after a moment; 0: none
     double unlocked_time    # when that unlock was answered, in seconds of luna_now()
     int working             # calls under way that rely on the hold; close() unlocks after them

@@ -301,8 +301,9 @@ cdef Verdict hear(
     if granted and record.owner == 0 and kind[0] == UNKNOWN and came_promptly(record):
         kind[0] = GIVES_ONCE
     if not granted:
-        # "Busy" is no answer; any other error says that the call has set nothing.
-        record.owed = record.owed and busy
+        # "Busy" is no answer, and a call that was out already when the debt was made may have been
+        # turned down before. Any other error says that nothing is set.
+        record.owed = record.owed and (busy or record.calls == record.owed_at)
         verdict = REFUSED
     elif record.owner != 0:
         # A claim came back with the slot meanwhile, and yet the device has granted it.
@@ -315,6 +316,7 @@ cdef Verdict hear(
         # The unlock of a claim that was granted the same lock may have undone it. If not, the lock
         # is set, and has to come off even if the waiter gives up before it asks again.
         record.owed = True
+        record.owed_at = record.calls
         if kind[0] == UNKNOWN:
             record.doubt = True
             record.doubt_in = generation
@@ -476,7 +478,9 @@ cdef bint begin_doubt(Record *record, uint64_t generation, bint asked) noexcept 
     if doubt:
         record.doubt = True
         record.doubt_in = generation
-        record.owed = record.owed or not asked
+        if not asked:
+            record.owed = True
+            record.owed_at = record.calls
     luna_guard_unlock(&record.guard)
     return doubt
 
