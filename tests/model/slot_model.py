@@ -453,8 +453,8 @@ class Slot:
         return state._replace(owed=True, call=call)
 
     def doubted(self, state: State, asked: bool = True) -> State:
-        """A claim ends without a proof. Unless a lock call was sent since it came back, one is owed:
-        an earlier call may have met the device before the claim did.
+        """A claim ends without a proof. Unless a call was sent since it came back, one is owed: an
+        earlier call may have met the device before the claim did.
         """
         if state.held:
             return state
