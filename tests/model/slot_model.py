@@ -33,8 +33,11 @@ from typing import NamedTuple
 
 A, B = "A", "B"
 OK, ERROR = "OK", "error"
+# An unlock that waits for its moment to pass; its hold has ended.
+DUE = "due"
 # What A may know of its device: an OK to a lock call while A surely holds the slot shows that a
-# lock is granted again; a call that stays out for the whole moment shows that it is given once.
+# lock is granted again; a call that is answered promptly after an unlock, and not in the moment
+# before, shows that it is given once.
 GRANTS_AGAIN, GIVES_ONCE = "grants again", "gives once"
 # What a party does. A thread waits for a lock call, a claim asks; an unproven claim waits for a
 # lock call of its own that makes sure. Both then hold the slot and leave it.
@@ -53,10 +56,10 @@ class Rule(enum.Enum):
     )
     LOCK_NUMBER = "a lock call's grant proves nothing if an unlock began since it was sent"
     AFTER_UNLOCK = "no lock call is sent while an unlock is unanswered"
-    MOMENT = "while the kind is unknown, the outstanding lock call gets a moment before an unlock"
-    PATIENCE = "the moment is long enough for any answer that can come"
+    PROMPT = "a call that did not wait for the unlock is answered in the moment before, or late"
     LATE_GRANT = "a grant without a waiter is unlocked"
     OWED = "what a crossed grant or a doubt leaves open is settled by a lock call, waiter or not"
+    ASKED_SINCE = "a refusal settles it only if the call was sent since"
     DOUBT = "what a claim could not prove is not unlocked"
     SETTLED = "a doubt is unlocked when the device turns out to give a lock once"
     ONLY_ONCE = "a doubt is unlocked only then"
@@ -102,6 +105,8 @@ class Call(NamedTuple):
 
     answer: str = ""
     crossed: bool = False  # an unlock began since it was sent
+    waited: bool = False  # for the unlock that was sent after a moment
+    too_early: bool = False  # to settle what has been owed since
 
 
 class Party(NamedTuple):
@@ -114,6 +119,7 @@ class Party(NamedTuple):
     answer: str = ""  # of its claim while it asks, of its unlock while it leaves
     crossed: bool = False  # an unlock was unanswered when its claim began, or began since
     calls: bool = False  # the outstanding lock call is its own
+    asked: bool = False  # a lock call was sent since it came back unproven
 
 
 class State(NamedTuple):
@@ -144,6 +150,8 @@ class State(NamedTuple):
         return bool(self.late) or any(party.does == LEAVING for party in self.parties)
 
 
+# So many unlocks of no party are unanswered at most, or there were no end of states.
+WORKERS = 2
 # What leads to other things that must not be.
 MISTAKEN = "the device is taken for another kind"
 # Without a rule there may be no end: once something is wrong, so many states are enough.
@@ -160,9 +168,9 @@ class Step(NamedTuple):
 class Slot:
     """What can happen next, by the rules of A on one device."""
 
-    def __init__(self, device: Device, rules: frozenset[Rule] = ALL_RULES, faults: bool = True):
+    def __init__(self, device: Device, rules: frozenset[Rule], others: bool):
         self.device = device
-        self.faults = faults
+        self.others = others  # whether A learns of the device at other slots as well
         self.has = {rule: rule in rules for rule in Rule}
         self.wrong: list[str] = []  # what the last steps did that must not be
 
@@ -206,7 +214,7 @@ class Slot:
     def effects_of_unlock(self, state: State) -> Iterator[tuple[str, State, str, bool]]:
         after, answer = self.unlocked(state)
         yield "takes effect", after, answer, False
-        if self.faults and state.device == A:
+        if state.device == A:
             yield "takes effect, its reply is lost", after, ERROR, True
             yield "is lost", state._replace(lost=True), ERROR, True
 
@@ -214,7 +222,7 @@ class Slot:
 
     @staticmethod
     def begun_unlock(state: State) -> State:
-        """What an unlock that begins crosses."""
+        """The hold ends: what its unlock will cross, be it sent at once or after a moment."""
         return state._replace(
             call=state.call and state.call._replace(crossed=True),
             claims=tuple(
@@ -240,27 +248,28 @@ class Slot:
         call = state.call
         if call is None:
             if state.owed and self.may_send(state):
-                yield Step("a call that is owed is sent", state._replace(call=Call(), owed=False))
+                yield Step("a lock call that is owed is sent", self.sent(state))
         elif not call.answer:
             if not self.blocked(state):
                 yield from self.effects_of_call(state, call)
         elif not any(party.calls for party in state.parties):
-            state = state._replace(call=None)
             if call.answer == ERROR:
-                yield Step("a given up lock call has an error", self.learned_of_error(state))
-            elif (ignored := self.ignored(state, call)) is not None:
-                yield Step("a late grant counts for nothing", ignored)
-            elif not state.waited_for:
-                if self.has[Rule.LATE_GRANT]:
-                    state = self.begun_without_party(state)
-                yield Step("a late grant is unlocked", state)
+                yield Step("a given up lock call is refused", self.refused(state, call))
+                return
+            for after, counts in self.heard(state, call):
+                if not counts:
+                    yield Step("a late grant counts for nothing", after)
+                elif not state.waited_for:
+                    if self.has[Rule.LATE_GRANT]:
+                        after = self.begun_without_party(after)
+                    yield Step("a late grant is unlocked", after)
 
     def effects_of_call(self, state: State, call: Call) -> Iterator[Step]:
         granted = not state.device or (state.device == A and self.device.relock == "granted")
         answer = OK if granted else ERROR
         after = state._replace(device=state.device or A, call=call._replace(answer=answer))
         yield Step(f"the lock call takes effect: {answer}", after)
-        if self.faults and granted:
+        if granted:
             after = after._replace(call=call._replace(answer=ERROR), lost=True)
             yield Step("the lock call takes effect, its reply is lost", after, True)
 
@@ -269,23 +278,39 @@ class Slot:
             return False
         return not (state.leaving and self.has[Rule.AFTER_UNLOCK])
 
-    def ignored(self, state: State, call: Call) -> State | None:
-        """The state if this grant counts for nothing."""
-        if state.held and self.has[Rule.ONE_HOLDER]:
-            return state._replace(kind=GRANTS_AGAIN)
-        if call.crossed and state.kind != GIVES_ONCE and self.has[Rule.LOCK_NUMBER]:
-            return self.owing(state)
-        return None
+    @staticmethod
+    def sent(state: State) -> State:
+        claims = (
+            claim._replace(asked=True) if claim.does == UNPROVEN else claim
+            for claim in state.claims
+        )
+        return state._replace(call=Call(), claims=tuple(sorted(claims)))
 
-    def learned_of_error(self, state: State) -> State:
-        if self.has[Rule.ERROR_SHOWS_NOTHING]:
-            return state
-        return state._replace(kind=state.kind or GIVES_ONCE)
+    def heard(self, state: State, call: Call) -> Iterator[tuple[State, bool]]:
+        """The lock call was granted; whether the grant counts."""
+        state = state._replace(call=None)
+        if state.held and self.has[Rule.ONE_HOLDER]:
+            yield state._replace(kind=GRANTS_AGAIN), False
+            return
+        if call.waited and not state.kind:
+            yield state._replace(kind=GIVES_ONCE), True
+        if call.crossed and state.kind != GIVES_ONCE and self.has[Rule.LOCK_NUMBER]:
+            # Also if there is a waiter, for it may give up before it asks again.
+            yield self.owing(state._replace(doubt=state.doubt or not state.kind)), False
+        else:
+            yield state, True
+
+    def refused(self, state: State, call: Call) -> State:
+        kind = state.kind
+        if not self.has[Rule.ERROR_SHOWS_NOTHING]:
+            kind = kind or GIVES_ONCE
+        owed = state.owed and call.too_early and self.has[Rule.ASKED_SINCE]
+        return state._replace(call=None, kind=kind, owed=owed)
 
     # ---- what no party does ----
 
     def steps_without_party(self, state: State) -> Iterator[Step]:
-        if not state.kind:
+        if self.others and not state.kind:
             what = f"at another slot A learns that the device {self.device.kind}"
             yield Step(what, state._replace(kind=self.device.kind), True)
         for i, answer in enumerate(state.late):
@@ -333,14 +358,14 @@ class Slot:
             if does == WAITING:
                 yield Step(f"{name} gives up", put(state, Party()), True)
             elif state.kind == GIVES_ONCE and not state.held:
-                yield Step("a claim is proven", self.owned(put(state, Party(HOLDING))))
+                yield from self.proven(state, put)
             else:
-                yield Step(
-                    "a claim cannot be proven in time",
-                    self.doubted(put(state, Party()), party.calls),
-                )
+                after = self.doubted(put(state, Party()), party.asked)
+                yield Step("a claim cannot be proven in time", after)
         elif does == HOLDING:
             yield from self.steps_of_holding(state, put, name)
+        elif party.answer == DUE:
+            yield from self.steps_of_moment(state, party, put, name)
         elif not party.answer:
             for how, after, answer, optional in self.effects_of_unlock(state):
                 after = put(after, party._replace(answer=answer))
@@ -355,7 +380,7 @@ class Slot:
             after = state._replace(device=A) if given else state
             after = put(after, party._replace(answer=answer))
             yield Step(f"a claim takes effect: {answer}", after)
-            if self.faults and given:
+            if given:
                 after = put(state._replace(device=A, lost=True), party._replace(answer=ERROR))
                 yield Step("a claim takes effect, its reply is lost", after, True)
         elif party.answer == ERROR:
@@ -365,33 +390,38 @@ class Slot:
         elif party.crossed and state.kind != GIVES_ONCE and self.has[Rule.CLAIM_NUMBER]:
             yield Step("a claim proves nothing", put(state, Party(UNPROVEN)))
         else:
-            yield Step("a claim holds", self.owned(put(state, Party(HOLDING))))
+            yield from self.proven(state, put)
+
+    def proven(self, state: State, put) -> Iterator[Step]:
+        yield Step("a claim holds", self.owned(put(state, Party(HOLDING))))
+        if len(state.late) < WORKERS:
+            after = self.begun_without_party(put(state, Party()))
+            yield Step("a claim was given up, and is unlocked", after)
 
     def steps_of_waiting(self, state: State, party: Party, put, name: str) -> Iterator[Step]:
         call = state.call
         if self.may_send(state):
-            after = put(state._replace(call=Call(), owed=False), party._replace(calls=True))
+            after = self.sent(put(state, party._replace(calls=True)))
             yield Step(f"{name} sends a lock call", after)
         if call is None or not call.answer:
             return
-        if party.calls and call.answer == ERROR:
-            after = self.learned_of_error(state._replace(call=None))
+        if call.answer == OK:
+            for after, counts in self.heard(state, call):
+                if party.calls and not counts:
+                    after = put(after, party._replace(calls=False))
+                    yield Step(f"the grant of {name} counts for nothing", after)
+                elif counts and (party.calls or not any(each.calls for each in state.parties)):
+                    after = self.owned(put(after, Party(HOLDING)))
+                    yield Step(f"{name} is granted the slot, and holds", after)
+        elif party.calls:
+            after = self.refused(state, call)
             if party.does == WAITING:
                 yield Step("a thread is refused, and tries again", put(after, Party(WAITING)))
-            elif state.kind != GIVES_ONCE:
-                yield Step("a claim is refused its proof", self.doubted(put(after, Party())))
+            elif state.kind == GIVES_ONCE:
+                after = put(after, party._replace(calls=False))
+                yield Step("a claim is refused a proof that it needs no more", after)
             else:
-                yield Step("a claim is proven all the same", put(after, Party(UNPROVEN)))
-        elif call.answer == OK:
-            ignored = self.ignored(state, call)
-            if party.calls and ignored is not None:
-                after = put(ignored._replace(call=None), party._replace(calls=False))
-                yield Step(f"the grant of {name} counts for nothing", after)
-            elif ignored is None and (
-                party.calls or not any(other.calls for other in state.parties)
-            ):
-                after = self.owned(put(state._replace(call=None), Party(HOLDING)))
-                yield Step(f"{name} is granted the slot, and holds", after)
+                yield Step("a claim is refused its proof", self.doubted(put(after, Party())))
 
     def steps_of_holding(self, state: State, put, name: str) -> Iterator[Step]:
         waiter = next((party for party in state.threads if party.does == WAITING), None)
@@ -401,33 +431,35 @@ class Slot:
             threads[threads.index(waiter)] = Party(HOLDING)
             after = after._replace(threads=tuple(sorted(threads)))
             yield Step(f"{name} hands over to a thread", after, True)
-        call, kind = state.call, state.kind
-        if call is None or kind == GIVES_ONCE or not self.has[Rule.MOMENT]:
-            pass
-        elif call.answer:
-            return  # it is taken in within the moment
-        elif kind == GRANTS_AGAIN:
-            pass  # the answer is late
-        elif self.blocked(state) or not self.has[Rule.PATIENCE]:
-            kind = GIVES_ONCE
-        else:
-            return
-        state = self.begun_unlock(put(state, Party(LEAVING)))
-        yield Step(f"{name} begins its unlock", state._replace(kind=kind))
+        later = state.call is not None and not state.kind
+        after = self.begun_unlock(put(state, Party(LEAVING, DUE if later else "")))
+        yield Step(f"{name} ends its hold", after)
+
+    def steps_of_moment(self, state: State, party: Party, put, name: str) -> Iterator[Step]:
+        call = state.call
+        if call is not None:
+            if call.answer:
+                return  # it comes back within the moment
+            waited = self.blocked(state) or not self.has[Rule.PROMPT]
+            state = state._replace(call=call._replace(waited=waited))
+        yield Step(f"{name} sends its unlock", put(state, party._replace(answer="")))
 
     # ---- what is owed and what is in doubt ----
 
     def owing(self, state: State) -> State:
-        return state._replace(owed=True) if self.has[Rule.OWED] else state
+        if not self.has[Rule.OWED]:
+            return state
+        call = state.call and state.call._replace(too_early=True)
+        return state._replace(owed=True, call=call)
 
-    def doubted(self, state: State, sent: bool = True) -> State:
-        """A claim ends without a proof. Unless it sent a lock call, one is owed: that of another
-        party may have met the device before the claim did.
+    def doubted(self, state: State, asked: bool = True) -> State:
+        """A claim ends without a proof. Unless a call was sent since it came back, one is owed: an
+        earlier call may have met the device before the claim did.
         """
         if state.held:
             return state
         state = state._replace(doubt=True)
-        return state if sent else self.owing(state)
+        return state if asked else self.owing(state)
 
     # ---- what is looked at ----
 
@@ -464,7 +496,8 @@ class Slot:
 class Result(NamedTuple):
     device: Device
     states: int
-    in_doubt: int
+    in_doubt: int  # of those at rest
+    kinds: frozenset[str]  # what A takes the device for, here or there
     wrong: dict[str, list[str]]  # what must not be: the steps that lead there
 
 
@@ -473,11 +506,11 @@ def search(
     rules: frozenset[Rule] = ALL_RULES,
     threads: int = 2,
     claims: int = 1,
-    faults: bool = True,
+    others: bool = True,
     first: bool = False,
 ) -> Result:
     """Look at all that can be reached; with `first` no further than the first that must not be."""
-    slot = Slot(device, rules, faults)
+    slot = Slot(device, rules, others)
     begin = State(threads=(Party(),) * threads, claims=(Party(),) * claims)
     came_from: dict[State, tuple[State, str] | None] = {begin: None}
     forced_from: dict[State, list[State]] = {}
@@ -526,34 +559,39 @@ def search(
         if stuck is not None:
             wrong["stuck"] = [*way(stuck), str(stuck)]
     doubts = sum(state.doubt for state in rest)
-    return Result(device, len(came_from), doubts, wrong)
+    kinds = frozenset(state.kind for state in came_from)
+    return Result(device, len(came_from), doubts, kinds, wrong)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--without", action="append", choices=[rule.name for rule in Rule], default=[]
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--claims", type=int, default=2)
-    parser.add_argument("--no-faults", action="store_true")
-    parser.add_argument("-v", "--verbose", action="store_true")
+    names = [rule.name for rule in Rule]
+    parser.add_argument("--without", action="append", choices=names, default=[], metavar="RULE")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--claims", type=int)
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the steps")
     options = parser.parse_args()
     rules = ALL_RULES - {Rule[name] for name in options.without}
+    crews = [(2, 1), (1, 2)]
+    if options.threads is not None or options.claims is not None:
+        crews = [(options.threads or 0, options.claims or 0)]
     began = time.monotonic()
     failed = False
     with ProcessPoolExecutor() as pool:
         searches = [
-            pool.submit(
-                search, device, rules, options.threads, options.claims, not options.no_faults
-            )
+            (threads, claims, pool.submit(search, device, rules, threads, claims))
+            for threads, claims in crews
             for device in DEVICES
         ]
-        for future in searches:
+        for threads, claims, future in searches:
             result = future.result()
             failed = failed or bool(result.wrong)
             found = "; ".join(sorted(result.wrong)) or f"all holds, {result.in_doubt} end in doubt"
-            print(f"{result.device!s:<44} {result.states:>8,} states: {found}", flush=True)
+            print(
+                f"threads {threads}, claims {claims}, {result.device!s:<42}"
+                f"{result.states:>8,} states: {found}",
+                flush=True,
+            )
             for what, steps in result.wrong.items() if options.verbose else ():
                 print(f"  {what}:", *steps, sep="\n    ")
     print(f"{time.monotonic() - began:.1f} s")

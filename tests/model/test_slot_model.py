@@ -9,10 +9,10 @@ NEEDED = {
     Rule.CLAIM_NUMBER: ("a holder without the device's lock", GRANTS_AGAIN),
     Rule.LOCK_NUMBER: ("a holder without the device's lock", GRANTS_AGAIN),
     Rule.AFTER_UNLOCK: ("a holder without the device's lock", GRANTS_AGAIN),
-    Rule.MOMENT: ("stuck", GIVES_ONCE),
-    Rule.PATIENCE: ("the device is taken for another kind", GRANTS_AGAIN),
+    Rule.PROMPT: ("the device is taken for another kind", GRANTS_AGAIN),
     Rule.LATE_GRANT: ("left locked", GRANTS_AGAIN),
     Rule.OWED: ("left locked in doubt", GRANTS_AGAIN),
+    Rule.ASKED_SINCE: ("left locked in doubt", GRANTS_AGAIN),
     Rule.DOUBT: ("A unlocks nothing", GRANTS_AGAIN),
     Rule.SETTLED: ("stuck", GIVES_ONCE),
     Rule.ONLY_ONCE: ("A unlocks nothing", GRANTS_AGAIN),
@@ -37,6 +37,13 @@ def test_without_any_one_rule_something_goes_wrong(rule):
     found = [search(device, ALL_RULES - {rule}, first=True).wrong for device in devices]
 
     assert any(wrong in things for things in found)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_kind_of_the_device_is_found_out_but_where_an_error_answers_a_second_lock(device):
+    learned = search(device, threads=1, claims=1, others=False).kinds
+
+    assert learned == {""} | ({device.kind} if device.relock != "error" else set())
 
 
 def test_rules_rest_on_claims_being_given_what_is_held_only_where_a_second_lock_is_granted():
