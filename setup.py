@@ -1,6 +1,7 @@
 """Builds the extension modules, and the stand-in as a shared library beside them."""
 
 import os
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -10,6 +11,10 @@ from setuptools.command.build_ext import build_ext
 HERE = Path(__file__).parent
 STUB_LIBRARY = "luna_ext.luna_stub"
 WINDOWS = os.name == "nt"
+TRACED = os.environ.get("LUNA_EXT_TRACE") == "1"
+
+# What a wheel's files are dated, for two wheels of one source to be the same.
+os.environ.setdefault("SOURCE_DATE_EPOCH", "946684800")
 
 
 def include_directory() -> str:
@@ -23,6 +28,23 @@ def include_directory() -> str:
             "SDK that has it, or unset LUNA_SDK_INCLUDE to use the header that comes with luna_ext"
         )
     return str(Path(sdk).resolve())
+
+
+def release_flags() -> tuple[list[str], list[str]]:
+    """What the compiler and the linker are told for modules that are used, not looked into.
+
+    They have no symbols, and are hardened: the addresses of foreign functions are looked up when a
+    module is loaded, and are read-only from then on. CFLAGS may ask for symbols or for sanitizers
+    (`-g`, `-fsanitize=...`), and for another degree of fortification.
+    """
+    asked = os.environ.get("CFLAGS", "")
+    watched = TRACED or "-fsanitize" in asked or "-g" in asked.split()
+    if watched or not sys.platform.startswith("linux"):
+        return [], []
+    compiling = ["-g0", "-O2", "-fstack-protector-strong"]
+    if "_FORTIFY_SOURCE" not in asked:
+        compiling += ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
+    return compiling, ["-Wl,-s", "-Wl,-z,relro,-z,now"]
 
 
 class BuildExt(build_ext):
@@ -44,7 +66,9 @@ class BuildExt(build_ext):
 
 
 warnings = [] if WINDOWS else ["-Wall", "-Wextra"]
-traced = os.environ.get("LUNA_EXT_TRACE") == "1"
+# Cython has variables of its own for what only an assert() reads, and that is off in releases.
+of_cython = [] if WINDOWS else ["-Wno-unused-but-set-variable"]
+compiling, linking = release_flags()
 # Each layer sees those below it. A layer's .pyx includes the files of its folder.
 LAYERS = ("_device", "_mutex", "_cluster")
 headers = [str(header) for header in sorted(HERE.glob("luna_ext/_*/*.h"))]
@@ -54,8 +78,9 @@ modules = [
         [f"luna_ext/{layer}.pyx"],
         include_dirs=[include_directory(), "luna_ext/_device"],
         depends=[*headers, "include/cryptoki_v2.h"],
-        define_macros=[("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")] if traced else [],
-        extra_compile_args=warnings,
+        define_macros=[("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")] if TRACED else [],
+        extra_compile_args=[*warnings, *of_cython, *compiling],
+        extra_link_args=linking,
     )
     for layer in LAYERS
 ]
@@ -76,9 +101,9 @@ stub = Extension(
     include_dirs=["include", "stub_lib"],
     depends=[str(header) for header in sorted(HERE.glob("stub_lib/*.h"))],
     define_macros=[("_CRT_SECURE_NO_WARNINGS" if WINDOWS else "_GNU_SOURCE", None)],
-    extra_compile_args=stub_flags,
+    extra_compile_args=[*stub_flags, *compiling],
     # Unloaded, it could no longer close its files in the child of a fork, and with them its locks.
-    extra_link_args=[] if WINDOWS else ["-pthread", "-Wl,-z,nodelete"],
+    extra_link_args=[] if WINDOWS else ["-pthread", "-Wl,-z,nodelete", *linking],
     libraries=["advapi32"] if WINDOWS else [],
 )
 
@@ -88,13 +113,13 @@ setup(
             modules,
             # Beside the sources, the .c files would end up in the sdist instead of the .pyx. Only
             # there, however, Cython's coverage plugin finds them.
-            build_dir=None if traced else "build/cython",
+            build_dir=None if TRACED else "build/cython",
             compiler_directives={
                 "language_level": "3",
                 "binding": True,
                 "embedsignature": False,
                 "freethreading_compatible": True,
-                "linetrace": traced,
+                "linetrace": TRACED,
             },
         ),
         stub,

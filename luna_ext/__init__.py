@@ -1,6 +1,6 @@
 """Lock, claim and assign the keyring tokens of a Thales Luna HSM cluster."""
 
-from . import _device, _mutex  # noqa: F401: by name, for freezers to see them
+from . import _device, _mutex  # noqa: F401 (by name, for freezers to see them)
 from ._cluster import Claim, ClusterSlot, Library, SlotLock, Token
 from .errors import (
     AmbiguousLabelError,

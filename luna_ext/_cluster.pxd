@@ -83,7 +83,8 @@ cdef class Claim:
     cdef object refusal                # the device's last answer since then: none left, or busy
 
     cdef int _begin(self) except -1
-    cdef Token _end(self)
+    cdef Token _running(self)
+    cdef int _end(self) noexcept
     cdef Request _request(self, uint64_t number)
     cdef int _ask_and_wait(self, Request request) except -1
     cdef int _sit_out(self, Request request, double seconds) except -1

@@ -412,8 +412,8 @@ class Claim:
 
 @final
 class Departure:
-    """The end of an ``async with`` block, which has begun: what ``__aexit__`` gives to be awaited."""
-    def __await__(self) -> Generator[Any, Any, None]: ...
+    """The end of an ``async with`` block: what ``__aexit__`` gives to be awaited."""
+    def __await__(self) -> Generator[Any, Any]: ...
 
 def check_pins(so_pin: str | bytes | bytearray, user_pin: str | bytes | bytearray | None) -> None:
     """Raise what `Token.assign()` raises for these PINs, before anything is done."""

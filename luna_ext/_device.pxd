@@ -1,4 +1,6 @@
-"""The device layer: a loaded client library and this process's calls into it. It knows nothing of locks."""
+"""The device layer: a loaded client library and this process's calls into it. It knows nothing of
+locks.
+"""
 
 from libc.stdint cimport uint64_t
 
@@ -77,6 +79,8 @@ cdef extern from "native.h":
     void luna_introduce(uint64_t number, bint is_main) noexcept nogil
     int luna_shard() noexcept nogil
     bint luna_leads_process() noexcept nogil
+    long luna_thread_id() noexcept nogil
+    bint luna_thread_exists(long id) noexcept nogil
 
     int luna_raise_pending() except -1
 
@@ -137,7 +141,7 @@ cdef class Client:
     cdef bint initialised_here                    # our C_Initialize took effect, in this process
     cdef int answers                              # initialised and, for all we know, not finalised
     cdef uint64_t generation                      # number of the newest C_Initialize
-    cdef luna_guard guard                         # of `shares`, and of the states that follow from it
+    cdef luna_guard guard                         # of `shares`, and the states that follow from it
     cdef set shares                               # of the Libraries that have not closed
     cdef PyThread_type_lock transition            # held while one thread initialises or finalises
     cdef PyThread_type_lock idle                  # wakes the threads that wait for the last call
@@ -179,8 +183,8 @@ cdef double exit_deadline     # of an exit under way, in seconds of luna_now(); 
 cdef int begin_exit(double deadline) noexcept
 cdef int hold_back_at_exit() except -1
 
-# These say whether the call was made (if not, the client is not ready, or does not answer any more),
-# and cannot raise: their callers have to act on the answer at once.
+# These say whether the call was made (if not, the client is not ready, or does not answer any
+# more), and cannot raise: their callers have to act on the answer at once.
 cdef bint lock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds) noexcept
 cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv) noexcept
 cdef bint next_unassigned(

@@ -1,7 +1,7 @@
 """The device layer: a loaded client library and this process's calls into it.
 
-It knows nothing of locks. The layers above make device calls through it, and keep with a Client what
-they have to keep for it.
+It knows nothing of locks. The layers above make device calls through it, and keep with a Client
+what they have to keep for it.
 """
 
 import os

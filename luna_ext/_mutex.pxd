@@ -20,7 +20,7 @@ cdef enum Outcome:
     GRANTED     # the waiter holds the lock
     FAILED      # Waiter.error says why
     WITHDRAWN   # the waiter has given up
-    LEFT_BEHIND # the wait began in the parent process; this is its forked child
+    LEFT_BEHIND     # the wait began in the parent process; this is its forked child
 
 # What is known of how the device answers a second lock call of the application that holds the lock.
 cdef enum Kind:
@@ -100,7 +100,7 @@ cdef struct Record:
     uint64_t unlocks        # those so far
     uint64_t unlocked_at    # number of the newest claim when the last one was answered
     bint unsure             # the last unlock failed: the device may still have the lock set
-    bint doubt              # a claim or a lock call was granted, and whether the lock is on is not known
+    bint doubt              # a grant proves nothing: whether the lock is on is not known
     uint64_t doubt_in       # the generation in which it was
     bint owed               # a lock call is due even without a waiter: to take off what may be set
     uint64_t suspected      # the lock call that an unlock has crossed after a moment; 0: none
@@ -120,7 +120,7 @@ cdef struct Backoff:
 
 # One wait, from the moment that the lock was asked for.
 cdef struct Wait:
-    double began            # seconds of luna_now(); 0: with the device call, whose length is measured
+    double began            # seconds of luna_now(); 0: with the device call, which is timed
     bint debug              # whether DEBUG records were wanted then
     bint warned             # of its length; once is enough
 
@@ -139,6 +139,15 @@ cdef class Waiter:
     cdef int prepare(self, uint64_t number, uint64_t home, Share share, bint poll) except -1
     cdef int wait_in_thread(self) except -1
     cdef bint wake(self) except -1
+    cdef object failure(self)
+
+
+cdef class Place:
+    """Where a lock was taken. Never changed once it is noted."""
+    cdef object task                 # weak: the task that took it, or None
+    cdef object code                 # the code that took it
+    cdef int lasti                   # and where in it
+    cdef uint64_t hold               # the hold that began there
 
 
 cdef class SlotMutex:
@@ -147,11 +156,8 @@ cdef class SlotMutex:
     cdef Locks locks                 # of the client, for all its slots
     cdef Client client               # makes the device calls
     cdef readonly CK_SLOT_ID slot_id
-    cdef dict evicted                # owner's and Share's number -> the Loss that took the lock off; or None
-    cdef object holding_task         # weak: the task that took the newest noted hold, or None
-    cdef object place_code           # the code that took it
-    cdef int place_lasti             # and where in it
-    cdef uint64_t place_hold         # the hold of which these tell
+    cdef dict evicted                # (owner, Share) -> the Loss that took its lock off; or None
+    cdef Place noted                 # where the newest noted hold was taken, or None
     cdef uint64_t watched_call       # the lock call that the watcher saw last
     cdef double watched_since        # and since when
     cdef bint watched_told           # and whether it has told of it
@@ -181,7 +187,8 @@ cdef class SlotMutex:
     cdef bytes ensure_held(self, Share share)
     cdef int begin_work(self) noexcept
     cdef int end_work(self) except -1
-    cdef int note_place(self, object task) except -1
+    cdef int keep_place(self, Place place) noexcept
+    cdef Place present_place(self)
     cdef str place(self)
     cdef str describe_holder(self)
     cdef bint ended_by_fork(self, uint64_t number) except -1
@@ -256,6 +263,7 @@ cdef class Locks:
 ctypedef int (*Work)(object subject) noexcept
 
 cdef uint64_t forks
+cdef Place note_place(object task)
 cdef Leave begin_leave_of(SlotMutex mutex, uint64_t number, uint64_t share, Loss *loss) noexcept
 cdef bint run_on_worker(Work work, object subject) noexcept
 cdef int call_on_worker(object function) except -1
@@ -267,7 +275,8 @@ cdef uint64_t thread_number() except 0
 cdef bint in_greenlet_hub() except -1
 cdef double patience_here(double seconds) except? -2
 
-cdef double now_in(double seconds) noexcept nogil
+cdef Record seen(Record *record) noexcept nogil
+cdef Outcome outcome_of(Record *record, Seat *seat) noexcept nogil
 cdef Deadline deadline_in(double seconds) noexcept nogil
 cdef double left_of(Deadline deadline) noexcept nogil
 cdef double next_pause(Backoff *backoff) noexcept nogil

@@ -1,7 +1,7 @@
 """The mutex layer: the lock of one slot in this process, over the device layer.
 
-It knows nothing of what users hold. The layer above asks it for a slot's lock on behalf of a thread or
-task, and tells what came of it.
+It knows nothing of what users hold. The layer above asks it for a slot's lock on behalf of a thread
+or task, and tells what came of it.
 """
 
 import atexit
@@ -29,7 +29,6 @@ from luna_ext._device cimport (
     CA_UNLOCK_CLUSTERED_SLOT,
     CK_RV,
     CK_SLOT_ID,
-    CK_UNASSIGNED_SLOT_INFO,
     CKR_CRYPTOKI_NOT_INITIALIZED,
     CKR_DEVICE_ERROR,
     CKR_FUNCTION_FAILED,
@@ -38,6 +37,7 @@ from luna_ext._device cimport (
     CLOSING,
     LUNA_DURATIONS,
     NOWAIT_LOCK,
+    PY_LOCK_ACQUIRED,
     PYTHREAD_INVALID_THREAD_ID,
     READY,
     WAIT_LOCK,
@@ -75,6 +75,8 @@ from luna_ext._device cimport (
     luna_shared_add,
     luna_shared_get,
     luna_shared_set,
+    luna_thread_exists,
+    luna_thread_id,
     luna_ticks,
     new_signal,
     next_unassigned,

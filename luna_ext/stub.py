@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
+from ._cluster import Library
 from .errors import rv_name
 from .labels import decode_label
-from ._cluster import Library
 from .stub_control import (
     ALL_ONES,
     Call,
@@ -291,7 +291,7 @@ class Cluster:
         contention   wait, error             a lock call while another process holds the lock
         relock       granted, wait, error    a second lock call of the process that holds it
         unlock_owner unchecked, checked      an unlock call by a process that does not hold it
-        regrant      off, on                 whether a claim may give a token whose lock this
+        regrant      on, off                 whether a claim may give a token whose lock this
                                              process holds, while relock is granted
         grants       once, counted           whether one unlock call takes off a lock that was
                                              granted several times, or one for each grant

@@ -77,7 +77,7 @@ LUNA_STUB_API int luna_stub_latency(const char *path, const char *function, uint
 /* contention=wait|error: a lock call on a token that another application has locked.
    relock=granted|wait|error: on a token that this application has locked.
    unlock_owner=unchecked|checked: an unlock call on a token that this application has not locked.
-   regrant=off|on: whether a claim may return a token that this application has locked, which is then
+   regrant=on|off: whether a claim may return a token that this application has locked, which is then
    granted again. Only while relock=granted, and only one that was not granted again already, by a
    claim or a lock call.
    grants=once|counted: whether one unlock call takes off a lock that was granted several times, or

@@ -82,7 +82,7 @@ STATE_RECORD(state_latency_rule, latency_rule);
 enum switch_contention { CONTENTION_WAIT, CONTENTION_ERROR };
 enum switch_relock { RELOCK_GRANTED, RELOCK_WAIT, RELOCK_ERROR };
 enum switch_unlock_owner { UNLOCK_OWNER_UNCHECKED, UNLOCK_OWNER_CHECKED };
-enum switch_regrant { REGRANT_OFF, REGRANT_ON };
+enum switch_regrant { REGRANT_ON, REGRANT_OFF };
 enum switch_grants { GRANTS_ONCE, GRANTS_COUNTED };
 enum switch_log { LOG_ON, LOG_OFF };
 

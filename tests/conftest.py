@@ -1,5 +1,8 @@
 """What the tests share beyond the fixtures that luna_ext gives to everybody."""
 
+import contextlib
+import ctypes
+import faulthandler
 import gc
 import os
 import signal
@@ -13,11 +16,119 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from support import logged, wait_until
 
 import luna_ext
 from luna_ext.stub import STATE_VARIABLE, Cluster, library_path
 
 HERE = Path(__file__).parent
+NOT_INITIALIZED = 0x190
+STAND_IN = ctypes.CDLL(library_path())
+
+# ---- signals ----
+
+# A process that was started with `nohup ... &` ignores these, and so do its children; but the tests
+# send them, and expect what they do otherwise. A handler that does nothing keeps this process as it
+# is, and leaves the default action to the programs that the tests start.
+for ignored in (signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, lambda number, frame: None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# ---- a limit for each test ----
+
+REAL_STDERR = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Nothing is captured yet.
+    config.stash[REAL_STDERR] = os.dup(2)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    os.close(config.stash[REAL_STDERR])
+
+
+def begin_limit(item: pytest.Item) -> None:
+    """As pytest does it for faulthandler_timeout, but so many times as the marker says."""
+    marker = item.get_closest_marker("limit")
+    times = 1.0 if marker is None else float(marker.args[0])
+    seconds = times * float(item.config.getini("faulthandler_timeout"))
+    if seconds > 0:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[REAL_STDERR])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    begin_limit(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    # pytest ends the limit of a test that fails, and that is where its end is likely to hang.
+    begin_limit(item)
+
+
+# ---- what a test leaves behind ----
+
+
+def is_finalised() -> bool:
+    # Where it is, the stand-in does not log this call.
+    return int(STAND_IN.C_GetInfo(None)) == NOT_INITIALIZED
+
+
+def left_on_the_device(cluster: Cluster | None) -> str:
+    """What this process still does or has there; "": nothing."""
+    if cluster is not None:
+        under_way = [one for one in cluster.log() if one.pid == os.getpid() and one.rv is None]
+        if under_way:
+            return f"device calls are under way: {under_way}"
+        held = [token.slot_id for token in cluster.tokens() if token.owner == os.getpid()]
+        if held:
+            return f"slots are locked on the device: {held}"
+    return "" if is_finalised() else "the client library is not finalised"
+
+
+def left_in_the_process(cluster: Cluster) -> str:
+    """What the locks of the slots that were used still are in this process."""
+    used = {one.slot_id for one in cluster.log() if one.pid == os.getpid()} - {None}
+    if not used:
+        return ""
+    cluster.latency(0)
+    for function in ("C_Initialize", "C_Finalize"):
+        cluster.fault(function, 0, times=0)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("LUNA_EXT_FORBID_STUB", raising=False)
+        with cluster.library() as luna:
+            slots = [repr(luna.slot(slot_id)) for slot_id in used if slot_id is not None]
+    return ", ".join(slot for slot in slots if not slot.endswith(" unlocked>"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(
+    request: pytest.FixtureRequest, no_cluster_from_before: None
+) -> Iterator[None]:
+    """Whatever a test leaves locked, waiting or open would show in some later test."""
+    cluster = None
+    if "luna_cluster" in request.fixturenames:
+        # It is still there when all other fixtures have ended.
+        cluster = request.getfixturevalue("luna_cluster")
+    another_has = not is_finalised()
+    yield
+    if another_has:
+        return
+    deadline = time.monotonic() + 10
+    # A call that was given up may still come back, and then is the last one.
+    while left := left_on_the_device(cluster):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.001)
+    if not left and cluster is not None:
+        left = left_in_the_process(cluster)
+    if left:
+        pytest.fail(f"{request.node.nodeid} has left something behind: {left}", pytrace=False)
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +151,14 @@ def nobody_elses_gc_callbacks(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def cluster(luna_cluster: Cluster) -> Cluster:
     return luna_cluster
+
+
+@pytest.fixture(params=["on", "off"])
+def regrant(request: pytest.FixtureRequest, cluster: Cluster) -> str:
+    """Whether the device's claims give what this process holds: once so, once so."""
+    setting: str = request.param
+    cluster.switch("regrant", setting)
+    return setting
 
 
 @pytest.fixture(scope="session")
@@ -162,6 +281,56 @@ def call() -> type[Caller]:
     return Caller
 
 
+class HoldingThread(Caller):
+    """A thread that holds a lock until it is told to leave the block."""
+
+    def __init__(self, lock: contextlib.AbstractContextManager[object]) -> None:
+        self._lock = lock
+        self._entered, self._leave = threading.Event(), threading.Event()
+        super().__init__(self._hold)
+        wait_until(lambda: self._entered.is_set() or not self.is_alive())
+
+    def _hold(self) -> object:
+        with self._lock as entered:
+            self._entered.set()
+            assert self._leave.wait(60)
+        return entered
+
+    def leave(self) -> object:
+        """Let it end; what its block ended with is raised here."""
+        self._leave.set()
+        return self.result()
+
+
+@pytest.fixture
+def hold_here() -> Iterator[Callable[..., HoldingThread]]:
+    """Another thread of this process that holds a lock, which its end of the block gives back."""
+    holders: list[HoldingThread] = []
+
+    def hold(lock: contextlib.AbstractContextManager[object]) -> HoldingThread:
+        holders.append(HoldingThread(lock))
+        return holders[-1]
+
+    yield hold
+    for holder in holders:
+        holder._leave.set()
+        holder.join(10)
+
+
+@pytest.fixture
+def on_alarm() -> Iterator[Callable[..., None]]:
+    """Let a function be the handler of a signal that comes a moment later, once."""
+    previous = signal.getsignal(signal.SIGALRM)
+
+    def arm(function: Callable[[], object], delay: float = 0.1) -> None:
+        signal.signal(signal.SIGALRM, lambda number, frame: function())
+        signal.setitimer(signal.ITIMER_REAL, delay)
+
+    yield arm
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, previous)
+
+
 @pytest.fixture
 def owner_of(cluster: Cluster) -> Callable[[int], int | None]:
     """The PID of the process that holds a slot's lock on the device."""
@@ -188,10 +357,7 @@ def calls_of(luna: luna_ext.Library) -> Callable[[str], int]:
 def wait_until_queued() -> Callable[[luna_ext.ClusterSlot, int], None]:
     def wait(slot: luna_ext.ClusterSlot, count: int) -> None:
         """Until so many threads or tasks wait for the slot; its repr tells."""
-        deadline = time.monotonic() + 10
-        while f"{count} waiting" not in repr(slot):
-            assert time.monotonic() < deadline, repr(slot)
-            os.sched_yield()
+        wait_until(lambda: f"{count} waiting" in repr(slot))
 
     return wait
 
@@ -201,11 +367,7 @@ def wait_until_inside(cluster: Cluster) -> Callable[..., None]:
     """Until so many threads of a process, this one by default, are inside a device call."""
 
     def wait(function: str, count: int = 1, *, pid: int | None = None) -> None:
-        me = os.getpid() if pid is None else pid
-        deadline = time.monotonic() + 10
-        while sum((c.function, c.rv, c.pid) == (function, None, me) for c in cluster.log()) < count:
-            assert time.monotonic() < deadline, cluster.log()
-            os.sched_yield()
+        wait_until(lambda: sum(one.rv is None for one in logged(cluster, function, pid)) >= count)
 
     return wait
 
@@ -268,7 +430,7 @@ class Program:
         line = self.process.stdout.readline().strip()
         assert line == word, (line, self.process.poll())
 
-    def ended(self, timeout: float = 60) -> Ended:
+    def ended(self, timeout: float = 45) -> Ended:
         try:
             out, err = self.process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -284,7 +446,7 @@ class Program:
 
 
 @pytest.fixture
-def program() -> Iterator[Callable[..., Program]]:
+def program(cluster: Cluster) -> Iterator[Callable[..., Program]]:
     """Start a Program; ended() waits for it."""
     programs: list[Program] = []
 
@@ -304,7 +466,7 @@ def program() -> Iterator[Callable[..., Program]]:
 def run(program: Callable[..., Program]) -> Callable[..., Ended]:
     """Run a Program to its end."""
 
-    def run(body: str, *, timeout: float = 60, **options: object) -> Ended:
+    def run(body: str, *, timeout: float = 45, **options: object) -> Ended:
         return program(body, **options).ended(timeout)
 
     return run
@@ -330,7 +492,7 @@ def in_child() -> Callable[[Callable[[], object]], int]:
         child = os.fork()
         if child == 0:
             # A child that hangs is ended by the signal's default action.
-            signal.alarm(60)
+            signal.alarm(45)
             code = 99
             try:
                 code = 0 if function() else 1

@@ -1,17 +1,25 @@
 """`async with slot.lock()`."""
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import uvloop
+from support import (
+    GENERAL_ERROR,
+    LOCK,
+    UNLOCK,
+    assert_stays,
+    hold_loop_until_it_is_told,
+    let_others_run_until,
+    nothing_is_locked,
+)
 
 import luna_ext
-
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
 
 
 def eager_loop():
@@ -127,8 +135,7 @@ def test_every_event_loop_will_do(luna, hold_elsewhere, owner_of, loop, debug):
             async with luna.slot(1).lock(timeout=0.01):
                 pass
         tasks = [asyncio.create_task(enter(number)) for number in range(5)]
-        while f"{len(tasks)} waiting" not in repr(luna.slot(1)):
-            await asyncio.sleep(0)
+        await let_others_run_until(lambda: f"{len(tasks)} waiting" in repr(luna.slot(1)))
         tasks[2].cancel()
         holder.release()
         await asyncio.wait(tasks)
@@ -177,7 +184,7 @@ def test_nothing_runs_at_import():
         "import os, sys, luna_ext; print(os.listdir('/proc/self/task'), 'asyncio' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=45, check=True
     )
     threads, asyncio_is_loaded = done.stdout.rsplit(maxsplit=1)
     assert threads.count(",") == 0
@@ -296,4 +303,157 @@ def test_a_token_is_checked_after_the_lock(luna, cluster):
 
     asyncio.run(main())
     assert not token.slot.locked()
-    assert all(token.owner is None for token in cluster.tokens())
+    assert nothing_is_locked(cluster)
+
+
+def test_an_unlock_that_fails_is_noted_on_the_cancellation_that_comes_with_it(
+    luna, cluster, wait_until_inside
+):
+    cluster.latency(0.3, UNLOCK)
+    cluster.fault(UNLOCK, GENERAL_ERROR, times=1)
+
+    async def enter():
+        async with luna.slot(1).lock():
+            pass
+
+    async def main():
+        task = asyncio.create_task(enter())
+        await asyncio.to_thread(wait_until_inside, UNLOCK)
+        # The loop hears of the answer and of the cancellation in one and the same step.
+        hold_loop_until_it_is_told(asyncio.get_running_loop())
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        assert any("may stay set" in note for note in caught.value.__notes__)
+
+    asyncio.run(main())
+
+
+def test_a_coroutine_that_is_closed_after_the_library_leaves_the_next_holders_lock(
+    cluster, owner_of
+):
+    luna = cluster.library()
+
+    async def main(other):
+        entered = asyncio.Event()
+
+        async def hold():
+            async with luna.slot(1).lock():
+                entered.set()
+                await asyncio.Event().wait()
+
+        coroutine = hold()
+        task = asyncio.create_task(coroutine)
+        # asyncio would complain of a task that is not seen to its end.
+        task._log_destroy_pending = False
+        await entered.wait()
+        with pytest.warns(ResourceWarning, match="slot 1 was still locked"):
+            luna.close()
+        async with other.slot(1).lock():
+            coroutine.close()
+            await asyncio.to_thread(assert_stays, lambda: owner_of(1) == os.getpid())
+            other.slot(1).ensure_held()
+
+    with cluster.library() as other:
+        asyncio.run(main(other))
+
+
+def test_a_thread_that_holds_cannot_wait_in_a_task(luna):
+    async def main():
+        with luna.slot(1):
+            async with luna.slot(1).lock():
+                pass
+
+    with pytest.raises(luna_ext.LockReentryError):
+        asyncio.run(main())
+    assert not luna.slot(1).locked()
+
+
+def test_a_thread_does_not_wait_behind_tasks_of_its_own_loop(luna, hold_elsewhere):
+    slot = luna.slot(1)
+    holder = hold_elsewhere(1)
+
+    async def wait():
+        async with slot.lock():
+            return "held"
+
+    async def main():
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        with pytest.raises(luna_ext.LockReentryError, match="event loop"), slot:
+            pass
+        holder.release()
+        return await waiting
+
+    assert asyncio.run(main()) == "held"
+
+
+def test_a_coroutine_that_is_closed_releases(luna, owner_of):
+    slot = luna.slot(1)
+
+    async def hold():
+        async with slot.lock():
+            await asyncio.Event().wait()
+
+    async def main():
+        task = asyncio.create_task(coroutine)
+        await let_others_run_until(slot.locked)
+        return task
+
+    coroutine = hold()
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(main())
+    loop.close()
+    coroutine.close()
+    with slot.lock(timeout=10):
+        assert owner_of(1) == os.getpid()
+    task._log_destroy_pending = False
+
+
+def test_an_async_generator_that_is_left_releases(luna):
+    slot = luna.slot(1)
+
+    async def holding():
+        async with slot.lock():
+            yield 1
+            yield 2
+
+    async def main():
+        async for _ in holding():
+            break
+        gc.collect()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert slot.acquire(timeout=10)
+    slot.release()
+
+
+def test_a_block_that_does_not_hold_cannot_release(luna, call, owner_of):
+    slot = luna.slot(1)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with slot:
+            entered.set()
+            leave.wait(10)
+
+    async def main():
+        lock = slot.lock()
+        async with lock:
+            with pytest.raises(luna_ext.LockNotOwnedError):
+                await slot.lock().__aexit__(None, None, None)
+            slot.ensure_held()
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            await lock.__aexit__(None, None, None)
+        holder = call(hold)
+        assert entered.wait(10)
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            await lock.__aexit__(None, None, None)
+        assert owner_of(1) == os.getpid()
+        leave.set()
+        holder.result()
+
+    asyncio.run(main())
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        slot.lock().__exit__(None, None, None)

@@ -332,6 +332,11 @@ def compiled_modules():
     return sorted(name.removesuffix(endings) for name in names if name.endswith(endings))
 
 
+def compiled_files():
+    endings = importlib.machinery.EXTENSION_SUFFIXES[0]
+    return [*(PACKAGE / (module + endings) for module in compiled_modules()), Path(library_path())]
+
+
 def test_package_has_compiled_modules():
     assert compiled_modules() == ["_cluster", "_device", "_mutex"]
 
@@ -353,6 +358,20 @@ def test_package_has_the_stand_in():
 
 
 def test_extension_modules_are_not_linked_to_the_stand_in():
-    for module in compiled_modules():
-        file = PACKAGE / (module + importlib.machinery.EXTENSION_SUFFIXES[0])
-        assert b"luna_stub.so" not in file.read_bytes()
+    for file in compiled_files():
+        assert file.name == "luna_stub.so" or b"luna_stub.so" not in file.read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other files")
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf is not installed: binutils")
+@pytest.mark.parametrize("file", compiled_files(), ids=lambda file: file.name)
+def test_compiled_file_is_hardened_and_has_no_symbols(file):
+    told = subprocess.run(["readelf", "-W", "-lSd", file], capture_output=True, text=True).stdout
+    if ".debug_info" in told:
+        pytest.skip("built with -g, for a debugger")
+
+    assert ".symtab" not in told
+    assert "GNU_RELRO" in told
+    assert "BIND_NOW" in told
+    imports = subprocess.run(["readelf", "-W", "--dyn-syms", file], capture_output=True, text=True)
+    assert "__stack_chk_fail" in imports.stdout

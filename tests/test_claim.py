@@ -1,20 +1,30 @@
 """Claiming unassigned tokens, and assigning them."""
 
+import contextlib
 import ctypes
 import logging
 import os
 import signal
+import textwrap
 import threading
 
 import pytest
+from support import (
+    CLAIM,
+    DEVICE_ERROR,
+    LOCK,
+    UNLOCK,
+    have_returned,
+    logged,
+    nothing_is_locked,
+    wait_until,
+)
 
 import luna_ext
 from luna_ext.stub import Cluster, library_path
 
-DEVICE_ERROR = 0x30
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
-CLAIM = "CA_GetUnassignedSlot"
+pytestmark = pytest.mark.usefixtures("regrant")
+
 SO_PIN = "so-pin-never-shown"
 USER_PIN = "user-pin-never-shown"
 
@@ -44,7 +54,7 @@ def test_claims_give_different_tokens_and_then_none(luna, cluster):
     assert (caught.value.rv, caught.value.function) == (0x6, CLAIM)
     for claim in claims:
         claim.__exit__(None, None, None)
-    assert all(token.owner is None for token in cluster.tokens())
+    assert nothing_is_locked(cluster)
 
 
 def test_a_claim_can_be_used_again_but_not_twice_at_once(luna):
@@ -53,6 +63,45 @@ def test_a_claim_can_be_used_again_but_not_twice_at_once(luna):
         pass
     with claim as token:
         token.ensure_held()
+
+
+def test_a_claims_block_is_entered_once_and_left_once(luna, cluster, call):
+    claim = luna.claim("cluster-1")
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        claim.__exit__(None, None, None)
+    cluster.latency(0.1, CLAIM)
+    barrier = threading.Barrier(2)
+    outcomes = []
+    end = threading.Event()
+
+    def enter():
+        barrier.wait(10)
+        try:
+            with claim:
+                outcomes.append("entered")
+                assert end.wait(60)
+        except luna_ext.LockReentryError:
+            outcomes.append("refused")
+
+    callers = [call(enter), call(enter)]
+    wait_until(lambda: len(outcomes) == 2)
+    assert outcomes.count("refused") == 1
+    held = [token for token in cluster.tokens() if token.owner is not None]
+    assert len(held) == 1
+    end.set()
+    for caller in callers:
+        caller.result()
+    assert nothing_is_locked(cluster)
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        claim.__exit__(None, None, None)
+
+
+def test_a_claims_block_is_not_ended_by_another_thread(luna, hold_here):
+    claim = luna.claim("cluster-1")
+    holder = hold_here(claim)
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        claim.__exit__(None, None, None)
+    holder.leave()
 
 
 def test_claim_waits_for_a_token_to_become_free(call):
@@ -104,7 +153,7 @@ def test_errors_of_a_claim_leave_nothing_locked(luna, cluster, rv):
     with pytest.raises(luna_ext.CryptokiError) as caught, luna.claim("cluster-1"):
         pass
     assert caught.value.rv == rv
-    assert all(token.owner is None for token in cluster.tokens())
+    assert nothing_is_locked(cluster)
 
 
 @pytest.mark.signals
@@ -120,7 +169,7 @@ def test_ctrl_c_inside_a_claim_leaves_nothing_locked(luna, cluster):
         # Queued behind the unlock, if that is still under way.
         with slot.lock(timeout=10):
             pass
-    assert all(token.owner is None for token in cluster.tokens())
+    assert nothing_is_locked(cluster)
 
 
 def test_assign_gives_the_label_and_the_pins(luna, cluster, owner_of):
@@ -161,6 +210,13 @@ def log_in(slot_id, user, pin):
     rv = client.C_Login(session, ctypes.c_ulong(user), pin, ctypes.c_ulong(len(pin)))
     client.C_CloseSession(session)
     return rv
+
+
+def test_a_pin_that_is_no_text_leaves_no_trace(luna):
+    with luna.claim("cluster-1") as token, pytest.raises(ValueError, match="so_pin") as caught:
+        token.assign("new", so_pin="\udc80 never shown")
+    assert caught.value.__context__ is None
+    assert caught.value.__cause__ is None
 
 
 def test_without_a_user_pin_no_session_is_opened(luna, calls_of):
@@ -324,3 +380,163 @@ def test_threads_that_claim_and_lock_the_same_slots_never_share_one(luna, call):
         caller.result(60)
     assert clashes == []
     assert not any(slot.locked() for slot in luna.slots())
+
+
+def test_held_locks_are_on_the_device_whatever_is_claimed_and_locked(luna, cluster, call, owner_of):
+    stop = threading.Event()
+    lost = []
+
+    def check(slot):
+        if owner_of(slot.slot_id) != os.getpid():
+            lost.append(slot)
+
+    def lock(first):
+        turn = first
+        while not stop.is_set():
+            turn += 1
+            with luna.slot(1 + turn % 3) as slot:
+                if turn % 2:
+                    check(slot)
+
+    def claim():
+        for _ in range(300):
+            with luna.claim("cluster-1", timeout=10) as token:
+                check(token.slot)
+
+    others = [call(lambda first=first: lock(first)) for first in range(3)]
+    claimers = [call(claim) for _ in range(2)]
+    try:
+        for caller in claimers:
+            caller.result(60)
+    finally:
+        stop.set()
+        for caller in others:
+            caller.result()
+    assert lost == []
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.parametrize("relock", ["wait", "error"])
+def test_a_claim_and_a_lock_call_for_one_slot(cluster, call, owner_of, relock):
+    cluster.switch("relock", relock)
+    contention = "poll" if relock == "error" else "block"
+    with cluster.library(contention=contention) as luna:
+        with luna.claim("cluster-1") as token:
+            slot = token.slot
+
+            def lock():
+                with slot:
+                    return owner_of(slot.slot_id)
+
+            waiting = call(lock)
+            assert owner_of(slot.slot_id) == os.getpid()
+        assert waiting.result() == os.getpid()
+        assert nothing_is_locked(cluster)
+
+
+def test_a_release_does_not_wait_for_a_slow_claim(luna, cluster, call, owner_of, wait_until_inside):
+    """The claim may have been given the same slot; the unlock is made once that is known."""
+    cluster.latency(2, CLAIM)
+    left = threading.Event()
+
+    def claim():
+        with luna.claim("cluster-1") as token:
+            assert left.is_set()
+            return owner_of(token.slot.slot_id)
+
+    claiming = call(claim)
+    wait_until_inside(CLAIM)
+    for slot_id in range(1, 4):
+        with luna.slot(slot_id):
+            pass
+    left.set()
+    assert claiming.result() == os.getpid()
+    wait_until(lambda: nothing_is_locked(cluster))
+
+
+def hold_while_a_claim_unlocks(slot, cluster, owner_of):
+    """The owner of the slot's lock once no unlock is under way any more."""
+    with slot:
+        wait_until(lambda: have_returned(logged(cluster, UNLOCK)))
+        return owner_of(slot.slot_id)
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_no_lock_call_is_sent_while_a_claim_unlocks_the_slot(cluster, call, owner_of):
+    """The device may grant the one and carry out the other afterwards."""
+    with cluster.library(contention="poll") as luna:
+        slot = luna.slot(1)
+        cluster.fault(LOCK, DEVICE_ERROR)
+        polling = call(lambda: hold_while_a_claim_unlocks(slot, cluster, owner_of))
+        wait_until(lambda: len(logged(cluster, LOCK)) >= 2)
+        with luna.claim("cluster-1", timeout=5) as token:
+            assert token.slot is slot
+            cluster.latency(0.8, UNLOCK)
+            cluster.fault(LOCK, DEVICE_ERROR, times=0)
+        cluster.latency(0, UNLOCK)
+        assert polling.result() == os.getpid()
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_claim_does_not_unlock_while_a_lock_call_for_the_slot_is_outstanding(
+    cluster, luna, call, wait_until_inside, owner_of
+):
+    cluster.latency(0.3, LOCK)
+    cluster.latency(0.7, UNLOCK)
+    locking = call(lambda: hold_while_a_claim_unlocks(luna.slot(1), cluster, owner_of))
+    wait_until_inside(LOCK)
+    with contextlib.suppress(luna_ext.NoUnassignedTokenError), luna.claim("cluster-1"):
+        pass
+    assert locking.result() == os.getpid()
+
+
+# What is looked for is the end, which stays longest in memory that is freed and given out again. It
+# is kept masked, so that what looks for it is not found.
+HEAP = """
+import ctypes, mmap
+
+def mask(text):
+    return bytearray(byte ^ 0x5A for byte in text)
+
+def copies(masked):
+    with open("/proc/self/maps") as maps:
+        (line,) = [line for line in maps if line.rstrip().endswith("[heap]")]
+    low, high = (int(address, 16) for address in line.split()[0].split("-"))
+    # Not in the heap.
+    heap = mmap.mmap(-1, high - low)
+    memory = os.open("/proc/self/mem", os.O_RDONLY)
+    assert os.preadv(memory, [heap], low) == high - low
+    os.close(memory)
+    wanted = mask(masked)
+    found, at = 0, heap.find(wanted)
+    while at >= 0:
+        found, at = found + 1, heap.find(wanted, at + 1)
+    wanted[:] = bytes(len(wanted))
+    return found
+
+secret = bytearray(64)
+for index in range(len(secret)):
+    secret[index] = ord("0") + os.urandom(1)[0] % 10
+masked = mask(secret[-12:])
+malloc = ctypes.CDLL(None).malloc
+malloc.restype = ctypes.c_void_p
+address = malloc(ctypes.c_size_t(len(secret)))
+"""
+
+
+def test_no_copy_of_a_pin_is_left_in_memory(succeed):
+    body = """
+        ctypes.memmove(address, (ctypes.c_char * len(secret)).from_buffer(secret), len(secret))
+        print(copies(masked))
+        ctypes.memset(address, 0, len(secret))
+        for number in range(8):
+            with luna.claim("cluster-1") as token:
+                token.assign(f"label-{number}", so_pin=secret, user_pin=secret)
+        secret[:] = bytes(len(secret))
+        print(copies(masked))
+        luna.close()
+    """
+    one, none = succeed(HEAP + textwrap.dedent(body))
+    if one == "0":
+        pytest.skip("malloc() takes its memory from elsewhere than the heap")
+    assert (one, none) == ("1", "0")

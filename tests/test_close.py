@@ -1,22 +1,30 @@
 """close(): waits for the calls in flight, finalises once, and gets along with everybody."""
 
+import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import threading
-import time
 
 import pytest
+from support import (
+    AGAIN,
+    CLAIM,
+    DEVICE_ERROR,
+    LOCK,
+    NONE_LEFT,
+    TOKEN_INFO,
+    UNLOCK,
+    assert_stays,
+    finalisations,
+    logged,
+    nothing_is_locked,
+    wait_until,
+)
 
 import luna_ext
-
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
-CLAIM = "CA_GetUnassignedSlot"
-
-
-def nothing_is_locked(cluster):
-    return all(token.owner is None for token in cluster.tokens())
+from luna_ext.stub import library_path
 
 
 def in_order(cluster):
@@ -28,10 +36,6 @@ def in_order(cluster):
             return False
         returned = max(returned, entry.time + entry.duration)
     return True
-
-
-def finalisations(cluster):
-    return [entry.rv for entry in cluster.log() if entry.function == "C_Finalize"]
 
 
 def test_many_closes_wait_for_the_calls_of_many_threads(
@@ -123,11 +127,173 @@ def test_a_call_that_hangs_in_a_given_up_lock_does_not_keep_close(
     luna.close()
     assert finalisations(cluster) == []
     holder.release()
-    deadline = time.monotonic() + 20
-    while not finalisations(cluster):
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    wait_until(lambda: finalisations(cluster), 20)
     assert owner_of(1) is None
+
+
+def test_a_lock_call_that_close_overtakes_is_no_success(cluster, call, wait_until_inside):
+    cluster.latency(0.3, LOCK)
+    luna = cluster.library()
+    slot = luna.slot(1)
+    waiting = call(slot.acquire)
+    wait_until_inside(LOCK)
+    luna.close()
+    with pytest.raises(luna_ext.LibraryClosedError):
+        waiting.result()
+    assert not slot.locked()
+    assert nothing_is_locked(cluster)
+
+
+@pytest.fixture
+def another_user_initialises(cluster):
+    """Another user of the client library in this process, so that close() finalises nothing."""
+    client = ctypes.CDLL(library_path())
+    assert client.C_Initialize(None) == 0
+    yield
+    assert client.C_Finalize(None) == 0
+
+
+@pytest.mark.usefixtures("another_user_initialises")
+def test_what_close_overtakes_is_unlocked_without_a_finalize(cluster, hold_elsewhere, call):
+    holder = hold_elsewhere(1)
+    luna = cluster.library()
+    assert luna.slot(1).acquire(timeout=0.05) is False
+    closing = call(luna.close)
+    holder.release()
+    closing.result()
+    # Another process gets it, so the late grant has been given back.
+    hold_elsewhere(1).release()
+
+    luna = cluster.library()
+    cluster.latency(0.1, CLAIM)
+    entered = threading.Event()
+
+    def claim():
+        entered.set()
+        with luna.claim("cluster-1"):
+            pass
+
+    claiming = call(claim)
+    assert entered.wait(10)
+    luna.close()
+    with pytest.raises(luna_ext.LibraryClosedError):
+        claiming.result()
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.usefixtures("luna")  # stays open, so that the assignment's calls still go through
+def test_close_unlocks_a_claim_after_its_assignment(cluster, call, wait_until_inside):
+    mine = cluster.library()
+    cluster.latency(0.2, "C_InitToken")
+    claimed = []
+
+    def assign():
+        with mine.claim("cluster-1") as token:
+            claimed.append(token.slot.slot_id)
+            token.assign("new", so_pin="12345678")
+
+    assigning = call(assign)
+    wait_until_inside("C_InitToken")
+    with pytest.warns(ResourceWarning, match="still locked"):
+        mine.close()
+    wait_until(lambda: nothing_is_locked(cluster))
+    assert [token.slot_id for token in cluster.tokens() if token.label == "new"] == claimed
+    with pytest.raises(luna_ext.LockLostError):
+        assigning.result()
+
+
+def give_up_a_lock_call(luna):
+    assert luna.slot(1).acquire(timeout=0.05) is False
+
+
+def test_a_given_up_lock_call_that_fails_finalises_when_it_returns(cluster, hold_elsewhere):
+    hold_elsewhere(1)
+    luna = cluster.library()
+    give_up_a_lock_call(luna)
+    luna.close()
+    cluster.switch("contention", "error")
+    wait_until(lambda: finalisations(cluster) == [0])
+
+
+def test_a_given_up_claim_that_gets_nothing_finalises_when_it_returns(cluster):
+    cluster.latency(0.5, CLAIM)
+    cluster.fault(CLAIM, NONE_LEFT)
+    luna = cluster.library()
+    with pytest.raises(luna_ext.LockTimeoutError):
+        luna.claim("cluster-1", timeout=0.05).__enter__()
+    luna.close()
+    wait_until(lambda: finalisations(cluster) == [0])
+
+
+def test_a_library_that_is_opened_beside_a_given_up_call_is_finalised(cluster, hold_elsewhere):
+    holder = hold_elsewhere(1)
+    luna = cluster.library()
+    give_up_a_lock_call(luna)
+    luna.close()
+    again = cluster.library()
+    holder.release()
+    again.close()
+    wait_until(lambda: [entry.rv for entry in logged(cluster, "C_Finalize")] == [0])
+
+
+# ---- a device that is busy when the library is closed ----
+
+
+def is_told_to_ask_again(cluster):
+    return any(entry.rv == AGAIN for entry in logged(cluster, UNLOCK))
+
+
+def test_a_release_that_close_overtakes_unlocks_nothing_afterwards(cluster, hold_here, call):
+    luna = cluster.library()
+    holder = hold_here(luna.slot(1))
+    cluster.fault(UNLOCK, AGAIN)
+    releasing = call(holder.leave)
+    wait_until(lambda: is_told_to_ask_again(cluster))
+    luna.close()
+    cluster.fault(UNLOCK, AGAIN, times=0)
+    # An unlock without C_Initialize would be an error.
+    releasing.result()
+
+
+def test_a_busy_unlock_is_not_repeated_after_the_next_initialise(
+    cluster, hold_here, call, hold_elsewhere, owner_of
+):
+    luna = cluster.library()
+    holder = hold_here(luna.slot(1))
+    cluster.fault(UNLOCK, AGAIN)
+    releasing = call(holder.leave)
+    wait_until(lambda: is_told_to_ask_again(cluster))
+    luna.close()
+    next_holder = hold_elsewhere(1)
+    with cluster.library():
+        cluster.fault(UNLOCK, AGAIN, times=0)
+        with contextlib.suppress(luna_ext.LockError):
+            releasing.result()
+        assert owner_of(1) == next_holder.pid
+
+
+def test_a_busy_unlock_is_not_repeated_after_an_initialise_within_its_pause(
+    cluster, hold_here, call, hold_elsewhere, owner_of
+):
+    """Closed and opened again between two tries, so that it cannot see that it was closed."""
+    luna = cluster.library()
+    holder = hold_here(luna.slot(1))
+    elsewhere = call(lambda: hold_elsewhere(1))
+    wait_until(lambda: any(entry.function == LOCK for entry in of_others(cluster)))
+    cluster.fault(UNLOCK, AGAIN)
+    releasing = call(holder.leave)
+    # The first pauses are short.
+    wait_until(lambda: len(logged(cluster, UNLOCK)) > 4)
+    luna.close()
+    with cluster.library():
+        cluster.fault(UNLOCK, AGAIN, times=0)
+        next_holder = elsewhere.result()
+        releasing.result()
+        assert owner_of(1) == next_holder.pid
+
+
+def of_others(cluster):
+    return [entry for entry in cluster.log() if entry.pid != os.getpid()]
 
 
 @pytest.mark.signals
@@ -186,6 +352,21 @@ def test_a_signal_handler_may_close_while_main_waits_for_a_lock(cluster, call, t
 
 
 @pytest.mark.signals
+def test_a_signal_handler_may_close_the_library(cluster, hold_elsewhere):
+    cluster.switch("contention", "error")
+    hold_elsewhere(1)
+    luna = cluster.library(contention="poll")
+    previous = signal.signal(signal.SIGALRM, lambda *_: luna.close())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(luna_ext.LibraryClosedError), luna.slot(1):
+            pass
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert luna.closed
+
+
+@pytest.mark.signals
 def test_a_signal_that_interrupts_close_leaves_it_to_be_done_again(
     cluster, call, wait_until_inside
 ):
@@ -210,6 +391,66 @@ def test_a_signal_that_interrupts_close_leaves_it_to_be_done_again(
     assert (finalisations(cluster), in_order(cluster)) == ([0], True)
     with pytest.raises(luna_ext.LibraryClosedError):
         waiting.result()
+
+
+@pytest.mark.signals
+def test_a_lock_that_a_handlers_close_took_is_not_released_under_its_next_holder(
+    cluster, hold_here, on_alarm, owner_of
+):
+    """The wait that the handler interrupts has the lock by then, and hears of no close."""
+    with cluster.library() as other:
+        luna = cluster.library()
+        slot = luna.slot(1)
+        holder = hold_here(other.slot(1))
+        next_holder = []
+
+        def close_and_raise():
+            holder.leave()
+            wait_until(slot.locked)
+            with pytest.warns(ResourceWarning, match="slot 1 was still locked"):
+                luna.close()
+            next_holder.append(hold_here(other.slot(1)))
+            raise KeyboardInterrupt
+
+        on_alarm(close_and_raise)
+        with pytest.raises(KeyboardInterrupt):
+            slot.acquire(timeout=20)
+        assert_stays(lambda: owner_of(1) == os.getpid())
+        assert next_holder[0].leave() is other.slot(1)
+
+
+def test_a_close_that_is_interrupted_while_it_tells_an_event_loop_is_finished(
+    cluster, call, hold_here, wait_until_queued, owner_of
+):
+    """What a signal handler raises in the midst of it is raised by close() once all is done."""
+    with cluster.library():
+        luna = cluster.library()
+        slot = luna.slot(1)
+        holder = hold_here(slot)
+        loops = []
+
+        async def wait():
+            loops.append(asyncio.get_running_loop())
+            async with slot.lock(timeout=20):
+                pass
+
+        waiting = call(lambda: asyncio.run(wait()))
+        wait_until_queued(slot, 1)
+        (loop,) = loops
+        tell = loop.call_soon_threadsafe
+
+        def be_interrupted(*arguments, **options):
+            loop.call_soon_threadsafe = tell
+            raise KeyboardInterrupt
+
+        loop.call_soon_threadsafe = be_interrupted
+        with pytest.raises(KeyboardInterrupt):
+            luna.close()
+        with pytest.raises(luna_ext.LibraryClosedError):
+            waiting.result()
+        assert owner_of(1) is None
+        with pytest.raises(luna_ext.LockLostError):
+            holder.leave()
 
 
 def test_who_hears_of_a_failed_finalisation_may_open_the_library(cluster, succeed):
@@ -304,3 +545,110 @@ def test_a_close_that_is_not_the_first_waits_as_the_first_does(cluster, call, wa
     assert (finalisations(cluster), in_order(cluster)) == ([0], True)
     with pytest.raises(ResourceWarning):
         closing.result()
+
+
+# ---- beside another Library, so that nothing is finalised ----
+
+
+def use(slot):
+    with slot:
+        return True
+
+
+def test_close_fails_those_who_wait_behind_another_library(cluster, call, wait_until_queued):
+    luna = cluster.library()
+    slot = luna.slot(1)
+    with cluster.library() as other, other.slot(1):
+        waiting = [call(slot.acquire), call(lambda: slot.acquire(timeout=50))]
+        wait_until_queued(slot, 2)
+        luna.close()
+        for caller in waiting:
+            with pytest.raises(luna_ext.LibraryClosedError):
+                caller.result()
+
+
+def test_close_over_a_lock_that_is_lost_passes_the_turn(cluster, call, wait_until_queued):
+    with cluster.library() as other:
+        luna = cluster.library()
+        slot = luna.slot(1)
+        lost, end = threading.Event(), threading.Event()
+
+        def lose():
+            slot.acquire()
+            cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
+            with pytest.raises(luna_ext.LockLostError):
+                slot.ensure_held()
+            lost.set()
+            assert end.wait(60)
+
+        losing = call(lose)
+        assert lost.wait(10)
+        waiting = call(lambda: use(other.slot(1)))
+        wait_until_queued(slot, 1)
+        with pytest.warns(ResourceWarning, match="slot 1 was still locked"):
+            luna.close()
+        assert waiting.result() is True
+        end.set()
+        losing.result()
+
+
+def acquire_and_ensure(slot):
+    slot.acquire()
+    slot.ensure_held()
+
+
+def test_ensure_held_that_close_overtakes_tells_of_the_loss(cluster, call, wait_until_inside):
+    with cluster.library():
+        luna = cluster.library()
+        cluster.latency(0.4, TOKEN_INFO)
+        holding = call(lambda: acquire_and_ensure(luna.slot(1)))
+        wait_until_inside(TOKEN_INFO)
+        with pytest.warns(ResourceWarning, match="slot 1 was still locked"):
+            luna.close()
+        with pytest.raises(luna_ext.LockLostError):
+            holding.result()
+
+
+def test_a_loss_that_is_found_out_after_a_close_is_not_the_next_holders(
+    cluster, call, wait_until_inside, owner_of
+):
+    with cluster.library() as other:
+        luna = cluster.library()
+        cluster.latency(0.4, TOKEN_INFO)
+        cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
+        holding = call(lambda: acquire_and_ensure(luna.slot(1)))
+        wait_until_inside(TOKEN_INFO)
+        with pytest.warns(ResourceWarning, match="slot 1 was still locked"):
+            luna.close()
+        with other.slot(1):
+            with pytest.raises(luna_ext.LockLostError):
+                holding.result()
+            other.slot(1).ensure_held()
+        assert owner_of(1) is None
+
+
+def test_a_close_is_a_loss_to_the_holder_alone(cluster, hold_here):
+    luna = cluster.library()
+    slot = luna.slot(1)
+    holder = hold_here(slot)
+    with pytest.warns(ResourceWarning, match="slot 1 was still locked"):
+        luna.close()
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        slot.release()
+    with pytest.raises(luna_ext.LockLostError):
+        holder.leave()
+
+
+def test_a_holder_whose_library_was_closed_hears_of_it_every_time(cluster):
+    luna = cluster.library()
+    slot = luna.slot(1)
+    slot.acquire()
+    with pytest.warns(ResourceWarning):
+        luna.close()
+    with cluster.library() as again, again.slot(1):
+        for _ in range(2):
+            with pytest.raises(luna_ext.LockLostError):
+                slot.release()
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+        again.slot(1).ensure_held()

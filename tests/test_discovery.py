@@ -132,6 +132,14 @@ def test_system_configuration_is_not_read_when_the_environment_names_another(mac
     assert found_path() == str(machine.default_library)
 
 
+def test_a_configuration_directory_that_is_relative_is_refused(machine, monkeypatch):
+    machine.configure(entry(machine.install("configured/client.so")))
+    monkeypatch.chdir(machine.root)
+    monkeypatch.setenv("ChrystokiConfigurationPath", machine.configuration_directory.name)
+
+    assert "not an absolute" in complaint()
+
+
 @pytest.mark.parametrize("variable", ["LUNA_EXT_LIBRARY", "ChrystokiConfigurationPath"])
 def test_empty_variable_is_as_good_as_none(machine, monkeypatch, variable):
     monkeypatch.setenv(variable, "")

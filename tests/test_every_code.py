@@ -5,20 +5,15 @@ import ctypes
 from typing import NamedTuple
 
 import pytest
+from support import CLAIM, DEVICE_ERROR, FIND, LOCK, TOKEN_INFO, UNLOCK
 
 import luna_ext
 from luna_ext.errors import rv_name
 from luna_ext.stub import library_path
 
 LIST = "C_GetSlotList"
-TOKEN_INFO = "C_GetTokenInfo"
-FIND = "CA_GetSlotId"
-CLAIM = "CA_GetUnassignedSlot"
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
 
 SLOT_ID_INVALID = 0x3
-DEVICE_ERROR = 0x30
 BUFFER_TOO_SMALL = 0x150
 BUSY = (0x80000041, 0x80001604)
 

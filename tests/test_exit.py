@@ -5,6 +5,7 @@ import signal
 import textwrap
 
 import pytest
+from support import AGAIN, UNLOCK, nothing_is_locked
 
 from luna_ext.stub import Cluster
 
@@ -27,10 +28,6 @@ def check(done, *, returncode=0, warnings=0, error=None):
     assert done.returncode == returncode, done
     assert done.seconds is not None, done
     assert done.seconds < AT_MOST, done
-
-
-def nothing_is_locked(cluster):
-    return all(token.owner is None for token in cluster.tokens())
 
 
 def test_at_exit_held_locks_are_released(luna, owner_of, run):
@@ -264,6 +261,15 @@ def test_a_library_that_only_answers_slowly_is_waited_for(cluster, run):
     check(done, warnings=1)
     answers = {entry.function: entry.rv for entry in cluster.log()}
     assert (answers["CA_UnlockClusteredSlot"], answers["C_Finalize"]) == (0, 0)
+
+
+def test_a_device_that_is_busy_at_exit_is_asked_to_unlock_again(cluster, run):
+    done = run(
+        f"cluster.fault({UNLOCK!r}, {AGAIN}, times=2); slot.acquire(); leaving()", options=QUIET
+    )
+    check(done, warnings=1)
+    answers = [entry.rv for entry in cluster.log() if entry.function == UNLOCK]
+    assert answers == [AGAIN, AGAIN, 0]
 
 
 def test_sigterm_with_a_handler_that_raises_releases(luna, owner_of, run):

@@ -3,15 +3,13 @@
 import asyncio
 import os
 import signal
+import textwrap
 import threading
 
 import pytest
+from support import CLAIM, LOCK, TOKEN_INFO, UNLOCK
 
 import luna_ext
-
-LOCK = "CA_LockClusteredSlot"
-CLAIM = "CA_GetUnassignedSlot"
-TOKEN_INFO = "C_GetTokenInfo"
 
 
 def test_in_a_forked_child_nothing_is_held(luna, owner_of, in_child):
@@ -61,6 +59,19 @@ def test_stats_count_for_one_process(luna, in_child):
     with luna.slot(1):
         pass
     assert in_child(child) == 0
+
+
+def test_an_inherited_block_ends_once(luna, in_child):
+    slot = luna.slot(1)
+
+    def child():
+        slot.__exit__(None, None, None)
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            slot.__exit__(None, None, None)
+        return True
+
+    with slot:
+        assert in_child(child) == 0
 
 
 def test_the_childs_first_call_initialises_anew(luna, owner_of, in_child):
@@ -157,7 +168,7 @@ def test_a_block_of_any_kind_is_inherited_without_its_lock(luna, cluster, caplog
             assert len(held) == 1
             child = os.fork()
             if child == 0:
-                signal.alarm(60)
+                signal.alarm(45)
                 left = False
                 try:
                     left = leave(held[0])
@@ -186,7 +197,7 @@ def test_a_block_of_any_kind_is_inherited_without_its_lock(luna, cluster, caplog
     thread.join(60)
     assert codes == [0, 0]
     assert owners == [parent, parent]
-    assert all(token.owner is None for token in cluster.tokens())
+    assert nothing_is_locked(cluster)
 
 
 def test_an_inherited_async_with_ends_as_a_logged_no_op(luna, caplog, owner_of):
@@ -213,6 +224,30 @@ def test_an_inherited_async_with_ends_as_a_logged_no_op(luna, caplog, owner_of):
     assert owner_of(1) is None
 
 
+def test_a_fork_inside_async_with(luna, owner_of):
+    slot = luna.slot(1)
+
+    async def main():
+        lock = slot.lock()
+        async with lock:
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    run = lock.__aexit__(None, None, None).__await__()
+                    try:
+                        run.send(None)
+                    except StopIteration:
+                        code = 0 if owner_of(1) == os.getppid() and not slot.locked() else 2
+                finally:
+                    os._exit(code)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            slot.ensure_held()
+
+    asyncio.run(main())
+    assert owner_of(1) is None
+
+
 def test_a_child_leaves_an_inherited_block_and_locks_the_slot_itself(luna, owner_of, in_child):
     """What was inherited is forgotten with the block's end: the next one is the child's own."""
     slot = luna.slot(1)
@@ -233,7 +268,7 @@ def test_a_child_leaves_an_inherited_block_and_locks_the_slot_itself(luna, owner
 
     child_pid = os.fork()
     if child_pid == 0:
-        signal.alarm(60)
+        signal.alarm(45)
         code = 99
         try:
             code = 0 if child() else 1
@@ -295,8 +330,7 @@ def test_a_fork_beside_a_thread_that_waits_for_a_condition(luna, call, owner_of,
         return listening.result() == [os.getpid()] and owner_of(1) is None
 
     listening = call(listen)
-    while not condition._waiters:
-        os.sched_yield()
+    wait_until(lambda: condition._waiters)
     assert in_child(talk) == 0
     tell()
     assert listening.result() == [os.getpid()]
@@ -351,7 +385,7 @@ def test_fork_does_not_wait_for_a_call_of_another_thread(succeed, cluster, funct
         child = os.fork()
         cluster.latency(0, {function!r})
         if child == 0:
-            signal.alarm(50)
+            signal.alarm(40)
             with cluster.library() as mine:
                 with mine.slot(2).lock(timeout=40), mine.slot(3):
                     owners = [token.owner for token in cluster.tokens()]
@@ -375,7 +409,7 @@ def test_a_fork_in_the_midst_of_a_close_does_not_keep_the_child_from_closing(suc
         wait_until_inside("CA_UnlockClusteredSlot")
         child = os.fork()
         if child == 0:
-            signal.alarm(50)
+            signal.alarm(40)
             with cluster.library() as mine:
                 mine.slots()
             calls = mine.stats()
@@ -384,6 +418,64 @@ def test_a_fork_in_the_midst_of_a_close_does_not_keep_the_child_from_closing(suc
         os._exit(0)
     """
     assert succeed(body) == ["0"]
+
+
+FORKING = """
+def end_with_a_child(work):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        work()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_child_does_not_wait_for_a_close_of_the_parent(succeed):
+    body = f"""
+        slot.acquire()
+        cluster.latency(60, {UNLOCK!r})
+        in_thread(luna.close)
+        wait_until_inside({UNLOCK!r})
+        end_with_a_child(luna.close)
+    """
+    assert succeed(FORKING + textwrap.dedent(body)) == ["0"]
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_claim_of_a_child_does_not_wait_for_a_lock_call_of_the_parent(succeed):
+    body = f"""
+        def claim():
+            begin = time.monotonic()
+            with luna.claim("cluster-1"):
+                pass
+            assert time.monotonic() - begin < 5
+
+        cluster.latency(10, {LOCK!r})
+        in_thread(slot.acquire)
+        wait_until_inside({LOCK!r})
+        end_with_a_child(claim)
+    """
+    assert succeed(FORKING + textwrap.dedent(body)) == ["0"]
+
+
+def test_a_claim_of_the_parent_keeps_no_lock_of_the_child(succeed):
+    body = f"""
+        def owner(slot_id):
+            return {{token.slot_id: token.owner for token in cluster.tokens()}}[slot_id]
+
+        def lock():
+            with luna.slot(5):
+                assert owner(5) == os.getpid()
+            wait_until(lambda: owner(5) is None)
+
+        cluster.latency(60, {CLAIM!r})
+        in_thread(luna.claim("cluster-1").__enter__)
+        wait_until_inside({CLAIM!r})
+        end_with_a_child(lock)
+    """
+    assert succeed(FORKING + textwrap.dedent(body)) == ["0"]
 
 
 def test_closing_in_the_child_leaves_the_parent_alone(luna, owner_of, in_child):

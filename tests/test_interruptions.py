@@ -1,6 +1,8 @@
 """Ctrl-C and cancellation at every moment of an operation: no lock leaks, no waiter is lost.
 
-Each test sweeps the moment. What comes of an operation depends on it; what has to hold does not.
+On threads, the moment is one that the test brings about: inside a device call, or together with the
+grant, for which the signal handler itself provides. For tasks, most tests sweep the moment: what
+comes of an operation depends on it, what has to hold does not.
 """
 
 import asyncio
@@ -16,12 +18,22 @@ import warnings
 from functools import partial
 
 import pytest
+from support import (
+    CLAIM,
+    DEVICE_ERROR,
+    LOCK,
+    TOKEN_INFO,
+    UNLOCK,
+    have_returned,
+    hold_loop_until_it_is_told,
+    let_others_run_until,
+    logged,
+    nothing_is_locked,
+    wait_until,
+)
 
 import luna_ext
 
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
-CLAIM = "CA_GetUnassignedSlot"
 STEPS = 60
 LATENCY = 0.0005
 # Long enough for every operation of these tests to be over on a machine that is not busy.
@@ -71,12 +83,12 @@ def settled(cluster, call):
     def held_by_us():
         return [token.slot_id for token in cluster.tokens() if token.owner == os.getpid()]
 
+    def nothing_is_under_way():
+        return have_returned([one for one in cluster.log() if one.pid == os.getpid()])
+
     def settle(slot):
         # What was in flight when its caller left is given back when it returns.
-        deadline = time.monotonic() + 10
-        while held_by_us() or slot.locked():
-            assert time.monotonic() < deadline, (held_by_us(), slot)
-            os.sched_yield()
+        wait_until(lambda: nothing_is_under_way() and not held_by_us() and not slot.locked())
 
         def use():
             with slot.lock(timeout=10):
@@ -89,32 +101,47 @@ def settled(cluster, call):
 
 
 @pytest.fixture
-def interrupted():
-    """Runs a function in which KeyboardInterrupt is raised after a delay; whether it came."""
+def interrupted(call):
+    """Runs a function, and raises in it once another thread, which looks at it, says so.
+
+    Whether it came in time to be raised there: a handler that runs later does nothing.
+    """
     armed = False
 
-    def raise_once(number, frame):
+    def run(function, when, raising=lambda: None):
+        """`when` returns at the moment of the signal; `raising` is what the handler does first."""
         nonlocal armed
-        if armed:
-            armed = False
-            raise KeyboardInterrupt
 
-    def run(function, delay):
-        nonlocal armed
+        def raise_once(number, frame):
+            nonlocal armed
+            if armed:
+                armed = False
+                raising()
+                raise KeyboardInterrupt
+
+        def send():
+            when()
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+
+        signal.signal(signal.SIGALRM, raise_once)
+        armed = True
+        sending = call(send)
+        came = False
         try:
-            armed = True
-            signal.setitimer(signal.ITIMER_REAL, max(delay, 1e-6))
             function()
-            armed = False
         except KeyboardInterrupt:
-            return True
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        return False
+            came = True
+        armed = False
+        sending.result()
+        return came
 
-    previous = signal.signal(signal.SIGALRM, raise_once)
+    previous = signal.getsignal(signal.SIGALRM)
     yield run
-    signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, previous)
+
+
+def all_have_ended(threads):
+    return not any(thread.is_alive() for thread in threads)
 
 
 # ---- threads ----
@@ -161,119 +188,262 @@ OF_A_SLOT = {
     "with token": lambda luna: enter(luna.token("keyring1")),
     "token.lock": lambda luna: enter(luna.token("keyring1").lock()),
 }
+AT_ONCE = ("acquire(False)", "slot.lock(timeout=0)")
 OF_A_CLAIM = {
     "claim": in_turn(lambda luna: enter(luna.claim("cluster-1"))),
     "claim(timeout)": lambda luna: enter(luna.claim("cluster-1", timeout=5)),
 }
 
 
-@pytest.mark.signals
-@pytest.mark.usefixtures("slow_device")
-@pytest.mark.parametrize("name", [*OF_A_SLOT, *OF_A_CLAIM])
-def test_ctrl_c_at_any_moment_leaks_nothing(luna, settled, interrupted, name):
-    use = {**OF_A_SLOT, **OF_A_CLAIM}[name]
-    outcomes = set()
-    for delay in sweep():
-        outcomes.add(interrupted(lambda: use(luna), delay))
-        settled(luna.slot(1))
-    assert True in outcomes
+CALLS = {
+    "with token": (LOCK, TOKEN_INFO, UNLOCK),
+    "token.lock": (LOCK, TOKEN_INFO, UNLOCK),
+    **dict.fromkeys(OF_A_CLAIM, (CLAIM, UNLOCK)),
+}
 
 
 @pytest.mark.signals
-@pytest.mark.usefixtures("slow_device")
 @pytest.mark.parametrize(
-    "name", ["with slot", "acquire(timeout)", "slot.lock", "slot.lock(timeout=0)", "with token"]
+    ("name", "function"),
+    [
+        (name, function)
+        for name in (*OF_A_SLOT, *OF_A_CLAIM)
+        for function in CALLS.get(name, (LOCK, UNLOCK))
+    ],
 )
+def test_ctrl_c_inside_a_device_call_leaks_nothing(
+    luna, cluster, settled, interrupted, wait_until_inside, name, function
+):
+    use = {**OF_A_SLOT, **OF_A_CLAIM}[name]
+    cluster.latency(0.1, function)
+    assert interrupted(lambda: use(luna), lambda: wait_until_inside(function))
+    settled(luna.slot(1))
+
+
+def a_grant_had_time_to_come(slot):
+    """Where a worker makes the lock call. Where the calling thread makes it, there is none."""
+    with contextlib.suppress(AssertionError):
+        wait_until(slot.locked, 0.1)
+
+
+@pytest.mark.signals
+@pytest.mark.parametrize("moment", ["before its turn", "with its turn"])
+@pytest.mark.parametrize("name", [name for name in OF_A_SLOT if name not in AT_ONCE])
 def test_ctrl_c_behind_another_thread_loses_no_waiter(
-    luna, call, settled, interrupted, wait_until_queued, name
+    luna, call, hold_here, settled, interrupted, wait_until_queued, name, moment
 ):
     slot = luna.slot(1)
+    # A Token is looked for before.
+    luna.token("keyring1")
+    holder = hold_here(slot)
+    behind = []
 
-    def wait_and_hold(held):
-        with slot:
-            held.set()
-            # So that the main thread's wait begins before it ends.
-            time.sleep(LATENCY)
-        return True
+    def let_its_turn_come():
+        behind.append(call(lambda: enter(slot.lock(timeout=20))))
+        wait_until_queued(slot, 2)
+        if moment == "with its turn":
+            holder.leave()
+            a_grant_had_time_to_come(slot)
 
-    for delay in sweep(2 * LONGEST):
-        held = threading.Event()
-        holder = call(lambda held=held: wait_and_hold(held))
-        assert held.wait(10)
-        waiter = call(lambda: wait_and_hold(threading.Event()))
-        interrupted(lambda: OF_A_SLOT[name](luna), delay)
-        assert holder.result()
-        assert waiter.result()
-        settled(slot)
+    assert interrupted(
+        lambda: OF_A_SLOT[name](luna), lambda: wait_until_queued(slot, 1), let_its_turn_come
+    )
+    holder.leave()
+    assert behind[0].result() is None
+    settled(slot)
 
 
 @pytest.mark.signals
-@pytest.mark.usefixtures("slow_device", "contender")
-@pytest.mark.parametrize("name", ["with slot", "slot.lock"])
+@pytest.mark.parametrize("name", ["with slot", "acquire(timeout)", "slot.lock"])
 @pytest.mark.parametrize("contention", ["block", "poll"])
-def test_ctrl_c_behind_another_process_leaks_nothing(
-    cluster, settled, interrupted, contention, name
+def test_ctrl_c_behind_another_process_leaks_nothing_and_loses_no_waiter(
+    cluster, call, settled, interrupted, hold_elsewhere, contention, name
 ):
     cluster.switch("contention", "wait" if contention == "block" else "error")
+    holder = hold_elsewhere(1)
+    leaving = threading.Event()
+
+    def leave():
+        assert leaving.wait(30)
+        holder.release()
+
     with cluster.library(contention=contention) as luna:
-        for delay in sweep(4 * LONGEST, STEPS // 3):
-            interrupted(lambda: OF_A_SLOT[name](luna), delay)
-            settled(luna.slot(1))
+        slot = luna.slot(1)
+        releasing = threading.Thread(target=leave)
+        releasing.start()
 
+        behind = []
 
-@pytest.mark.signals
-@pytest.mark.usefixtures("slow_device")
-@pytest.mark.parametrize("name", ["with slot", "slot.lock", "with token"])
-def test_ctrl_c_while_the_device_is_asked_again_leaks_nothing(cluster, settled, interrupted, name):
-    # The second call begins 10 to 20 ms after the first, and has to be hit as well.
-    cluster.latency(0.005, LOCK)
-    with cluster.library(contention="poll") as luna:
-        for delay in sweep(0.035, STEPS // 2):
-            cluster.fault(LOCK, 0x30, times=1)
-            interrupted(lambda: OF_A_SLOT[name](luna), delay)
-            cluster.fault(LOCK, 0x30, times=0)
-            settled(luna.slot(1))
+        def has_asked():
+            wait_until(lambda: logged(cluster, LOCK))
+            behind.append(call(lambda: enter(slot.lock(timeout=20))))
+            wait_until(lambda: "waiting" in repr(slot))
+            # A thread that is inside the device call itself takes the signal when that returns.
+            threading.Timer(0.05, leaving.set).start()
 
+        def let_the_grant_come():
+            leaving.set()
+            releasing.join(30)
+            a_grant_had_time_to_come(slot)
 
-@pytest.mark.signals
-@pytest.mark.usefixtures("slow_device")
-@pytest.mark.luna_cluster(keyrings=1)
-def test_ctrl_c_while_a_claim_waits_for_a_token_leaks_nothing(luna, call, settled, interrupted):
-    slot = luna.slot(1)
-
-    def hold(held):
-        with slot:
-            held.set()
-            time.sleep(4 * LATENCY)
-
-    for delay in sweep(6 * LONGEST, STEPS // 2):
-        held = threading.Event()
-        holder = call(lambda held=held: hold(held))
-        assert held.wait(10)
-        interrupted(lambda: enter(luna.claim("cluster-1", timeout=5)), delay)
-        holder.result()
+        assert interrupted(lambda: OF_A_SLOT[name](luna), has_asked, let_the_grant_come)
+        releasing.join(30)
+        assert behind[0].result() is None
         settled(slot)
 
 
 @pytest.mark.signals
-def test_ctrl_c_while_a_library_opens_or_closes_leaves_it_usable(cluster, settled, interrupted):
-    cluster.latency(LATENCY, "C_Initialize")
-    cluster.latency(LATENCY, "C_Finalize")
+@pytest.mark.parametrize("moment", ["between two calls", "inside the second"])
+@pytest.mark.parametrize("name", ["with slot", "slot.lock", "with token"])
+def test_ctrl_c_while_the_device_is_asked_again_leaks_nothing_and_loses_no_waiter(
+    cluster, call, settled, interrupted, name, moment
+):
+    refused = 4 if moment == "between two calls" else 1
+
+    def is_the_moment():
+        calls = logged(cluster, LOCK)
+        return sum(one.rv == DEVICE_ERROR for one in calls) >= refused and (
+            refused > 1 or not have_returned(calls)
+        )
+
+    cluster.fault(LOCK, DEVICE_ERROR, times=-1 if refused > 1 else refused)
+    cluster.latency(0.1, LOCK)
+    with cluster.library(contention="poll") as luna:
+        slot = luna.slot(1)
+        behind = []
+
+        def asked_with_another_behind():
+            wait_until(lambda: logged(cluster, LOCK))
+            behind.append(call(lambda: enter(slot.lock(timeout=20))))
+            wait_until(is_the_moment)
+
+        assert interrupted(lambda: OF_A_SLOT[name](luna), asked_with_another_behind)
+        cluster.fault(LOCK, DEVICE_ERROR, times=0)
+        assert behind[0].result() is None
+        settled(slot)
+
+
+@pytest.mark.signals
+@pytest.mark.luna_cluster(keyrings=1)
+def test_ctrl_c_together_with_the_token_that_a_claim_waits_for_leaks_nothing(
+    luna, cluster, hold_here, settled, interrupted, wait_until_inside
+):
+    slot = luna.slot(1)
+    holder = hold_here(slot)
+
+    def one_is_asked_for():
+        cluster.latency(0.3, CLAIM)
+        wait_until_inside(CLAIM)
+        # The delay comes before the answer is found.
+        holder.leave()
+
+    def let_it_be_given():
+        wait_until(lambda: any(one.rv == 0 for one in logged(cluster, CLAIM)))
+        a_grant_had_time_to_come(slot)
+
+    assert interrupted(
+        lambda: enter(luna.claim("cluster-1", timeout=20)), one_is_asked_for, let_it_be_given
+    )
+    settled(slot)
+
+
+@pytest.mark.signals
+@pytest.mark.parametrize("function", ["C_Initialize", "C_Finalize"])
+def test_ctrl_c_while_a_library_opens_or_closes_leaves_it_usable(
+    cluster, settled, interrupted, wait_until_inside, function
+):
+    cluster.latency(0.1, function)
 
     def use():
         with cluster.library() as luna, luna.slot(1):
             pass
 
-    for delay in sweep():
-        # A Library that was interrupted on its way to its user is closed by nobody.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            interrupted(use, delay)
-        with cluster.library() as luna:
-            settled(luna.slot(1))
-        assert luna.closed
-        called = [call.function for call in cluster.log() if call.rv == 0]
-        assert called.count("C_Initialize") == called.count("C_Finalize")
+    # A Library that was interrupted on its way to its user is never closed.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        assert interrupted(use, lambda: wait_until_inside(function))
+    with cluster.library() as luna:
+        settled(luna.slot(1))
+    assert luna.closed
+    called = [call.function for call in cluster.log() if call.rv == 0]
+    assert called.count("C_Initialize") == called.count("C_Finalize")
+
+
+class Interruption(Exception):
+    """What a signal handler of these tests raises."""
+
+
+@pytest.mark.signals
+def test_signals_at_any_moment_leak_nothing_and_hit_nobody_else(luna, cluster, call, owner_of):
+    """A handler that raises, twice in short succession, while other threads use the same slot."""
+    slot = luna.slot(1)
+    stop = threading.Event()
+    left = 0
+
+    def others():
+        count = 0
+        while not stop.is_set():
+            with slot.lock(timeout=30):
+                count += 1
+        return count
+
+    def interrupt(number, frame):
+        nonlocal left
+        if left:
+            left -= 1
+            raise Interruption
+
+    def be_interrupted_twice():
+        nonlocal left
+        try:
+            # In here, so that no interruption can come before it can be caught.
+            left = 2
+            deadline = time.monotonic() + 30
+            while left:
+                assert time.monotonic() < deadline
+                with slot.lock(timeout=30):
+                    pass
+        except Interruption:
+            wait_until(lambda: not left)
+
+    threads = [call(others) for _ in range(2)]
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0007)
+    try:
+        for _ in range(300):
+            # Two levels, for the second may come while the first is being caught.
+            with contextlib.suppress(Interruption):
+                be_interrupted_twice()
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        stop.set()
+    assert left == 0
+    assert all(caller.result(30) > 0 for caller in threads)
+    with slot.lock(timeout=10):
+        assert owner_of(1) == os.getpid()
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.signals
+def test_a_signal_handler_may_use_another_slot_after_a_failed_claim(luna, cluster, owner_of):
+    cluster.fault(CLAIM, 0x30, times=1)
+    cluster.latency(0.1, CLAIM)
+    used = []
+
+    def use_another(number, frame):
+        with luna.slot(2):
+            used.append(owner_of(2))
+
+    previous = signal.signal(signal.SIGALRM, use_another)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(luna_ext.DeviceError), luna.claim("cluster-1"):
+            pass
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert used == [os.getpid()]
 
 
 # ---- tasks ----
@@ -375,6 +545,55 @@ def test_a_task_that_is_cancelled_after_any_number_of_steps_leaks_nothing(luna, 
     settled(luna.slot(1))
 
 
+@pytest.mark.luna_cluster(keyrings=1)
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        *((name, CLAIM if name == "claim" else LOCK) for name in ASYNC),
+        *((name, UNLOCK) for name in ASYNC),
+        ("token.lock", TOKEN_INFO),
+    ],
+)
+def test_a_cancellation_that_comes_together_with_an_answer_leaks_nothing(
+    luna, cluster, settled, wait_until_inside, name, function
+):
+    luna.token("keyring1")
+    cluster.latency(0.1, function)
+
+    async def main():
+        task = asyncio.create_task(use_async(ASYNC[name](luna)))
+        await asyncio.to_thread(wait_until_inside, function)
+        hold_loop_until_it_is_told(asyncio.get_running_loop())
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() or task.result() is None
+
+    run(main)
+    settled(luna.slot(1))
+
+
+@pytest.mark.parametrize("name", ["slot.lock", "slot.lock(timeout)", "token.lock"])
+def test_a_cancellation_that_comes_together_with_the_turn_loses_no_waiter(
+    luna, call, hold_here, settled, wait_until_queued, name
+):
+    slot = luna.slot(1)
+
+    async def main():
+        holder = hold_here(slot)
+        task = asyncio.create_task(use_async(ASYNC[name](luna)))
+        await asyncio.to_thread(wait_until_queued, slot, 1)
+        behind = call(lambda: enter(slot.lock(timeout=20)))
+        await asyncio.to_thread(wait_until_queued, slot, 2)
+        hold_loop_until_it_is_told(asyncio.get_running_loop(), holder.leave)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        await asyncio.to_thread(behind.result)
+
+    run(main)
+    settled(slot)
+
+
 @pytest.mark.usefixtures("slow_device")
 @pytest.mark.luna_cluster(keyrings=1)
 @pytest.mark.parametrize("name", ASYNC)
@@ -411,8 +630,7 @@ def test_a_task_that_is_cancelled_behind_a_thread_loses_no_waiter(luna, call, se
             assert held.wait(10)
             waiter = call(lambda: hold(threading.Event()))
             await cancel_after(delay, use_async(ASYNC[name](luna)))
-            while holder.is_alive() or waiter.is_alive():
-                await asyncio.sleep(0)
+            await let_others_run_until(partial(all_have_ended, (holder, waiter)))
             assert holder.result()
             assert waiter.result()
 

@@ -6,17 +6,15 @@ import os
 import signal
 import threading
 import warnings
+import weakref
 from decimal import Decimal
 from fractions import Fraction
 
 import pytest
+from support import AGAIN, BUSY, DEVICE_ERROR, LOCK, TOKEN_INFO, UNLOCK, wait_until
 
 import luna_ext
 from luna_ext.stub import Cluster
-
-DEVICE_ERROR = 0x30
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
 
 
 def test_with_locks_on_the_device_and_unlocks(luna, owner_of):
@@ -351,6 +349,14 @@ def test_slots_and_their_locks_are_not_made_or_pickled_by_users(luna):
             pickle.dumps(thing)
 
 
+def test_objects_that_no_library_made_are_not_to_be_had():
+    for kind in (luna_ext.ClusterSlot, luna_ext.SlotLock, luna_ext.Token, luna_ext.Claim):
+        with pytest.raises(TypeError):
+            kind.__new__(kind)
+        with pytest.raises(TypeError):
+            object.__new__(kind)
+
+
 def test_repr_says_which_slot_and_whether_it_is_locked(luna):
     slot = luna.slot(7)
     assert "7" in repr(slot)
@@ -386,6 +392,24 @@ def test_lost_connection_is_seen_at_the_end_alone(luna, cluster):
         cluster.disconnect(os.getpid())
 
 
+def test_an_error_that_does_not_mean_a_lost_connection_loses_nothing(luna, cluster, owner_of):
+    cluster.fault("C_GetTokenInfo", 0x2, times=1)
+    with luna.slot(1):
+        with pytest.raises(luna_ext.CryptokiError, match="CKR_HOST_MEMORY"):
+            luna.slot(1).ensure_held()
+        luna.slot(1).ensure_held()
+    assert owner_of(1) is None
+
+
+@pytest.mark.parametrize("code", [AGAIN, BUSY])
+def test_a_busy_device_has_lost_nothing(luna, cluster, code):
+    with luna.slot(1) as slot:
+        cluster.fault(TOKEN_INFO, code, times=1)
+        with pytest.raises(luna_ext.DeviceError):
+            slot.ensure_held()
+        slot.ensure_held()
+
+
 def test_a_lost_lock_is_not_unlocked_under_its_next_holder(luna, cluster, owner_of, calls_of):
     slot = luna.slot(1)
     cluster.fault("C_GetTokenInfo", DEVICE_ERROR, times=1)
@@ -395,18 +419,27 @@ def test_a_lost_lock_is_not_unlocked_under_its_next_holder(luna, cluster, owner_
     assert calls_of(UNLOCK) == before
 
 
+def test_a_lock_taken_through_one_library_is_not_released_through_another(luna, owner_of, cluster):
+    with cluster.library() as other, luna.slot(1):
+        with pytest.raises(luna_ext.LockNotOwnedError, match="another Library"):
+            other.slot(1).release()
+        assert owner_of(1) == os.getpid()
+
+
 def test_polling_waits_where_the_device_answers_an_error(cluster, hold_elsewhere, call, owner_of):
     cluster.switch("contention", "error")
     holder = hold_elsewhere(1)
     with cluster.library(contention="poll") as luna:
         slot = luna.slot(1)
         assert slot.acquire(timeout=0.05) is False
-        waiting = call(slot.__enter__)
+
+        def use():
+            with slot:
+                return owner_of(1)
+
+        waiting = call(use)
         holder.release()
-        waiting.result()
-        assert owner_of(1) == os.getpid()
-        with pytest.warns(ResourceWarning, match="slot 1 was still locked"):
-            luna.close()
+        assert waiting.result() == os.getpid()
 
 
 def test_close_ends_polling_though_another_library_is_open(cluster, luna, hold_elsewhere, call):
@@ -414,8 +447,7 @@ def test_close_ends_polling_though_another_library_is_open(cluster, luna, hold_e
     hold_elsewhere(1)
     polling = cluster.library(contention="poll")
     waiting = call(polling.slot(1).acquire)
-    while not any(entry.rv == DEVICE_ERROR for entry in cluster.log()):
-        os.sched_yield()
+    wait_until(lambda: any(entry.rv == DEVICE_ERROR for entry in cluster.log()))
     polling.close()
     with pytest.raises(luna_ext.LibraryClosedError):
         waiting.result()
@@ -429,7 +461,7 @@ def test_blocking_raises_where_the_device_answers_an_error(luna, cluster, hold_e
         pass
 
 
-@pytest.mark.parametrize("code", [0x80000041, 0x80001604])
+@pytest.mark.parametrize("code", [AGAIN, BUSY])
 def test_busy_devices_are_asked_again(luna, cluster, owner_of, code):
     cluster.fault(LOCK, code, times=2)
     with luna.slot(1):
@@ -514,6 +546,25 @@ def test_a_library_that_nobody_closed_warns_and_releases(cluster, owner_of):
     assert "unclosed Library for" in messages
     assert f"slot 1 was still locked, at {__file__}" in messages
     assert owner_of(1) is None
+    cluster.library().close()
+
+
+def test_a_worker_that_has_nothing_to_do_keeps_no_library(cluster):
+    luna = cluster.library()
+    luna.tokens(workers=2)
+    gone = weakref.ref(luna)
+
+    def is_gone():
+        gc.collect()
+        return gone() is None
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del luna
+        wait_until(is_gone)
+    assert {warning.category for warning in caught} == {ResourceWarning}
+    # C_Finalize may take long, and is left to the next Library.
+    cluster.library().close()
 
 
 def test_two_libraries_share_the_locks_of_one_client(luna, cluster, owner_of):
@@ -529,7 +580,7 @@ def test_two_libraries_share_the_locks_of_one_client(luna, cluster, owner_of):
         assert owner_of(1) == os.getpid()
 
 
-@pytest.mark.parametrize("code", [0x80000041, 0x80001604])
+@pytest.mark.parametrize("code", [AGAIN, BUSY])
 @pytest.mark.parametrize("way", ["with", "task"])
 def test_a_busy_device_is_asked_to_unlock_again(luna, cluster, owner_of, code, way):
     cluster.fault(UNLOCK, code, times=2)
@@ -547,7 +598,7 @@ def test_a_busy_device_is_asked_to_unlock_again(luna, cluster, owner_of, code, w
 
 
 def test_a_device_that_stays_busy_fails_the_release(luna, cluster):
-    cluster.fault(UNLOCK, 0x80001604)
+    cluster.fault(UNLOCK, BUSY)
     with pytest.raises(luna_ext.LockReleaseError, match="CKR_BUSY"), luna.slot(1):
         pass
     cluster.fault(UNLOCK, 0, times=0)
@@ -565,7 +616,7 @@ def test_a_waiter_gets_the_lock_after_a_busy_unlock(luna, cluster, call, wait_un
     with slot:
         waiting = call(enter)
         wait_until_queued(slot, 1)
-        cluster.fault(UNLOCK, 0x80000041, times=2)
+        cluster.fault(UNLOCK, AGAIN, times=2)
     assert waiting.result()
 
 

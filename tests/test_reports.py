@@ -2,21 +2,16 @@
 
 import asyncio
 import logging
-import os
 import re
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
+from support import DEVICE_ERROR, GENERAL_ERROR, UNLOCK, nothing_is_locked, wait_until
 
 import luna_ext
 from luna_ext.stub import STATE_VARIABLE
-
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
-DEVICE_ERROR = 0x30
 
 
 async def lock_in_task(luna):
@@ -126,7 +121,7 @@ def test_a_filter_that_raises_leaves_nothing_locked(luna, cluster, way, text):
         # Queued behind the unlock, if that is still under way.
         with slot.lock(timeout=10):
             pass
-    assert all(token.owner is None for token in cluster.tokens())
+    assert nothing_is_locked(cluster)
 
 
 def test_a_late_grant_is_told_when_it_is_unlocked(luna, caplog, hold_elsewhere):
@@ -135,13 +130,22 @@ def test_a_late_grant_is_told_when_it_is_unlocked(luna, caplog, hold_elsewhere):
     assert luna.slot(1).acquire(timeout=0.05) is False
     holder.release()
     hold_elsewhere(1)
-    deadline = time.monotonic() + 10
-    while not told(caplog, logging.DEBUG):
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    wait_until(lambda: told(caplog, logging.DEBUG))
     assert told(caplog, logging.DEBUG) == [
         "slot 1: unlocked, for no thread or task waits for the lock any more"
     ]
+
+
+def test_a_late_grant_that_cannot_be_unlocked_is_an_error_record(
+    luna, cluster, caplog, hold_elsewhere
+):
+    holder = hold_elsewhere(1)
+    assert luna.slot(1).acquire(timeout=0.05) is False
+    cluster.fault(UNLOCK, GENERAL_ERROR, times=1)
+    holder.kill()
+    wait_until(lambda: told(caplog, logging.ERROR))
+    (record,) = told(caplog, logging.ERROR)
+    assert "CKR_GENERAL_ERROR" in record
 
 
 def wait_in_lock(slot):
@@ -184,8 +188,15 @@ def test_a_long_wait_is_warned_of_once(luna, cluster, caplog, hold_elsewhere, ca
             held.set()
             release.wait(60)
 
+    async def hold_in_a_task():
+        async with luna.slot(6).lock():
+            await asyncio.to_thread(release.wait, 60)
+
     holding = call(hold_here)
     assert held.wait(10)
+    # A wait that was over at once is none that is still going on.
+    not_waiting = call(lambda: asyncio.run(hold_in_a_task()))
+    wait_until(luna.slot(6).locked)
     inside_the_device = call(lambda: wait_on_own_thread(luna.slot(3)))
     waiting = [
         call(lambda: wait_in_lock(luna.slot(1))),
@@ -195,10 +206,8 @@ def test_a_long_wait_is_warned_of_once(luna, cluster, caplog, hold_elsewhere, ca
     ]
     # One that ends when the wait would become long is told by its error.
     timed_out = call(lambda: time_out(luna.slot(5)))
-    deadline = time.monotonic() + 30
-    while len(texts := told(caplog, logging.WARNING)) < 5:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: len(told(caplog, logging.WARNING)) >= 5)
+    texts = told(caplog, logging.WARNING)
     assert all(caller.is_alive() for caller in waiting)
     assert sorted(texts) == [
         "cluster 'cluster-1': still waiting for an unassigned token after 5 s",
@@ -219,6 +228,7 @@ def test_a_long_wait_is_warned_of_once(luna, cluster, caplog, hold_elsewhere, ca
     release.set()
     cluster.fault("CA_GetUnassignedSlot", 0, times=0)
     assert holding.result() is None
+    assert not_waiting.result() is None
     assert all(caller.result() for caller in (*waiting, inside_the_device))
     assert told(caplog, logging.WARNING) == texts
 
@@ -360,7 +370,7 @@ def test_audit_events(cluster, monkeypatch):
         [sys.executable, "-X", "dev", "-W", "error", "-c", AUDIT],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=45,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

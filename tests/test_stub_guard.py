@@ -48,7 +48,7 @@ def run(program, *arguments):
         [sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=45,
     )
 
 

@@ -7,42 +7,40 @@ import threading
 import time
 
 import pytest
+from support import (
+    AGAIN,
+    BUSY,
+    CLAIM,
+    LOCK,
+    NO_MORE_THREADS,
+    NONE_LEFT,
+    UNLOCK,
+    have_returned,
+    let_others_run_until,
+    logged,
+    nothing_is_locked,
+    wait_until,
+)
 
 import luna_ext
 from luna_ext.stub import Cluster
 
-CLAIM = "CA_GetUnassignedSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
-NONE_LEFT = 0x6
-AGAIN, BUSY = 0x80000041, 0x80001604
-
-
-def free(cluster):
-    return all(token.owner is None for token in cluster.tokens())
+pytestmark = pytest.mark.usefixtures("regrant")
 
 
 def wait_until_free(cluster):
     """A late grant is unlocked by a worker."""
-    deadline = time.monotonic() + 20
-    while not free(cluster):
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    wait_until(lambda: nothing_is_locked(cluster), 20)
 
 
 def wait_until_called(cluster, function):
-    deadline = time.monotonic() + 10
-    while not any(call.function == function for call in cluster.log()):
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    wait_until(lambda: logged(cluster, function))
 
 
 def wait_until_answered(cluster):
-    """The claim that was given up comes back, so that the next test begins anew."""
+    """The claim that was given up comes back, and what it was given is unlocked."""
     cluster.latency(0, CLAIM)
-    deadline = time.monotonic() + 20
-    while any(call.duration is None for call in cluster.log() if call.function == CLAIM):
-        assert time.monotonic() < deadline
-        os.sched_yield()
+    wait_until(lambda: have_returned(logged(cluster, CLAIM)), 20)
     wait_until_free(cluster)
 
 
@@ -78,7 +76,7 @@ def test_async_with_holds_the_token_for_the_task(luna, cluster, owner_of):
             assert token.slot is not new.slot
 
     asyncio.run(main())
-    assert free(cluster)
+    assert nothing_is_locked(cluster)
     assert luna.token("payments-01")
 
 
@@ -138,7 +136,7 @@ def test_a_claim_waits_for_a_token_to_become_free(luna, cluster, way, timeout):
             enter(claim) if way == "thread" else asyncio.run(enter_in_task(claim))
     else:
         assert enter(claim) if way == "thread" else asyncio.run(enter_in_task(claim))
-    assert free(cluster)
+    assert nothing_is_locked(cluster)
 
 
 @pytest.mark.parametrize("timeout", [0, 10])
@@ -175,7 +173,7 @@ def test_many_tasks_claim_with_few_threads(luna, cluster):
     before = len(os.listdir("/proc/self/task"))
     asyncio.run(main())
     assert most <= before + 30
-    assert free(cluster)
+    assert nothing_is_locked(cluster)
 
 
 def test_a_cancelled_claim_leaks_nothing(luna, cluster):
@@ -183,8 +181,7 @@ def test_a_cancelled_claim_leaks_nothing(luna, cluster):
 
     async def main():
         task = asyncio.create_task(enter_in_task(luna.claim("cluster-1")))
-        while not any(call.function == CLAIM for call in cluster.log()):
-            await asyncio.sleep(0)
+        await let_others_run_until(lambda: logged(cluster, CLAIM))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -198,8 +195,7 @@ def test_a_claim_of_a_loop_that_is_gone_is_given_back(luna, cluster):
 
     async def main():
         task = asyncio.create_task(enter_in_task(luna.claim("cluster-1")))
-        while not any(call.function == CLAIM for call in cluster.log()):
-            await asyncio.sleep(0)
+        await let_others_run_until(lambda: logged(cluster, CLAIM))
         return task
 
     loop = asyncio.new_event_loop()
@@ -207,6 +203,44 @@ def test_a_claim_of_a_loop_that_is_gone_is_given_back(luna, cluster):
     loop.close()
     wait_until_answered(cluster)
     task._log_destroy_pending = False
+
+
+def test_a_claim_that_is_cancelled_before_its_turn_asks_nothing(luna, cluster, calls_of):
+    """So many claims at a time are given to threads, and the next one waits."""
+    # A claim that comes back with what another one holds would ask again.
+    cluster.switch("regrant", "off")
+    cluster.latency(0.3, CLAIM)
+    at_once = 16
+
+    async def main():
+        claims = [luna.claim("cluster-1") for _ in range(at_once + 1)]
+        tasks = [asyncio.create_task(enter_in_task(claim)) for claim in claims]
+        await let_others_run_until(lambda: len(logged(cluster, CLAIM)) == at_once)
+        tasks[-1].cancel()
+        await asyncio.wait(tasks)
+        assert tasks[-1].cancelled()
+        # There are fewer tokens than claims.
+        outcomes = {type(task.exception()) for task in tasks[:-1]}
+        assert outcomes <= {type(None), luna_ext.NoUnassignedTokenError}
+
+    asyncio.run(main())
+    assert calls_of(CLAIM) == at_once
+
+
+def test_claims_work_again_after_many_that_got_no_thread(succeed):
+    body = f"""
+        {NO_MORE_THREADS}
+        for _ in range(20):
+            try:
+                luna.claim("cluster-1", timeout=1).__enter__()
+            except RuntimeError as error:
+                refusal = error
+        threading.stack_size(0)
+        with luna.claim("cluster-1", timeout=20):
+            print(refusal)
+        luna.close()
+    """
+    assert " ".join(succeed(body)) == "can't start new thread"
 
 
 @pytest.mark.signals
@@ -237,7 +271,7 @@ def test_close_does_not_wait_for_a_claim_that_was_given_up(cluster):
     luna.close()
     assert time.monotonic() - begin < 1.5
     wait_until_called(cluster, "C_Finalize")
-    assert free(cluster)
+    assert nothing_is_locked(cluster)
 
 
 def test_close_ends_claims_that_wait(cluster, call):
@@ -281,3 +315,73 @@ def test_timed_claims_and_locks_of_the_same_slots_never_share_one(call):
             caller.result(60)
         wait_until_free(cluster)
     assert clashes == []
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+@pytest.mark.parametrize("way", ["thread", "task"])
+def test_a_claim_that_gave_up_is_not_in_the_way_of_a_lock(
+    luna, cluster, way, hold_here, call, wait_until_inside
+):
+    """It may still be at work: an unlock has crossed it, and a lock call is to make sure of it."""
+    slot = luna.slot(1)
+    holder = hold_here(slot)
+    cluster.latency(0.3, CLAIM)
+
+    def cross():
+        wait_until_inside(CLAIM)
+        holder.leave()
+        cluster.latency(1.5, LOCK)
+        wait_until_inside(LOCK)
+
+    crossing = call(cross)
+    claim = luna.claim("cluster-1", timeout=1.0)
+
+    async def claim_and_lock():
+        with pytest.raises(luna_ext.LockTimeoutError):
+            await enter_in_task(claim)
+        async with slot.lock(timeout=20):
+            slot.ensure_held()
+
+    if way == "thread":
+        with pytest.raises(luna_ext.LockTimeoutError):
+            enter(claim)
+        with slot.lock(timeout=20):
+            slot.ensure_held()
+    else:
+        asyncio.run(claim_and_lock())
+    crossing.result()
+    wait_until_free(cluster)
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+@pytest.mark.parametrize("relock", ["granted", "wait", "error"])
+def test_a_lock_call_is_answered_before_a_late_claim_of_its_slot_is_unlocked(succeed, relock):
+    """Only then does its answer tell what the device has; in a process that knows none of it yet."""
+    body = f"""
+        cluster.switch("relock", {relock!r})
+        polling = cluster.library(contention="poll")
+        cluster.latency(0.6, "CA_LockClusteredSlot")
+        cluster.latency(0.3, "CA_GetUnassignedSlot", after=True)
+
+        def lock():
+            with polling.slot(1):
+                assert [token.owner for token in cluster.tokens()] == [os.getpid()]
+
+        locking = in_thread(lock)
+        wait_until_inside("CA_LockClusteredSlot")
+        try:
+            with luna.claim("cluster-1", timeout=0.1):
+                print("claimed")
+        except luna_ext.LockTimeoutError:
+            print("late")
+        cluster.latency(0, "CA_LockClusteredSlot")
+        locking.join(20)
+        print("stuck" if locking.is_alive() else "locked")
+        sys.stdout.flush()
+        if locking.is_alive():
+            os._exit(0)
+        wait_until(lambda: all(token.owner is None for token in cluster.tokens()))
+        polling.close()
+        luna.close()
+    """
+    assert succeed(body) == ["late", "locked"]

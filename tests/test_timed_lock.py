@@ -1,15 +1,15 @@
 """Timeouts, and locks that another process holds; `slot.lock()` with `with`."""
 
 import os
+import sys
 import textwrap
 import time
+import types
 
 import pytest
+from support import CLAIM, DEVICE_ERROR, LOCK, NO_MORE_THREADS, UNLOCK
 
 import luna_ext
-
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
 
 
 def test_lock_gives_the_slot_and_holds_it(luna, owner_of):
@@ -136,9 +136,38 @@ def test_timeout_zero_does_not_wait_for_a_thread_of_this_process(luna, call, cal
         assert calls_of(LOCK) == before
 
 
-# None has room for its stack. In a process of its own, for a thread that has once been of use to a
-# Library is kept for the next.
-NO_MORE_THREADS = "threading.stack_size(1 << 46)\n"
+def test_the_error_of_a_call_that_was_given_up_is_no_other_waiters(
+    cluster, luna, call, wait_until_queued
+):
+    slot = luna.slot(1)
+    cluster.latency(0.6, LOCK)
+    cluster.fault(LOCK, DEVICE_ERROR, times=1)
+    timed = call(lambda: slot.acquire(timeout=0.3))
+    wait_until_queued(slot, 1)
+
+    def use():
+        with slot:
+            return True
+
+    plain = call(use)
+    assert timed.result() is False
+    assert plain.result() is True
+
+
+def test_a_worker_in_a_call_that_was_given_up_gets_no_other_call_to_make(luna, hold_elsewhere):
+    hold_elsewhere(1)
+    assert luna.slot(1).acquire(timeout=0.05) is False
+    assert luna.slot(2).acquire(timeout=20) is True
+    luna.slot(2).release()
+
+
+def test_a_timeout_that_is_longer_than_the_wait_that_is_warned_of_is_kept(luna, hold_elsewhere):
+    hold_elsewhere(1)
+    begin = time.monotonic()
+    assert luna.slot(1).acquire(timeout=5.3) is False
+    assert 5.3 <= time.monotonic() - begin < 6.5
+
+
 NEEDS_A_THREAD = {
     "acquire": "assert slot.acquire(timeout=20)\nslot.release()",
     "lock": "plainly(slot.lock(timeout=20))",
@@ -195,7 +224,7 @@ def plain():
     with slot:
         said.append("and yet locked")
 
-# Not by the main thread, for which a worker would make the call, and then be there for the next one.
+# Not by the main thread, for which a worker would make the call, and be there for the next one.
 leave = threading.Event()
 
 def hold():
@@ -217,3 +246,35 @@ print(*sorted(said, reverse=True))
 """
     assert " ".join(succeed(program)) == "can't start new thread and yet locked"
     assert owner_of(1) is None
+
+
+def test_a_release_that_gets_no_thread_is_made_at_once(succeed):
+    """Also beside a claim, whose end a worker may wait for."""
+    body = f"""
+        def owner(slot_id):
+            return {{token.slot_id: token.owner for token in cluster.tokens()}}[slot_id]
+
+        def claim():
+            luna.claim("cluster-1").__enter__()
+            claimed.set()
+            threading.Event().wait()
+
+        claimed = threading.Event()
+        cluster.latency(0.5, {CLAIM!r})
+        in_thread(claim)
+        wait_until_inside({CLAIM!r})
+        with luna.slot(5):
+            {NO_MORE_THREADS}
+        assert claimed.wait(20)
+        wait_until(lambda: owner(5) is None)
+        print("free", flush=True)
+        os._exit(0)
+    """
+    assert succeed(body) == ["free"]
+
+
+def test_a_lock_while_another_thread_imports_asyncio(luna, monkeypatch, owner_of):
+    """A module is in sys.modules before it has any of its names."""
+    monkeypatch.setitem(sys.modules, "asyncio", types.ModuleType("asyncio"))
+    with luna.slot(1).lock(timeout=10):
+        assert owner_of(1) == os.getpid()

@@ -3,12 +3,12 @@
 import os
 
 import pytest
+from support import DEVICE_ERROR
 
 import luna_ext
 from luna_ext.stub import Cluster
 
 GET_SLOT_ID = "CA_GetSlotId"
-DEVICE_ERROR = 0x30
 PIN = "12345678"
 
 

@@ -51,8 +51,13 @@ cdef class Claim:
             self.entered = self.token is not None
 
     def __exit__(self, exc_type, exc_value, traceback):
-        cdef Token token = self._end()
-        end_block(token.slot.mutex, token.slot.share, token.claimed, exc_type, exc_value)
+        cdef Token token = self._running()
+        try:
+            end_block(token.slot.mutex, token.slot.share, token.claimed, exc_type, exc_value)
+        finally:
+            # Not if another thread has called this, which ends nothing.
+            if token.slot.mutex.holds() != token.claimed:
+                self._end()
 
     async def __aenter__(self):
         cdef Request request
@@ -67,6 +72,7 @@ cdef class Claim:
                 request = self._request(task_number(task))
                 request.wait_in_task(task, loop, answered)
                 departure = new_departure(None, request.seat.number, self.share)
+                place = note_place(task)
                 try:
                     request.queue_up()
                     await self._settled(
@@ -77,7 +83,7 @@ cdef class Claim:
                     raise
                 self.token = self._token_of(request)
                 if self.token is not None:
-                    self.token.slot.mutex.note_place(task)
+                    self.token.slot.mutex.keep_place(place)
                     departure.mutex = self.token.slot.mutex
                     self.departure = departure
                     return self.token
@@ -89,7 +95,11 @@ cdef class Claim:
         # No coroutine: between its call and its first line a signal handler could come in.
         cdef Departure departure = self.departure
         self.departure = None
-        self._end()
+        if departure is None:
+            self._running()
+            departure = new_departure(self.token.slot.mutex, 0, self.share)
+        else:
+            self._end()
         departure.begin(exc_type, exc_value)
         return departure
 
@@ -111,16 +121,19 @@ cdef class Claim:
         self.entered = True
         return 0
 
-    cdef Token _end(self):
-        token = self.token
-        if token is None:
+    cdef Token _running(self):
+        """What the block holds that runs."""
+        if self.token is None:
             raise LockNotOwnedError(
                 "this claim's block was not entered; there is nothing to release",
                 function="CA_UnlockClusteredSlot",
             )
+        return self.token
+
+    cdef int _end(self) noexcept:
         self.token = None
         self.entered = False
-        return token
+        return 0
 
     cdef Request _request(self, uint64_t number):
         cdef Request request = Request.__new__(Request)

@@ -45,8 +45,8 @@ cdef int check_open(Share share, CK_SLOT_ID slot_id) except -1:
 cdef int end_block(
     SlotMutex mutex, Share share, uint64_t hold, object exc_type, object exception
 ) except -1:
-    """Unlock at the end of a `with` block, which `exception` may be leaving. `hold` is the block's, if
-    that is known.
+    """Unlock at the end of a `with` block, which `exception` may be leaving. `hold` is the block's,
+    if that is known.
     """
     cdef uint64_t me = caller_number()
     cdef Leave due = NOT_MINE
@@ -72,16 +72,17 @@ cdef bint end_foreign_block(SlotMutex mutex, Share share, uint64_t hold) except 
     collector there. The block's lock is given back if it is certainly that one.
     """
     cdef str holder = mutex.describe_holder()
+    cdef Record now = seen(&mutex.record)
     if hold == 0:
         if mutex.evicted is not None:
             # The block's lock may be one that was taken off, and the present holder another block.
             return False
-        hold = mutex.record.hold
-    if mutex.record.owner == 0 or mutex.record.share != share.number or mutex.record.hold != hold:
+        hold = now.hold
+    if now.owner == 0 or now.share != share.number or now.hold != hold:
         return False
     log.error(
-        "slot %d: a generator was closed in a with block that another thread runs; the lock is given "
-        "back (%s)",
+        "slot %d: a generator was closed in a with block that another thread runs; the lock is "
+        "given back (%s)",
         mutex.slot_id,
         holder,
     )
@@ -231,8 +232,8 @@ cdef Errand new_errand(object function):
 cdef bint run_within(object function, Deadline deadline) except -1:
     """Run a function that makes device calls, for so long at most; whether it has come to its end.
 
-    On the main thread signal handlers run meanwhile. If one of them forks, the child is told at once that it
-    has not: its thread is the parent's.
+    On the main thread signal handlers run meanwhile. If one of them forks, the child is told at
+    once that it has not: the worker is the parent's.
     """
     cdef Errand errand
     cdef double left = left_of(deadline)
@@ -333,12 +334,13 @@ cdef class SlotLock:
         check_open(self.share, self.mutex.slot_id)
         if self.timeout == 0:
             self.mutex.refuse_reentry(caller_number(), thread_number())
+        place = note_place(None)
         while True:
             if not self.mutex.acquire_within(self.share, self.poll, seconds):
-                raise self.timed_out()
+                raise self._timed_out()
             began_in = forks
             self.hold = self.mutex.record.hold
-            self.mutex.note_place(None)
+            self.mutex.keep_place(place)
             if self.token is None:
                 return self.target
             try:
@@ -368,8 +370,9 @@ cdef class SlotLock:
         begin_wait(&waiter.wait, False)
         self.mutex.refuse_reentry(waiter.seat.number, waiter.seat.home)
         if self.timeout == 0 and not self.mutex.is_free():
-            raise self.timed_out()
+            raise self._timed_out()
         departure = new_departure(self.mutex, waiter.seat.number, self.share)
+        place = note_place(task)
         answered = loop.create_future()
         waiter.wait_in_task(task, loop, answered)
         try:
@@ -383,18 +386,19 @@ cdef class SlotLock:
         except BaseException:
             self.mutex.withdraw(waiter)
             raise
-        if waiter.seat.outcome == FAILED:
-            raise waiter.error
-        if waiter.seat.outcome != GRANTED:
+        outcome = outcome_of(&self.mutex.record, &waiter.seat)
+        if outcome == FAILED:
+            raise waiter.failure()
+        if outcome != GRANTED:
             self.mutex.withdraw(waiter)
-            raise self.timed_out()
+            raise self._timed_out()
         self.mutex.confirm(waiter)
-        self.mutex.note_place(task)
+        self.mutex.keep_place(place)
         self.hold = waiter.seat.hold
         self.departure = departure
         if self.token is not None:
             try:
-                await self._check_label_in_task(loop, task, deadline)
+                await self._check_label_in_task(loop, task, left_of(deadline))
             except BaseException as error:
                 await self.__aexit__(type(error), error, None)
                 raise
@@ -415,21 +419,21 @@ cdef class SlotLock:
         if not run_within(self.token._check, deadline_in(seconds)) and forks == began_in:
             if left_of(deadline) != 0:
                 raise self.mutex.greenlet_error(TOKEN_INFO)
-            raise self.timed_out()
+            raise self._timed_out()
         return 0
 
-    async def _check_label_in_task(self, loop, task, deadline):
+    async def _check_label_in_task(self, loop, task, seconds):
         cdef Errand errand = new_errand(self.token._check)
         done = loop.create_future()
         errand.wait_in_task(task, loop, done)
         call_on_worker(errand.run)
-        await settled_within(done, left_of(deadline), LONG_WAIT_SECONDS, no_warning)
+        await settled_within(done, seconds, LONG_WAIT_SECONDS, no_warning)
         if not luna_shared_get(&errand.finished):
-            raise self.timed_out()
+            raise self._timed_out()
         if errand.error is not None:
             raise errand.error
 
-    def timed_out(self):
+    def _timed_out(self):
         slot_id = self.mutex.slot_id
         waited = "at once" if self.timeout == 0 else f"within {self.timeout:g} s"
         return LockTimeoutError(

@@ -81,6 +81,7 @@ cdef class ClusterSlot:
         """
         cdef double seconds
         check_open(self.share, self.mutex.slot_id)
+        place = note_place(None)
         if blocking and timeout == -1:
             self.mutex.acquire(self.share, self.poll)
         else:
@@ -89,7 +90,7 @@ cdef class ClusterSlot:
                 raise ValueError("can't specify a timeout for a non-blocking call")
             if not self.mutex.acquire_within(self.share, self.poll, seconds):
                 return False
-        self.mutex.note_place(None)
+        self.mutex.keep_place(place)
         return True
 
     def release(self):
@@ -112,7 +113,7 @@ cdef class ClusterSlot:
 
     def locked(self):
         """Whether a thread or task of this process holds the lock. Does not ask the device."""
-        return self.mutex.record.owner != 0
+        return self.mutex.holds() != 0
 
     def ensure_held(self):
         """Make sure that the caller still holds the lock; asks the device for a sign of life.
@@ -156,9 +157,10 @@ cdef class ClusterSlot:
         return self.mutex.is_mine()
 
     def __repr__(self):
-        state = "locked" if self.mutex.record.owner != 0 else "unlocked"
-        if self.mutex.record.waiting:
-            state += f", {self.mutex.record.waiting} waiting"
+        cdef Record now = seen(&self.mutex.record)
+        state = "unlocked" if now.owner == 0 else "locked"
+        if now.waiting:
+            state += f", {now.waiting} waiting"
         return f"<luna_ext.ClusterSlot {self.mutex.slot_id} of {self.share.path!r}, {state}>"
 
     def __reduce__(self):

@@ -209,8 +209,8 @@ cdef CK_SLOT_ID *new_list(CK_ULONG room) except NULL:
 
 
 cdef list listed(ListArguments *arguments, CK_ULONG room, int function):
-    """The slot IDs in their order, each once, whatever the client lists; an error for what it has not
-    written.
+    """The slot IDs in their order, each once, whatever the client lists; an error for what it has
+    not written.
     """
     cdef CK_ULONG count = min(arguments.count, room)
     slots = [arguments.slots[index] for index in range(count)]

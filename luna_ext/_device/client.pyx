@@ -1,7 +1,7 @@
 # The loaded client library: its functions, C_Initialize, the calls in flight, fork, exit.
 
-# How long one wait lasts on the main thread. A signal that arrives just before a thread falls asleep
-# does not wake it; its handler runs after so long at the latest.
+# How long one wait lasts on the main thread. A signal that arrives just before a thread falls
+# asleep does not wake it; its handler runs after so long at the latest.
 cdef double SIGNAL_SECONDS = 0.5
 # No wait is longer, for a C library's clock may not count further.
 cdef double LONGEST_WAIT_SECONDS = 3600.0
@@ -116,7 +116,8 @@ cdef inline bint call_begins(Client client) noexcept nogil:
 
 
 cdef inline bint cleanup_begins(Client client) noexcept nogil:
-    """A call that undoes an earlier one (unlock, logout) is due even when the library is closing."""
+    """A call that undoes an earlier one (unlock, logout) is due even when the library is closing.
+    """
     cdef Traffic *traffic = &client.traffic[luna_shard()]
     luna_shared_add(&traffic.in_flight, 1)
     if luna_shared_get(&client.answers):
@@ -208,8 +209,10 @@ cdef class Client:
 
     def keep_locks(self, locks):
         """What the layer above keeps for this client; the first that comes stays."""
+        luna_guard_lock(&self.guard)
         if self.locks is None:
             self.locks = locks
+        luna_guard_unlock(&self.guard)
         return self.locks
 
     cdef bint has(self, int function) noexcept:

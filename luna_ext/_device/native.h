@@ -201,8 +201,15 @@ static inline void luna_open_error(char *text, size_t room) {
 /* Threads have a share of each counter of their own, so that they do not share its cache line. */
 #define LUNA_SHARDS 16
 typedef PyMutex luna_guard;
+#ifdef __SANITIZE_THREAD__
+/* The interpreter is not built for ThreadSanitizer, which has to be told what its mutexes do. */
+#include <sanitizer/tsan_interface.h>
+#define luna_guard_lock(guard) (PyMutex_Lock(guard), __tsan_acquire(guard))
+#define luna_guard_unlock(guard) (__tsan_release(guard), PyMutex_Unlock(guard))
+#else
 #define luna_guard_lock(guard) PyMutex_Lock(guard)
 #define luna_guard_unlock(guard) PyMutex_Unlock(guard)
+#endif
 #define luna_shared_get(place) __atomic_load_n((place), __ATOMIC_SEQ_CST)
 #define luna_shared_set(place, value) __atomic_store_n((place), (value), __ATOMIC_SEQ_CST)
 #define luna_shared_add(place, amount) __atomic_add_fetch((place), (amount), __ATOMIC_SEQ_CST)
@@ -381,6 +388,27 @@ static inline int luna_leads_process(void) {
 #ifdef __linux__
     return (long)syscall(SYS_gettid) == (long)getpid();
 #else
+    return 0;
+#endif
+}
+
+/* The thread's ID at the operating system; 0 where it is not needed. */
+static inline long luna_thread_id(void) {
+#ifdef __linux__
+    return (long)syscall(SYS_gettid);
+#else
+    return 0;
+#endif
+}
+
+/* Whether a thread of this process is still there. */
+static inline int luna_thread_exists(long id) {
+#ifdef __linux__
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/self/task/%ld", id);
+    return access(path, F_OK) == 0;
+#else
+    (void)id;
     return 0;
 #endif
 }

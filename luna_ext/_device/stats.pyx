@@ -90,9 +90,9 @@ cdef dict stats_of(Traffic *traffic):
     stats = {}
     for function in range(FUNCTION_COUNT):
         counter = &traffic.counters[<int> function]
-        histogram = tuple(
-            [total(traffic, place_of(traffic, &counter.durations[n])) for n in range(LUNA_DURATIONS)]
-        )
+        histogram = tuple([
+            total(traffic, place_of(traffic, &counter.durations[n])) for n in range(LUNA_DURATIONS)
+        ])
         if any(histogram):
             longest = 0
             for shard in range(LUNA_SHARDS):

@@ -1,7 +1,7 @@
 # Claims: device calls that come back with any slot's lock. And what all locks of a client share.
 #
-# A claim and the lock of a slot do not wait for each other, and do not trust what crossing replies say.
-# state.pyx has the rules, `make model` searches them.
+# A claim and the lock of a slot do not wait for each other, and do not trust what crossing replies
+# say. state.pyx has the rules, `make model` searches them.
 
 cdef enum:
     # How often the device is asked again at once when it gives a slot that this process holds.
@@ -97,8 +97,9 @@ cdef class Locks:
     cdef int calls_given_up(self) except -1:
         """How many lock calls and claims are at the device that no thread or task waits for."""
         cdef int calls = self.given_up
+        cdef Record record
         for mutex in self.all():
-            record = &(<SlotMutex> mutex).record
+            record = seen(&(<SlotMutex> mutex).record)
             calls += record.calling and record.caller == 0 and record.waiting == 0
         return calls
 
@@ -142,7 +143,9 @@ cdef class Locks:
             request = None
 
     def serve_stuck(self):
-        """While claims are queued, the servers may be stuck at the device: begin one more at a time."""
+        """While claims are queued, the servers may be stuck at the device: begin one more at a
+        time.
+        """
         while True:
             with nogil:
                 luna_pause(STUCK_SECONDS)
@@ -215,9 +218,9 @@ cdef class Request(Waiter):
                 continue
             if rv == CKR_OK:
                 known = self.locks.mutexes.get(self.info.slotID)
-                self.mutex = (
-                    self.locks._keep(mutex, self.info.slotID) if known is None else <SlotMutex> known
-                )
+                if known is None:
+                    known = self.locks._keep(mutex, self.info.slotID)
+                self.mutex = <SlotMutex> known
                 luna_guard_lock(&self.locks.guard)
                 arrival = arrive(
                     &self.mutex.record, &self.seat, claim, client.generation, &self.locks.kind
@@ -229,7 +232,8 @@ cdef class Request(Waiter):
             if arrival == CLAIMED:
                 return 0
             if arrival == RETURNED:
-                self.mutex._tell_late(self.mutex.take_off(False, client.generation))
+                # A lock call may be out, whose answer the unlock must not cross either.
+                self.mutex._tell_late(self.mutex.take_off(True, client.generation))
                 return 0
             if arrival == UNPROVEN and self.make_sure():
                 return 0
@@ -256,7 +260,8 @@ cdef class Request(Waiter):
         return 0
 
     cdef uint64_t _begin(self) noexcept:
-        """From here until _end() the device has the claim; its number. 0: it was given up before."""
+        """From here until _end() the device has the claim; its number. 0: it was given up before.
+        """
         cdef uint64_t claim = 0
         luna_guard_lock(&self.locks.guard)
         if self.seat.outcome == WAITING:
@@ -292,9 +297,11 @@ cdef class Request(Waiter):
         cdef SlotMutex mutex = self.mutex
         cdef Waiter waiter = Waiter.__new__(Waiter)
         cdef object failure = None
+        cdef Outcome outcome
         cdef uint64_t hold
         cdef uint64_t asked = mutex.record.calls
-        waiter.prepare(self.seat.number, self.seat.home, self.share, False)
+        # With a number of its own: a claimer that gives up may lock the slot while this waits.
+        waiter.prepare(new_number(), 0, self.share, False)
         waiter.wait_in_thread()
         # The grant may be true: then no other waiter of this process could get the lock before.
         Py_INCREF(waiter)
@@ -302,9 +309,15 @@ cdef class Request(Waiter):
         mutex.pass_turn()
         with nogil:
             PyThread_acquire_lock_timed(waiter.signal, <long long> (1e6 * LONGEST_MOMENT), 0)
-        if waiter.seat.outcome == FAILED:
-            failure = waiter.error
-        elif waiter.seat.outcome == GRANTED:
+        outcome = outcome_of(&mutex.record, &waiter.seat)
+        if outcome == WAITING:
+            # It may be granted just now; then the slot must not be taken for one in doubt.
+            outcome = step_out(&mutex.record, &waiter.seat)
+            if outcome == WAITING:
+                Py_DECREF(waiter)  # the queue's reference
+        if outcome == FAILED:
+            failure = waiter.failure()
+        elif outcome == GRANTED:
             hold = waiter.seat.hold
             try:
                 # Another process may have locked, assigned and unlocked it in between.
@@ -316,14 +329,13 @@ cdef class Request(Waiter):
                 return True
             mutex.give_back(hold)
             return self.seat.outcome != WAITING
-        mutex.withdraw(waiter)
         if self.locks.kind == GIVES_ONCE and self._own_after_all():
             return True
         if begin_doubt(&mutex.record, self.locks.client.generation, asked != mutex.record.calls):
             log.error(
                 "slot %d: CA_GetUnassignedSlot has come back with it while it was unlocked, and "
-                "whether this process holds its lock could not be made sure (%s). It is left alone; "
-                "the lock may stay set until this process disconnects",
+                "whether this process holds its lock could not be made sure (%s). It is left "
+                "alone; the lock may stay set until this process disconnects",
                 mutex.slot_id,
                 failure or f"no answer within {LONGEST_MOMENT:g} s",
             )
@@ -345,10 +357,7 @@ cdef class Request(Waiter):
         """The claim owns what its lock call was granted; False if it was given up."""
         cdef bint wanted
         luna_guard_lock(&self.locks.guard)
-        wanted = self.seat.outcome == WAITING
-        if wanted:
-            self.seat.hold = hold
-            self.seat.outcome = GRANTED
+        wanted = self.seat.outcome == WAITING and hand_over(&self.mutex.record, hold, &self.seat)
         luna_guard_unlock(&self.locks.guard)
         return wanted
 
@@ -381,7 +390,6 @@ cdef class Request(Waiter):
 
     cdef int give_up(self) except -1:
         """The waiter gives up. What was granted goes back."""
-        cdef uint64_t hold
         self.locks.requests.discard(self)
         if not self.step_aside(WITHDRAWN) and self.seat.outcome == GRANTED:
             self.seat.outcome = WITHDRAWN

@@ -1,18 +1,21 @@
-# The ends: of a Library, of a thread, of the interpreter; and the fork, which ends all but one thread.
+# The ends: of a Library, of a thread, of the interpreter; and the fork, which ends all but one
+# thread.
 
-# How long the interpreter's exit may take, whatever the device does and whichever thread waits for which.
+# How long the interpreter's exit may take, whatever the device does and whichever thread waits for
+# which.
 cdef double EXIT_SECONDS = 2.0
-# How much of that is left when the device is not waited for any more: most often the interpreter is gone
-# before threads are told, as late as the exit allows, that their library is closed.
+# How much of that is left when the device is not waited for any more: most often the interpreter is
+# gone before threads are told, as late as the exit allows, that their library is closed.
 cdef double LAST_SECONDS = 0.25
 
 # ---- of a Library ----
 
 
 cdef int close_client(Locks locks, Share share, bint wait) except -1:
-    """End a Library's share, after its locks have come off; with the last one the client is finalised.
+    """End a Library's share, after its locks have come off; with the last one the client is
+    finalised.
 
-    Without `wait` that is left to the next one that may wait: a Library that is opened, or the exit.
+    Without `wait` that is left to a Library that is opened, or to the exit.
     """
     locks.client.part(share)
     return finish_closing(locks) if wait else 0
@@ -54,7 +57,7 @@ cdef int when_thread_ended(uint64_t number) except -1:
         if (<Client> client).locks is None:
             continue
         for mutex in (<Locks> (<Client> client).locks).all():
-            if (<SlotMutex> mutex).record.owner == number:
+            if seen(&(<SlotMutex> mutex).record).owner == number:
                 call_on_worker(partial(take_after_a_while, mutex, number))
     return 0
 
@@ -81,7 +84,8 @@ cdef struct LastCalls:
 
 
 def shut_down_all():
-    """What is registered with atexit: unlock what is held and finalise the clients, in 2 seconds."""
+    """What is registered with atexit: unlock what is held and finalise the clients, in 2 seconds.
+    """
     cdef double deadline = luna_now() + EXIT_SECONDS - LAST_SECONDS
     clients = loaded_clients()
     begin_exit(deadline + LAST_SECONDS)
@@ -111,7 +115,8 @@ cdef list shut_down(Client client, double deadline):
         if hold and lose(&mutex.record, hold, EXITING):
             slot_ids.append(mutex.slot_id)
             messages.append(
-                f"slot {mutex.slot_id} was still locked, {mutex.place()}, when the interpreter exited"
+                f"slot {mutex.slot_id} was still locked, {mutex.place()}, when the interpreter "
+                "exited"
             )
     if not slot_ids or unlock_until(client.unlock_clustered_slot, slot_ids, deadline):
         # A call that was given up is not waited for. It may take for ever, and while one is in
@@ -193,9 +198,10 @@ atexit.register(shut_down_all)
 
 
 def _after_fork_in_child():
-    global forks, watching
+    global forks, watching, watch_stop
     forks += 1
     watching = 0
+    watch_stop = new_signal()
     forget_workers()
     number = luna_number()
     if number != 0:
@@ -206,6 +212,11 @@ def _after_fork_in_child():
             (<Client> client).locks.after_fork()
 
 
-# After the device layer's own, which has been registered before.
+def _before_fork():
+    stop_watching()
+    dismiss_idle_workers()
+
+
+# In the child, after the device layer's own, which has been registered before.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

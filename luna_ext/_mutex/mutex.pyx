@@ -1,23 +1,44 @@
-# The lock of one slot in the hands of this process's threads and tasks: the ways in, the ways out, and
-# what a holder may ask while it holds.
+# The lock of one slot in the hands of this process's threads and tasks: the ways in, the ways out,
+# and what a holder may ask while it holds.
 #
-# The device's owner is the application, so it may not keep this process's threads apart. That is done
-# here: per slot there is one holder, at most one lock call on its way to the device, and a queue.
+# The device's owner is the application, so it may not keep this process's threads apart. That is
+# done here: per slot there is one holder, at most one lock call on its way to the device, and a
+# queue.
 
 # How long an unlock call is repeated while the device answers that it is busy.
 cdef double BUSY_SECONDS = 2.0
-# How long an unlock waits, once for a client, for a lock call that crosses it: a device that grants its
-# application again answers at once. That is also the time that a claim's own lock call has.
+# How long an unlock waits, once for a client, for a lock call that crosses it: a device that grants
+# its application again answers at once. That is also the time that a claim's own lock call has.
 cdef double SHORTEST_MOMENT = 0.5
 cdef double LONGEST_MOMENT = 2.0
 # And how many calls of average length.
 cdef double CALLS_OF_A_MOMENT = 50
-# How long the lock of a thread that has ended is left alone: what else the thread kept may release it.
+# How long the lock of a thread that has ended is left alone: what else the thread kept may release
+# it.
 cdef double ENDED_SECONDS = 0.25
 cdef uint64_t LONG_WAIT_NANOSECONDS = LONG_WAIT_SECONDS * 1000000000ULL
 
 # How often this process has come out of a fork as the child.
 cdef uint64_t forks = 0
+
+
+@cython.final
+cdef class Place:
+    pass
+
+
+cdef Place note_place(object task):
+    """Who asks for a lock, and where, for what is told of a lock that stays set. Before it is asked
+    for, for from the grant on nothing may be allocated.
+    """
+    cdef Place place = Place.__new__(Place)
+    cdef PyFrameObject *frame = PyEval_GetFrame()
+    place.task = None if task is None else weakref.ref(task)
+    if frame != NULL:
+        place.code = <object> PyFrame_GetCode(frame)
+        Py_DECREF(place.code)  # PyFrame_GetCode gave a reference of its own
+        place.lasti = PyFrame_GetLasti(frame)
+    return place
 
 
 @cython.final
@@ -28,8 +49,8 @@ cdef class SlotMutex:
     cdef int acquire(self, Share share, bint poll) except -1:
         """Lock, however long it takes.
 
-        The main thread leaves the device call to a worker, so that signal handlers run while it lasts;
-        any other thread makes it itself, which is the fastest way.
+        The main thread leaves the device call to a worker, so that signal handlers run while it
+        lasts; any other thread makes it itself, which is the fastest way.
         """
         cdef uint64_t me = caller_number()
         cdef Wait wait
@@ -54,6 +75,7 @@ cdef class SlotMutex:
         cdef Deadline deadline = deadline_in(seconds or ANSWER_SECONDS)
         cdef double left
         cdef uint64_t began_in
+        cdef Outcome outcome
         self._need_functions(share)
         audit_lock(self.slot_id)
         if seconds == 0 and not self.is_free():
@@ -73,17 +95,18 @@ cdef class SlotMutex:
             except BaseException:
                 self.withdraw(waiter)
                 raise
-            if waiter.seat.outcome == FAILED:
-                raise waiter.error
-            if waiter.seat.outcome == WAITING or waiter.seat.outcome == WITHDRAWN:
+            outcome = outcome_of(&self.record, &waiter.seat)
+            if outcome == FAILED:
+                raise waiter.failure()
+            if outcome == WAITING:
                 self.withdraw(waiter)
                 if in_hub and seconds != 0 and left_of(deadline) != 0:
                     raise self.greenlet_error(LOCK)
                 return False
-            if waiter.seat.outcome == GRANTED:
+            if outcome == GRANTED:
                 self.confirm(waiter)
             if forks == began_in:
-                if waiter.seat.outcome == TURN:
+                if outcome == TURN:
                     # No thread can be had, and the caller has no other wish than the lock.
                     self._own_call(waiter.seat.number, share, poll, &waiter.wait)
                 return True
@@ -144,6 +167,7 @@ cdef class SlotMutex:
         self, uint64_t number, Share share, bint poll, Wait *wait, bint before_all
     ) except -1:
         """Queue up to make the lock call on this thread."""
+        cdef Outcome outcome
         cdef Waiter waiter = Waiter.__new__(Waiter)
         if not before_all:
             self.refuse_reentry(number, thread_number())
@@ -164,9 +188,10 @@ cdef class SlotMutex:
             self.withdraw(waiter)
             raise
         wait[0] = waiter.wait
-        if waiter.seat.outcome == FAILED:
-            raise waiter.error
-        if waiter.seat.outcome == TURN:
+        outcome = outcome_of(&self.record, &waiter.seat)
+        if outcome == FAILED:
+            raise waiter.failure()
+        if outcome == TURN:
             return self._own_call(number, share, poll, wait)
         return self.confirm(waiter)
 
@@ -269,30 +294,31 @@ cdef class SlotMutex:
         """Raise if a wait of this caller would never end."""
         cdef uint64_t thread = thread_number()
         cdef bint is_thread = number == thread
-        if is_idle(&self.record) and self.record.first == NULL:
+        cdef Record now = seen(&self.record)
+        if is_idle(&now) and now.first == NULL:
             return 0
-        if self.record.owner == number:
+        if now.owner == number:
             what = "this thread holds the lock already" if is_thread else (
                 "this task, or greenlet, holds the lock already"
             )
-        elif self.record.owner == thread and self.record.owner != 0:
+        elif now.owner == thread:
             what = (
                 "this thread holds the lock already, by a plain `with`; where tasks share a lock, "
                 "all need `async with`"
             )
-        elif (self.record.turn and self.record.caller == number) or (
+        elif (now.turn and now.caller == number) or (
             waits_here(&self.record, number, 0)
         ):
             what = "the caller waits for this lock already"
         elif is_thread and current_task() is not None and (
-            (self.record.owner != 0 and self.record.home == thread)
+            (now.owner != 0 and now.home == thread)
             or waits_here(&self.record, number, thread)
         ):
             what = (
                 "tasks of this thread's event loop hold the lock or wait for it, and could not go "
                 "on while the loop is blocked; use `async with slot.lock()`"
             )
-        elif self.record.owner != 0 and self.record.home == thread and in_greenlet_hub():
+        elif now.owner != 0 and now.home == thread and in_greenlet_hub():
             raise self.greenlet_error(LOCK)
         else:
             return 0
@@ -304,7 +330,8 @@ cdef class SlotMutex:
 
     cdef bint is_free(self) noexcept:
         """Whether no thread or task of this process holds the lock, waits for it or is asking."""
-        return is_idle(&self.record) and self.record.first == NULL
+        cdef Record now = seen(&self.record)
+        return is_idle(&now) and now.first == NULL
 
     # ---- the lock call for waiters, on a worker ----
 
@@ -342,7 +369,6 @@ cdef class SlotMutex:
         cdef double pause
         cdef uint64_t hold
         cdef int kind
-        cdef bint poll
         backoff.longest = 0
         while True:
             if luna_shared_get(&self.client.state) != READY:
@@ -374,9 +400,7 @@ cdef class SlotMutex:
                 self._tell_late(self.take_off(False, self.record.generation))
                 return 0
             if verdict == REFUSED:
-                seat = self.record.first
-                poll = seat != NULL and seat.poll
-                if seat != NULL and not may_pass(rv, poll):
+                if not may_try_again(&self.record, says_busy(rv), rv == CKR_DEVICE_ERROR):
                     self._fail_first(error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id))
                     return 0
                 pause = next_pause(&backoff)
@@ -386,8 +410,8 @@ cdef class SlotMutex:
         return 0
 
     cdef int _fail_first(self, object error) except -1:
-        """The turn comes to nothing, and the first waiter hears why; one that calls the device itself
-        will be told by that.
+        """The turn comes to nothing, and the first waiter hears why; one that calls the device
+        itself will be told by that.
         """
         cdef Seat *seat = take_first(&self.record, FAILED, True)
         give_turn_back(&self.record)
@@ -400,8 +424,11 @@ cdef class SlotMutex:
 
     # ---- the ways out ----
 
-    cdef CK_RV begin_release(self, uint64_t number, uint64_t share, Leave *due, Loss *loss) noexcept:
-        """The release, as a whole and before anything that can raise; what the device has answered."""
+    cdef CK_RV begin_release(
+        self, uint64_t number, uint64_t share, Leave *due, Loss *loss
+    ) noexcept:
+        """The release, as a whole and before anything that can raise; what the device has answered.
+        """
         due[0] = begin_leave(
             &self.record, number, 0, share, self.client.generation, &self.locks.kind, loss
         )
@@ -453,7 +480,7 @@ cdef class SlotMutex:
         """Make the unlock call that is due, and pass the turn. What the device has answered."""
         cdef CK_RV rv = CKR_OK
         cdef double until, pause
-        if after_a_moment:
+        if after_a_moment and self.locks.kind == UNKNOWN:
             self._wait_a_moment()
         if not unlock_slot(self.client, self.slot_id, &rv):
             rv = CKR_CRYPTOKI_NOT_INITIALIZED
@@ -475,9 +502,10 @@ cdef class SlotMutex:
         return rv
 
     cdef int _wait_a_moment(self) noexcept:
-        """Before a claim's lock comes off, while the kind of the device is not known: a lock call that is
-        out for the same slot has a moment to come back. A device that grants its application again
-        answers at once; one that gives a lock but once answers as soon as the lock is off.
+        """Before a claim's lock comes off, while the kind of the device is not known: a lock call
+        that is out for the same slot has a moment to come back. A device that grants its
+        application again answers at once; one that gives a lock but once answers as soon as the
+        lock is off.
         """
         cdef PyThread_type_lock signal = PyThread_allocate_lock()
         cdef double moment = self.locks.moment()
@@ -533,7 +561,7 @@ cdef class SlotMutex:
 
     cdef bint is_mine(self) except -1:
         """Whether the calling thread, task or greenlet holds the lock."""
-        cdef uint64_t owner = self.record.owner
+        cdef uint64_t owner = seen(&self.record).owner
         if owner == 0:
             return False
         if owner == caller_number():
@@ -574,12 +602,14 @@ cdef class SlotMutex:
         """Ask the device for the token's label; a device that is gone has dropped the lock."""
         cdef bytes label = None
         cdef uint64_t hold
+        cdef Record now
         self.check_not_evicted(share, TOKEN_INFO)
         self.check_mine(TOKEN_INFO)
-        hold = self.record.hold
-        if self.record.loss == NOT_LOST and self.record.generation != self.client.generation:
+        now = seen(&self.record)
+        hold = now.hold
+        if now.loss == NOT_LOST and now.generation != self.client.generation:
             lose(&self.record, hold, FINALISED)
-        if self.record.loss == NOT_LOST:
+        if seen(&self.record).loss == NOT_LOST:
             try:
                 label = token_label(self.client, self.slot_id)
             except CryptokiError as error:
@@ -592,11 +622,12 @@ cdef class SlotMutex:
                     rv=error.rv,
                     function=error.function,
                 ) from error
-        if self.record.hold != hold or not self.is_mine():
-            raise lost_error(self.slot_id, "its Library was closed")
-        if self.record.loss != NOT_LOST:
+        now = seen(&self.record)
+        if now.hold != hold or not self.is_mine():
+            raise lost_error(self.slot_id, LOSSES[<int> LIBRARY_CLOSED])
+        if now.loss != NOT_LOST:
             hold_back_at_exit()
-            raise lost_error(self.slot_id, LOSSES[<int> self.record.loss])
+            raise lost_error(self.slot_id, LOSSES[<int> now.loss])
         return label
 
     cdef int begin_work(self) noexcept:
@@ -609,31 +640,38 @@ cdef class SlotMutex:
             self.give_back(self.record.hold)
         return 0
 
-    cdef int note_place(self, object task) except -1:
-        """Remember who locks, and where, for what is told of a lock that stays set."""
-        cdef PyFrameObject *frame = PyEval_GetFrame()
-        if frame != NULL:
-            code = <object> PyFrame_GetCode(frame)
-            Py_DECREF(code)  # PyFrame_GetCode gave a reference of its own
-            self.place_lasti = PyFrame_GetLasti(frame)
-            self.place_code = code
-            self.place_hold = self.record.hold
-            self.holding_task = None if task is None else weakref.ref(task)
+    cdef int keep_place(self, Place place) noexcept:
+        """The calling thread has got the lock, and has noted before where it asked for it."""
+        cdef Place before
+        place.hold = self.record.hold
+        luna_guard_lock(&self.record.guard)
+        before = self.noted
+        self.noted = place
+        luna_guard_unlock(&self.record.guard)
         return 0
 
+    cdef Place present_place(self):
+        """Where the present hold was taken, if that was noted; else None."""
+        cdef Place place
+        luna_guard_lock(&self.record.guard)
+        place = self.noted
+        luna_guard_unlock(&self.record.guard)
+        return None if place is None or place.hold != seen(&self.record).hold else place
+
     cdef str place(self):
-        if self.place_code is None or self.place_hold != self.record.hold:
+        cdef Place noted = self.present_place()
+        if noted is None or noted.code is None:
             return "in a with statement"
-        line = PyCode_Addr2Line(<PyCodeObject *> self.place_code, self.place_lasti)
-        return f"at {self.place_code.co_filename}:{line}"
+        line = PyCode_Addr2Line(<PyCodeObject *> noted.code, noted.lasti)
+        return f"at {noted.code.co_filename}:{line}"
 
     cdef str describe_holder(self):
         """Who of this process holds the lock, and where it was locked; None if it does not."""
-        cdef uint64_t owner = self.record.owner
+        cdef uint64_t owner = seen(&self.record).owner
+        cdef Place noted = self.present_place()
         if owner == 0:
             return None
-        noted = self.place_code is not None and self.place_hold == self.record.hold
-        task = self.holding_task() if noted and self.holding_task is not None else None
+        task = noted.task() if noted is not None and noted.task is not None else None
         if task is not None:
             return f"the task {task.get_name()!r} of this process holds it, locked {self.place()}"
         ident = thread_idents.get(owner)
@@ -642,7 +680,7 @@ cdef class SlotMutex:
             f"the thread {thread.name!r}" if thread is not None else f"the thread {ident}"
         )
         where = f"locked {self.place()}"
-        if not noted:
+        if noted is None:
             frame = sys._current_frames().get(ident)
             if frame is not None:
                 where += f", now at {frame.f_code.co_filename}:{frame.f_lineno}"
@@ -650,17 +688,22 @@ cdef class SlotMutex:
 
     cdef bint task_is_gone(self) except -1:
         """Whether the task that took the lock has been collected."""
-        return self.holding_task is not None and self.holding_task() is None
+        cdef Place noted = self.noted
+        return noted is not None and noted.task is not None and noted.task() is None
 
     def holds(self):
         """The number of the present hold; 0 if there is none."""
-        return self.record.hold if self.record.owner != 0 else 0
+        cdef Record now = seen(&self.record)
+        return now.hold if now.owner != 0 else 0
 
     # ---- losing it ----
 
     cdef int note_eviction(self, uint64_t owner, uint64_t share, Loss loss) except -1:
+        made = {}
+        luna_guard_lock(&self.record.guard)
         if self.evicted is None:
-            self.evicted = {}
+            self.evicted = made
+        luna_guard_unlock(&self.record.guard)
         self.evicted[owner, share] = <int> loss
         return 0
 
@@ -699,13 +742,15 @@ cdef class SlotMutex:
 
     def take_from_ended_thread(self, number):
         """A thread has ended that held the lock; it will never release it."""
-        cdef uint64_t hold = self.record.hold
-        if self.record.owner != number:
+        cdef Record now = seen(&self.record)
+        if now.owner != number:
             return
         place = self.place()
-        self.note_eviction(number, self.record.share, HOLDER_ENDED)
-        self.take_from_holder(hold)
-        what = f"slot {self.slot_id} was still locked, {place}, when the thread that held it had ended"
+        self.note_eviction(number, now.share, HOLDER_ENDED)
+        self.take_from_holder(now.hold)
+        what = (
+            f"slot {self.slot_id} was still locked, {place}, when the thread that held it had ended"
+        )
         log.error("%s; it is unlocked now", what)
         warnings.warn(what, ResourceWarning, stacklevel=1)
 
@@ -722,7 +767,8 @@ cdef class SlotMutex:
             Py_DECREF(waiter)
             if waiter.signal != NULL:
                 PyThread_release_lock(waiter.signal)
-        kept_by_task = self.holding_task is not None and self.place_hold == self.record.hold
+        noted = self.present_place()
+        kept_by_task = noted is not None and (<Place> noted).task is not None
         forget(&self.record, luna_number(), kept_by_task)
 
     cdef bint ended_by_fork(self, uint64_t number) except -1:
@@ -763,6 +809,8 @@ cdef int unlock_late(object mutex) noexcept:
 
 # Whether the watcher runs.
 cdef int watching = 0
+# Released to end it.
+cdef PyThread_type_lock watch_stop = new_signal()
 cdef double WATCH_SECONDS = 1.0
 # The watcher ends after so many looks at which no call was out.
 cdef int QUIET_LOOKS = 3
@@ -773,7 +821,7 @@ cdef int watch_calls() noexcept:
     global watching
     watching = 1
     if not run_on_worker(look_at_calls, None):
-        watching = 0
+        luna_shared_set(&watching, 0)
     return 0
 
 
@@ -781,11 +829,27 @@ cdef int look_at_calls(object nothing) noexcept:
     """The watcher: once a second it looks which calls are out, and since when."""
     global watching
     cdef int quiet = 0
-    while quiet < QUIET_LOOKS:
+    cdef bint stopped = False
+    while quiet < QUIET_LOOKS and not stopped:
         with nogil:
-            luna_pause(WATCH_SECONDS)
+            stopped = PyThread_acquire_lock_timed(
+                watch_stop, <long long> (1e6 * WATCH_SECONDS), 0
+            ) == PY_LOCK_ACQUIRED
         quiet = 0 if look_once(luna_now()) else quiet + 1
-    watching = 0
+    luna_shared_set(&watching, 0)
+    return 0
+
+
+cdef int stop_watching() noexcept:
+    """Before a fork; the next lock call begins it anew."""
+    cdef double until = luna_now() + DISMISSAL_SECONDS
+    if luna_shared_get(&watching):
+        # Held, whether or not an earlier stop was noticed.
+        PyThread_acquire_lock(watch_stop, NOWAIT_LOCK)
+        PyThread_release_lock(watch_stop)
+        with nogil:
+            while luna_shared_get(&watching) and luna_now() < until:
+                luna_pause(0.00005)
     return 0
 
 
@@ -793,7 +857,7 @@ cdef bint look_once(double now) noexcept:
     """Whether a lock call or a claim is out that a thread makes itself."""
     cdef SlotMutex mutex
     cdef Request request
-    cdef Record *record
+    cdef Record record
     cdef bint out = False
     for client in loaded_clients():
         if (<Client> client).locks is None:
@@ -807,7 +871,7 @@ cdef bint look_once(double now) noexcept:
                 warn_of_wait(&request.wait, request.cluster_id, None)
         for each in (<Locks> (<Client> client).locks).all():
             mutex = <SlotMutex> each
-            record = &mutex.record
+            record = seen(&mutex.record)
             if not record.calling or record.caller == 0:
                 continue
             out = True
@@ -815,7 +879,9 @@ cdef bint look_once(double now) noexcept:
                 mutex.watched_call = record.calls
                 mutex.watched_since = now
                 mutex.watched_told = False
-            elif not mutex.watched_told and now - mutex.watched_since > LONG_WAIT_SECONDS - WATCH_SECONDS / 2:
+            elif not mutex.watched_told and (
+                now - mutex.watched_since > LONG_WAIT_SECONDS - WATCH_SECONDS / 2
+            ):
                 mutex.watched_told = True
                 tell_of_wait(mutex.slot_id, LONG_WAIT_SECONDS, None)
     return out

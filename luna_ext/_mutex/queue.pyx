@@ -1,4 +1,5 @@
-# Who waits: the numbers of threads, tasks and greenlets, how long they wait, and how they are woken.
+# Who waits: the numbers of threads, tasks and greenlets, how long they wait, and how they are
+# woken.
 
 # How long a caller that will not wait for another holder waits for the device's answer. There is no
 # try-lock in the SDK: only the answer tells that the lock was free.
@@ -59,7 +60,8 @@ cdef uint64_t introduce_thread() except 0:
         marks.discard(reference)
         thread_idents.pop(number, None)
         if PyThread_get_thread_ident() == ident:
-            # A thread of C code may come back to Python, as another thread to all that Python knows.
+            # A thread of C code may come back to Python, as another thread to all that Python
+            # knows.
             introduce_here(0, False)
         when_thread_ended(number)
 
@@ -149,10 +151,6 @@ def current_task():
 # ---- time ----
 
 
-cdef double now_in(double seconds) noexcept nogil:
-    return luna_now() + seconds
-
-
 cdef Deadline deadline_in(double seconds) noexcept nogil:
     """So many seconds from now; -1: never."""
     cdef Deadline deadline
@@ -221,6 +219,15 @@ cdef class Waiter:
             # The loop is closed.
             return False
         return True
+
+
+    cdef object failure(self):
+        """The exception of FAILED."""
+        if self.error is None and self.signal != NULL:
+            # The thread that has ended the wait is just about to say why, and to wake the waiter.
+            with nogil:
+                PyThread_acquire_lock(self.signal, WAIT_LOCK)
+        return self.error
 
 
 def settle(future):

@@ -1,8 +1,8 @@
 # What an application is told about its locks: log records, audit events (sys.audit), and errors.
 #
-# All of it may run the application's code, which may raise. So an audit event of a lock comes before
-# anything is done, and a lock that is held while a record is written is given back if that fails;
-# what is told of a release comes after it.
+# All of it may run the application's code, which may raise. So an audit event of a lock comes
+# before anything is done, and a lock that is held while a record is written is given back if that
+# fails; what is told of a release comes after it.
 
 log = logging.getLogger("luna_ext")
 cdef object DEBUG = logging.DEBUG
@@ -33,8 +33,8 @@ cdef bint debug_may_be_on() noexcept:
 cdef bint debug_is_on() except -1:
     """Whether DEBUG records are wanted.
 
-    Logger.isEnabledFor() is Python; its own cache says no at once, and it is asked only if that does
-    not know.
+    Logger.isEnabledFor() is Python; its own cache says no at once, and it is asked only if that
+    does not know.
     """
     if not debug_may_be_on():
         return False

@@ -1,15 +1,16 @@
-# The state of one slot's lock in this process, and all its transitions. docs/architecture.md has the table.
+# The state of one slot's lock in this process, and all its transitions. docs/architecture.md has
+# the table.
 #
-# Each transition is guarded as a whole, and is `noexcept nogil`, so that the compiler refuses whatever
-# could raise, run Python code (a signal handler's, a finalizer's) or wait in its midst. Nothing else
-# writes a Record.
+# Each transition is guarded as a whole, and is `noexcept nogil`, so that the compiler refuses
+# whatever could raise, run Python code (a signal handler's, a finalizer's) or wait in its midst.
+# Nothing else writes a Record.
 #
 # Which combinations are legal, besides "free", in which all is 0:
 #   turn            a lock call is about to be made, or made again after a pause
 #   turn + calling  it is out
 #   owner           held; `calling` as well where a claim came back with the slot meanwhile
-#   leaving         unlock calls are due or out; then no lock call begins, but one may still be out, and
-#                   a claim may come back with the slot on a device that gives a lock but once
+#   leaving         unlock calls are due or out; then no lock call begins, but one may still be out,
+#                   and a claim may come back with the slot on a device that gives a lock but once
 
 
 # How soon after an unlock the answer of a lock call comes that has waited for it.
@@ -20,20 +21,40 @@ cdef inline void check(Record *record) noexcept nogil:
     """What holds between any two transitions, where C's assert() is on (CFLAGS=-UNDEBUG)."""
     holds(not record.calling or record.turn)
     holds(record.caller == 0 or record.turn)
-    holds((record.first == NULL) == (record.waiting == 0))
+    holds(record.first == NULL or record.waiting != 0)
+    holds(record.first != NULL or record.waiting == 0)
     holds(record.leaving >= 0 and record.working >= 0)
     holds(record.loss == NOT_LOST or record.owner != 0)
     holds(not record.evicted or record.owner != 0)
 
 
 cdef inline bint is_due(Record *record) noexcept nogil:
-    """Whether a lock call is wanted: by a waiter, or to take off what an earlier one may have set."""
+    """Whether a lock call is wanted: by a waiter, or to take off what an earlier one may have set.
+    """
     return record.first != NULL or record.owed
 
 
 cdef inline bint is_idle(Record *record) noexcept nogil:
     """No holder, no call that is out, due or about to be made."""
     return record.owner == 0 and not record.turn and record.leaving == 0
+
+
+cdef Record seen(Record *record) noexcept nogil:
+    """The state as it is at one moment; its pointers are not to be followed."""
+    cdef Record copy
+    luna_guard_lock(&record.guard)
+    copy = record[0]
+    luna_guard_unlock(&record.guard)
+    return copy
+
+
+cdef Outcome outcome_of(Record *record, Seat *seat) noexcept nogil:
+    """How a wait stands."""
+    cdef Outcome outcome
+    luna_guard_lock(&record.guard)
+    outcome = seat.outcome
+    luna_guard_unlock(&record.guard)
+    return outcome
 
 
 # ---- the queue ----
@@ -91,7 +112,9 @@ cdef Outcome step_out(Record *record, Seat *seat) noexcept nogil:
 
 
 cdef Seat *take_first(Record *record, Outcome outcome, bint not_own_calls) noexcept nogil:
-    """Take the first waiter out of the queue, or none: `not_own_calls` leaves one that calls itself."""
+    """Take the first waiter out of the queue, or none: `not_own_calls` leaves one that calls
+    itself.
+    """
     cdef Seat *seat
     luna_guard_lock(&record.guard)
     seat = record.first
@@ -117,8 +140,19 @@ cdef Seat *take_any_of(Record *record, uint64_t share) noexcept nogil:
     return seat
 
 
+cdef bint may_try_again(Record *record, bint busy, bint contended) noexcept nogil:
+    """Whether a lock call that was turned down is to be made again for the first waiter, if any."""
+    cdef bint again
+    luna_guard_lock(&record.guard)
+    again = record.first == NULL or busy or (contended and record.first.poll)
+    luna_guard_unlock(&record.guard)
+    return again
+
+
 cdef bint waits_here(Record *record, uint64_t number, uint64_t home) noexcept nogil:
-    """Whether this thread or task waits already; or, with a `home`, a task or greenlet of that thread."""
+    """Whether this thread or task waits already; or, with a `home`, a task or greenlet of that
+    thread.
+    """
     cdef Seat *seat
     cdef bint found = False
     luna_guard_lock(&record.guard)
@@ -245,10 +279,11 @@ cdef void break_off_call(Record *record) noexcept nogil:
 
 
 cdef inline bint came_promptly(Record *record) noexcept nogil:
-    """Whether the lock call that an unlock has crossed was answered as soon as the unlock had had its
-    effect: then it has waited for that, and its grant is true. One that just hung comes at any time.
+    """Whether the lock call that an unlock has crossed was answered as soon as the unlock had had
+    its effect: then it has waited for that, and its grant is true. One that just hung comes at any
+    time.
     """
-    return record.suspected == record.calls and (
+    return record.asked_after != record.unlocks and record.suspected == record.calls and (
         record.leaving != 0 or luna_now() - record.unlocked_time < PROMPT_SECONDS
     )
 
@@ -257,15 +292,14 @@ cdef Verdict hear(
     Record *record, bint granted, bint busy, uint64_t generation, int *kind,
     uint64_t number, uint64_t home, uint64_t share, Seat **seat
 ) noexcept nogil:
-    """The lock call's answer is there. It was made by the thread `number` for itself; or, if that is 0,
-    by a worker for the first waiter, which is `seat` then and out of the queue.
+    """The lock call's answer is there. It was made by the thread `number` for itself; or, if that
+    is 0, by a worker for the first waiter, which is `seat` then and out of the queue.
     """
     cdef Verdict verdict
     luna_guard_lock(&record.guard)
     come_back(record)
-    if granted and record.owner == 0 and kind[0] == UNKNOWN and record.asked_after != record.unlocks:
-        if came_promptly(record):
-            kind[0] = GIVES_ONCE
+    if granted and record.owner == 0 and kind[0] == UNKNOWN and came_promptly(record):
+        kind[0] = GIVES_ONCE
     if not granted:
         # "Busy" is no answer; any other error says that the call has set nothing.
         record.owed = record.owed and busy
@@ -278,8 +312,8 @@ cdef Verdict hear(
         # C_Finalize has undone it.
         verdict = IGNORED
     elif record.asked_after != record.unlocks and kind[0] != GIVES_ONCE:
-        # The unlock of a claim that was granted the same lock may have undone it. If not, the lock is
-        # set, and has to come off even if the waiter gives up before it asks again.
+        # The unlock of a claim that was granted the same lock may have undone it. If not, the lock
+        # is set, and has to come off even if the waiter gives up before it asks again.
         record.owed = True
         if kind[0] == UNKNOWN:
             record.doubt = True
@@ -335,8 +369,8 @@ cdef Leave begin_leave(
     Record *record, uint64_t number, uint64_t hold, uint64_t share, uint64_t generation, int *kind,
     Loss *loss
 ) noexcept nogil:
-    """End a hold: this owner's through this Share, or, with a `hold`, just that one. From here on no
-    thread holds the slot, and none gets it before the unlock is answered.
+    """End a hold: this owner's through this Share, or, with a `hold`, just that one. From here on
+    no thread holds the slot, and none gets it before the unlock is answered.
     """
     cdef Leave due = NOT_MINE
     luna_guard_lock(&record.guard)
@@ -364,7 +398,9 @@ cdef bint await_call(Record *record, PyThread_type_lock moment) noexcept nogil:
 
 
 cdef void end_moment(Record *record) noexcept nogil:
-    """The moment is over. If the lock call is still out, it may wait for the unlock that is sent now."""
+    """The moment is over. If the lock call is still out, it may wait for the unlock that is sent
+    now.
+    """
     luna_guard_lock(&record.guard)
     record.moment = NULL
     if record.calling:
@@ -413,9 +449,26 @@ cdef Arrival arrive(
     return arrival
 
 
+cdef bint hand_over(Record *record, uint64_t hold, Seat *seat) noexcept nogil:
+    """The hold that a claim's own lock call was granted is the claim's from now on; False if it has
+    ended meanwhile.
+    """
+    cdef bint held
+    luna_guard_lock(&record.guard)
+    held = record.owner != 0 and record.hold == hold
+    if held:
+        record.owner = seat.number
+        record.home = seat.home
+        seat.hold = hold
+        seat.outcome = GRANTED
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return held
+
+
 cdef bint begin_doubt(Record *record, uint64_t generation, bint asked) noexcept nogil:
-    """Whether a claim holds the slot is not known, unless a thread of this process does by now. If no
-    lock call was made that could tell, one is owed.
+    """Whether a claim holds the slot is not known, unless a thread of this process does by now. If
+    no lock call was made that could tell, one is owed.
     """
     cdef bint doubt
     luna_guard_lock(&record.guard)

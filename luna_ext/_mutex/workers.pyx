@@ -1,17 +1,21 @@
 # Threads that make a device call for a caller that must be able to stop waiting for it.
 #
-# They are started when needed, below Python, which starts none while the interpreter exits; kept for
-# the next job; and never joined: a device call may block for minutes and nothing can interrupt it, so
-# the process must be able to exit without them.
+# They are started when needed, below Python, which starts none while the interpreter exits; kept
+# for the next job; and never joined: a device call may block for minutes and nothing can interrupt
+# it, so the process must be able to exit without them.
 
 cdef enum:
     KEEP_IDLE = 8
+
+# How long a fork waits for the threads that have nothing to do to end.
+cdef double DISMISSAL_SECONDS = 0.1
 
 cdef struct Worker:
     PyThread_type_lock wake     # released when there is a job
     Work work                   # the job, and
     void *subject               # what it is about, with a reference
     Worker *behind              # the next one that is idle
+    long thread_id              # at the operating system
 
 cdef luna_guard pool_guard
 cdef Worker *idle_workers = NULL
@@ -25,8 +29,8 @@ cdef int ended = 0
 cdef bint run_on_worker(Work work, object subject) noexcept:
     """Run work(subject) on a thread of its own; do not wait for it. False: no thread can be had.
 
-    Runs no byte code and allocates nothing that the garbage collector knows, so that it can be called
-    where nothing may come in between.
+    Runs no byte code and allocates nothing that the garbage collector knows, so that it can be
+    called where nothing may come in between.
     """
     global idle_workers, idle_count
     cdef Worker *worker
@@ -76,6 +80,7 @@ cdef void live(void *argument) noexcept with gil:
     cdef Worker *worker = <Worker *> argument
     cdef bint kept = True
     luna_shared_add(&beginning, -1)
+    worker.thread_id = luna_thread_id()
     while kept:
         do_job(worker)
         luna_guard_lock(&pool_guard)
@@ -88,6 +93,8 @@ cdef void live(void *argument) noexcept with gil:
         if kept:
             with nogil:
                 PyThread_acquire_lock(worker.wake, WAIT_LOCK)
+            # Without a job, it is dismissed.
+            kept = worker.work != NULL
     PyThread_free_lock(worker.wake)
     free(worker)
 
@@ -97,6 +104,35 @@ cdef int do_job(Worker *worker) noexcept:
     subject = <object> worker.subject
     Py_DECREF(subject)
     worker.work(subject)
+    worker.work = NULL
+    return 0
+
+
+cdef int dismiss_idle_workers() noexcept:
+    """Before a fork: a process that has no other threads forks with one alone, as Python asks for.
+    """
+    global idle_workers, idle_count
+    cdef long[KEEP_IDLE] ids
+    cdef int count = 0
+    cdef int index
+    cdef Worker *worker
+    cdef double until = luna_now() + DISMISSAL_SECONDS
+    luna_guard_lock(&pool_guard)
+    worker = idle_workers
+    idle_workers = NULL
+    idle_count = 0
+    luna_guard_unlock(&pool_guard)
+    while worker != NULL:
+        ids[count] = worker.thread_id
+        count += 1
+        # Its end frees it.
+        behind = worker.behind
+        PyThread_release_lock(worker.wake)
+        worker = behind
+    with nogil:
+        for index in range(count):
+            while luna_thread_exists(ids[index]) and luna_now() < until:
+                luna_pause(0.00005)
     return 0
 
 
@@ -119,8 +155,8 @@ def start_thread(function):
 
 
 cdef int end_workers(double deadline) except -1:
-    """Let no more begin. A thread that has been created has to find an interpreter, so it is waited for,
-    until the deadline (seconds of luna_now()).
+    """Let no more begin. A thread that has been created has to find an interpreter, so it is waited
+    for, until the deadline (seconds of luna_now()).
     """
     luna_shared_set(&ended, 1)
     while luna_shared_get(&beginning) > 0 and luna_now() < deadline:

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.live import Live
 
 from .. import __version__, holders
+from .._cluster import Library
 from ..discovery import configured_library, find_library
 from ..errors import LunaError
 from ..info import CLUSTER_FUNCTIONS
-from ..library import Library
 from ..stub import STATE_VARIABLE, Cluster
 from .console import Settings, examples, in_one_line, make_table, print_table, printable, settings
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import click
 
+from .._cluster import Token
 from ..info import SlotInfo, TokenInfo
-from ..token import Token
 from .console import (
     Settings,
     examples,

@@ -231,7 +231,7 @@ class Probe:
             return "none: this lock keeps nobody out"
         if self.contention == CKR_DEVICE_ERROR:
             return 'contention="poll"'
-        if meaning_of(self.contention) is Meaning.BUSY:
+        if self.contention is not None and meaning_of(self.contention) is Meaning.BUSY:
             return 'contention="block" (the default): this answer is asked again in any case'
         return "none: luna_ext would raise this answer as an error"
 

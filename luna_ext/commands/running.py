@@ -8,10 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from .._cluster import ClusterSlot, Library, Token
 from ..errors import LockLostError, LockReleaseError, LockTimeoutError, NoUnassignedTokenError
-from ..library import Library
-from ..slot import ClusterSlot
-from ..token import Token
 from .child import ended_by_signals, inherited_files, run_command, signals_blocked
 from .console import EXIT_TEMPORARY, Settings, examples, in_one_line, settings, tell
 

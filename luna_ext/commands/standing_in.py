@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import get_completion_class
 
+from .._cluster import Library
 from ..bench import Crew
 from ..discovery import ENVIRONMENT_VARIABLE
 from ..errors import rv_named
-from ..library import Library
 from ..stub import STATE_VARIABLE, Cluster, library_path
 from .console import Settings, examples, json_option, print_json, print_table, settings
 

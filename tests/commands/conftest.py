@@ -3,19 +3,17 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pexpect
 import pytest
+from support import PATIENCE
 
 import luna_ext
 from luna_ext.stub import Cluster, library_path
 
 COMMAND = [sys.executable, "-m", "luna_ext"]
-PATIENCE = 30
-"""Seconds for what takes a moment on an idle machine."""
 
 
 @pytest.fixture(autouse=True)
@@ -106,17 +104,6 @@ def terminal(cluster: Cluster) -> Iterator[Callable[..., pexpect.spawn]]:
     yield run
     for process in started:
         process.close(force=True)
-
-
-@pytest.fixture
-def wait_until() -> Callable[[Callable[[], bool]], None]:
-    def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-
-    return wait
 
 
 @pytest.fixture

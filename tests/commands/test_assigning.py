@@ -8,8 +8,7 @@ import signal
 
 import pexpect
 import pytest
-
-CLAIM = "CA_GetUnassignedSlot"
+from support import CLAIM
 
 
 @pytest.fixture
@@ -155,7 +154,8 @@ def test_killed_and_run_again_it_is_complete_in_the_end(start, cluster, found, p
     file = pin_file(b"so-pin-1\n", name="so")
     options = ("--so-pin-file", file, "--count", 30, "--prefix", "x")
     kills = 0
-    while True:
+    # The time that each has grows, so that one of them has enough.
+    while kills < 200:
         process = start("provision", "cluster-1", *options)
         # From its first word on.
         process.stdout.readline()
@@ -168,7 +168,7 @@ def test_killed_and_run_again_it_is_complete_in_the_end(start, cluster, found, p
             kills += 1
         if ended:
             break
-    assert kills >= 2
+    assert 2 <= kills < 200
     assert process.stdout.read().splitlines()[-1].endswith("0 failed")
     labels = found()
     assert len(labels) == 30
@@ -185,7 +185,7 @@ def test_two_hosts_at_once(start, command, cluster, found, pin_file, guarded):
     cluster.latency(0.3, CLAIM)
     options = ("--so-pin-file", pin_file(), "--count", 6, "--prefix", "x", "--workers", 2, *guard)
     processes = [start("provision", "cluster-1", *options) for _ in range(2)]
-    told = [process.communicate(timeout=60)[0] for process in processes]
+    told = [process.communicate(timeout=45)[0] for process in processes]
     codes = sorted(process.returncode for process in processes)
     slots = found()
     slots.pop("guard", None)

@@ -6,6 +6,7 @@ import os
 
 import pexpect
 import pytest
+from support import LOCK, wait_until
 
 from luna_ext.info import CLUSTER_FUNCTIONS
 
@@ -158,10 +159,7 @@ def test_a_real_device_is_probed_after_a_yes(terminal, command, device, cluster)
 def test_ctrl_c_leaves_no_process_and_no_lock(terminal, cluster, locked):
     screen = terminal("probe", "--slot", 3)
     # The other process waits for the lock then.
-    while not any(
-        call.function == "CA_LockClusteredSlot" and call.rv is None for call in cluster.log()
-    ):
-        assert screen.isalive()
+    wait_until(lambda: any((call.function, call.rv) == (LOCK, None) for call in cluster.log()))
     screen.sendintr()
     screen.expect_exact("luna-ext: interrupted")
     screen.expect(pexpect.EOF)

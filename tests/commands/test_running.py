@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from support import wait_until
 
 COMMAND = [sys.executable, "-m", "luna_ext"]
 SHOW = 'echo "$LUNA_SLOT_ID,$LUNA_TOKEN_LABEL"'
@@ -146,7 +147,7 @@ def test_it_waits_for_the_lock(start, hold_elsewhere, wait_until_inside):
     assert process.returncode == 0
 
 
-def test_contention_as_the_option_says(start, command, cluster, hold_elsewhere, wait_until):
+def test_contention_as_the_option_says(start, command, cluster, hold_elsewhere):
     cluster.switch("contention", "error")
     holder = hold_elsewhere(1)
     assert command("lock", "--slot", 1, "--", "true").returncode == 1
@@ -204,7 +205,7 @@ def test_many_signals_lose_no_end(start, listener, locked):
 @pytest.mark.parametrize("way", ["lock", "claim"])
 @pytest.mark.luna_cluster(keyrings=1)
 def test_a_signal_ends_the_wait_for_a_lock(
-    start, cluster, hold_elsewhere, wait_until_inside, locked, way, number, code, wait_until
+    start, cluster, hold_elsewhere, wait_until_inside, locked, way, number, code
 ):
     holder = hold_elsewhere(1)
     options = {"lock": ("--slot", 1), "claim": ("cluster-1", "--timeout", 60)}[way]

@@ -7,6 +7,7 @@ import time
 
 import pexpect
 import pytest
+from support import wait_until
 
 from luna_ext import holders
 from luna_ext.info import CLUSTER_FUNCTIONS
@@ -45,7 +46,7 @@ def rows(done):
 # ---- the files ----
 
 
-def test_a_process_tells_what_it_holds(luna, directory, program, wait_until):
+def test_a_process_tells_what_it_holds(luna, directory, program):
     began = time.time()
     process = program(HOLD)
     process.expect("held")
@@ -60,7 +61,7 @@ def test_a_process_tells_what_it_holds(luna, directory, program, wait_until):
     wait_until(lambda: holders.read(luna.path) == {})
 
 
-def test_what_a_killed_process_has_told_is_swept_up(luna, directory, program, wait_until):
+def test_what_a_killed_process_has_told_is_swept_up(luna, directory, program):
     process = program(HOLD)
     process.expect("held")
     wait_until(lambda: len(holders.read(luna.path)) == 2)
@@ -87,7 +88,7 @@ def test_a_file_that_says_nothing(luna, directory, text):
     assert holders.read(luna.path) == {}
 
 
-def test_a_forked_child_tells_for_itself(directory, program, luna, wait_until):
+def test_a_forked_child_tells_for_itself(directory, program, luna):
     process = program("""
         child = os.fork()
         with luna.slot(1 if child else 3):
@@ -128,7 +129,7 @@ def test_without_a_terminal_the_table_is_printed_once(command, hold_elsewhere):
 
 
 def test_holders_of_a_device_are_those_that_tell(
-    command, old_client, monkeypatch, directory, program, hold_elsewhere, wait_until
+    command, old_client, monkeypatch, directory, program, hold_elsewhere
 ):
     library = old_client(*CLUSTER_FUNCTIONS)
     # This one works with the stand-in by another path, and is not shown.

@@ -14,15 +14,11 @@ from actors import Actor
 from hypothesis.errors import StopTest
 from hypothesis.stateful import RuleBasedStateMachine
 from lock_model import SLOTS, THEM, US, Model, Party
+from support import CLAIM, LOCK, TOKEN_INFO, UNLOCK
 from surroundings import Surroundings
 
 import luna_ext
 from luna_ext.stub import Cluster
-
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
-CLAIM = "CA_GetUnassignedSlot"
-TOKEN_INFO = "C_GetTokenInfo"
 
 CONTENTION: tuple[Literal["block", "poll"], ...] = ("block", "poll")
 """Of the two Libraries."""

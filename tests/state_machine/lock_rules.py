@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from functools import partial
 
-from driving import CLAIM, LOCK, OWN_CALLS, SHORT, TOKEN_INFO, UNLOCK, Driver
+from driving import OWN_CALLS, SHORT, Driver
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 from lock_model import SLOTS, US, Party
+from support import AGAIN, BUSY, CLAIM, DEVICE_ERROR, LOCK, TOKEN_INFO, UNLOCK
 
 import luna_ext
-
-DEVICE_ERROR = 0x30
-BUSY = 0x80001604
-AGAIN = 0x80000041
 
 LONG = 60.0
 NUMBERS = st.integers(0, 2)

@@ -18,6 +18,8 @@ from surroundings import Surroundings
 
 import luna_ext
 
+LONG = os.environ.get("LUNA_EXT_STRESS") == "long"
+
 
 def can_queue(machine: Driver) -> bool:
     return machine.model.connected and machine.idle(0) is not None
@@ -213,16 +215,16 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Su
     surroundings.end()
 
 
+@pytest.mark.limit(20 if LONG else 2)
 def test_any_sequence_of_calls_ends_as_the_model_says(surroundings: Surroundings) -> None:
-    long = os.environ.get("LUNA_EXT_STRESS") == "long"
     run_state_machine_as_test(
         lambda: Machine(surroundings),
         settings=settings(
-            max_examples=600 if long else 60,
+            max_examples=600 if LONG else 60,
             stateful_step_count=50,
             deadline=None,
             database=None,
-            derandomize=not long,
+            derandomize=not LONG,
             phases=(Phase.generate, Phase.shrink),
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),

@@ -37,7 +37,11 @@ class Crowd:
 
     def __init__(self, directory: Path, told: str, seconds: float) -> None:
         self.seconds = seconds
-        self.given_up = sum(json.loads(line)["given_up"] for line in told.splitlines())
+        of_processes = [json.loads(line) for line in told.splitlines()]
+        self.totals: dict[str, int] = {
+            name: sum(process[name] for process in of_processes) for name in of_processes[0]
+        }
+        """What the processes tell of themselves: how often was given up, and so on."""
         self._counters = (directory / "counters").read_bytes()
         self.intervals: dict[int, list[Interval]] = {}
         for file in directory.glob("intervals-*"):
@@ -85,7 +89,7 @@ def long() -> bool:
 def crowd(cluster: Cluster, tmp_path: Path, long: bool) -> Callable[..., Crowd]:
     """Runs `crowd.py` on the test's cluster, with these options."""
 
-    def run(**options: int) -> Crowd:
+    def run(**options: float) -> Crowd:
         limit = 540 if long else 100
         settings = {"cluster": cluster.path, "directory": str(tmp_path), "limit": limit, **options}
         begin = time.monotonic()

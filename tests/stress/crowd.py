@@ -1,15 +1,14 @@
-"""Processes, threads and tasks that lock the slots of one cluster, all from the same moment on.
+"""Processes, threads and tasks that lock and claim the slots of one cluster, all at the same time.
 
-Each holder reads a number from a file that all share, and writes it back with one added; nothing
-but the lock keeps two holders of a slot from losing an update. When it held which slot is kept in
-files. A program, so that the processes are forked from one that has no threads: its argument is the
-JSON of a Settings.
+A program, so that the processes are forked from one that has no threads: its argument is the JSON
+of a Settings. What the threads and tasks do is in ways.py. When each held which slot is kept in
+files.
 """
 
-import array
 import asyncio
 import faulthandler
 import json
+import logging
 import os
 import random
 import sys
@@ -20,12 +19,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from ways import WORD, Holders, Records, Stage, play, play_in_task
+
 import luna_ext
 from luna_ext.stub import Cluster
 
-WORD = 8
-IMPATIENCE = 0.001
-"""Seconds until those that give up do so; longer each time, so that all come to an end."""
+IN_DOUBT = "has come back with it while it was unlocked"
+"""What the log says of a claim that may hold a slot, or may not: the slot is left alone."""
+PATIENCE_IN_DOUBT = 1.0
+"""Seconds that a slot stays locked by this process, though no thread or task of it holds the slot,
+until that is taken for one that is left alone for good."""
 
 
 class Settings(NamedTuple):
@@ -42,134 +45,30 @@ class Settings(NamedTuple):
     tasks: int
     """In each event loop."""
     rounds: int
-    """How often each thread locks. What the tasks of an event loop lock adds up to the same."""
+    """How often each thread locks or claims; those of an event loop's tasks add up to the same."""
+    claims: float
+    """The share of the rounds that claim."""
+    polls: bool
+    """Whether the device answers an error where the lock is not free."""
+    may_leave: bool
+    """Whether a slot may stay locked that is in doubt. The process has to exit then."""
     seed: int
 
 
-class Records:
-    """When a thread, or the tasks of one, held which slot."""
-
-    def __init__(self, counters: int) -> None:
-        self.intervals = array.array("Q")
-        self.given_up = 0
-        self._counters = counters
-
-    def work(self, slot_id: int) -> None:
-        """What a thread does while it holds a slot."""
-        entered = time.monotonic_ns()
-        number = self._read(slot_id)
-        os.sched_yield()
-        self._write(slot_id, number + 1, entered)
-
-    async def work_in_task(self, slot_id: int) -> None:
-        entered = time.monotonic_ns()
-        number = self._read(slot_id)
-        await asyncio.sleep(0)
-        self._write(slot_id, number + 1, entered)
-
-    def _read(self, slot_id: int) -> int:
-        return int.from_bytes(os.pread(self._counters, WORD, slot_id * WORD))
-
-    def _write(self, slot_id: int, number: int, entered: int) -> None:
-        os.pwrite(self._counters, number.to_bytes(WORD), slot_id * WORD)
-        self.intervals.extend((slot_id, entered, time.monotonic_ns()))
+Part = Callable[[Settings, Stage, str, Records], None]
 
 
-# ---- the ways of a thread to lock ----
-
-
-def by_with(slot: luna_ext.ClusterSlot, records: Records) -> None:
-    with slot:
-        records.work(slot.slot_id)
-
-
-def by_acquire(slot: luna_ext.ClusterSlot, records: Records) -> None:
-    slot.acquire()
-    try:
-        records.work(slot.slot_id)
-    finally:
-        slot.release()
-
-
-def by_lock(slot: luna_ext.ClusterSlot, records: Records) -> None:
-    with slot.lock():
-        records.work(slot.slot_id)
-
-
-def by_timed_lock(slot: luna_ext.ClusterSlot, records: Records) -> None:
-    patience = IMPATIENCE
-    while True:
-        try:
-            with slot.lock(timeout=patience):
-                return records.work(slot.slot_id)
-        except luna_ext.LockTimeoutError:
-            records.given_up += 1
-            patience *= 2
-
-
-def by_timed_acquire(slot: luna_ext.ClusterSlot, records: Records) -> None:
-    patience = IMPATIENCE
-    while not slot.acquire(timeout=patience):
-        records.given_up += 1
-        patience *= 2
-    try:
-        records.work(slot.slot_id)
-    finally:
-        slot.release()
-
-
-WAYS = (by_with, by_acquire, by_lock, by_timed_lock, by_timed_acquire)
-
-
-def lock_by_turns(settings: Settings, luna: luna_ext.Library, name: str, records: Records) -> None:
+def play_in_thread(settings: Settings, stage: Stage, name: str, records: Records) -> None:
     chance = random.Random(f"{settings.seed}/{name}")
     for _ in range(settings.rounds):
-        way = chance.choice(WAYS)
-        way(luna.slot(chance.randint(1, settings.slots)), records)
+        play(stage, chance, records)
 
 
-# ---- the ways of a task ----
-
-
-async def by_async_lock(slot: luna_ext.ClusterSlot, records: Records) -> None:
-    async with slot.lock():
-        await records.work_in_task(slot.slot_id)
-
-
-async def by_timed_async_lock(slot: luna_ext.ClusterSlot, records: Records) -> None:
-    patience = IMPATIENCE
-    while True:
-        try:
-            async with slot.lock(timeout=patience):
-                return await records.work_in_task(slot.slot_id)
-        except luna_ext.LockTimeoutError:
-            records.given_up += 1
-            patience *= 2
-
-
-async def by_cancelled_lock(slot: luna_ext.ClusterSlot, records: Records) -> None:
-    """The cancellation strikes a task that waits, that works or that is leaving the block."""
-    patience = IMPATIENCE
-    done = False
-    while not done:
-        try:
-            async with asyncio.timeout(patience), slot.lock():
-                await records.work_in_task(slot.slot_id)
-                done = True
-        except TimeoutError:
-            records.given_up += 1
-            patience *= 2
-
-
-WAYS_OF_TASKS = (by_async_lock, by_timed_async_lock, by_cancelled_lock)
-
-
-def lock_in_tasks(settings: Settings, luna: luna_ext.Library, name: str, records: Records) -> None:
+def play_in_tasks(settings: Settings, stage: Stage, name: str, records: Records) -> None:
     async def task(number: int, rounds: int) -> None:
         chance = random.Random(f"{settings.seed}/{name}/{number}")
         for _ in range(rounds):
-            way = chance.choice(WAYS_OF_TASKS)
-            await way(luna.slot(chance.randint(1, settings.slots)), records)
+            await play_in_task(stage, chance, records)
 
     async def main() -> None:
         least, more = divmod(settings.rounds, settings.tasks)
@@ -180,52 +79,122 @@ def lock_in_tasks(settings: Settings, luna: luna_ext.Library, name: str, records
     asyncio.run(main())
 
 
-# ---- a process ----
+class Log(logging.Handler):
+    """What the lock has to say. Nothing but a doubt is an error that may be."""
 
-Part = Callable[[Settings, luna_ext.Library, str, Records], None]
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.doubts = 0
+        self.others: list[str] = []
+        logging.getLogger("luna_ext").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if IN_DOUBT in message:
+            self.doubts += 1
+        else:
+            self.others.append(message)
 
 
-def start_threads(
-    settings: Settings, luna: luna_ext.Library, index: int, starts: int, failed: list[str]
-) -> tuple[list[threading.Thread], list[Records]]:
-    counters = os.open(os.path.join(settings.directory, "counters"), os.O_RDWR)
+class Process:
+    """One of the crowd."""
 
-    def run(part: Part, name: str, records: Records) -> None:
+    def __init__(self, settings: Settings, index: int, luna: luna_ext.Library) -> None:
+        self._settings = settings
+        self._index = index
+        self._cluster = Cluster(settings.cluster)
+        self._stage = Stage(luna, self._cluster.cluster_id, settings.slots, settings.claims)
+        self._log = Log()
+        self._holders = Holders()
+        self._failed: list[str] = []
+        self._since: dict[int, float] = {}
+        counters = os.open(os.path.join(settings.directory, "counters"), os.O_RDWR)
+        parts: list[Part] = [play_in_thread] * settings.threads
+        parts += [play_in_tasks] * settings.loops
+        self._records = [Records(self._cluster, counters, self._holders) for _ in parts]
+        self._parts = parts
+
+    def start(self, starts: int) -> None:
+        # Daemons: in a process that leaves, some of them wait for ever.
+        self._threads = [
+            threading.Thread(target=self._run, args=(number, starts), daemon=True)
+            for number in range(len(self._parts))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, number: int, starts: int) -> None:
+        name = f"{self._index}/{number}"
         try:
             os.read(starts, 1)
-            part(settings, luna, name, records)
+            self._parts[number](self._settings, self._stage, name, self._records[number])
         except BaseException:
             traceback.print_exc()
-            failed.append(name)
+            self._failed.append(name)
 
-    parts: list[Part] = [lock_by_turns] * settings.threads
-    parts += [lock_in_tasks] * settings.loops
-    everything = [Records(counters) for _ in parts]
-    threads = [
-        threading.Thread(target=run, args=(part, f"{index}/{number}", records))
-        for number, (part, records) in enumerate(zip(parts, everything, strict=True))
-    ]
-    for thread in threads:
-        thread.start()
-    return threads, everything
+    def wait(self) -> bool:
+        """Until all threads have ended, and nothing is locked. False: a slot stays in doubt, and so
+        the process has to exit, for no thread or task of whatever process will ever get it.
+        """
+        while any(thread.is_alive() for thread in self._threads) or self._since:
+            for thread in self._threads:
+                thread.join(0.1)
+            self._look_for_doubts()
+            if any(time.monotonic() - since > PATIENCE_IN_DOUBT for since in self._since.values()):
+                self._holders.let_no_more()
+                return False
+        return True
+
+    def _look_for_doubts(self) -> None:
+        if not self._log.doubts:
+            return
+        left = [
+            token.slot_id
+            for token in self._cluster.tokens()
+            if token.owner == os.getpid() and not self._stage.luna.slot(token.slot_id).locked()
+        ]
+        now = time.monotonic()
+        self._since = {slot_id: self._since.get(slot_id, now) for slot_id in left}
+
+    def report(self, *, left: bool) -> None:
+        with open(os.path.join(self._settings.directory, f"intervals-{self._index}"), "wb") as file:
+            for records in self._records:
+                file.write(records.intervals)
+        told = {
+            name: sum(getattr(records, name) for records in self._records)
+            for name in ("given_up", "claimed", "missed")
+        }
+        told |= {"left": int(left), "doubts": self._log.doubts}
+        if left and not self._settings.may_leave:
+            self._failed.append(f"slots {list(self._since)} stay locked, and no thread holds them")
+        os.write(1, json.dumps(told).encode() + b"\n")
+        if self._log.others:
+            print(*self._log.others, sep="\n", file=sys.stderr)
+            self._failed.append("the log")
+
+    @property
+    def failed(self) -> bool:
+        if self._failed:
+            print(f"failed: {self._failed}", file=sys.stderr)
+        return bool(self._failed)
 
 
 def process(settings: Settings, index: int, tell: int, starts: int, leave: int) -> int:
     faulthandler.dump_traceback_later(settings.limit, exit=True)
-    failed: list[str] = []
-    with Cluster(settings.cluster).library() as luna:
-        threads, everything = start_threads(settings, luna, index, starts, failed)
+    contention = "poll" if settings.polls else "block"
+    with Cluster(settings.cluster).library(contention=contention) as luna:
+        one = Process(settings, index, luna)
+        one.start(starts)
         os.write(tell, b"r")
-        for thread in threads:
-            thread.join()
+        left = not one.wait()
         os.write(tell, b"d")
+        if left:
+            one.report(left=True)
+            # Its threads are still there, and so would the lock be.
+            os._exit(one.failed)
         os.read(leave, 1)
-    with open(os.path.join(settings.directory, f"intervals-{index}"), "wb") as file:
-        for records in everything:
-            file.write(records.intervals)
-    given_up = sum(records.given_up for records in everything)
-    os.write(1, json.dumps({"given_up": given_up}).encode() + b"\n")
-    return 1 if failed else 0
+    one.report(left=False)
+    return int(one.failed)
 
 
 def fork(child: Callable[[], int]) -> int:

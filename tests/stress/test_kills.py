@@ -17,7 +17,12 @@ PROMISED = 1.0
 PATIENCE = 30.0
 """Seconds until a lock is not waited for any longer, so that one that is late is measured."""
 
-pytestmark = [pytest.mark.stress, pytest.mark.luna_cluster(keyrings=SLOTS)]
+pytestmark = [
+    pytest.mark.stress,
+    pytest.mark.limit(10),
+    pytest.mark.luna_cluster(keyrings=SLOTS),
+    pytest.mark.usefixtures("regrant"),
+]
 
 
 class Victims:
@@ -74,7 +79,7 @@ def test_after_a_kill_the_next_one_gets_in(
     luna, cluster, victims, call, wait_until_queued, long, first_seed
 ):
     waits = []
-    rounds = 300 if long else 25
+    rounds = 150 if long else 13
     begin = time.monotonic()
     print(f"\nkills: LUNA_EXT_SEED={first_seed}")
     for seed in range(first_seed, first_seed + rounds):

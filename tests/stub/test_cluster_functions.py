@@ -201,14 +201,14 @@ def test_unassigned_slot_of_another_cluster_is_an_argument_error(module, cluster
 # ---- a claim and the locks of its own process ----
 
 
-def test_claim_leaves_out_what_its_process_holds_by_default(module):
+def test_claim_leaves_out_what_its_process_holds_if_so_switched(module, cluster):
+    cluster.switch("regrant", "off")
     assert module.CA_LockClusteredSlot(3) == OK
 
     assert sorted(claimed(module)) == [1, 2, 4, 5, 6, 7, 8]
 
 
-def test_claim_gives_what_its_process_holds_once_more_if_so_switched(module, cluster):
-    cluster.switch("regrant", "on")
+def test_claim_gives_what_its_process_holds_once_more_by_default(module, cluster):
     assert module.CA_LockClusteredSlot(3) == OK
 
     # The others were free, and then held.

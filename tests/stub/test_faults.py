@@ -20,10 +20,7 @@ from pkcs11_client import (
     owners,
     wait_for_call,
 )
-
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
-CLAIM = "CA_GetUnassignedSlot"
+from support import CLAIM, LOCK, UNLOCK
 
 
 def struck(module, count):

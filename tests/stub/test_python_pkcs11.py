@@ -267,6 +267,8 @@ with cluster.library() as luna:
         slot.ensure_held()
         print("held", [each.slot_id for each in cluster.tokens() if each.owner == os.getpid()])
     print("slots", len(luna.slots()))
+# Freed at the interpreter's end, it may find that its class is gone already.
+del guest, session
 """
 
 

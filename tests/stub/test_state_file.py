@@ -56,7 +56,7 @@ def initialise(path, **environment):
         env={**os.environ, STATE_VARIABLE: str(path), **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=45,
     )
 
 
@@ -104,7 +104,7 @@ def test_unset_variable_is_a_device_error_with_its_reason():
         env={**os.environ, "LUNA_STUB_TRACE": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=45,
     )
 
     assert traced.stdout == f"{DEVICE_ERROR}\n"

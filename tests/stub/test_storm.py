@@ -11,7 +11,10 @@ import pytest
 NOT_POSSIBLE = 77
 SECONDS = 120
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's process control")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's process control"),
+    pytest.mark.limit(3),
+]
 
 
 @pytest.fixture(scope="session")

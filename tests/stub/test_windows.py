@@ -27,7 +27,11 @@ STRICT = [
 ]
 INCLUDE = [f"-I{ROOT / directory}" for directory in ("include", "stub_lib", "luna_ext")]
 
-pytestmark = pytest.mark.skipif(shutil.which(CC) is None, reason=f"no Windows compiler: {CC}")
+pytestmark = [
+    pytest.mark.skipif(shutil.which(CC) is None, reason=f"no Windows compiler: {CC}"),
+    # Wine makes itself ready before the first of them.
+    pytest.mark.limit(4),
+]
 
 
 def compile_for_windows(*arguments):

@@ -1,0 +1,98 @@
+"""What many tests use: names of the device's functions and codes, and waits that have an end."""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from luna_ext.stub import Cluster, LoggedCall
+
+LOCK = "CA_LockClusteredSlot"
+UNLOCK = "CA_UnlockClusteredSlot"
+CLAIM = "CA_GetUnassignedSlot"
+FIND = "CA_GetSlotId"
+TOKEN_INFO = "C_GetTokenInfo"
+INIT_TOKEN = "C_InitToken"
+INIT_PIN = "C_InitPIN"
+
+GENERAL_ERROR = 0x5
+NONE_LEFT = 0x6
+DEVICE_ERROR = 0x30
+AGAIN = 0x80000041
+BUSY = 0x80001604
+
+NO_MORE_THREADS = "threading.stack_size(1 << 46)"
+"""A program's line after which no thread can be started, for there is no room for its stack.
+
+Only in a process of its own: a thread that a Library has used once is kept for the next.
+"""
+
+
+PATIENCE = 30.0
+"""Seconds for what takes a moment on an idle machine."""
+
+
+def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.001)
+
+
+async def let_others_run_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """As wait_until(), for a task: the event loop goes on meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        await asyncio.sleep(0)
+
+
+def hold_loop_until_it_is_told(
+    loop: asyncio.AbstractEventLoop, begin: Callable[[], object] = lambda: None
+) -> None:
+    """Nothing runs in the event loop until a thread has told it something; for a task to call.
+
+    What the task does next comes together with what the thread has told. `begin` makes it do so.
+    """
+    tell, told = loop.call_soon_threadsafe, threading.Event()
+
+    def listen(*arguments: Any, **options: Any) -> asyncio.Handle:
+        handle = tell(*arguments, **options)
+        told.set()
+        return handle
+
+    loop.call_soon_threadsafe = listen  # type: ignore[method-assign]
+    try:
+        begin()
+        assert told.wait(PATIENCE)
+    finally:
+        loop.call_soon_threadsafe = tell  # type: ignore[method-assign]
+
+
+def assert_stays(condition: Callable[[], object], seconds: float = 0.1) -> None:
+    """For what must not happen: no event tells that it has not."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert condition()
+        time.sleep(0.001)
+
+
+def logged(cluster: Cluster, function: str, pid: int | None = None) -> list[LoggedCall]:
+    """The calls of a C function, by a process, this one by default."""
+    me = os.getpid() if pid is None else pid
+    return [call for call in cluster.log() if (call.function, call.pid) == (function, me)]
+
+
+def have_returned(calls: list[LoggedCall]) -> bool:
+    return all(call.duration is not None for call in calls)
+
+
+def finalisations(cluster: Cluster) -> list[int | None]:
+    """What C_Finalize has answered, to whatever process; None: it has not returned."""
+    return [call.rv for call in cluster.log() if call.function == "C_Finalize"]
+
+
+def nothing_is_locked(cluster: Cluster) -> bool:
+    return all(token.owner is None for token in cluster.tokens())

@@ -1,0 +1,46 @@
+"""A program in one file, with all that it needs of luna_ext."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys
+from luna_ext.stub import Cluster
+
+with Cluster(keyrings=2) as cluster, cluster.library() as luna:
+    with luna.slot(1).lock(timeout=10), luna.slot(2):
+        print(sys.frozen, [token.owner is not None for token in cluster.tokens()])
+    print([token.owner for token in cluster.tokens()])
+"""
+MINUTES = 5
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("PyInstaller") is None,
+    reason="PyInstaller is not installed (PyPI: pyinstaller)",
+)
+def test_program_of_one_file_locks_and_needs_no_options(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = {**os.environ, "PYINSTALLER_CONFIG_DIR": str(tmp_path / "cache")}
+    freezing = [sys.executable, "-m", "PyInstaller", "--onefile", "program.py"]
+
+    built = subprocess.run(
+        freezing,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60 * MINUTES,
+    )
+    assert built.returncode == 0, built.stderr[-2000:]
+    # Away from all that it was made of.
+    (tmp_path / "elsewhere").mkdir()
+    program = shutil.move(tmp_path / "dist" / "program", tmp_path / "elsewhere")
+    ran = subprocess.run([program], cwd="/", capture_output=True, text=True, timeout=60)
+
+    assert (ran.stdout, ran.stderr) == ("True [True, True]\n[None, None]\n", "")
