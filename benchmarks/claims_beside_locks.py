@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import luna_ext
 from luna_ext.stub import Cluster
@@ -125,7 +126,7 @@ def on_the_same_tokens(relock: str, seconds: float, latency: float) -> tuple[flo
 
 
 def second_longest(times: list[float]) -> float:
-    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in pairwise(times)]
     return sorted(pauses)[-2] if len(pauses) > 1 else pauses[0]
 
 

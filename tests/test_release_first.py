@@ -326,4 +326,5 @@ def test_no_python_runs_between_the_end_of_a_block_and_the_begin_of_its_release(
     for name, form, early, audited, seen in rows:
         assert early == [], (name, form)
         # Else the profile function would have had nothing to see.
-        assert audited and seen, (name, form)
+        assert audited, (name, form)
+        assert seen, (name, form)
