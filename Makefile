@@ -9,7 +9,7 @@ SOURCES := setup.py pyproject.toml \
 .PHONY: demo test stress check model lowest coverage freethreaded benchmark wheel clean
 
 demo: $(VENV)/built
-	$(BIN)/python -m luna_ext.demo
+	$(BIN)/python -m luna_ext.commands.demo
 
 test: $(VENV)/built $(VENV)/with-test
 	$(BIN)/pytest $(PYTEST_ARGS)
@@ -71,6 +71,7 @@ freethreaded:
 	PYTHON_GIL=0 $(FREETHREADED)/bin/pytest $(FREETHREADED_TESTS) $(PYTEST_ARGS)
 
 benchmark: $(VENV)/built
+	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/lock_pair.py
 	$(BIN)/python benchmarks/large_cluster.py
 	$(BIN)/python benchmarks/contention.py

@@ -10,6 +10,7 @@ Run it on an otherwise idle machine: python benchmarks/claims_beside_locks.py
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -18,7 +19,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from itertools import pairwise
 
 import luna_ext
 from luna_ext.stub import Cluster
@@ -126,7 +126,7 @@ def on_the_same_tokens(relock: str, seconds: float, latency: float) -> tuple[flo
 
 
 def second_longest(times: list[float]) -> float:
-    pauses = [later - earlier for earlier, later in pairwise(times)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
     return sorted(pauses)[-2] if len(pauses) > 1 else pauses[0]
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 
 from luna_ext import Library
-from luna_ext.bench import Crew, Lock
+from luna_ext.commands.bench import Crew, Lock
 from luna_ext.stub import Cluster
 
 THREADS = (1, 2, 4, 8, 16, 32, 64)

@@ -1,6 +1,9 @@
 """Lock, claim and assign the keyring tokens of a Thales Luna HSM cluster."""
 
-from . import _device, _mutex  # noqa: F401 (by name, for freezers to see them)
+from importlib import import_module
+
+# By name, for freezers to see them: what compiled modules import is hidden from them.
+from . import _device, _mutex, discovery, errors, labels  # noqa: F401
 from ._cluster import Claim, ClusterSlot, Library, SlotLock, Token
 from .errors import (
     AmbiguousLabelError,
@@ -27,8 +30,12 @@ from .errors import (
     TokenNotFoundError,
     UnsupportedFunctionError,
 )
-from .info import FunctionStats, LibraryInfo, SlotFlag, SlotInfo, TokenFlag, TokenInfo, Version
-from .provision import ProvisionProgress, ProvisionReport, provision
+
+# As in typing, the import of which takes longer than that of the three extensions.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .info import FunctionStats, LibraryInfo, SlotFlag, SlotInfo, TokenFlag, TokenInfo, Version
+    from .provisioning import ProvisionProgress, ProvisionReport, provision
 
 __all__ = [
     "AmbiguousLabelError",
@@ -72,3 +79,30 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# Imported when they are first asked for: with dataclasses and enumerations they take longer than
+# all the rest, and a program that only locks needs none of them.
+_LATER = {
+    "FunctionStats": "info",
+    "LibraryInfo": "info",
+    "ProvisionProgress": "provisioning",
+    "ProvisionReport": "provisioning",
+    "SlotFlag": "info",
+    "SlotInfo": "info",
+    "TokenFlag": "info",
+    "TokenInfo": "info",
+    "Version": "info",
+    "provision": "provisioning",
+}
+
+# Not for type checkers, to which every name would be right then.
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f".{_LATER[name]}", __name__), name)
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *_LATER})

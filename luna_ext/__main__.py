@@ -10,7 +10,7 @@ NEEDED = ("click", "rich")
 def main() -> int:
     """Run the command; its exit code."""
     try:
-        from .cli import run
+        from .commands.cli import run
 
         return run()
     except ModuleNotFoundError as error:

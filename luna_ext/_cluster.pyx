@@ -125,7 +125,6 @@ from .errors import (
     meaning_of,
 )
 from .labels import decode_label, encode_label
-from .stub_guard import ExpectedStandIn, check_stand_in
 
 # How long a new Library waits for abandoned calls of the one before, to begin with a clean slate.
 cdef double REOPEN_SECONDS = 1.0

@@ -23,15 +23,6 @@ from .errors import (
     error_for,
     rv_name,
 )
-from .info import (
-    FunctionStats,
-    LibraryInfo,
-    SlotFlag,
-    SlotInfo,
-    TokenFlag,
-    TokenInfo,
-    Version,
-)
 from .labels import decode_label, decode_text
 
 include "_device/stats.pyx"

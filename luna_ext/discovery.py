@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import configparser
 import os
 import re
 import stat
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from .errors import LibraryLoadError
 
@@ -17,17 +15,26 @@ CONFIGURATION_VARIABLE = "ChrystokiConfigurationPath"
 SYSTEM_CONFIGURATION = Path("/etc/Chrystoki.conf")
 DEFAULT_LIBRARY = Path("/usr/safenet/lunaclient/lib/libCryptoki2_64.so")
 
-_SECTION = re.compile(r"(?P<name>[\w.]+)\s*=\s*\{(?P<body>[^}]*)\}")
-_ENTRY = re.compile(r"(?:^|;)[^\S\n]*(?P<key>\w+)\s*=\s*(?P<value>[^;\n]*)", re.MULTILINE)
+_SECTION = r"(?P<name>[\w.]+)\s*=\s*\{(?P<body>[^}]*)\}"
+_ENTRY = r"(?m:(?:^|;)[^\S\n]*(?P<key>\w+)\s*=\s*(?P<value>[^;\n]*))"
 
 
-class Location(NamedTuple):
-    """A client library that was found."""
+class Location:
+    """A client library that was found.
 
-    path: str
-    """Absolute, of a file that exists."""
-    source: str
-    """What has named it."""
+    Attributes
+    ----------
+    path : str
+        Absolute, of a file that exists.
+    source : str
+        What has named it.
+    """
+
+    __slots__ = ("path", "source")
+
+    def __init__(self, path: str, source: str) -> None:
+        self.path = path
+        self.source = source
 
 
 def find_library(path: str | os.PathLike[str] | None = None) -> Location:
@@ -121,8 +128,8 @@ def configured_library() -> tuple[str, Path | None]:
         return f"{file}: {error.strerror or error}", None
     try:
         value = _windows_entry(text, key) if windows else _unix_entry(text, key)
-    except configparser.Error as error:
-        return f"{file}: {error.message.splitlines()[0]}", None
+    except ValueError as error:
+        return f"{file}: {error}", None
     if not value:
         return f"{file}: has no entry {key} in its section Chrystoki2", None
     return f"{file}: {key} = {value}", Path(value)
@@ -130,9 +137,9 @@ def configured_library() -> tuple[str, Path | None]:
 
 def _unix_entry(text: str, key: str) -> str | None:
     """Read `Chrystoki2 = { LibUNIX64 = /path; }`."""
-    for section in _SECTION.finditer(text):
+    for section in re.finditer(_SECTION, text):
         if section["name"] == "Chrystoki2":
-            for entry in _ENTRY.finditer(section["body"]):
+            for entry in re.finditer(_ENTRY, section["body"]):
                 if entry["key"] == key:
                     return entry["value"].strip().strip('"')
     return None
@@ -140,6 +147,11 @@ def _unix_entry(text: str, key: str) -> str | None:
 
 def _windows_entry(text: str, key: str) -> str | None:
     """Read `[Chrystoki2]` and below it `LibNT=path`."""
+    import configparser
+
     parser = configparser.ConfigParser(interpolation=None, strict=False)
-    parser.read_string(text)
+    try:
+        parser.read_string(text)
+    except configparser.Error as error:
+        raise ValueError(error.message.splitlines()[0]) from None
     return parser.get("Chrystoki2", key, fallback=None)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, NamedTuple
+
+# As in typing, the import of which takes longer than all of this module.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "AmbiguousLabelError",
@@ -192,11 +196,20 @@ class Meaning(enum.Enum):
     NONE_LEFT = "there is no unassigned token, in answer to a claim"
 
 
-class _Code(NamedTuple):
-    name: str
-    exception: type[CryptokiError] = CryptokiError
-    advice: str = ""
-    meaning: Meaning | None = None
+class _Code:
+    __slots__ = ("advice", "exception", "meaning", "name")
+
+    def __init__(
+        self,
+        name: str,
+        exception: type[CryptokiError] = CryptokiError,
+        advice: str = "",
+        meaning: Meaning | None = None,
+    ) -> None:
+        self.name = name
+        self.exception = exception
+        self.advice = advice
+        self.meaning = meaning
 
 
 _CONNECTION = "check the network and the HSM's health (vtl verify), then open a new Library"

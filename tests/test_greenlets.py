@@ -52,7 +52,7 @@ cluster = Cluster(os.environ[STATE_VARIABLE])
 luna = cluster.library()
 slot = luna.slot(1)
 # The longest time in which another greenlet did not get its turn.
-BOUND = 0.4
+BOUND = 1.0
 gaps = []
 
 def tick():
@@ -194,7 +194,7 @@ def test_a_greenlet_that_would_wait_for_another_process_is_told_of_the_pool_of_t
     in_greenlets, hold_elsewhere
 ):
     holder = hold_elsewhere(1)
-    timer = threading.Timer(4, holder.release)
+    timer = threading.Timer(8, holder.release)
     timer.start()
     body = """
     def others():

@@ -10,8 +10,6 @@ import time
 
 import pytest
 
-import luna_ext
-
 LOCK = "CA_LockClusteredSlot"
 UNLOCK = "CA_UnlockClusteredSlot"
 CLAIM = "CA_GetUnassignedSlot"

@@ -232,8 +232,8 @@ cdef Errand new_errand(object function):
 cdef bint run_within(object function, Deadline deadline) except -1:
     """Run a function that makes device calls, for so long at most; whether it has come to its end.
 
-    On the main thread signal handlers run meanwhile. If one of them forks, the child is told at
-    once that it has not: the worker is the parent's.
+    On the main thread signal handlers run meanwhile. If one of them forks, the child is told at once
+    that it has not: its thread is the parent's.
     """
     cdef Errand errand
     cdef double left = left_of(deadline)
@@ -334,8 +334,8 @@ cdef class SlotLock:
         check_open(self.share, self.mutex.slot_id)
         if self.timeout == 0:
             self.mutex.refuse_reentry(caller_number(), thread_number())
-        place = note_place(None)
         while True:
+            place = note_place(None)
             if not self.mutex.acquire_within(self.share, self.poll, seconds):
                 raise self._timed_out()
             began_in = forks

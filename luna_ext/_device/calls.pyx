@@ -114,7 +114,12 @@ cdef CK_RV make_get_info(Client client, void *arguments) noexcept nogil:
     return client.functions.C_GetInfo(<CK_INFO *> arguments)
 
 
+# luna_ext.info is imported where it is used, for it takes longer than all that a lock needs.
+
+
 cdef object library_info(Client client):
+    from .info import LibraryInfo
+
     cdef CK_INFO info
     memset(&info, 0, sizeof(info))
     require(client, C_GET_INFO, make_get_info, &info, None)
@@ -244,6 +249,8 @@ cdef CK_RV make_get_slot_info(Client client, void *arguments) noexcept nogil:
 
 
 cdef object slot_info(Client client, CK_SLOT_ID slot_id):
+    from .info import SlotFlag, SlotInfo
+
     cdef CK_SLOT_INFO info
     cdef InfoArguments arguments = InfoArguments(slot_id, &info)
     memset(&info, 0, sizeof(info))
@@ -270,6 +277,8 @@ cdef int _get_token_info(Client client, CK_SLOT_ID slot_id, CK_TOKEN_INFO *info)
 
 cdef tuple labelled_token_info(Client client, CK_SLOT_ID slot_id):
     """C_GetTokenInfo: the 32 bytes of the label, which a str may not show all of; a TokenInfo."""
+    from .info import TokenFlag, TokenInfo
+
     cdef CK_TOKEN_INFO info
     _get_token_info(client, slot_id, &info)
     return info.label[:32], TokenInfo(
@@ -302,6 +311,8 @@ cdef bytes token_label(Client client, CK_SLOT_ID slot_id):
 
 
 cdef object _version(CK_VERSION version):
+    from .info import Version
+
     return Version(version.major, version.minor)
 
 

@@ -84,6 +84,8 @@ cdef size_t place_of(Traffic *traffic, uint64_t *number) noexcept nogil:
 
 cdef dict stats_of(Traffic *traffic):
     """FunctionStats of what was called, by name. Reads what others may be writing."""
+    from .info import FunctionStats
+
     cdef luna_counter *counter
     cdef uint64_t longest
     cdef int shard

@@ -642,12 +642,14 @@ cdef class SlotMutex:
 
     cdef int keep_place(self, Place place) noexcept:
         """The calling thread has got the lock, and has noted before where it asked for it."""
-        cdef Place before
+        cdef Place earlier
         place.hold = self.record.hold
         luna_guard_lock(&self.record.guard)
-        before = self.noted
+        # Kept until the guard is left: nothing is freed under it.
+        earlier = self.noted
         self.noted = place
         luna_guard_unlock(&self.record.guard)
+        earlier = None
         return 0
 
     cdef Place present_place(self):

@@ -220,7 +220,6 @@ cdef class Waiter:
             return False
         return True
 
-
     cdef object failure(self):
         """The exception of FAILED."""
         if self.error is None and self.signal != NULL:

@@ -1,1 +1,1 @@
-"""The subcommands of luna-ext, by what they are about."""
+"""The command luna-ext, and its subcommands by what they are about."""

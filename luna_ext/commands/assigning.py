@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ..provision import ProvisionProgress
-from ..provision import provision as provision_all
+from ..provisioning import ProvisionProgress
+from ..provisioning import provision as provision_all
 from .child import ended_by_signals
 from .console import Settings, examples, in_one_line, printable, settings
 from .pins import PinSources, pin_options

@@ -12,10 +12,10 @@ import click
 from click.shell_completion import get_completion_class
 
 from .._cluster import Library
-from ..bench import Crew
 from ..discovery import ENVIRONMENT_VARIABLE
 from ..errors import rv_named
 from ..stub import STATE_VARIABLE, Cluster, library_path
+from .bench import Crew
 from .console import Settings, examples, json_option, print_json, print_table, settings
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -149,7 +149,7 @@ def destroy(path: str) -> None:
 @click.command(epilog=examples("luna-ext demo"))
 def demo() -> int:
     """See two processes compete for the tokens of a fresh stand-in cluster."""
-    from ..demo import main
+    from .demo import main
 
     return main()
 

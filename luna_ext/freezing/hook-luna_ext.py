@@ -7,8 +7,10 @@ def imported() -> list[str]:
     import sys
 
     before = set(sys.modules)
-    # Brings the package with it, and is what a compiled module imports only when it is needed.
-    import luna_ext.holders  # noqa: F401
+    # They bring the package with them, and are what it imports only when it is needed.
+    import luna_ext.holders
+    import luna_ext.provisioning
+    import luna_ext.stub  # noqa: F401
 
     return sorted(set(sys.modules) - before)
 

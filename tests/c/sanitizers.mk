@@ -68,7 +68,7 @@ tsan: tsan-tools build/tsan/storm $(VENV)/built $(VENV)/with-test
 		status=$$?; cat $(abspath build/tsan/reports)/* 2>/dev/null && exit 66; exit $$status
 
 TSAN_TESTS ?= tests
-SINGLE_THREADED := build discovery errors every_code labels loading pytest_plugin stub_guard
+SINGLE_THREADED := build discovery errors every_code import labels loading pytest_plugin stub_guard
 
 NOT_AT_RANDOM = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 

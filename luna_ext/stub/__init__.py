@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
-from ._cluster import Library
-from .errors import rv_name
-from .labels import decode_label
-from .stub_control import (
+from .._cluster import Library
+from ..errors import rv_name
+from ..labels import decode_label
+from .control import (
     ALL_ONES,
     Call,
     Control,
@@ -27,7 +27,7 @@ from .stub_control import (
     text,
     whole,
 )
-from .stub_guard import ExpectedStandIn, check_stand_in
+from .guard import ExpectedStandIn, check_stand_in
 
 __all__ = ["Cluster", "ClusterToken", "LoggedCall", "library_path"]
 
@@ -76,7 +76,8 @@ def library_path() -> str:
     initialised.
     """
     suffix = ".dll" if sys.platform == "win32" else ".so"
-    return str(Path(__file__).with_name("luna_stub" + suffix))
+    # In luna_ext itself, where programs in any language load it.
+    return str(Path(__file__).parents[1] / ("luna_stub" + suffix))
 
 
 class Cluster:

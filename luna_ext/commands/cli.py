@@ -13,9 +13,9 @@ from typing import Literal
 
 import click
 
-from . import __version__
-from .commands.console import Settings, examples, in_one_line, printable, tell
-from .errors import LunaError
+from .. import __version__
+from ..errors import LunaError
+from .console import Settings, examples, in_one_line, printable, tell
 
 EXIT_INTERRUPTED = 130
 
@@ -47,7 +47,7 @@ class Commands(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in MODULES:
             return None
-        module = importlib.import_module(f".commands.{MODULES[name]}", __package__)
+        module = importlib.import_module(f".{MODULES[name]}", __package__)
         command: click.Command = getattr(module, name)
         return command
 

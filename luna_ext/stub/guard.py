@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 
-from .errors import LibraryLoadError
+from ..errors import LibraryLoadError
 
 FORBID_VARIABLE = "LUNA_EXT_FORBID_STUB"
 

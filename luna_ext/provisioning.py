@@ -254,7 +254,7 @@ class _Run:
                 for claim, why in kept:
                     # A failure is in the log; and a claim may have come to nothing, or have ended.
                     with suppress(LunaError):
-                        claim.__exit__(type(why), why, None)
+                        claim.__exit__(None if why is None else type(why), why, None)
 
         # Not concurrent.futures, which joins its threads at the interpreter's exit.
         threads = [

@@ -1,0 +1,48 @@
+"""What `import luna_ext` takes beyond the modules that a program with threads and logs has anyway:
+`import threading, logging`. Medians of 10 interpreters, by `python -X importtime`.
+
+Run it on an otherwise idle machine: python benchmarks/import_time.py
+"""
+
+import re
+import statistics
+import subprocess
+import sys
+
+RUNS = 10
+SHOWN = 8
+ANYWAY = ("threading", "logging")
+LINE = re.compile(r"import time: +(\d+) \| +(\d+) \|( +)(\S+)")
+
+
+def imported() -> dict[str, tuple[int, int]]:
+    """Each module that one interpreter imports: microseconds alone, and with what it imports."""
+    program = f"import {', '.join(ANYWAY)}, luna_ext"
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {found[4]: (int(found[1]), int(found[2])) for found in LINE.finditer(done.stderr)}
+
+
+def main() -> None:
+    imported()  # the first one reads the files from the disk
+    runs = [imported() for _ in range(RUNS)]
+
+    def milliseconds(module: str, which: int) -> float:
+        return statistics.median(run[module][which] for run in runs) / 1000
+
+    # In the order in which they end: what comes behind logging is luna_ext's.
+    names = list(runs[0])
+    own = names[names.index(ANYWAY[-1]) + 1 :]
+    anyway = sum(milliseconds(module, 1) for module in ANYWAY)
+    print(f"import {', '.join(ANYWAY)}: {anyway:.1f} ms")
+    print(f"import luna_ext beyond that: {milliseconds('luna_ext', 1):.1f} ms, of which")
+    for module in sorted(own, key=lambda module: -milliseconds(module, 0))[:SHOWN]:
+        print(f"{milliseconds(module, 0):6.1f}  {module}")
+
+
+if __name__ == "__main__":
+    main()
