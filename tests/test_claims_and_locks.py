@@ -176,9 +176,23 @@ assert another_process_can_lock(20)
         assert ends == ["claimed", "locked"]
 
 
+IN_DOUBT = pytest.mark.xfail(
+    strict=True,
+    reason="the kind of the device is not found out here, and the token stays in doubt for good",
+)
+
+
 @ONE
-@pytest.mark.parametrize("device", ["grants again, and to claims", "grants again"])
-@pytest.mark.parametrize("seconds", [0.1, 0.3])
+@pytest.mark.parametrize(
+    "device",
+    [
+        "grants again, and to claims",
+        "grants again",
+        pytest.param("waits", marks=IN_DOUBT),
+        pytest.param("refuses", marks=IN_DOUBT),
+    ],
+)
+@pytest.mark.parametrize("seconds", [0.1, 0.15])
 def test_a_claim_that_an_unlock_has_crossed_holds_the_lock(on_device, device, seconds):
     """The lock came off before the claim had its effect, or after; the process cannot tell."""
     body = f"""

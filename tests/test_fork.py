@@ -532,7 +532,7 @@ def test_a_child_that_exits_ends_nothing_of_the_parents(run, cluster, used):
     assert len(finalised) == 1 + used
 
 
-FORKING = """
+FORKING_IN_A_HANDLER = """
 import asyncio, logging
 logging.getLogger("luna_ext").addHandler(logging.NullHandler())
 children = []
@@ -611,7 +611,7 @@ def test_a_fork_in_a_signal_handler_while_the_device_is_waited_for(cluster, prog
     function, wait = WAITS[form]
     latency = f"cluster.latency(0.5, {function!r})"
     release = f"cluster.latency(0, {function!r})"
-    body = FORKING.format(function=function, wait=wait, latency=latency, release=release)
+    body = FORKING_IN_A_HANDLER.format(function=function, wait=wait, latency=latency, release=release)
     done = program(body, options=()).ended()
     assert (done.returncode, done.words, done.stderr) == (0, ["both"], ""), done
 
@@ -622,7 +622,7 @@ def test_a_fork_in_a_signal_handler_while_another_process_holds_the_lock(
 ):
     holder = hold_elsewhere(1)
     function, wait = WAITS[form]
-    body = FORKING.format(
+    body = FORKING_IN_A_HANDLER.format(
         function=function, wait=wait, latency="", release="print('forked', flush=True)"
     )
     running = program(body, options=())

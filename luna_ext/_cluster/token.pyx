@@ -181,13 +181,15 @@ cdef class Token:
 
     def __enter__(self):
         cdef ClusterSlot slot = self.slot
+        cdef Deadline patience
         cdef uint64_t began_in
         check_open(slot.share, slot.mutex.slot_id)
         while True:
             slot.mutex.acquire(slot.share, slot.poll)
             began_in = forks
+            patience = deadline_in(patience_here(-1))
             try:
-                if not run_within(self._check, deadline_in(patience_here(-1))) and forks == began_in:
+                if not run_within(self._check, patience) and forks == began_in:
                     raise slot.mutex.greenlet_error(TOKEN_INFO)
             except BaseException as error:
                 end_block(slot.mutex, slot.share, 0, None, error)
