@@ -30,7 +30,8 @@ check: model $(VENV)/built $(VENV)/with-check
 	$(BIN)/ruff format --check .
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint luna_ext
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest luna_ext --mypy-config-file pyproject.toml --allowlist tests/stubtest_allowlist.txt
+	$(BIN)/python -m mypy.stubtest luna_ext --allowlist tests/stubtest_allowlist.txt \
+		--mypy-config-file pyproject.toml
 
 # The rules for locks and claims of one slot, in every order of events.
 model:
