@@ -611,7 +611,9 @@ def test_a_fork_in_a_signal_handler_while_the_device_is_waited_for(cluster, prog
     function, wait = WAITS[form]
     latency = f"cluster.latency(0.5, {function!r})"
     release = f"cluster.latency(0, {function!r})"
-    body = FORKING_IN_A_HANDLER.format(function=function, wait=wait, latency=latency, release=release)
+    body = FORKING_IN_A_HANDLER.format(
+        function=function, wait=wait, latency=latency, release=release
+    )
     done = program(body, options=()).ended()
     assert (done.returncode, done.words, done.stderr) == (0, ["both"], ""), done
 
