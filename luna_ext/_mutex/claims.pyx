@@ -55,6 +55,11 @@ cdef class Locks:
         held = {(<SlotMutex> mutex).slot_id: (<SlotMutex> mutex).holds() for mutex in self.all()}
         return {slot_id: hold for slot_id, hold in held.items() if hold}
 
+    def make_ready(self):
+        """Where a call may not begin: in a forked child the first one initialises anew."""
+        self.client.make_ready()
+        self.publish()
+
     def publish(self):
         """Begin to tell who holds locks, if the environment asks for it; once in a process."""
         if not self.publishes and "LUNA_EXT_WATCH" in os.environ:
@@ -209,7 +214,7 @@ cdef class Request(Waiter):
             if not self.share.open:
                 raise closed_to_claims(self.share)
             if luna_shared_get(&client.state) != READY:
-                client.make_ready()
+                self.locks.make_ready()
             claim = self._begin()
             if claim == 0:
                 return 0

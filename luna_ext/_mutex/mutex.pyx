@@ -234,7 +234,7 @@ cdef class SlotMutex:
         try:
             if not share.open:
                 raise closed_error(self.slot_id, share.path)
-            self.client.make_ready()
+            self.locks.make_ready()
         except BaseException:
             give_turn_back(&self.record)
             self.pass_turn()
@@ -373,7 +373,7 @@ cdef class SlotMutex:
         while True:
             if luna_shared_get(&self.client.state) != READY:
                 try:
-                    self.client.make_ready()
+                    self.locks.make_ready()
                 except BaseException as error:
                     self._fail_first(error)
                     return 0
@@ -637,7 +637,7 @@ cdef class SlotMutex:
 
     cdef int end_work(self) except -1:
         if work_ends(&self.record):
-            self.give_back(self.record.hold)
+            self.take_from_holder(seen(&self.record).hold)
         return 0
 
     cdef int keep_place(self, Place place) noexcept:
