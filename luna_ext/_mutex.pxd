@@ -104,6 +104,7 @@ cdef struct Record:
     uint64_t doubt_in       # the generation in which it was
     bint owed               # a lock call is due even without a waiter: to take off what may be set
     uint64_t owed_at        # the newest lock call when that became so
+    bint on_trial           # the lock call that is out was made while the lock was surely on
     uint64_t suspected      # the lock call that an unlock has crossed after a moment; 0: none
     double unlocked_time    # when that unlock was answered, in seconds of luna_now()
     int working             # calls under way that rely on the hold; close() unlocks after them
@@ -211,7 +212,8 @@ cdef class SlotMutex:
     cdef int _wake(self, Seat *seat) noexcept
     cdef int _no_worker(self) noexcept
     cdef int _wait_a_moment(self) noexcept
-    cdef int _lock_for_waiters(self) except -1
+    cdef int _lock_for_waiters(self, bint begun) except -1
+    cdef bint _try_again(self) noexcept
     cdef int _tell_late(self, CK_RV rv) except -1
 
 
@@ -247,6 +249,8 @@ cdef class Locks:
     cdef set requests                   # the Requests that wait, or are being made
     cdef object queue                   # a deque: those that no worker makes yet
     cdef int servers                    # workers that make them, but for those that are stuck
+    cdef int claims_out                 # claims at the device
+    cdef int trials                     # lock calls that were made to find out the device's kind
     cdef int given_up                   # claims at the device that no thread or task waits for
     cdef bint looking_after             # a worker looks whether the servers are stuck
     cdef bint publishes                 # a thread tells who holds locks

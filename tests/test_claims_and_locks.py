@@ -178,7 +178,7 @@ assert another_process_can_lock(20)
 
 IN_DOUBT = pytest.mark.xfail(
     strict=True,
-    reason="the kind of the device is not found out here, and the token stays in doubt for good",
+    reason="an error answer does not tell the kind of the device: the token stays in doubt for good",
 )
 
 
@@ -188,7 +188,7 @@ IN_DOUBT = pytest.mark.xfail(
     [
         "grants again, and to claims",
         "grants again",
-        pytest.param("waits", marks=IN_DOUBT),
+        "waits",
         pytest.param("refuses", marks=IN_DOUBT),
     ],
 )

@@ -27,6 +27,7 @@ cdef class Locks:
         self.queue = deque()
         self.servers = 0
         self.given_up = 0
+        self.claims_out = 0
         self.looking_after = False
 
     cdef SlotMutex mutex(self, CK_SLOT_ID slot_id):
@@ -91,7 +92,7 @@ cdef class Locks:
         for n in range(LUNA_DURATIONS):
             calls += luna_count_get(&counter.durations[n])
         if calls == 0:
-            return LONGEST_MOMENT
+            return UNMEASURED_MOMENT
         return min(LONGEST_MOMENT, max(
             SHORTEST_MOMENT,
             CALLS_OF_A_MOMENT * 1e-9 * luna_count_get(&counter.nanoseconds) / calls,
@@ -272,6 +273,7 @@ cdef class Request(Waiter):
         if self.seat.outcome == WAITING:
             self.calling = True
             self.locks.claims += 1
+            self.locks.claims_out += 1
             claim = self.locks.claims
         luna_guard_unlock(&self.locks.guard)
         return claim
@@ -279,6 +281,7 @@ cdef class Request(Waiter):
     cdef int _end(self) noexcept:
         luna_guard_lock(&self.locks.guard)
         self.calling = False
+        self.locks.claims_out -= 1
         if self.abandoned:
             self.abandoned = False
             self.locks.given_up -= 1

@@ -11,12 +11,17 @@ cdef double BUSY_SECONDS = 2.0
 # its application again answers at once. That is also the time that a claim's own lock call has.
 cdef double SHORTEST_MOMENT = 0.5
 cdef double LONGEST_MOMENT = 2.0
+# While no unlock has been timed.
+cdef double UNMEASURED_MOMENT = 1.0
 # And how many calls of average length.
 cdef double CALLS_OF_A_MOMENT = 50
 # How long the lock of a thread that has ended is left alone: what else the thread kept may release
 # it.
 cdef double ENDED_SECONDS = 0.25
 cdef uint64_t LONG_WAIT_NANOSECONDS = LONG_WAIT_SECONDS * 1000000000ULL
+
+# How often a lock call is made only to find out the device's kind; an error answer tells nothing.
+cdef int MOST_TRIALS = 3
 
 # How often this process has come out of a fork as the child.
 cdef uint64_t forks = 0
@@ -359,8 +364,10 @@ cdef class SlotMutex:
             self._fail_first(RuntimeError("can't start new thread"))
         return 0
 
-    cdef int _lock_for_waiters(self) except -1:
-        """On a worker, whose turn it is: get the lock for the waiter that is first by then."""
+    cdef int _lock_for_waiters(self, bint begun) except -1:
+        """On a worker, whose turn it is: get the lock for the waiter that is first by then. `begun`: the
+        first call is said to be out already.
+        """
         cdef Seat *seat = NULL
         cdef CK_RV rv = CKR_OK
         cdef uint64_t nanoseconds
@@ -371,14 +378,15 @@ cdef class SlotMutex:
         cdef int kind
         backoff.longest = 0
         while True:
-            if luna_shared_get(&self.client.state) != READY:
+            if luna_shared_get(&self.client.state) != READY and not begun:
                 try:
                     self.locks.make_ready()
                 except BaseException as error:
                     self._fail_first(error)
                     return 0
-            if not begin_call(&self.record, self.client.generation, True):
+            if not begun and not begin_call(&self.record, self.client.generation, True):
                 break
+            begun = False
             if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds):
                 break_off_call(&self.record)
                 continue
@@ -480,7 +488,7 @@ cdef class SlotMutex:
         """Make the unlock call that is due, and pass the turn. What the device has answered."""
         cdef CK_RV rv = CKR_OK
         cdef double until, pause
-        if after_a_moment and self.locks.kind == UNKNOWN:
+        if self.locks.kind == UNKNOWN and (after_a_moment or self._try_again()):
             self._wait_a_moment()
         if not unlock_slot(self.client, self.slot_id, &rv):
             rv = CKR_CRYPTOKI_NOT_INITIALIZED
@@ -501,6 +509,22 @@ cdef class SlotMutex:
         self.pass_turn()
         return rv
 
+    cdef bint _try_again(self) noexcept:
+        """Before an unlock that would cross a claim, while the kind of the device is not known: find it
+        out by another lock call, now that the lock is surely on. Without it, the claim might come back
+        with this slot, and nothing could tell whether its grant is true. Whether one was sent.
+        """
+        if self.locks.claims_out == 0 or self.locks.trials >= MOST_TRIALS:
+            return False
+        if not begin_trial(&self.record, self.client.generation):
+            return False
+        self.locks.trials += 1
+        if run_on_worker(try_again, self):
+            return True
+        break_off_call(&self.record)
+        give_turn_back(&self.record)
+        return False
+
     cdef int _wait_a_moment(self) noexcept:
         """Before a claim's lock comes off, while the kind of the device is not known: a lock call
         that is out for the same slot has a moment to come back. A device that grants its
@@ -510,6 +534,7 @@ cdef class SlotMutex:
         cdef PyThread_type_lock signal = PyThread_allocate_lock()
         cdef double moment = self.locks.moment()
         if signal == NULL:
+            end_moment(&self.record)
             return 0
         PyThread_acquire_lock(signal, NOWAIT_LOCK)
         if await_call(&self.record, signal):
@@ -796,7 +821,13 @@ cdef Leave begin_leave_of(
 
 
 cdef int lock_for_waiters(object mutex) noexcept:
-    (<SlotMutex> mutex)._lock_for_waiters()
+    (<SlotMutex> mutex)._lock_for_waiters(False)
+    call_came_back((<SlotMutex> mutex).locks)
+    return 0
+
+
+cdef int try_again(object mutex) noexcept:
+    (<SlotMutex> mutex)._lock_for_waiters(True)
     call_came_back((<SlotMutex> mutex).locks)
     return 0
 

@@ -265,6 +265,7 @@ cdef inline void own(
 cdef inline void come_back(Record *record) noexcept nogil:
     """The lock call that was out has come back."""
     record.calling = False
+    record.on_trial = False
     if record.moment != NULL:
         PyThread_release_lock(record.moment)
         record.moment = NULL
@@ -296,7 +297,9 @@ cdef Verdict hear(
     is 0, by a worker for the first waiter, which is `seat` then and out of the queue.
     """
     cdef Verdict verdict
+    cdef bint on_trial
     luna_guard_lock(&record.guard)
+    on_trial = record.on_trial
     come_back(record)
     if granted and record.owner == 0 and kind[0] == UNKNOWN and came_promptly(record):
         kind[0] = GIVES_ONCE
@@ -305,8 +308,9 @@ cdef Verdict hear(
         # turned down before. Any other error says that nothing is set.
         record.owed = record.owed and (busy or record.calls == record.owed_at)
         verdict = REFUSED
-    elif record.owner != 0:
-        # A claim came back with the slot meanwhile, and yet the device has granted it.
+    elif record.owner != 0 or on_trial:
+        # A claim came back with the slot meanwhile, or its unlock is still to come, and yet the device
+        # has granted it.
         kind[0] = GRANTS_AGAIN
         verdict = IGNORED
     elif record.asked_in != generation:
@@ -388,6 +392,26 @@ cdef Leave begin_leave(
     return due
 
 
+cdef bint begin_trial(Record *record, uint64_t generation) noexcept nogil:
+    """A lock call is made of a slot whose unlock is due and not yet sent, so surely while this process
+    has its lock: only to find out whether the device grants it again. False if one is out already.
+    """
+    cdef bint begun
+    luna_guard_lock(&record.guard)
+    begun = not record.turn and record.owner == 0 and record.leaving == 1
+    if begun:
+        record.turn = True
+        record.calling = True
+        record.calls += 1
+        # The unlock is still to come, and crosses it.
+        record.asked_after = record.unlocks - 1
+        record.asked_in = generation
+        record.on_trial = True
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return begun
+
+
 cdef bint await_call(Record *record, PyThread_type_lock moment) noexcept nogil:
     """Have `moment` released when the lock call that is out comes back; False if none is out."""
     cdef bint out
@@ -405,6 +429,7 @@ cdef void end_moment(Record *record) noexcept nogil:
     """
     luna_guard_lock(&record.guard)
     record.moment = NULL
+    record.on_trial = False
     if record.calling:
         record.suspected = record.calls
     luna_guard_unlock(&record.guard)

@@ -39,7 +39,7 @@ asan: asan-tools build/asan/storm build/asan/storm-plain $(VENV)/built $(VENV)/w
 	cd build/asan/tree && CC=$(SANITIZER_CC) CFLAGS="$(SANITIZE) -g" LDFLAGS="$(SANITIZE)" \
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/asan/tree && LD_PRELOAD="$$($(SANITIZER_CC) -print-file-name=libasan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 $(abspath $(BIN))/python -m pytest -q $(PATIENT) tests \
+		ASAN_OPTIONS=detect_leaks=0 $(abspath $(BIN))/python -m pytest -q $(PATIENT) $(ASAN_TESTS) \
 		-m "not stress" --ignore=tests/stub/test_p11_kit.py $(APART) $(COMPILING:%=--ignore=tests/%.py) \
 		$(NOTHING_BUT_PYTHON:%=--ignore=tests/test_%.py) \
 		--deselect=tests/test_fork.py::test_the_first_calls_of_many_threads_of_a_child_initialise_once
@@ -68,6 +68,7 @@ tsan: tsan-tools build/tsan/storm $(VENV)/built $(VENV)/with-test
 		status=$$?; cat $(abspath build/tsan/reports)/* 2>/dev/null && exit 66; exit $$status
 
 TSAN_TESTS ?= tests
+ASAN_TESTS ?= tests
 SINGLE_THREADED := build discovery errors every_code import labels loading pytest_plugin stub_guard
 
 NOT_AT_RANDOM = $(shell setarch -R true 2>/dev/null && echo setarch -R)
