@@ -195,6 +195,7 @@ cdef class SlotMutex:
     cdef str describe_holder(self)
     cdef bint ended_by_fork(self, uint64_t number) except -1
     cdef int raise_evicted(self, uint64_t number, Share share, str function) except -1
+    cdef bint has_evicted(self, Share share) except -1
     cdef int note_eviction(self, uint64_t owner, uint64_t share, Loss loss) except -1
     cdef int take_from_holder(self, uint64_t hold) except -1
     cdef object close_share(self, Share share)

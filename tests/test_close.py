@@ -371,7 +371,7 @@ def test_a_signal_that_interrupts_close_leaves_it_to_be_done_again(
     cluster, call, wait_until_inside
 ):
     luna = cluster.library()
-    cluster.latency(0.5, LOCK)
+    cluster.latency(1.5, LOCK)
     waiting = call(luna.slot(1).acquire)
     wait_until_inside(LOCK)
 

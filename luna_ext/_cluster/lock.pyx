@@ -74,7 +74,7 @@ cdef bint end_foreign_block(SlotMutex mutex, Share share, uint64_t hold) except 
     cdef str holder = mutex.describe_holder()
     cdef Record now = seen(&mutex.record)
     if hold == 0:
-        if mutex.evicted is not None:
+        if mutex.has_evicted(share):
             # The block's lock may be one that was taken off, and the present holder another block.
             return False
         hold = now.hold

@@ -725,6 +725,12 @@ cdef class SlotMutex:
 
     # ---- losing it ----
 
+    cdef bint has_evicted(self, Share share) except -1:
+        """Whether a lock that was held through this Share was ever taken off under its holder."""
+        if self.evicted is None:
+            return False
+        return any([number == share.number for _, number in list(self.evicted)])
+
     cdef int note_eviction(self, uint64_t owner, uint64_t share, Loss loss) except -1:
         made = {}
         luna_guard_lock(&self.record.guard)
