@@ -886,8 +886,8 @@ cdef int stop_watching() noexcept:
         # Held, whether or not an earlier stop was noticed.
         PyThread_acquire_lock(watch_stop, NOWAIT_LOCK)
         PyThread_release_lock(watch_stop)
-        with nogil:
-            while luna_shared_get(&watching) and luna_now() < until:
+        while luna_shared_get(&watching) and luna_now() < until:
+            with nogil:
                 luna_pause(0.00005)
     return 0
 
