@@ -1,26 +1,35 @@
-"""Threads, and another process, that do one thing at a time as they are told."""
+"""Threads, tasks, and another process, that do one thing at a time as they are told."""
 
+import asyncio
 import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 
 class Actor:
     """A thread that calls what it is given; an exception's type is a result as well."""
 
+    is_task = False
+
     def __init__(self, patience: float) -> None:
         self._patience = patience
-        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[object] = queue.SimpleQueue()
         self.busy = False
+        self._start()
+
+    def _start(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, daemon=True).start()
+
+    def _put(self, function: Callable[[], object] | None) -> None:
+        self._calls.put(function)
 
     def begin(self, function: Callable[[], object]) -> None:
         assert not self.busy
         self.busy = True
-        self._calls.put(function)
+        self._put(function)
 
     def result(self) -> object:
         """What the call under way comes to."""
@@ -43,7 +52,7 @@ class Actor:
         return self.result()
 
     def end(self) -> None:
-        self._calls.put(None)
+        self._put(None)
 
     def _run(self) -> None:
         while (function := self._calls.get()) is not None:
@@ -52,6 +61,65 @@ class Actor:
             except BaseException as error:
                 result = type(error)
             self._results.put(result)
+
+
+class Loop:
+    """An event loop on a thread of its own, for several TaskActors."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def end(self, patience: float) -> None:
+        """After its tasks."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(patience)
+        if not self._thread.is_alive():
+            self.loop.close()
+
+
+class TaskActor(Actor):
+    """A task that does so; what it is given may return something to await."""
+
+    is_task = True
+
+    def __init__(self, patience: float, loop: Loop) -> None:
+        self._loop = loop.loop
+        super().__init__(patience)
+
+    def _start(self) -> None:
+        self._given: asyncio.Queue[Callable[[], object] | None] = asyncio.Queue()
+        self._task = asyncio.run_coroutine_threadsafe(self._play(), self._loop)
+
+    def _put(self, function: Callable[[], object] | None) -> None:
+        self._loop.call_soon_threadsafe(self._given.put_nowait, function)
+
+    def end(self) -> None:
+        if self.busy:
+            self._task.cancel()
+        else:
+            self._put(None)
+            self._task.result(self._patience)
+
+    async def _play(self) -> None:
+        while (function := await self._given.get()) is not None:
+            try:
+                result = function()
+                if isinstance(result, Awaitable):
+                    result = await result
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                result = type(error)
+            self._results.put(result)
+
+
+class MainThread:
+    """The thread that the machine itself runs on: no Actor, and nothing waits for it."""
+
+    is_task = False
+    busy = False
 
 
 ELSEWHERE = """

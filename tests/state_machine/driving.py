@@ -3,14 +3,17 @@
 import contextlib
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from functools import partial
 from typing import Literal
 
-from actors import Actor
+from actors import Actor, Loop, MainThread, TaskActor
 from hypothesis.errors import StopTest
 from hypothesis.stateful import RuleBasedStateMachine
 from lock_model import SLOTS, THEM, US, Model, Party
@@ -25,6 +28,11 @@ CONTENTION: tuple[Literal["block", "poll"], ...] = ("block", "poll")
 OWN_CALLS = ("acquire", "with")
 """The ways to lock that make the device call on the caller's own thread."""
 SHORT = 0.02
+ACTORS = 4
+
+
+class Interrupted(Exception):
+    """What the handler of a signal raises."""
 
 
 class Driver(RuleBasedStateMachine):
@@ -35,7 +43,13 @@ class Driver(RuleBasedStateMachine):
         self.patience = surroundings.patience
         self.cluster = Cluster(keyrings=len(SLOTS))
         self.elsewhere.open(self.cluster.path)
-        self.actors = [Actor(self.patience) for _ in range(3)]
+        self.loop = Loop()
+        # In turn, for the first ones are chosen most often.
+        self.actors: list[Actor] = [
+            TaskActor(self.patience, self.loop) if number % 2 else Actor(self.patience)
+            for number in range(ACTORS)
+        ]
+        self.signaller = Actor(self.patience)
         self.model = Model()
         self.libraries: list[luna_ext.Library] = []
         self.slots: list[list[luna_ext.ClusterSlot]] = [[], []]
@@ -67,8 +81,10 @@ class Driver(RuleBasedStateMachine):
             if not isinstance(error, StopTest):
                 self.surroundings.hurry()
             self.surroundings.abandon(self.cluster, self.libraries)
-        for actor in self.actors:
-            actor.end()
+        for actor in [*self.actors, self.signaller]:
+            with contextlib.suppress(TimeoutError, CancelledError):
+                actor.end()
+        self.loop.end(self.patience)
         self.cluster.destroy()
 
     # ---- what there is ----
@@ -123,9 +139,20 @@ class Driver(RuleBasedStateMachine):
                 return False
         return True
 
-    def party(self, actor: Actor, slot: int, library: int, how: str, timeout: float) -> Party:
+    def party(
+        self, actor: Actor | MainThread, slot: int, library: int, how: str, timeout: float
+    ) -> Party:
         target = self.slot(library, slot)
         refusal: object = luna_ext.LockTimeoutError
+        if actor.is_task:
+            limited = "timed" in how or "short" in how or "at once" in how
+            lock = target.lock(timeout=timeout if limited else None)
+
+            async def enter_in_task() -> bool:
+                return await lock.__aenter__() is target
+
+            end_in_task = partial(lock.__aexit__, None, None, None)
+            return Party(actor, library, "worker", enter_in_task, end_in_task, refusal)
         if "acquire" in how or "timed" in how:
             refusal = False
             arguments = {"acquire": {}, "acquire at once": {"blocking": False}}
@@ -142,7 +169,9 @@ class Driver(RuleBasedStateMachine):
             def enter() -> bool:
                 return block.__enter__() is target
 
-        call = "own" if how in OWN_CALLS else "worker"
+        # The main thread leaves every call to a worker.
+        own = how in OWN_CALLS and isinstance(actor, Actor)
+        call = "own" if own else "worker"
         return Party(actor, library, call, enter, end, refusal)
 
     # ---- doing ----
@@ -201,6 +230,74 @@ class Driver(RuleBasedStateMachine):
         for slot, owner in self.model.device.items():
             self.model.device[slot] = None if owner == US else owner
 
+    # ---- the main thread: signals, and forks ----
+
+    def waiting_for(self, slot: int) -> int:
+        """How many wait for a slot, as it says itself; but not who makes the lock call."""
+        found = re.search(r"(\d+) waiting", repr(self.slot(0, slot)))
+        return int(found[1]) if found else 0
+
+    @contextlib.contextmanager
+    def signal_to_waiting(self, slot: int, handler: Callable[[], object]) -> Iterator[None]:
+        """The main thread gets a signal as soon as it waits for the slot as well."""
+        before, deadline = self.waiting_for(slot), time.monotonic() + self.patience
+
+        def send() -> None:
+            while self.waiting_for(slot) <= before:
+                assert time.monotonic() < deadline, "the main thread does not wait"
+                time.sleep(0.0005)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+        previous = signal.signal(signal.SIGUSR1, lambda number, frame: handler())
+        try:
+            self.signaller.begin(send)
+            yield
+        finally:
+            self.signaller.expect(None)
+            signal.signal(signal.SIGUSR1, previous)
+
+    def interrupt(self, party: Party, slot: int, *, forks: bool) -> None:
+        def handler() -> None:
+            if forks:
+                self.fork_and_look()
+            raise Interrupted
+
+        with self.signal_to_waiting(slot, handler), contextlib.suppress(Interrupted):
+            raise AssertionError(f"{party.enter()}, and not interrupted")
+
+    def fork_and_look(self) -> None:
+        """In the child nothing is held, and what is free can be had."""
+        free = [slot for slot in SLOTS if self.model.device[slot] is None and self.is_free(slot)]
+        library = next(number for number in (0, 1) if not self.libraries[number].closed)
+        with warnings.catch_warnings():
+            # Newer versions of Python warn of forks beside threads.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                signal.alarm(int(self.patience) + 1)
+                code = (
+                    0 if all(self.is_right_in_child(library, slot, free) for slot in SLOTS) else 2
+                )
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def is_right_in_child(self, library: int, slot: int, free: Sequence[int]) -> bool:
+        target = self.slot(library, slot)
+        held = target.locked() or self.waiting_for(slot)
+        with contextlib.suppress(luna_ext.LockNotOwnedError):
+            target.release()
+            held = True
+        if slot in free and not held:
+            with target:
+                return self.owner_is_child(slot)
+        return not held
+
+    def owner_is_child(self, slot: int) -> bool:
+        return {token.slot_id: token.owner for token in self.cluster.tokens()}[slot] == os.getpid()
+
     # ---- waiting ----
 
     def rest(self) -> None:
@@ -231,9 +328,7 @@ class Driver(RuleBasedStateMachine):
         }
         slots = {}
         for slot in SLOTS:
-            real = self.slot(0, slot)
-            waiting = re.search(r"(\d+) waiting", repr(real))
-            slots[slot] = real.locked(), int(waiting[1]) if waiting else 0
+            slots[slot] = self.slot(0, slot).locked(), self.waiting_for(slot)
         owners = self.owners()
         return {slot: (calls.get(slot, False), *slots[slot], owners[slot]) for slot in SLOTS}
 
@@ -255,5 +350,8 @@ class Driver(RuleBasedStateMachine):
                 time.sleep(0.001)
             assert in_the_way or model.answer(slot) == "granted"
             luna.slot(slot).release()
+            if model.device[slot] == US:
+                # What a failed call had left locked is off now.
+                model.device[slot] = None
         if in_the_way:
             self.elsewhere.lock(slot)

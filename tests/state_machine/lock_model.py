@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from actors import Actor
+from actors import Actor, MainThread
 
 import luna_ext
 
@@ -16,7 +16,7 @@ POLLS = 1
 class Party(NamedTuple):
     """Somebody who waits for a slot, or holds it."""
 
-    actor: Actor
+    actor: Actor | MainThread
     library: int
     call: str
     """Who makes the lock call: the actor on its "own", or a "worker"."""
@@ -35,14 +35,15 @@ class Model:
         self.call: dict[int, str | None] = dict.fromkeys(SLOTS)  # who made the one that is out
         self.waiting: dict[int, list[Party]] = {slot: [] for slot in SLOTS}
         self.lost: set[int] = set()  # of whose loss ensure_held() has told
-        self.contention, self.relock, self.connected = "wait", "granted", True
+        self.contention, self.relock, self.regrant = "wait", "granted", "on"
+        self.connected = True
 
     def answer(self, slot: int) -> str:
         answers = {None: "granted", US: self.relock, THEM: self.contention}
         return answers[self.device[slot]] if self.connected else "error"
 
-    def go_on(self, slot: int) -> dict[Actor, object]:
-        ended: dict[Actor, object] = {}
+    def go_on(self, slot: int) -> dict[Actor | MainThread, object]:
+        ended: dict[Actor | MainThread, object] = {}
         queue = self.waiting[slot]
         while not self.holder[slot] and (queue or self.call[slot]):
             answer = self.answer(slot)

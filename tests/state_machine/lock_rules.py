@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from driving import OWN_CALLS, SHORT, Driver
+from driving import ACTORS, OWN_CALLS, SHORT, Driver
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 from lock_model import SLOTS, US, Party
@@ -12,7 +12,7 @@ from support import AGAIN, BUSY, CLAIM, DEVICE_ERROR, LOCK, TOKEN_INFO, UNLOCK
 import luna_ext
 
 LONG = 60.0
-NUMBERS = st.integers(0, 2)
+NUMBERS = st.integers(0, ACTORS - 1)
 SLOT = st.sampled_from(SLOTS)
 LIBRARY = st.integers(0, 1)
 SELDOM = st.sampled_from([False] * 5 + [True])
@@ -124,9 +124,19 @@ class LockRules(Driver):
         others = [one for one in SLOTS if one != slot and model.device[one] is None]
         for one in others:
             self.elsewhere.lock(one)
+        # What a failed call has left locked may be given, unless it was granted again since.
+        left = any(model.device[one] == US and not model.holder[one] for one in SLOTS)
+        # And where the reply is lost, it would not be known which one was given.
+        unknown = left or fault == "lost reply"
+        self.cluster.switch("regrant", "off" if unknown else model.regrant)
 
-        def enter() -> int:
-            return claim.__enter__().slot.slot_id
+        def enter() -> object:
+            return enter_in_task() if idle.is_task else claim.__enter__().slot.slot_id
+
+        async def enter_in_task() -> int:
+            return (await claim.__aenter__()).slot.slot_id
+
+        end = partial(claim.__aexit__ if idle.is_task else claim.__exit__, None, None, None)
 
         if not model.connected:
             self.expect(idle, enter, luna_ext.DeviceError)
@@ -141,7 +151,6 @@ class LockRules(Driver):
                 if fault == "busy":
                     self.cluster.fault(CLAIM, BUSY, times=2)
                 self.expect(idle, enter, slot)
-                end = partial(claim.__exit__, None, None, None)
                 model.holder[slot] = Party(idle, library, "own", enter, end, None)
         for one in others:
             self.elsewhere.unlock(one)

@@ -18,8 +18,8 @@ class Surroundings:
     are made, so that what is found fails in the same way when it is tried once more.
     """
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.patience: float = 30
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
+        self.patience = patience
         """Seconds for what happens at once on an idle machine."""
         self.elsewhere = Elsewhere(self.patience)
         self._folder = folder
