@@ -57,12 +57,13 @@ cdef class SlotMutex:
         The main thread leaves the device call to a worker, so that signal handlers run while it
         lasts; any other thread makes it itself, which is the fastest way.
         """
-        cdef uint64_t me = caller_number()
+        cdef uint64_t me = thread_number()
         cdef Wait wait
         if luna_is_main() or PyDict_GetItemWithError(loaded_modules, GREENLET) != NULL:
             if luna_is_main() or in_greenlet_hub():
                 self.acquire_within(share, poll, -1)
                 return 0
+            me = caller_number()
         if self.client.lock_clustered_slot == NULL or self.client.unlock_clustered_slot == NULL:
             self._need_functions(share)
         audit_lock(self.slot_id)
