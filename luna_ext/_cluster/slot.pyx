@@ -101,7 +101,7 @@ cdef class ClusterSlot:
         LockNotOwnedError
             The calling thread does not hold the lock; nothing is unlocked.
         LockLostError
-            The lock was gone already; the device is not asked, for somebody else may hold it.
+            The lock was gone already; the device is not asked, for another process may hold it.
         LockReleaseError
             The device refused. The lock may stay set until this process disconnects.
         """
