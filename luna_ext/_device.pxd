@@ -74,6 +74,9 @@ cdef extern from "native.h":
     void luna_comes_back() noexcept nogil
     void luna_is_back() noexcept nogil
 
+    void luna_watch(object dict) noexcept
+    bint luna_changed(object dict) noexcept
+
     uint64_t luna_number() noexcept nogil
     bint luna_is_main() noexcept nogil
     void luna_introduce(uint64_t number, bint is_main) noexcept nogil

@@ -175,6 +175,9 @@ cdef class SlotMutex:
 
     cdef int release(self, uint64_t number, Share share) except -1
     cdef CK_RV begin_release(self, uint64_t number, uint64_t share, Leave *due, Loss *loss) noexcept
+    cdef int judge_release(
+        self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
+    ) except -1
     cdef int conclude_release(
         self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
     ) except -1

@@ -374,3 +374,79 @@ def test_audit_events(cluster, monkeypatch):
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+AUDIT_OF_FAILED = """
+import asyncio, os, sys
+import luna_ext
+from luna_ext.stub import STATE_VARIABLE, Cluster
+
+unlocks = []
+objects = False
+
+def hook(event, args):
+    if event == "luna_ext.unlock":
+        unlocks.append(args)
+        if objects:
+            raise PermissionError(event)
+
+sys.addaudithook(hook)
+cluster = Cluster(os.environ[STATE_VARIABLE])
+
+def block(slot):
+    with slot:
+        pass
+
+def release(slot):
+    slot.acquire()
+    slot.release()
+
+async def in_task(slot):
+    async with slot.lock(timeout=20):
+        pass
+
+def not_mine(slot):
+    async def leave():
+        await slot.lock().__aexit__(None, None, None)
+    asyncio.run(leave())
+
+for objects in (False, True):
+    for way in (block, release, lambda slot: asyncio.run(in_task(slot))):
+        for times in (0, 1):
+            with cluster.library() as luna:
+                cluster.fault("CA_UnlockClusteredSlot", 0x30, times=times)
+                unlocks.clear()
+                try:
+                    way(luna.slot(1))
+                    raised = None
+                except Exception as error:
+                    raised = type(error)
+                assert unlocks == [(1,)], (objects, times, unlocks)
+                expected = PermissionError if objects else None
+                if times:
+                    # What the device has answered matters more than what the hook says.
+                    expected = luna_ext.LockReleaseError
+                assert raised is expected or (raised is PermissionError and objects), raised
+    with cluster.library() as luna:
+        unlocks.clear()
+        try:
+            not_mine(luna.slot(1))
+        except luna_ext.LockNotOwnedError:
+            pass
+        else:
+            raise AssertionError("released what is not held")
+        assert unlocks == [], unlocks
+print("done")
+"""
+
+
+def test_a_release_that_fails_has_one_audit_event(cluster, monkeypatch):
+    monkeypatch.setenv(STATE_VARIABLE, cluster.path)
+    done = subprocess.run(
+        [sys.executable, "-c", AUDIT_OF_FAILED],
+        capture_output=True,
+        text=True,
+        timeout=45,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

@@ -120,11 +120,12 @@ cdef class Departure:
         self.exc_type = exc_type
         self.exc_value = exc_value
         if self.due == NOT_MINE:
-            if mutex.ended_by_fork(self.seat.number):
-                return 0
-        elif exc_type is GeneratorExit and self.due != LOST and mutex.task_is_gone():
+            if not mutex.ended_by_fork(self.seat.number):
+                self._conclude()
+            return 0
+        if exc_type is GeneratorExit and self.due != LOST and mutex.task_is_gone():
             tell_of_abandoned_block(mutex)
-        if luna_shared_get(&self.finished):
+        if self.due == LOST:
             self._conclude()
         audit_unlock(mutex.slot_id)
         return 0
@@ -132,7 +133,7 @@ cdef class Departure:
     def _conclude(self):
         """Tell what has come of the release."""
         try:
-            self.mutex.conclude_release(
+            self.mutex.judge_release(
                 self.due, self.loss, self.rv, self.seat.number, self.share, 0
             )
         except LunaError as error:

@@ -355,6 +355,60 @@ static inline void luna_is_back(void) {
 
 #endif
 
+/* ---- whether a dict has changed ---- */
+
+/*
+ * Of the one dict that luna_watch() was called with: 0 if nothing was put into it or taken out of it since
+ * the last look. Where that cannot be known, it always has changed. A look at a number, where looking
+ * something up that is not there takes many times as long.
+ */
+#if LUNA_GIL && PY_VERSION_HEX >= 0x030C0000
+
+static int luna_has_changed = 1;
+static int luna_is_watched;
+
+/* Told before the change. With the GIL, that is one with it: no look comes in between. */
+static int luna_on_change(PyDict_WatchEvent event, PyObject *dict, PyObject *key, PyObject *value) {
+    (void)event, (void)dict, (void)key, (void)value;
+    luna_has_changed = 1;
+    return 0;
+}
+
+static inline void luna_watch(PyObject *dict) {
+    int watcher = PyDict_AddWatcher(luna_on_change);
+    luna_is_watched = watcher >= 0 && PyDict_Watch(watcher, dict) == 0;
+    PyErr_Clear();
+}
+
+static inline int luna_changed(PyObject *dict) {
+    int changed = luna_has_changed;
+    (void)dict;
+    luna_has_changed = !luna_is_watched;
+    return changed;
+}
+
+#elif LUNA_GIL
+
+static uint64_t luna_version_seen;
+
+static inline void luna_watch(PyObject *dict) {
+    (void)dict;
+}
+
+static inline int luna_changed(PyObject *dict) {
+    uint64_t version = ((PyDictObject *)dict)->ma_version_tag;
+    int changed = version != luna_version_seen;
+    luna_version_seen = version;
+    return changed;
+}
+
+#else
+
+#define luna_watch(dict) ((void)(dict))
+#define luna_changed(dict) ((void)(dict), 1)
+
+#endif
+
 /* ---- what a thread carries with it ---- */
 
 /* The thread's number, never used again in this process; 0: it has none yet. */

@@ -225,7 +225,7 @@ cdef class Request(Waiter):
             if rv == CKR_OK:
                 known = self.locks.mutexes.get(self.info.slotID)
                 if known is None:
-                    known = self.locks._keep(mutex, self.info.slotID)
+                    known = self._keep_or_unlock(mutex)
                 self.mutex = <SlotMutex> known
                 luna_guard_lock(&self.locks.guard)
                 arrival = arrive(
@@ -250,6 +250,17 @@ cdef class Request(Waiter):
             rv = CKR_FUNCTION_FAILED
         self._refuse(error_of(rv, CA_GET_UNASSIGNED_SLOT, None))
         return 0
+
+    def _keep_or_unlock(self, SlotMutex mutex not None):
+        """The SlotMutex of a slot that this process has not used before."""
+        cdef CK_RV rv = CKR_OK
+        try:
+            return self.locks._keep(mutex, self.info.slotID)
+        except MemoryError:
+            # No table knows the claim's lock: it comes off now, or never.
+            unlock_slot(self.locks.client, self.info.slotID, &rv)
+            self._end()
+            raise
 
     cdef int make_here(self, Wait *wait) except -1:
         """The same on the thread that waits, which the watcher has an eye on meanwhile."""
@@ -339,7 +350,10 @@ cdef class Request(Waiter):
             return self.seat.outcome != WAITING
         if self.locks.kind == GIVES_ONCE and self._own_after_all():
             return True
-        if begin_doubt(&mutex.record, self.locks.client.generation, asked != mutex.record.calls):
+        if begin_doubt(
+            &mutex.record, self.locks.client.generation, asked != mutex.record.calls
+        ) and self.locks.kind != GRANTS_AGAIN:
+            # On a device that grants again, what was not granted was not this process's.
             log.error(
                 "slot %d: CA_GetUnassignedSlot has come back with it while it was unlocked, and "
                 "whether this process holds its lock could not be made sure (%s). It is left "

@@ -59,7 +59,7 @@ cdef class SlotMutex:
         """
         cdef uint64_t me = thread_number()
         cdef Wait wait
-        if luna_is_main() or PyDict_GetItemWithError(loaded_modules, GREENLET) != NULL:
+        if luna_is_main() or greenlets_may_run():
             if luna_is_main() or in_greenlet_hub():
                 self.acquire_within(share, poll, -1)
                 return 0
@@ -221,7 +221,7 @@ cdef class SlotMutex:
                 continue
             kind = self.locks.kind
             verdict = hear(
-                &self.record, rv == CKR_OK, says_busy(rv), self.client.generation, &self.locks.kind,
+                &self.record, rv == CKR_OK, rv != CKR_OK and says_busy(rv), self.client.generation, &self.locks.kind,
                 number, number, share.number, NULL
             )
             if kind != self.locks.kind:
@@ -394,7 +394,7 @@ cdef class SlotMutex:
             kind = self.locks.kind
             seat = NULL
             verdict = hear(
-                &self.record, rv == CKR_OK, says_busy(rv), self.client.generation, &self.locks.kind,
+                &self.record, rv == CKR_OK, rv != CKR_OK and says_busy(rv), self.client.generation, &self.locks.kind,
                 0, 0, 0, &seat
             )
             if kind != self.locks.kind:
@@ -456,11 +456,23 @@ cdef class SlotMutex:
         cdef double began = luna_now() if debug_may_be_on() else 0
         cdef CK_RV rv
         rv = self.begin_release(number, share.number, &due, &loss)
-        if began == 0 and rv == CKR_OK and due == UNLOCK_DUE:
-            return audit_unlock(self.slot_id)
         return self.conclude_release(due, loss, rv, number, share, began)
 
     cdef int conclude_release(
+        self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
+    ) except -1:
+        """The audit event of a release, and what has come of it."""
+        if due == UNLOCK_DUE and rv == CKR_OK and began == 0:
+            return audit_unlock(self.slot_id)
+        try:
+            if due != NOT_MINE:
+                audit_unlock(self.slot_id)
+        finally:
+            # Whatever a hook raises, a lock that may still be set is told of.
+            self.judge_release(due, loss, rv, number, share, began)
+        return 0
+
+    cdef int judge_release(
         self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
     ) except -1:
         """Tell what has come of a release."""
@@ -472,7 +484,6 @@ cdef class SlotMutex:
                 "it was locked by `async with`, or through another Library, and is released there",
                 UNLOCK,
             )
-        audit_unlock(self.slot_id)
         if due == LOST:
             hold_back_at_exit()
             raise lost_error(self.slot_id, LOSSES[<int> loss])
@@ -489,7 +500,9 @@ cdef class SlotMutex:
         """Make the unlock call that is due, and pass the turn. What the device has answered."""
         cdef CK_RV rv = CKR_OK
         cdef double until, pause
-        if self.locks.kind == UNKNOWN and (after_a_moment or self._try_again()):
+        if self.locks.kind == UNKNOWN and (
+            after_a_moment or (self.locks.claims_out != 0 and self._try_again())
+        ):
             self._wait_a_moment()
         if not unlock_slot(self.client, self.slot_id, &rv):
             rv = CKR_CRYPTOKI_NOT_INITIALIZED
@@ -515,7 +528,7 @@ cdef class SlotMutex:
         out by another lock call, now that the lock is surely on. Without it, the claim might come back
         with this slot, and nothing could tell whether its grant is true. Whether one was sent.
         """
-        if self.locks.claims_out == 0 or self.locks.trials >= MOST_TRIALS:
+        if self.locks.trials >= MOST_TRIALS:
             return False
         if not begin_trial(&self.record, self.client.generation):
             return False

@@ -19,7 +19,10 @@ cdef dict thread_idents = {}
 # Of tasks: weak, so that a number keeps no task.
 cdef object task_numbers = weakref.WeakKeyDictionary()
 cdef dict loaded_modules = <dict> PyImport_GetModuleDict()
+luna_watch(loaded_modules)
 cdef str GREENLET = sys.intern("greenlet")
+# Whether it was among them at the last look.
+cdef bint greenlet_is_loaded = False
 cdef str MARK = "luna_ext"
 
 
@@ -84,13 +87,20 @@ cdef inline uint64_t thread_number() except 0:
     return number if number != 0 else introduce_thread()
 
 
+cdef inline bint greenlets_may_run() noexcept:
+    """Whether greenlet is imported in this process. Runs no byte code."""
+    global greenlet_is_loaded
+    if luna_changed(loaded_modules):
+        greenlet_is_loaded = PyDict_GetItemWithError(loaded_modules, GREENLET) != NULL
+    return greenlet_is_loaded
+
+
 cdef uint64_t caller_number() except 0:
     """The number of the calling thread, or of the greenlet that it runs. Runs no byte code."""
     cdef uint64_t number = thread_number()
-    cdef PyObject *module = PyDict_GetItemWithError(loaded_modules, GREENLET)
-    if module == NULL:
+    if not greenlets_may_run():
         return number
-    return greenlet_number(<object> module, number)
+    return greenlet_number(loaded_modules.get(GREENLET), number)
 
 
 cdef uint64_t greenlet_number(object greenlet, uint64_t thread) except 0:
@@ -110,7 +120,7 @@ cdef uint64_t greenlet_number(object greenlet, uint64_t thread) except 0:
 
 cdef bint in_greenlet_hub() except -1:
     """Whether other greenlets would stand still while the calling thread waits."""
-    if GREENLET not in loaded_modules:
+    if not greenlets_may_run():
         return False
     gevent = loaded_modules.get("gevent._hub_local")
     if gevent is not None and gevent.get_hub_if_exists() is not None:

@@ -1,0 +1,60 @@
+"""No memory, just when a claim comes back: nothing stays locked."""
+
+import subprocess
+import sys
+
+import pytest
+from support import nothing_is_locked
+
+from luna_ext.stub import STATE_VARIABLE
+
+pytest.importorskip("_testcapi", reason="CPython's own tests, which can let allocations fail, are not installed")
+
+# A small slot ID is no new object. So the first thing that the claim's thread allocates is room in the
+# table of slots.
+OUT_OF_MEMORY = """
+import os, threading
+import _testcapi
+from luna_ext.stub import STATE_VARIABLE, Cluster
+
+cluster = Cluster(os.environ[STATE_VARIABLE])
+cluster.latency(1.0, "CA_GetUnassignedSlot", after=True)
+ended = threading.Lock()
+ended.acquire()
+outcome = []
+
+with cluster.library() as luna:
+    def claim():
+        try:
+            with luna.claim("cluster-1"):
+                outcome.append("claimed")
+        except MemoryError:
+            outcome.append("no memory")
+        finally:
+            ended.release()
+
+    threading.Thread(target=claim).start()
+    while not any(call.function == "CA_GetUnassignedSlot" for call in cluster.log()):
+        pass
+    wait, fail, end = ended.acquire, _testcapi.set_nomemory, _testcapi.remove_mem_hooks
+    fail(0, 1)
+    wait()
+    end()
+    print(*outcome)
+"""
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_claim_that_finds_no_memory_leaves_nothing_locked(cluster, monkeypatch):
+    monkeypatch.setenv(STATE_VARIABLE, cluster.path)
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY],
+        capture_output=True,
+        text=True,
+        timeout=45,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "no memory\n"), done.stderr
+    assert nothing_is_locked(cluster)
+    unlocks = [call for call in cluster.log() if call.function == "CA_UnlockClusteredSlot"]
+    assert len(unlocks) == 1
