@@ -4,8 +4,13 @@ import os
 import subprocess
 import sys
 import sysconfig
+import threading
+from functools import partial
 
 import pytest
+from support import LOCK, UNLOCK, nothing_is_locked
+
+import luna_ext
 
 pytestmark = pytest.mark.skipif(
     not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has the GIL always"
@@ -25,3 +30,105 @@ def test_import_leaves_the_gil_off():
     )
 
     assert (finished.stdout, finished.stderr) == ("False\n", "")
+
+
+THREADS = 8
+ROUNDS = 300
+
+
+@pytest.fixture
+def together(call):
+    """Calls a function in so many threads that begin at the same moment; what each has returned."""
+
+    def run(function):
+        barrier = threading.Barrier(THREADS)
+
+        def begin(number):
+            barrier.wait(30)
+            return function(number)
+
+        callers = [call(partial(begin, number)) for number in range(THREADS)]
+        return [caller.result() for caller in callers]
+
+    return run
+
+
+def test_threads_that_ask_for_a_slot_at_once_get_one_object(luna, together):
+    for slot_id in (1, 2, 3):
+        slots = together(lambda number, slot_id=slot_id: luna.slot(slot_id))
+        assert all(slot is slots[0] for slot in slots)
+
+
+def test_one_slot_has_one_holder(luna, together):
+    """Without a lock, threads that add to a number this way lose most of what they add."""
+    sums = [0]
+
+    def add(number):
+        for _ in range(ROUNDS):
+            with luna.slot(1):
+                seen = sums[0]
+                for _ in range(20):
+                    pass
+                sums[0] = seen + 1
+
+    together(add)
+    assert sums == [THREADS * ROUNDS]
+
+
+@pytest.mark.luna_cluster(keyrings=THREADS)
+def test_pairs_on_slots_of_their_own_are_all_counted(cluster, together):
+    with cluster.library() as luna:
+        before = luna.stats()
+
+        def use(number):
+            for _ in range(ROUNDS):
+                with luna.slot(number + 1):
+                    pass
+
+        together(use)
+        after = luna.stats()
+    # And close() has returned: it waits until no call is counted as in flight.
+    assert nothing_is_locked(cluster)
+    for function in (LOCK, UNLOCK):
+        earlier = before[function].calls if function in before else 0
+        assert after[function].calls - earlier == THREADS * ROUNDS
+
+
+def test_libraries_that_open_and_close_at_once(cluster, together):
+    def use(number):
+        for _ in range(20):
+            with cluster.library() as luna, luna.slot(number % 2 + 1):
+                pass
+
+    together(use)
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.luna_cluster(keyrings=THREADS)
+def test_claims_at_once_get_different_tokens(luna, together):
+    taken = threading.Barrier(THREADS)
+
+    def claim(number):
+        with luna.claim("cluster-1") as token:
+            taken.wait(30)
+            return token.slot.slot_id
+
+    assert sorted(together(claim)) == list(range(1, THREADS + 1))
+
+
+def test_only_the_holder_releases(luna, together):
+    """All others are refused, whatever they see of the holder's release."""
+
+    def use(number):
+        refused = 0
+        for _ in range(ROUNDS):
+            if number == 0:
+                with luna.slot(1):
+                    pass
+            else:
+                with pytest.raises(luna_ext.LockNotOwnedError):
+                    luna.slot(1).release()
+                refused += 1
+        return refused
+
+    assert together(use) == [0] + [ROUNDS] * (THREADS - 1)

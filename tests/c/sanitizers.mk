@@ -1,7 +1,7 @@
 # The stand-in's C code, and the tests on it, under sanitizers, valgrind and a fuzzer. A part of the
 # Makefile, whose directory all paths begin at.
 
-.PHONY: asan tsan fuzz
+.PHONY: asan tsan tsan-freethreaded fuzz
 
 # gcc, for its sanitizers' libraries come with it; the fuzzer comes with clang.
 SANITIZER_CC ?= gcc
@@ -68,6 +68,29 @@ tsan: tsan-tools build/tsan/storm $(VENV)/built $(VENV)/with-test
 		--deselect=tests/test_processes.py::test_forked_workers_of_an_open_library_exclude_each_other \
 		--ignore=tests/test_gunicorn.py $(SINGLE_THREADED:%=--ignore=tests/test_%.py); \
 		status=$$?; cat $(abspath build/tsan/reports)/* 2>/dev/null && exit 66; exit $$status
+
+# The same without the GIL, on a CPython that is built for it and is watched itself. Its own list says
+# which of its races are known.
+tsan-freethreaded: tsan-tools
+	$(NOT_AT_RANDOM) $(MAKE) $(WATCHED)/venv/pip $(WATCHED)/venv/with-test-freethreaded \
+		PYTHON="$$(tests/python-freethreaded --with-thread-sanitizer)" VENV=$(WATCHED)/venv
+	rm -rf $(WATCHED)/tree $(WATCHED)/reports
+	mkdir -p $(WATCHED)/tree $(WATCHED)/reports
+	cp -r README.md LICENSE setup.py pyproject.toml include luna_ext stub_lib tests examples $(WATCHED)/tree
+	rm -f $(WATCHED)/tree/luna_ext/*.so
+	cat $$(dirname $$(tests/python-freethreaded --with-thread-sanitizer))/../tsan.supp tests/c/tsan.supp \
+		>$(WATCHED)/tsan.supp
+	cd $(WATCHED)/tree && CC=$(SANITIZER_CC) CFLAGS="-fsanitize=thread -g" LDFLAGS="-fsanitize=thread" \
+		$(NOT_AT_RANDOM) $(abspath $(WATCHED))/venv/bin/python setup.py -q build_ext --inplace
+	cd $(WATCHED)/tree && PYTHON_GIL=0 TSAN_OPTIONS="die_after_fork=0 handle_segv=0 \
+		suppressions=$(abspath $(WATCHED))/tsan.supp log_path=$(abspath $(WATCHED))/reports/of" \
+		$(NOT_AT_RANDOM) $(abspath $(WATCHED))/venv/bin/python -m pytest -q $(PATIENT) \
+		$(TSAN_FREETHREADED_TESTS); \
+		status=$$?; cat $(abspath $(WATCHED))/reports/* 2>/dev/null && exit 66; exit $$status
+
+WATCHED := build/tsan-freethreaded
+TSAN_FREETHREADED_TESTS ?= tests/test_free_threading.py tests/test_lock.py tests/test_timed_lock.py \
+	tests/test_async_lock.py tests/test_claim.py tests/test_timed_claim.py tests/test_stats.py
 
 TSAN_TESTS ?= tests
 ASAN_TESTS ?= tests
