@@ -2,6 +2,7 @@
 locks.
 """
 
+from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 
 include "_device/cryptoki.pxd"
@@ -74,6 +75,7 @@ cdef extern from "native.h":
     void luna_comes_back() noexcept nogil
     void luna_is_back() noexcept nogil
 
+    PyObject *luna_look_up(object dict, object key) noexcept
     void luna_watch(object dict) noexcept
     bint luna_changed(object dict) noexcept
 

@@ -69,6 +69,7 @@ from luna_ext._device cimport (
     luna_introduce,
     luna_is_main,
     luna_leads_process,
+    luna_look_up,
     luna_now,
     luna_number,
     luna_pause,

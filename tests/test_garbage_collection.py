@@ -123,7 +123,9 @@ for thread in threads:
 running = False
 gc.set_threshold(0)
 gc.callbacks.clear()
-print(errors, failures, file=sys.stderr) if errors or failures else print(runs > 100)
+# Without the GIL the collector looks less often whether it is due.
+enough = 100 if getattr(sys, "_is_gil_enabled", lambda: True)() else 1
+print(errors, failures, file=sys.stderr) if errors or failures else print(runs >= enough)
 assert not any(each.locked() for each in luna.slots())
 
 def given_back():

@@ -355,10 +355,28 @@ static inline void luna_is_back(void) {
 
 #endif
 
-/* ---- whether a dict has changed ---- */
+/* ---- dicts that all threads look into ---- */
 
 /*
- * Of the one dict that luna_watch() was called with: 0 if nothing was put into it or taken out of it since
+ * A new reference to a dict's value; NULL, and no exception: it has none. Where there is no GIL, dict.get()
+ * would wait for other threads that look something up in the same dict.
+ */
+static inline PyObject *luna_look_up(PyObject *dict, PyObject *key) {
+    PyObject *value;
+#if PY_VERSION_HEX >= 0x030D0000
+    if (PyDict_GetItemRef(dict, key, &value) < 0) {
+        PyErr_Clear();
+    }
+#else
+    value = PyDict_GetItemWithError(dict, key);
+    Py_XINCREF(value);
+#endif
+    return value;
+}
+
+
+/*
+ * Whether the one dict has changed that luna_watch() was called with: 0 if nothing was put into it or taken out of it since
  * the last look. Where that cannot be known, it always has changed. A look at a number, where looking
  * something up that is not there takes many times as long.
  */

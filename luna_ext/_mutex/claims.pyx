@@ -172,7 +172,7 @@ cdef class Locks:
     def fail_claims(self, Share share):
         """The Library of this Share has closed: its claims that no worker makes yet fail."""
         cdef Request request
-        for each in tuple(self.requests):
+        for each in self.requests.copy():
             request = <Request> each
             if request.share is share and not request.calling:
                 if request.step_aside(FAILED):
@@ -181,7 +181,7 @@ cdef class Locks:
 
     def after_fork(self):
         cdef Request request
-        for each in tuple(self.requests):
+        for each in self.requests.copy():
             request = <Request> each
             request.seat.outcome = LEFT_BEHIND
             if request.signal != NULL:

@@ -915,7 +915,7 @@ cdef bint look_once(double now) noexcept:
     for client in loaded_clients():
         if (<Client> client).locks is None:
             continue
-        for each in tuple((<Locks> (<Client> client).locks).requests):
+        for each in (<Locks> (<Client> client).locks).requests.copy():
             request = <Request> each
             if not request.in_own_call:
                 continue

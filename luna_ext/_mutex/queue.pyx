@@ -91,8 +91,18 @@ cdef inline bint greenlets_may_run() noexcept:
     """Whether greenlet is imported in this process. Runs no byte code."""
     global greenlet_is_loaded
     if luna_changed(loaded_modules):
-        greenlet_is_loaded = PyDict_GetItemWithError(loaded_modules, GREENLET) != NULL
+        greenlet_is_loaded = loaded_module(GREENLET) is not None
     return greenlet_is_loaded
+
+
+cdef object loaded_module(str name):
+    """A module if it is imported, else None."""
+    cdef PyObject *found = luna_look_up(loaded_modules, name)
+    if found == NULL:
+        return None
+    module = <object> found
+    Py_DECREF(module)
+    return module
 
 
 cdef uint64_t caller_number() except 0:
@@ -100,7 +110,7 @@ cdef uint64_t caller_number() except 0:
     cdef uint64_t number = thread_number()
     if not greenlets_may_run():
         return number
-    return greenlet_number(loaded_modules.get(GREENLET), number)
+    return greenlet_number(loaded_module(GREENLET), number)
 
 
 cdef uint64_t greenlet_number(object greenlet, uint64_t thread) except 0:
@@ -122,13 +132,13 @@ cdef bint in_greenlet_hub() except -1:
     """Whether other greenlets would stand still while the calling thread waits."""
     if not greenlets_may_run():
         return False
-    gevent = loaded_modules.get("gevent._hub_local")
+    gevent = loaded_module("gevent._hub_local")
     if gevent is not None and gevent.get_hub_if_exists() is not None:
         return True
-    eventlet = loaded_modules.get("eventlet.hubs")
+    eventlet = loaded_module("eventlet.hubs")
     if eventlet is not None and hasattr(eventlet._threadlocal, "hub"):
         return True
-    current = loaded_modules[GREENLET].getcurrent()
+    current = loaded_module(GREENLET).getcurrent()
     # gevent's pool of native threads runs its work in a greenlet, which waits for no other.
     return current.parent is not None and type(current).__name__ != "_WorkerGreenlet"
 
@@ -150,7 +160,7 @@ cdef uint64_t task_number(object task) except 0:
 
 def current_task():
     """The asyncio task that this thread is running, or None; asyncio is not imported for it."""
-    asyncio = sys.modules.get("asyncio")
+    asyncio = loaded_module("asyncio")
     try:
         return None if asyncio is None else asyncio.current_task()
     except (RuntimeError, AttributeError):

@@ -9,6 +9,9 @@ cdef enum:
 
 # How long a fork waits for the threads that have nothing to do to end.
 cdef double DISMISSAL_SECONDS = 0.1
+# How long it waits for those that have something to do: they may have done it, all but for the last
+# step, and in a device call that lasts they may not be waited for.
+cdef double LAST_STEP_SECONDS = 0.005
 
 cdef struct Worker:
     PyThread_type_lock wake     # released when there is a job
@@ -22,6 +25,8 @@ cdef Worker *idle_workers = NULL
 cdef int idle_count = 0
 # Threads that have been created and have not had the GIL yet.
 cdef int beginning = 0
+# Threads that have a job.
+cdef int at_work = 0
 # The interpreter is about to go; no thread could begin any more.
 cdef int ended = 0
 
@@ -44,6 +49,7 @@ cdef bint run_on_worker(Work work, object subject) noexcept:
         Py_INCREF(subject)
         worker.work = work
         worker.subject = <void *> subject
+        luna_shared_add(&at_work, 1)
         PyThread_release_lock(worker.wake)
         return True
     return start_worker(work, subject)
@@ -65,8 +71,10 @@ cdef bint start_worker(Work work, object subject) noexcept:
     worker.work = work
     worker.subject = <void *> subject
     luna_shared_add(&beginning, 1)
+    luna_shared_add(&at_work, 1)
     if PyThread_start_new_thread(live, worker) == PYTHREAD_INVALID_THREAD_ID:
         luna_shared_add(&beginning, -1)
+        luna_shared_add(&at_work, -1)
         Py_DECREF(subject)
         PyThread_free_lock(worker.wake)
         free(worker)
@@ -90,6 +98,7 @@ cdef void live(void *argument) noexcept with gil:
             idle_workers = worker
             idle_count += 1
         luna_guard_unlock(&pool_guard)
+        luna_shared_add(&at_work, -1)
         if kept:
             with nogil:
                 PyThread_acquire_lock(worker.wake, WAIT_LOCK)
@@ -116,7 +125,11 @@ cdef int dismiss_idle_workers() noexcept:
     cdef int count = 0
     cdef int index
     cdef Worker *worker
-    cdef double until = luna_now() + DISMISSAL_SECONDS
+    cdef double until = luna_now() + LAST_STEP_SECONDS
+    while luna_shared_get(&at_work) > 0 and luna_now() < until:
+        with nogil:
+            luna_pause(0.00005)
+    until = luna_now() + DISMISSAL_SECONDS
     luna_guard_lock(&pool_guard)
     worker = idle_workers
     idle_workers = NULL
@@ -167,8 +180,9 @@ cdef int end_workers(double deadline) except -1:
 
 cdef int forget_workers() except -1:
     """In a forked child: they are the parent's."""
-    global idle_workers, idle_count, beginning
+    global idle_workers, idle_count, beginning, at_work
     idle_workers = NULL
     idle_count = 0
     beginning = 0
+    at_work = 0
     return 0
