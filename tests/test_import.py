@@ -1,5 +1,7 @@
 """`import luna_ext`: what it imports, and what it leaves until it is asked for."""
 
+import inspect
+import pydoc
 import subprocess
 import sys
 
@@ -76,3 +78,22 @@ def test_unknown_name_is_an_attribute_error_that_names_it():
     with pytest.raises(AttributeError, match=r"^module 'luna_ext' has no attribute 'Librarian'$"):
         luna_ext.Librarian  # noqa: B018
     assert not hasattr(luna_ext, "__wrapped__")
+
+
+def test_help_shows_how_a_library_is_opened():
+    signature = "(path=None, *, contention='block')"
+    assert str(inspect.signature(luna_ext.Library)) == signature
+    shown = pydoc.render_doc(luna_ext.Library, renderer=pydoc.plaintext)
+    assert f"Library{signature}" in shown
+    assert "--\n" not in shown
+
+
+PUBLIC = [getattr(luna_ext, name) for name in luna_ext.__all__]
+
+
+@pytest.mark.parametrize("public", [each for each in PUBLIC if isinstance(each, type)])
+def test_no_signature_shows_what_is_private(public):
+    for name, method in inspect.getmembers(public, callable):
+        if name.startswith("_") or isinstance(method, type):
+            continue
+        assert not [each for each in inspect.signature(method).parameters if each[0] == "_"]

@@ -8,7 +8,9 @@ from support import nothing_is_locked
 
 from luna_ext.stub import STATE_VARIABLE
 
-pytest.importorskip("_testcapi", reason="CPython's own tests, which can let allocations fail, are not installed")
+pytest.importorskip(
+    "_testcapi", reason="CPython's own tests, which can let allocations fail, are not installed"
+)
 
 # A small slot ID is no new object. So the first thing that the claim's thread allocates is room in the
 # table of slots.

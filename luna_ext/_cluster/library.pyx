@@ -9,9 +9,7 @@ _VANISHED = (CKR_SLOT_ID_INVALID, CKR_TOKEN_NOT_PRESENT, CKR_TOKEN_NOT_RECOGNIZE
 
 @cython.final
 cdef class Library:
-    """Library(path=None, *, contention="block")
-    --
-
+    """Library(path=None, *, contention="block")\n--\n
     A loaded and initialised Luna client library.
 
     Parameters
