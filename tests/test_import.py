@@ -88,10 +88,7 @@ def test_help_shows_how_a_library_is_opened():
     assert "--\n" not in shown
 
 
-PUBLIC = [getattr(luna_ext, name) for name in luna_ext.__all__]
-
-
-@pytest.mark.parametrize("public", [each for each in PUBLIC if isinstance(each, type)])
+@pytest.mark.parametrize("public", [luna_ext.Library, luna_ext.ClusterSlot, luna_ext.Token])
 def test_no_signature_shows_what_is_private(public):
     for name, method in inspect.getmembers(public, callable):
         if name.startswith("_") or isinstance(method, type):

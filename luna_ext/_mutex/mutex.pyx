@@ -221,7 +221,8 @@ cdef class SlotMutex:
                 continue
             kind = self.locks.kind
             verdict = hear(
-                &self.record, rv == CKR_OK, rv != CKR_OK and says_busy(rv), self.client.generation, &self.locks.kind,
+                &self.record, rv == CKR_OK, rv != CKR_OK and says_busy(rv),
+                self.client.generation, &self.locks.kind,
                 number, number, share.number, NULL
             )
             if kind != self.locks.kind:
@@ -394,7 +395,8 @@ cdef class SlotMutex:
             kind = self.locks.kind
             seat = NULL
             verdict = hear(
-                &self.record, rv == CKR_OK, rv != CKR_OK and says_busy(rv), self.client.generation, &self.locks.kind,
+                &self.record, rv == CKR_OK, rv != CKR_OK and says_busy(rv),
+                self.client.generation, &self.locks.kind,
                 0, 0, 0, &seat
             )
             if kind != self.locks.kind:
