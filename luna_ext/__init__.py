@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-# By name, for freezers to see them: what compiled modules import is hidden from them.
+# Imported by name for PyInstaller and the like, which do not see what compiled modules import.
 from . import _device, _mutex, discovery, errors, labels  # noqa: F401
 from ._cluster import Claim, ClusterSlot, Library, SlotLock, Token
 from .errors import (
@@ -31,7 +31,7 @@ from .errors import (
     UnsupportedFunctionError,
 )
 
-# As in typing, the import of which takes longer than that of the three extensions.
+# As typing.TYPE_CHECKING; to import typing takes longer than to import the three extensions.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .info import FunctionStats, LibraryInfo, SlotFlag, SlotInfo, TokenFlag, TokenInfo, Version
@@ -95,7 +95,7 @@ _LATER = {
     "provision": "provisioning",
 }
 
-# Not for type checkers, to which every name would be right then.
+# Hidden from type checkers, which would accept every name of the module because of __getattr__.
 if not TYPE_CHECKING:
 
     def __getattr__(name):

@@ -14,9 +14,9 @@ cdef class Library:
     cdef readonly str path           # absolute
     cdef bint poll                   # contention="poll"
     cdef bint opened                 # between a successful open and close()
-    cdef PyThread_type_lock closing  # held while the first close() takes the locks off; or NULL
-    cdef unsigned long closer        # the thread that made it
-    cdef long closing_pid            # and its process
+    cdef PyThread_type_lock closing  # locked while the first close() takes the locks off; or NULL
+    cdef unsigned long closer        # ident of the thread that called the first close()
+    cdef long closing_pid            # ID of the process that called it
     cdef dict slots_by_id            # slot ID -> its one ClusterSlot
 
 
@@ -32,7 +32,7 @@ cdef class Token:
     cdef object __weakref__
     cdef readonly ClusterSlot slot             # where the token is
     cdef bytes raw_label                       # the label's 32 bytes, as the device keeps them
-    cdef object known_info                     # the TokenInfo read last, or None
+    cdef object known_info                     # the TokenInfo that was read; or None
     cdef uint64_t claimed                      # the number of the hold that claim() began, or 0
 
     cdef int check_label(self, bytes now) except -1
@@ -43,8 +43,8 @@ cdef class SlotLock:
     cdef Share share                  # the Library's, under which it locks
     cdef bint poll                    # contention="poll"
     cdef double timeout               # seconds; -1: none
-    cdef object target                # what `with ... as` gives
-    cdef Token token                  # whose label is checked once the lock is held; or None
+    cdef object target                # what `with ... as` gives: the ClusterSlot or Token
+    cdef Token token                  # its label is checked once the lock is held; or None
     cdef uint64_t hold                # number of the hold of the block that runs, or 0
     cdef Departure departure          # the end of the `async with` block that runs, or None
 
@@ -52,23 +52,23 @@ cdef class SlotLock:
 
 
 cdef class Departure(Waiter):
-    """The end of an `async with` block: what __aexit__ gives to be awaited."""
+    """The end of an ``async with`` block: what ``__aexit__`` gives to be awaited."""
     cdef SlotMutex mutex              # what is released
-    cdef object exc_type              # what leaves the block
-    cdef object exc_value
+    cdef object exc_type              # class of the exception that leaves the block; or None
+    cdef object exc_value             # that exception; or None
     cdef Leave due                    # what the release needs
     cdef Loss loss                    # of the hold that ends
     cdef CK_RV rv                     # what the device has answered
-    cdef double began                 # when, in seconds of luna_now()
-    cdef int finished                 # the release has been made
+    cdef double began                 # when the unlock call began, in seconds of luna_now()
+    cdef int finished                 # whether the release has been made
 
     cdef int begin(self, object exc_type, object exc_value) except -1
 
 
 cdef class Errand(Waiter):
-    """A function that a worker runs while a thread or task waits for it, for so long."""
-    cdef object function              # what it is
-    cdef int finished                 # it has come to an end, perhaps in `error`
+    """A function that a worker runs while a thread or task waits, perhaps with a time limit."""
+    cdef object function              # the function, called without arguments
+    cdef int finished                 # whether it has returned, or raised `error`
 
 
 cdef class Claim:
@@ -78,9 +78,9 @@ cdef class Claim:
     cdef double timeout                # seconds to wait for a token to become free
     cdef Token token                   # what is claimed, while the block runs; or None
     cdef Departure departure           # the end of the `async with` block that runs, or None
-    cdef bint entered                  # the block runs, or is about to
-    cdef Wait wait                     # since the block was entered
-    cdef object refusal                # the device's last answer since then: none left, or busy
+    cdef bint entered                  # whether the block runs, or is being entered
+    cdef Wait wait                     # the wait for a token, from the call of __enter__ on
+    cdef object refusal                # error of the last try: none left, or busy; None: no try yet
 
     cdef int _begin(self) except -1
     cdef Token _running(self)

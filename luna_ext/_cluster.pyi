@@ -26,10 +26,12 @@ class Library:
     Raises
     ------
     LibraryLoadError
-        No client library was found, or the file is none, or it is the stand-in and the environment
-        says LUNA_EXT_FORBID_STUB=1.
-    CryptokiError
+        No client library was found, the file is not a PKCS #11 module, or it is the stand-in and
+        the environment says LUNA_EXT_FORBID_STUB=1.
+    DeviceError, CryptokiError
         What C_Initialize answers.
+    TypeError, ValueError
+        For the arguments.
 
     Notes
     -----
@@ -57,10 +59,13 @@ class Library:
     def close(self) -> None:
         """Close the library; a second call does nothing.
 
-        New calls raise `LibraryClosedError` at once, as do the threads that wait for a lock.
-        Locks that are still held through this Library are released, and their holders learn of it
-        by a `LockLostError`. C_Finalize is called after the last call came back, unless somebody
-        else in this process uses or has initialised the client library.
+        New calls raise `LibraryClosedError` at once, and so do threads and tasks that wait for a
+        lock. Locks that are still held through this Library are released, with a `ResourceWarning`;
+        their holders get a `LockLostError` at their next call.
+
+        C_Finalize is called after the last call has returned, unless another Library of this
+        process still uses the client library, or other code has initialised it. If C_Finalize
+        fails, a WARNING record says so.
         """
     @property
     def path(self) -> str:
@@ -70,7 +75,13 @@ class Library:
         """Whether close() was called, or the interpreter is exiting."""
     @property
     def info(self) -> LibraryInfo:
-        """What the client library says about itself: a LibraryInfo (C_GetInfo)."""
+        """What the client library says about itself: a LibraryInfo (C_GetInfo).
+
+        Raises
+        ------
+        LibraryClosedError, CryptokiError
+            The Library is closed, or what C_GetInfo answers.
+        """
     @property
     def is_stub(self) -> bool:
         """Whether this is the stand-in, not an HSM's client library."""
@@ -91,7 +102,9 @@ class Library:
         Raises
         ------
         TypeError, OverflowError
-            The ID is no integer, or out of range.
+            The ID is not an integer, or out of range.
+        LibraryClosedError
+            The Library is closed.
         """
     def slots(self, token_present: bool = True) -> list[ClusterSlot]:
         """The slots that the client knows (C_GetSlotList), a list of ClusterSlot.
@@ -99,7 +112,12 @@ class Library:
         Parameters
         ----------
         token_present : bool
-            Only the slots that have a token.
+            True: only the slots that have a token. False: all slots.
+
+        Raises
+        ------
+        LibraryClosedError, DeviceError, CryptokiError
+            The Library is closed, or what C_GetSlotList answers.
         """
     def find(self, label: str) -> list[Token]:
         """All tokens with this label, a list of Token; empty when there is none (CA_GetSlotId).
@@ -115,17 +133,24 @@ class Library:
             For the label, before the device is asked.
         UnsupportedFunctionError
             The client library has no CA_GetSlotId.
-        DeviceError, CryptokiError
-            What the device answers.
+        LibraryClosedError, DeviceError, CryptokiError
+            The Library is closed, or what CA_GetSlotId answers.
         """
     def token(self, label: str) -> Token:
         """The one token with this label (CA_GetSlotId).
+
+        Parameters
+        ----------
+        label : str
+            1 to 32 bytes of UTF-8.
 
         Raises
         ------
         TokenNotFoundError, AmbiguousLabelError
             There is none, or more than one.
-        TypeError, ValueError, UnsupportedFunctionError, DeviceError, CryptokiError
+        TypeError, ValueError, UnsupportedFunctionError
+            As `find()`.
+        LibraryClosedError, DeviceError, CryptokiError
             As `find()`.
         """
     def tokens(self, workers: int = 16) -> list[Token]:
@@ -138,8 +163,11 @@ class Library:
 
         Raises
         ------
-        CryptokiError
-            The first error of any slot; a slot that vanished meanwhile is left out instead.
+        LibraryClosedError, DeviceError, CryptokiError
+            The Library is closed, or the first error of any slot. A slot or token that is gone by
+            then is no error: it is left out.
+        TypeError, ValueError
+            `workers` is not an integer, or less than 1.
         """
     def claim(self, cluster_id: str, *, timeout: float = 0) -> Claim:
         """Claim an unassigned token, for ``with`` or ``async with`` (CA_GetUnassignedSlot).
@@ -167,11 +195,20 @@ class Library:
             From the ``with``: the device did not answer in time. Nothing is locked.
         UnsupportedFunctionError, DeviceError, ArgumentsBadError, CryptokiError
             From the ``with``: what the client library lacks, or the device answers.
-        TypeError, ValueError
+        TypeError, ValueError, OverflowError
             For the arguments.
+        LibraryClosedError
+            The Library is closed.
         """
     def stats(self) -> dict[str, FunctionStats]:
-        """What this process has called of the client library: {C function: FunctionStats}."""
+        """How often this process has called each C function, and for how long.
+
+        Returns
+        -------
+        dict of str to FunctionStats
+            By the name of the C function; only those that were called. Does not ask the device, and
+            counts the calls of all Library objects on the same client library.
+        """
 
 @final
 class ClusterSlot:
@@ -184,7 +221,7 @@ class ClusterSlot:
 
     The lock is the token's mutex in the cluster (CA_LockClusteredSlot, CA_UnlockClusteredSlot of
     the Luna SDK), and keeps the threads and tasks of this process apart as well. It is advisory:
-    the HSM keeps nobody from using a token without it.
+    the HSM lets any program use a token without it.
     """
     def __new__(cls, key: object = None) -> Self: ...
     def __enter__(self) -> Self: ...
@@ -203,18 +240,30 @@ class ClusterSlot:
         """The Library that it came from."""
     @property
     def info(self) -> SlotInfo:
-        """What the client says about the slot now: a SlotInfo (C_GetSlotInfo)."""
+        """What the client says about the slot now: a SlotInfo (C_GetSlotInfo).
+
+        Raises
+        ------
+        LibraryClosedError, SlotIdInvalidError, DeviceError, CryptokiError
+            The Library is closed, or what C_GetSlotInfo answers.
+        """
     @property
     def token_info(self) -> TokenInfo:
-        """What the device says about the slot's token now: a TokenInfo (C_GetTokenInfo)."""
+        """What the device says about the slot's token now: a TokenInfo (C_GetTokenInfo).
+
+        Raises
+        ------
+        LibraryClosedError, SlotIdInvalidError, DeviceError, CryptokiError
+            The Library is closed, or what C_GetTokenInfo answers.
+        """
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Lock the slot; the protocol of `threading.Lock.acquire`.
+        """Lock the slot (CA_LockClusteredSlot); the protocol of `threading.Lock.acquire`.
 
         Parameters
         ----------
         blocking : bool
-            False: do not wait for another holder. The device has no try-lock, so the call still
-            takes one round trip, and gives up when the device does not answer in 0.25 s.
+            False: do not wait for another holder. The SDK has no try-lock, so the call still takes
+            one round trip, and gives up when the device does not answer within 0.25 s.
         timeout : float
             Seconds to wait at most; -1: without limit. 0 is the same as ``blocking=False``.
 
@@ -226,17 +275,21 @@ class ClusterSlot:
         Raises
         ------
         LockReentryError
-            This thread holds the lock already, and would wait for ever.
-        SlotIdInvalidError, DeviceError
+            This thread holds the lock already, and would wait for ever; or the caller is a greenlet
+            that would have to wait.
+        SlotIdInvalidError, DeviceError, CryptokiError
             What CA_LockClusteredSlot answers.
         LibraryClosedError, UnsupportedFunctionError
-            Before the device is asked.
+            The Library is closed, or the client library lacks a lock function.
+        TypeError, ValueError, OverflowError
+            For the arguments.
 
         Notes
         -----
         Without a timeout a thread that is not the main one makes the device call itself, which is
-        the fastest way. The main thread, and any with a timeout, waits while a worker makes it;
-        so signal handlers run at once, and what they raise ends the wait. Nothing is locked then.
+        the fastest way. The main thread, and each thread with a timeout, waits while a worker makes
+        the call. So signal handlers run at once on the main thread, and what they raise ends the
+        wait; nothing is locked then.
         """
     def release(self) -> None:
         """Unlock the slot (CA_UnlockClusteredSlot).
@@ -248,19 +301,22 @@ class ClusterSlot:
         LockLostError
             The lock was gone already; the device is not asked, for another process may hold it.
         LockReleaseError
-            The device refused. The lock may stay set until this process disconnects.
+            The device refused to unlock. The lock may stay set until this process disconnects.
         """
     def locked(self) -> bool:
         """Whether a thread or task of this process holds the lock. Does not ask the device."""
     def ensure_held(self) -> None:
-        """Make sure that the caller still holds the lock; asks the device for a sign of life.
+        """Make sure that the caller still holds the lock; asks the device (C_GetTokenInfo).
 
         Raises
         ------
         LockNotOwnedError
-            The calling thread or task does not hold it.
+            The calling thread or task does not hold the lock.
         LockLostError
-            The device does not answer: a device that lost this application drops its locks.
+            The lock is gone: the device does not know this application any more, and has dropped its
+            locks; or the Library was closed.
+        CryptokiError
+            Any other error of C_GetTokenInfo. It does not tell whether the lock is still held.
         """
     def lock(self, *, timeout: float | None = None) -> SlotLock[ClusterSlot]:
         """The lock as a context manager with a timeout, for ``with`` and for ``async with``.
@@ -269,12 +325,16 @@ class ClusterSlot:
         ----------
         timeout : float, optional
             Seconds to wait at most. None: without limit; a Ctrl-C or a cancellation still ends
-            the wait at once.
+            the wait at once. 0: do not wait for another holder, as `acquire(blocking=False)`.
 
         Raises
         ------
         LockTimeoutError
             From the ``with`` statement, when the time is up. Nothing is locked then.
+        TypeError, ValueError, OverflowError
+            For the timeout.
+        LockReentryError, LibraryClosedError, DeviceError, CryptokiError
+            From the ``with`` statement, as from `acquire()`.
         """
 
 @final
@@ -298,30 +358,42 @@ class Token:
     def __reduce__(self) -> NoReturn: ...
     @property
     def label(self) -> str:
-        """The label, without padding; bytes that are not UTF-8 as lone surrogates."""
+        """The label without its padding; bytes that are not UTF-8 appear as lone surrogates."""
     @property
     def slot(self) -> ClusterSlot:
         """The slot that it is in."""
     @property
     def info(self) -> TokenInfo:
-        """The token's TokenInfo, read from the device once; `slot.token_info` reads it anew."""
+        """The token's TokenInfo (C_GetTokenInfo), read once; `slot.token_info` reads it anew.
+
+        Raises
+        ------
+        LibraryClosedError, DeviceError, CryptokiError
+            As `ClusterSlot.token_info`, when it is read.
+        """
     def lock(self, *, timeout: float | None = None) -> SlotLock[Token]:
-        """As `ClusterSlot.lock()`, with the label checked once the lock is held.
+        """As `ClusterSlot.lock()`; the label is checked as soon as the lock is held.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds at most for both, the lock and the check. None: without limit.
 
         Raises
         ------
         LockTimeoutError, TokenChangedError
-            From the ``with`` statement. Nothing is locked then.
+            From the ``with`` statement: the time is up, or the token has another label now. Nothing
+            is locked then.
         """
     def ensure_held(self) -> None:
         """As `ClusterSlot.ensure_held()`, and the token must still have this label.
 
         Raises
         ------
-        LockNotOwnedError, LockLostError
-            As the slot's.
+        LockNotOwnedError, LockLostError, CryptokiError
+            As `ClusterSlot.ensure_held()`.
         TokenChangedError
-            The lock is held, but the token has got another label.
+            The lock is held, but the token has another label now.
         """
     def assign(
         self,
@@ -354,12 +426,12 @@ class Token:
         LockNotOwnedError
             The lock is not held, or was released since the claim.
         AssignmentConflictError
-            The Token did not come out of `claim()`, or does not have the label any more that it
-            came with. Afterwards: the device said that it worked, but the label did not take.
+            The Token did not come out of `claim()`, or the token has another label by now. Or
+            C_InitToken reported success, but the token does not have the new label.
         LockLostError
-            The device does not answer any more.
+            The lock is gone, as `ensure_held()` says it.
         PinError, CryptokiError
-            What the device answers. A note says what label the token has now.
+            What the device answers. A note says what has become of the token.
         """
     def _set_user_pin(
         self, so_pin: str | bytes | bytearray, user_pin: str | bytes | bytearray
@@ -369,7 +441,7 @@ class Token:
 class SlotLock(Generic[_T_co]):
     """What `lock(timeout=...)` of a slot or token gives: locks for a ``with`` or ``async with``.
 
-    It may be used again and again, and by several threads and tasks.
+    One object may be used many times, and by several threads and tasks.
     """
     def __new__(cls, key: object = None) -> Self: ...
     def __enter__(self) -> _T_co: ...
@@ -416,4 +488,4 @@ class Departure:
     def __await__(self) -> Generator[Any, Any]: ...
 
 def check_pins(so_pin: str | bytes | bytearray, user_pin: str | bytes | bytearray | None) -> None:
-    """Raise what `Token.assign()` raises for these PINs, before anything is done."""
+    """Raise the TypeError or ValueError that `Token.assign()` raises for these PINs."""

@@ -126,7 +126,7 @@ from .errors import (
 )
 from .labels import decode_label, encode_label
 
-# How long a new Library waits for abandoned calls of the one before, to begin with a clean slate.
+# How long a new Library waits for calls of an earlier one that were given up.
 cdef double REOPEN_SECONDS = 1.0
 
 include "_cluster/lock.pyx"

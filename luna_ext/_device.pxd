@@ -118,7 +118,8 @@ cdef enum State:
     FORKED       # a child that has not called C_Initialize yet
 
 
-# What one share of the process's threads counts of its calls.
+# What the threads of one shard count of their calls. Without the GIL threads are spread over several
+# shards, so that they seldom write to the same cache line.
 cdef struct Traffic:
     int in_flight                            # device calls that have not come back
     luna_counter counters[<int> FUNCTION_COUNT]   # by function
@@ -126,16 +127,16 @@ cdef struct Traffic:
 
 cdef class Share:
     """One Library's part in a Client."""
-    cdef readonly Client client   # what is used
-    cdef readonly str path        # under which name the user knows it, absolute
+    cdef readonly Client client   # the client library that the Library uses
+    cdef readonly str path        # absolute; the path by which this Library found it
     cdef uint64_t number          # never used again, so that it can be kept without the Share
-    cdef bint open                # until its Library is closed
+    cdef bint open                # whether its Library is still open
 
 
 cdef class Client:
     cdef readonly str path                        # absolute, as it was first loaded
-    cdef readonly bint is_stub                    # it is the stand-in, not an HSM's client
-    cdef bint stub_warned                         # of being it; once per process is enough
+    cdef readonly bint is_stub                    # whether it is the stand-in
+    cdef bint stub_warned                         # whether the warning about the stand-in was given
     cdef void *handle                             # from dlopen; never closed
     cdef CK_FUNCTION_LIST *functions              # the C_ functions; published once, never changed
     cdef CA_GetSlotId_t get_slot_id               # NULL: not exported; so the three below
@@ -143,14 +144,14 @@ cdef class Client:
     cdef CA_LockClusteredSlot_t lock_clustered_slot
     cdef CA_UnlockClusteredSlot_t unlock_clustered_slot
     cdef int state                                # a State
-    cdef bint initialised_here                    # our C_Initialize took effect, in this process
+    cdef bint initialised_here                    # whether our C_Initialize took effect, in this process
     cdef int answers                              # initialised and, for all we know, not finalised
     cdef uint64_t generation                      # number of the newest C_Initialize
     cdef luna_guard guard                         # of `shares`, and the states that follow from it
     cdef set shares                               # of the Libraries that have not closed
     cdef PyThread_type_lock transition            # held while one thread initialises or finalises
     cdef PyThread_type_lock idle                  # wakes the threads that wait for the last call
-    cdef int awaited                              # a thread waits for that
+    cdef int awaited                              # whether a thread waits for `idle`
     cdef double tick                              # of luna_ticks(), in nanoseconds
     cdef Traffic *traffic                         # LUNA_SHARDS of them
     cdef readonly object locks                    # what the layer above keeps for this client

@@ -37,14 +37,14 @@ cdef enum Loss:
     EXITING         # the interpreter's exit has taken it off
     HOLDER_ENDED    # the holder's thread had ended
 
-# What a lock call's answer has come to.
+# What follows from the answer to a lock call.
 cdef enum Verdict:
     REFUSED         # the answer is an error
     IGNORED         # granted, but the grant proves nothing: ask again
     OWNED           # the calling thread, or the first waiter, holds the lock
     UNWANTED        # granted, and no waiter is left: to be unlocked at once
 
-# Who may go on when the slot has become free.
+# Which thread makes the next lock call of a slot that has become free.
 cdef enum Next:
     NO_TURN
     WAITERS_TURN    # the first waiter is to make the lock call itself
@@ -53,13 +53,13 @@ cdef enum Next:
 # What the end of a hold needs.
 cdef enum Leave:
     NOT_MINE
-    LOST            # no unlock call: the lock is another's by now, or gone
+    LOST            # no unlock call: another process may have the lock by now
     UNLOCK_DUE        # the unlock call is due
     UNLOCK_DUE_LATER    # the unlock call is due after a moment for the lock call that is out
 
 # What a claim has come back with.
 cdef enum Arrival:
-    HELD            # a slot that this process holds; it is its holder's
+    HELD            # a slot that this process holds already; it stays with its holder
     UNPROVEN        # a grant that an unlock may have undone
     CLAIMED         # the claim's own
     RETURNED        # granted truly, and the claim was given up: to be unlocked at once
@@ -78,7 +78,7 @@ cdef struct Seat:
     bint poll               # an error that may mean contention is tried again
     void *waiter            # the Waiter that it is part of; while it is queued, a reference
 
-# The state of one slot's lock in this process. Only the transitions in mutex.pyx write it.
+# The state of one slot's lock in this process. Only the transitions in state.pyx write it.
 cdef struct Record:
     luna_guard guard        # of all that follows
     Seat *first             # the queue; the first is next
@@ -93,11 +93,11 @@ cdef struct Record:
     uint64_t owner          # number of the thread, task or greenlet that holds the lock; 0: none
     uint64_t home           # number of the thread that the owner runs on
     uint64_t share          # number of the Share through which the lock is held
-    uint64_t hold           # number of the newest hold: tells "ever since" from "again"
+    uint64_t hold           # number of the newest hold: shows whether it is still the same hold
     uint64_t generation     # of C_Initialize, in which the newest hold was granted
     Loss loss               # of the present hold
     int leaving             # unlock calls that are due, or out
-    uint64_t unlocks        # those so far
+    uint64_t unlocks        # unlock calls so far
     uint64_t unlocked_at    # number of the newest claim when the last one was answered
     bint unsure             # the last unlock failed: the device may still have the lock set
     bint doubt              # a grant proves nothing: whether the lock is on is not known
@@ -108,7 +108,7 @@ cdef struct Record:
     uint64_t suspected      # the lock call that an unlock has crossed after a moment; 0: none
     double unlocked_time    # when that unlock was answered, in seconds of luna_now()
     int working             # calls under way that rely on the hold; close() unlocks after them
-    bint evicted            # the Library was closed while they were
+    bint evicted            # the Library was closed while such calls were under way
     bint inherited          # the lock was held in the parent process, at the fork
     PyThread_type_lock moment   # released when the lock call that is out comes back; or NULL
 
@@ -124,14 +124,14 @@ cdef struct Backoff:
 cdef struct Wait:
     double began            # seconds of luna_now(); 0: with the device call, which is timed
     bint debug              # whether DEBUG records were wanted then
-    bint warned             # of its length; once is enough
+    bint warned             # whether its length was warned of, which is done once
 
 
 cdef class Waiter:
     """One thread or task that waits."""
     cdef Seat seat                   # its place in the queue
-    cdef Share share                 # through which it waits
-    cdef Wait wait                   # since when
+    cdef Share share                 # the Share of the Library through which it waits
+    cdef Wait wait                   # since when it waits
     cdef PyThread_type_lock signal   # wakes the thread; NULL: a task waits
     cdef object loop                 # weak: the task's event loop
     cdef object future               # weak: what the task awaits
@@ -147,8 +147,8 @@ cdef class Waiter:
 cdef class Place:
     """Where a lock was taken. Never changed once it is noted."""
     cdef object task                 # weak: the task that took it, or None
-    cdef object code                 # the code that took it
-    cdef int lasti                   # and where in it
+    cdef object code                 # the code object that took it, or None
+    cdef int lasti                   # index of the instruction in it
     cdef uint64_t hold               # the hold that began there
 
 
@@ -160,9 +160,9 @@ cdef class SlotMutex:
     cdef readonly CK_SLOT_ID slot_id
     cdef dict evicted                # (owner, Share) -> the Loss that took its lock off; or None
     cdef Place noted                 # where the newest noted hold was taken, or None
-    cdef uint64_t watched_call       # the lock call that the watcher saw last
-    cdef double watched_since        # and since when
-    cdef bint watched_told           # and whether it has told of it
+    cdef uint64_t watched_call       # number of the lock call that the watcher saw last
+    cdef double watched_since        # when the watcher saw it first, in seconds of luna_now()
+    cdef bint watched_told           # whether the watcher has warned of it
 
     cdef int acquire(self, Share share, bint poll) except -1
     cdef bint acquire_within(self, Share share, bint poll, double seconds) except -1
@@ -226,10 +226,10 @@ cdef class Request(Waiter):
     cdef bytes cluster_id              # NUL-terminated by Python
     cdef Locks locks                   # of the client
     cdef SlotMutex mutex               # of the slot that was granted
-    cdef CK_UNASSIGNED_SLOT_INFO info  # what the device has told
-    cdef bint calling                  # the device has the call
-    cdef bint abandoned                # and it is not waited for any more; counted in `locks`
-    cdef bint in_own_call              # the thread that waits makes it itself
+    cdef CK_UNASSIGNED_SLOT_INFO info  # the slot ID and label that the device has given
+    cdef bint calling                  # whether the claim is at the device
+    cdef bint abandoned                # whether its caller gave it up; then it is counted in `locks`
+    cdef bint in_own_call              # whether the thread that waits makes the call itself
 
     cdef uint64_t _begin(self) noexcept
     cdef int _end(self) noexcept
@@ -245,19 +245,19 @@ cdef class Request(Waiter):
 
 cdef class Locks:
     """All that a client's locks share."""
-    cdef Client client                  # whose locks these are
+    cdef Client client                  # the client library that these locks belong to
     cdef dict mutexes                   # slot ID -> its SlotMutex, one per process
     cdef int kind                       # a Kind: what is known of the device
     cdef uint64_t claims                # number of the newest claim
     cdef luna_guard guard               # of the claims below
     cdef set requests                   # the Requests that wait, or are being made
     cdef object queue                   # a deque: those that no worker makes yet
-    cdef int servers                    # workers that make them, but for those that are stuck
+    cdef int servers                    # workers that make claims, without those that are stuck
     cdef int claims_out                 # claims at the device
     cdef int trials                     # lock calls that were made to find out the device's kind
     cdef int given_up                   # claims at the device that no thread or task waits for
-    cdef bint looking_after             # a worker looks whether the servers are stuck
-    cdef bint publishes                 # a thread tells who holds locks
+    cdef bint looking_after             # whether a worker looks for servers that are stuck
+    cdef bint publishes                 # whether a thread writes the files for `luna-ext watch`
 
     cdef SlotMutex mutex(self, CK_SLOT_ID slot_id)
     cdef SlotMutex _new(self)

@@ -1,7 +1,7 @@
 """The mutex layer: the lock of one slot in this process, over the device layer.
 
-It knows nothing of what users hold. The layer above asks it for a slot's lock on behalf of a thread
-or task, and tells what came of it.
+It knows nothing of Library, ClusterSlot and Token. The layer above asks it for a slot's lock on behalf
+of a thread or task, and passes the result on to the user.
 """
 
 import atexit
@@ -105,7 +105,7 @@ cdef extern from "<assert.h>":
     void holds "assert"(bint condition) noexcept nogil
 
 cdef extern from "Python.h":
-    # 0, or what an audit hook raises is pending. A look at two pointers where there is no hook.
+    # Not 0: an audit hook has raised, and the exception is set. Without a hook it takes two pointer reads.
     int PySys_Audit(const char *event, const char *format, ...) noexcept
     PyObject *PyThreadState_GetDict() noexcept
     PyObject *PyImport_GetModuleDict() noexcept

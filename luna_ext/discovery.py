@@ -27,7 +27,7 @@ class Location:
     path : str
         Absolute, of a file that exists.
     source : str
-        What has named it.
+        What named it: the argument, the environment, the configuration, or the default path.
     """
 
     __slots__ = ("path", "source")
@@ -43,8 +43,13 @@ def find_library(path: str | os.PathLike[str] | None = None) -> Location:
     Looks at, in this order: `path`; the environment variable LUNA_EXT_LIBRARY; the entry
     Chrystoki2/LibUNIX64 (Windows: LibNT) of the client's configuration file, which is in the
     directory that the environment variable ChrystokiConfigurationPath names, else
-    /etc/Chrystoki.conf; /usr/safenet/lunaclient/lib/libCryptoki2_64.so. The first two are
-    somebody's explicit wish: if the file is not there, nothing else is tried.
+    /etc/Chrystoki.conf; /usr/safenet/lunaclient/lib/libCryptoki2_64.so. The first two are explicit
+    wishes: if the file is not there, nothing else is tried.
+
+    Parameters
+    ----------
+    path : str or os.PathLike, optional
+        The file to load; with a slash, so that the system does not search for it.
 
     Returns
     -------
@@ -53,7 +58,9 @@ def find_library(path: str | os.PathLike[str] | None = None) -> Location:
     Raises
     ------
     LibraryLoadError
-        There is none; the message lists every place.
+        No library was found; the message lists every place.
+    TypeError
+        `path` is not a str or os.PathLike[str].
     """
     if path is not None:
         return Location(_existing(path, "the path"), "the argument")
@@ -110,7 +117,9 @@ def _obstacle(file: Path) -> str | None:
 
 
 def configured_library() -> tuple[str, Path | None]:
-    """Where the client's configuration says what, or why it does not; the library that it names."""
+    """The library that the client's configuration names, or None; and, before it, a description of
+    where that is written, or why none was found.
+    """
     windows = sys.platform == "win32"
     directory = os.environ.get(CONFIGURATION_VARIABLE)
     if directory and not os.path.isabs(directory):

@@ -1,10 +1,10 @@
-"""What can go wrong, as exceptions: one table leads from a CK_RV to the class that is raised."""
+"""The exceptions, and the one table that says of each CK_RV what it means and which class is raised."""
 
 from __future__ import annotations
 
 import enum
 
-# As in typing, the import of which takes longer than all of this module.
+# As typing.TYPE_CHECKING; to import typing takes longer than the rest of this module.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -46,11 +46,11 @@ class LunaError(Exception):
     Attributes
     ----------
     rv : int or None
-        The CK_RV that the device answered; None when the device was not asked.
+        The CK_RV that the device answered; None if the device was not asked.
     function : str or None
-        The C function that was called, or would have been.
+        The C function that was called, or would have been called.
     slot_id : int or None
-        The slot that it was called for.
+        The slot that it was called for; None if it was called for no slot.
     """
 
     def __init__(
@@ -95,19 +95,19 @@ class SlotIdInvalidError(CryptokiError, LookupError):
 
 
 class DeviceError(CryptokiError):
-    """CKR_DEVICE_ERROR and its kin: the device or the connection to it failed."""
+    """CKR_DEVICE_ERROR and similar codes: the device or the connection to it failed, or is busy."""
 
 
 class BufferTooSmallError(CryptokiError):
-    """CKR_BUFFER_TOO_SMALL."""
+    """CKR_BUFFER_TOO_SMALL: a list is still larger than the size that the client has reported."""
 
 
 class FunctionFailedError(CryptokiError):
-    """CKR_FUNCTION_FAILED."""
+    """CKR_FUNCTION_FAILED: the device could not do it; the code does not say why."""
 
 
 class NotInitializedError(CryptokiError, RuntimeError):
-    """CKR_CRYPTOKI_NOT_INITIALIZED: somebody finalised the client library behind our back."""
+    """CKR_CRYPTOKI_NOT_INITIALIZED: other code of this process has finalised the client library."""
 
 
 class PinError(CryptokiError):
@@ -143,7 +143,7 @@ class LockNotOwnedError(LockError, RuntimeError):
 
 
 class LockLostError(LockError):
-    """The lock is gone although it was not released: somebody else may hold it by now."""
+    """The lock is gone although it was not released: another process may hold it by now."""
 
 
 class LockReleaseError(LockError):
@@ -175,7 +175,7 @@ class TokenChangedError(LunaError):
 
 
 class AssignmentConflictError(LunaError):
-    """The token is not, or no longer, one that may be given a label; or two were given the same.
+    """The token may not be given a label, or not any more; or two tokens were given the same label.
 
     Attributes
     ----------
@@ -187,7 +187,7 @@ class AssignmentConflictError(LunaError):
 
 
 class Meaning(enum.Enum):
-    """What an answer means, for the one who called."""
+    """What the device's answer means for the caller."""
 
     BUSY = "nothing was done; the same call may succeed later"
     LOST = "the device does not know this application any more, nor its locks"
@@ -413,7 +413,7 @@ def codes_that_mean(meaning: Meaning) -> list[int]:
 
 
 def meaning_of(rv: int) -> Meaning | None:
-    """What the answer means to the one who called; None: what its name says, and no more."""
+    """What the answer means for the caller; None: no more than its name says."""
     code = _CODES.get(rv)
     return None if code is None else code.meaning
 

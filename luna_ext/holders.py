@@ -1,8 +1,8 @@
-"""Which processes of this host hold which locks, told in files: for `luna-ext watch`.
+"""Files that say which processes of this host hold which locks: for `luna-ext watch`.
 
-The SDK has no call that says who holds a lock. A process tells it itself if LUNA_EXT_WATCH in its
-environment names a directory: a thread looks twice a second, so that nothing stands in the way of a
-lock. What is held for less is seldom seen.
+The SDK has no call that says which process holds a lock. If LUNA_EXT_WATCH in a process's environment
+names a directory, the process writes a file there: a thread looks twice a second which slots are held,
+so that locking itself does not become slower. A lock that is held for less is seldom seen.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger("luna_ext")
 class Holder(NamedTuple):
     pid: int
     since: float | None
-    """When that was first seen, as `time.time()` tells it."""
+    """When the hold was first seen, in seconds of `time.time()`."""
 
 
 def publish(
@@ -37,7 +37,7 @@ def publish(
     holds: Callable[[], dict[int, int]],
     start_thread: Callable[[Callable[[], object]], None],
 ) -> None:
-    """Tell from now on what `holds()` says: held slots, each with the number of its hold."""
+    """Write, from now on, what `holds()` returns: held slots, each with the number of its hold."""
     start_thread(functools.partial(_publish, os.environ[VARIABLE], library, holds))
 
 
@@ -61,7 +61,7 @@ def _publish(directory: str, library: str, holds: Callable[[], dict[int, int]]) 
 
 
 def _write(file: Path, library: str, since: dict[int, float]) -> None:
-    """As a whole: a reader finds the old file or the new one."""
+    """Replace the file in one step: a reader finds the old file or the new one."""
     described = {
         "pid": os.getpid(),
         "started": _started(os.getpid()),
@@ -80,7 +80,9 @@ def _write(file: Path, library: str, since: dict[int, float]) -> None:
 
 
 def read(library: str) -> dict[int, Holder]:
-    """By slot, who holds locks through this client library; nobody if no directory is named."""
+    """By slot ID, the process that holds the lock through this client library. Empty if LUNA_EXT_WATCH
+    names no directory.
+    """
     directory = os.environ.get(VARIABLE)
     if not directory:
         return {}
@@ -90,7 +92,7 @@ def read(library: str) -> dict[int, Holder]:
             described = json.loads(file.read_text())
             pid = int(described["pid"])
             if _started(pid) != described["started"]:
-                # Whoever wrote it has ended, and its locks with it.
+                # The process that wrote the file has ended, and its locks are gone.
                 file.unlink()
             elif os.path.realpath(described["library"]) == os.path.realpath(library):
                 for slot_id, since in described["since"].items():
@@ -99,9 +101,11 @@ def read(library: str) -> dict[int, Holder]:
 
 
 def _started(pid: int) -> str | None:
-    """When the process began: a PID may be another process's by now. None: there is no such one."""
+    """When the process began, to notice a PID that belongs to a new process by now. None: there is no
+    such process.
+    """
     try:
-        # Behind the name, in parentheses, which may have any characters.
+        # After the last parenthesis: the name of the program, in parentheses, may have any characters.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return None

@@ -18,7 +18,7 @@ __all__ = [
 
 
 class Version(NamedTuple):
-    """A CK_VERSION."""
+    """A CK_VERSION. str() gives it as "major.minor", the minor number with two digits."""
 
     major: int
     minor: int
@@ -93,8 +93,8 @@ class SlotInfo:
 class TokenInfo:
     """CK_TOKEN_INFO, from C_GetTokenInfo.
 
-    Memory sizes are bytes, PIN lengths are bytes, session limits of 0 mean "no limit"; None is
-    what the device does not tell.
+    Memory sizes and PIN lengths are in bytes; a session limit of 0 means "no limit"; None means that
+    the device does not give the value.
     """
 
     label: str
@@ -119,17 +119,17 @@ class TokenInfo:
 
 @dataclass(frozen=True, slots=True)
 class FunctionStats:
-    """What this process's calls of one C function have come to. Each number only grows.
+    """Numbers, durations and errors of this process's calls of one C function. They only grow.
 
     Attributes
     ----------
     calls : int
         How many calls have returned.
     errors : dict of str to int
-        How often which error was answered, by the name of its code: "CKR_DEVICE_ERROR"; one
-        without a name by its number. "other" counts those beyond the first 31 different ones.
+        How many calls answered each error, by the name of its code, "CKR_DEVICE_ERROR", or by its
+        number if it has no name. "other" counts those beyond the first 31 different ones.
     total_seconds, max_seconds : float
-        How long all calls took together, and the longest.
+        Seconds that all calls took together, and the longest one.
     histogram : tuple of int
         ``histogram[n]`` calls took less than 2**n nanoseconds, and not less than half of that. The
         last number counts all longer ones as well. Empty if no call has returned.

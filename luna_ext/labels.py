@@ -6,7 +6,7 @@ LABEL_BYTES = 32
 
 
 def encode_label(label: str, *, errors: str = "surrogateescape") -> bytes:
-    """Encode a label as UTF-8, blank padded to 32 bytes.
+    """Encode a label as UTF-8, padded with blanks to 32 bytes.
 
     Parameters
     ----------
@@ -15,7 +15,12 @@ def encode_label(label: str, *, errors: str = "surrogateescape") -> bytes:
         would hide.
     errors : str
         How str.encode() treats lone surrogates. The default turns those that decode_label() made
-        of a foreign token's bytes back into these bytes; "strict" refuses them.
+        of bytes that are not UTF-8 back into these bytes; "strict" refuses them.
+
+    Returns
+    -------
+    bytes
+        32 bytes.
 
     Raises
     ------

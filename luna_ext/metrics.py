@@ -23,9 +23,9 @@ from ._cluster import Library
 __all__ = ["PrometheusCollector"]
 
 SHORTEST = 10
-"""Of the histogram: 2**10 ns, about a microsecond. What is shorter counts as that."""
+"""The histogram's first bucket: 2**10 ns, about a microsecond, and all shorter calls."""
 LONGEST = 36
-"""2**36 ns, a good minute. What is longer is in the bucket +Inf alone."""
+"""Its last one: 2**36 ns, about 69 seconds. Longer calls are in the bucket +Inf alone."""
 
 
 class PrometheusCollector(Collector):
@@ -39,30 +39,30 @@ class PrometheusCollector(Collector):
     Parameters
     ----------
     library : Library
-        Whose `stats()` are told; it may be closed. All Libraries of a process on one client library
-        count together, so one of them is enough.
+        Its `stats()` are read; it may be closed. All Libraries of a process on one client library
+        have the same counters, so one of them is enough.
 
     Notes
     -----
-    Reading is done when Prometheus asks, and stops no device call. The metrics, each with the C
-    function as the label ``function``:
+    The counters are read when Prometheus asks, which delays no device call. The metrics, each with
+    the C function as the label ``function``:
 
     luna_ext_call_duration_seconds
-        A histogram, with powers of two nanoseconds; its _count is the number of calls.
+        A histogram in seconds, its limits powers of two nanoseconds; its _count is the number of calls.
     luna_ext_call_errors_total
         Calls that answered an error, with its name as the label ``code``.
     luna_ext_call_duration_seconds_max
-        The longest call so far.
+        Seconds of the longest call so far.
 
-    A forked worker counts for itself; prometheus_client's multiprocess mode does not gather what
-    collectors tell. Let each worker be scraped.
+    Each forked worker has counters of its own, and prometheus_client's multiprocess mode does not add
+    up what collectors give. Let Prometheus scrape each worker.
     """
 
     def __init__(self, library: Library) -> None:
         self._library = library
 
     def collect(self) -> Iterator[Metric]:
-        """What registries call."""
+        """The metrics; prometheus_client's registry calls this."""
         durations = HistogramMetricFamily(
             "luna_ext_call_duration_seconds", "Length of calls to the device", labels=["function"]
         )

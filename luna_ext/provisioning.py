@@ -24,7 +24,7 @@ from .labels import encode_label
 __all__ = ["ProvisionProgress", "ProvisionReport", "provision"]
 
 LOCK_SECONDS = 30.0
-"""How long a token that lacks its user PIN is waited for; assigning one takes milliseconds."""
+"""How long to wait for the lock of a token that lacks its user PIN; to assign one takes milliseconds."""
 
 AnyPin: TypeAlias = str | bytes | bytearray
 _T = TypeVar("_T")
@@ -52,8 +52,8 @@ class _End(NamedTuple):
 
 
 _Kept: TypeAlias = list[tuple[Claim, Exception | None]]
-"""The claims whose tokens could not be assigned, and why; kept until all workers are done. Last in it may
-be the one that is being worked on, or was when its thread was ended."""
+"""The claims whose tokens could not be assigned, each with its error; their locks are kept until all
+workers are done. The last one, without an error, may be the claim that is being worked on."""
 _Step: TypeAlias = Callable[[str, _Kept], _End | None]
 
 
@@ -90,8 +90,7 @@ def provision(
     """Give each label an unassigned token: claim it, assign it, unlock it.
 
     It can be run again after any crash: labels that are there already are skipped, and a token that
-    has its label but not yet its user PIN gets it. Each worker holds one token at a time; what one
-    label fails of does not stop the others.
+    has its label but not yet its user PIN gets the PIN. A label that fails does not stop the others.
 
     Parameters
     ----------
@@ -106,16 +105,18 @@ def provision(
     workers : int
         How many tokens are worked on at a time, each on a thread of its own.
     guard : ClusterSlot or Token, optional
-        Is locked for as long as the call takes. If all hosts agree on one, they come one after the
-        other, and no label can come up twice. Not one of the unassigned tokens.
+        Is locked for as long as the call takes. If all hosts use the same guard, their calls run one
+        after the other, and no label is assigned twice. It must not be an unassigned token.
     on_progress : callable, optional
         Called on the caller's thread with a `ProvisionProgress` for each label that has come to an
-        end. What it raises ends the call, as a Ctrl-C does: what is begun is finished, nothing
-        stays locked, and the exception goes on.
+        end. What it raises ends the call, as a Ctrl-C does: assignments that have begun are
+        finished, nothing stays locked, and the exception goes on.
 
     Returns
     -------
     ProvisionReport
+        Which labels were assigned, skipped, or failed. The error of a label is not raised, but in
+        `ProvisionReport.failed`.
 
     Raises
     ------
@@ -123,23 +124,25 @@ def provision(
         For the arguments, before the device is asked.
     UnsupportedFunctionError
         The client library lacks one of the functions.
-    LockLostError, LockReleaseError, CryptokiError
+    LibraryClosedError
+        The Library is closed.
+    TokenChangedError, LockLostError, LockReleaseError, CryptokiError
         From the lock of `guard`.
 
     Notes
     -----
     **Two hosts at once, without a guard.** Both may find that a label is not there, and both
-    assign it. No order of calls prevents that, for a lock belongs to a token and not to a label.
-    But at the end each label that was assigned is looked up once more. If it is there twice, it is
+    assign it. No order of calls prevents that, because a lock belongs to a token, not to a label.
+    But at the end each label that was assigned is looked up once more. If two tokens have it, it is
     reported as failed, by an `AssignmentConflictError` with both slots in its `slot_ids`; so is a
-    label that was there twice from the beginning.
+    label that two tokens had from the beginning.
 
-    **A PIN that is refused** counts towards the lock-out of a token. Until one token has taken the
-    PINs, tokens are assigned one by one, and the first `PinError` ends the whole: the other labels
-    fail without a try. A token that could not be assigned stays locked until the end, so that no
-    other label comes upon it in this run.
+    **A PIN that is refused** counts towards the lock-out of a token. Until one token has accepted
+    the PINs, tokens are assigned one by one, and after the first `PinError` all other labels fail
+    without a try. A token that could not be assigned stays locked until the end, so that this call
+    does not try it again for another label.
 
-    Per label it makes 7 device calls, with a user PIN 12: CA_GetSlotId, CA_GetUnassignedSlot,
+    For each label it makes 7 device calls, with a user PIN 12: CA_GetSlotId, CA_GetUnassignedSlot,
     C_GetTokenInfo, C_InitToken, C_GetTokenInfo, (C_OpenSession, C_Login, C_InitPIN, C_Logout,
     C_CloseSession,) CA_UnlockClusteredSlot, CA_GetSlotId.
     """
@@ -252,7 +255,7 @@ class _Run:
                 ended.put(None)
                 over.wait()
                 for claim, why in kept:
-                    # A failure is in the log; and a claim may have come to nothing, or have ended.
+                    # A failed unlock is in the log. A claim that was not granted raises, too.
                     with suppress(LunaError):
                         claim.__exit__(None if why is None else type(why), why, None)
 
@@ -273,14 +276,14 @@ class _Run:
                 else:
                     self._note(end)
         except BaseException:
-            # What is begun is finished, and nothing else begun.
+            # Workers finish the labels that they have begun, and get no others.
             for _ in left:
                 pass
             while working:
                 working -= ended.get() is None
             raise
         finally:
-            # Not earlier: what one worker keeps is not for another one's label.
+            # Not earlier: a token that failed for one label must not be claimed for another one.
             over.set()
             for thread in threads:
                 if thread.ident is not None:
@@ -306,14 +309,15 @@ class _Run:
                 with self._pins.tried():
                     return _End(label, "assigned", self._assign(label, kept), None)
             except NoUnassignedTokenError:
-                # Another host may have got the last one, for this very label.
+                # Another host may have claimed the last token for the same label.
                 tokens = self._with_label(label)
                 if not tokens:
                     raise
         (token,) = tokens
         if self._pins.user_pin is None or _has_user_pin(token):
             return _End(label, "skipped", token.slot.slot_id, None)
-        # Somebody was killed after C_InitToken, or is about to set the PIN and has the lock.
+        # A process was killed after C_InitToken; or another process has the lock and is about to set the
+        # PIN.
         with token.lock(timeout=LOCK_SECONDS), self._pins.tried():
             if _has_user_pin(token):
                 return _End(label, "skipped", token.slot.slot_id, None)
@@ -341,7 +345,7 @@ class _Run:
 
     def _assign(self, label: str, kept: _Kept) -> int:
         claim = self._library.claim(self._cluster_id)
-        # Before anything is claimed: whatever is raised, and wherever, the claim comes to its end.
+        # Before anything is claimed, so that the claim is ended at whatever point an exception comes.
         kept.append((claim, None))
         try:
             token = claim.__enter__()

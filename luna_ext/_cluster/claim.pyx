@@ -1,6 +1,6 @@
 # Claim: what `Library.claim()` gives. Its block holds an unassigned token.
 
-# Known only here: a claim comes from a Library, never from its class.
+# Only this file has the key, so that users cannot make a claim by calling its class.
 cdef object _CLAIM_KEY = object()
 
 
@@ -36,7 +36,8 @@ cdef class Claim:
                 began_in = forks
                 request = self._request(caller_number())
                 if self.timeout == 0 and not on_main_thread() and not in_greenlet_hub():
-                    # Nothing to be missed by waiting for the answer: the fastest way.
+                    # This thread runs no signal handlers and has no time limit, so it may make the call
+                    # itself, which is the fastest way.
                     request.make_here(&self.wait)
                 else:
                     self._ask_and_wait(request)
@@ -55,7 +56,7 @@ cdef class Claim:
         try:
             end_block(token.slot.mutex, token.slot.share, token.claimed, exc_type, exc_value)
         finally:
-            # Not if another thread has called this, which ends nothing.
+            # If another thread has called this, the block goes on.
             if token.slot.mutex.holds() != token.claimed:
                 self._end()
 
@@ -107,7 +108,7 @@ cdef class Claim:
         raise TypeError("a Claim belongs to its process")
 
     cdef int _begin(self) except -1:
-        # What would end the claim has to be there before it begins.
+        # Without the unlock function the claimed token would stay locked.
         self.share.client.need(CA_GET_UNASSIGNED_SLOT, self.share.path)
         self.share.client.need(CA_UNLOCK_CLUSTERED_SLOT, self.share.path)
         sys.audit("luna_ext.claim", self.cluster_id.decode())
@@ -122,7 +123,7 @@ cdef class Claim:
         return 0
 
     cdef Token _running(self):
-        """What the block holds that runs."""
+        """The token of the block that runs."""
         if self.token is None:
             raise LockNotOwnedError(
                 "this claim's block was not entered; there is nothing to release",
@@ -184,7 +185,7 @@ cdef class Claim:
         return max(0.0, self.wait.began + self.timeout - luna_now())
 
     cdef Token _token_of(self, Request request):
-        """What the request has given; None if it may be asked again."""
+        """The Token that the request was given; None if the device may be asked again."""
         cdef Token token
         cdef Outcome outcome = request.seat.outcome
         if outcome != GRANTED and outcome != FAILED:
@@ -201,7 +202,7 @@ cdef class Claim:
                 self.library.slot(request.mutex.slot_id), request.info.label[:32], None
             )
         except BaseException:
-            # The Library was closed; perhaps close() came late enough to see to this lock itself.
+            # The Library was closed. If close() has taken this lock off already, this does nothing.
             request.give_up()
             raise
         token.claimed = request.seat.hold
@@ -217,7 +218,7 @@ cdef class Claim:
         cdef double left = self.wait.began + limit - luna_now()
         if left <= 0:
             raise self._out_of_time()
-        # The last one must leave the device time to answer.
+        # The last pause must leave the device time to answer.
         return min(delay, left / 2)
 
     def _out_of_time(self):

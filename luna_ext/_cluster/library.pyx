@@ -1,6 +1,6 @@
-# Library: the front door. Loads a client library and makes its slots and tokens.
+# Library: loads a client library, and makes the objects for its slots and tokens.
 
-# Not looked up in `sys`, which may be gone by the time that it is asked.
+# Not looked up in `sys` at each call: at the interpreter's end `sys` may be gone.
 cdef object is_finalizing = sys.is_finalizing
 
 LARGEST_SLOT_ID = <CK_SLOT_ID> -1
@@ -25,10 +25,12 @@ cdef class Library:
     Raises
     ------
     LibraryLoadError
-        No client library was found, or the file is none, or it is the stand-in and the environment
-        says LUNA_EXT_FORBID_STUB=1.
-    CryptokiError
+        No client library was found, the file is not a PKCS #11 module, or it is the stand-in and
+        the environment says LUNA_EXT_FORBID_STUB=1.
+    DeviceError, CryptokiError
         What C_Initialize answers.
+    TypeError, ValueError
+        For the arguments.
 
     Notes
     -----
@@ -46,7 +48,7 @@ cdef class Library:
         self.client = load_client(self.path)
         self.locks = locks_of(self.client)
         if self.client.is_stub:
-            # Not before: what works with an HSM does without luna_ext.stub and all that it imports.
+            # Imported only here: a program that works with an HSM needs nothing of luna_ext.stub.
             from .stub.guard import ExpectedStandIn, check_stand_in
 
             expected = isinstance(path, ExpectedStandIn)
@@ -67,10 +69,13 @@ cdef class Library:
     def close(self):
         """Close the library; a second call does nothing.
 
-        New calls raise `LibraryClosedError` at once, as do the threads that wait for a lock.
-        Locks that are still held through this Library are released, and their holders learn of it
-        by a `LockLostError`. C_Finalize is called after the last call came back, unless somebody
-        else in this process uses or has initialised the client library.
+        New calls raise `LibraryClosedError` at once, and so do threads and tasks that wait for a
+        lock. Locks that are still held through this Library are released, with a `ResourceWarning`;
+        their holders get a `LockLostError` at their next call.
+
+        C_Finalize is called after the last call has returned, unless another Library of this
+        process still uses the client library, or other code has initialised it. If C_Finalize
+        fails, a WARNING record says so.
         """
         if self.opened:
             self._close(True)
@@ -80,8 +85,8 @@ cdef class Library:
 
     def _wait_for_close(self):
         """Until another thread's close() has released what was held."""
-        # Not for the one that this signal handler has interrupted, nor for one that was left behind
-        # in the parent process: neither would ever end.
+        # Not for a close() that the present signal handler has interrupted, nor for one that another
+        # thread of the parent process was in at the fork: neither would ever end.
         if self.closer != PyThread_get_thread_ident() and self.closing_pid == os.getpid():
             wait_on(self.closing, -1)
             PyThread_release_lock(self.closing)
@@ -106,7 +111,7 @@ cdef class Library:
             try:
                 place = slot.mutex.close_share(self.share)
             except BaseException as error:
-                # A signal handler raised in its midst; it can be done once more.
+                # A signal handler raised inside it; close_share() can be repeated.
                 failure = error
                 place = slot.mutex.close_share(self.share)
             places.append((slot, place))
@@ -130,7 +135,7 @@ cdef class Library:
             PyThread_free_lock(self.closing)
 
     def __del__(self):
-        # At the interpreter's end, what is due has been done at exit, and modules are gone.
+        # At the interpreter's end the handler of atexit has released all locks, and modules are gone.
         if not self.opened or is_finalizing():
             return
         try:
@@ -149,7 +154,13 @@ cdef class Library:
 
     @property
     def info(self):
-        """What the client library says about itself: a LibraryInfo (C_GetInfo)."""
+        """What the client library says about itself: a LibraryInfo (C_GetInfo).
+
+        Raises
+        ------
+        LibraryClosedError, CryptokiError
+            The Library is closed, or what C_GetInfo answers.
+        """
         self._check_open()
         return library_info(self.client)
 
@@ -177,7 +188,9 @@ cdef class Library:
         Raises
         ------
         TypeError, OverflowError
-            The ID is no integer, or out of range.
+            The ID is not an integer, or out of range.
+        LibraryClosedError
+            The Library is closed.
         """
         self._check_open()
         slot = self.slots_by_id.get(slot_id) if type(slot_id) is int else None
@@ -198,7 +211,12 @@ cdef class Library:
         Parameters
         ----------
         token_present : bool
-            Only the slots that have a token.
+            True: only the slots that have a token. False: all slots.
+
+        Raises
+        ------
+        LibraryClosedError, DeviceError, CryptokiError
+            The Library is closed, or what C_GetSlotList answers.
         """
         self._check_open()
         return [self.slot(slot_id) for slot_id in slot_ids(self.client, bool(token_present))]
@@ -217,8 +235,8 @@ cdef class Library:
             For the label, before the device is asked.
         UnsupportedFunctionError
             The client library has no CA_GetSlotId.
-        DeviceError, CryptokiError
-            What the device answers.
+        LibraryClosedError, DeviceError, CryptokiError
+            The Library is closed, or what CA_GetSlotId answers.
         """
         raw_label = encode_label(label)
         self._check_open()
@@ -231,11 +249,18 @@ cdef class Library:
     def token(self, label):
         """The one token with this label (CA_GetSlotId).
 
+        Parameters
+        ----------
+        label : str
+            1 to 32 bytes of UTF-8.
+
         Raises
         ------
         TokenNotFoundError, AmbiguousLabelError
             There is none, or more than one.
-        TypeError, ValueError, UnsupportedFunctionError, DeviceError, CryptokiError
+        TypeError, ValueError, UnsupportedFunctionError
+            As `find()`.
+        LibraryClosedError, DeviceError, CryptokiError
             As `find()`.
         """
         tokens = self.find(label)
@@ -265,8 +290,11 @@ cdef class Library:
 
         Raises
         ------
-        CryptokiError
-            The first error of any slot; a slot that vanished meanwhile is left out instead.
+        LibraryClosedError, DeviceError, CryptokiError
+            The Library is closed, or the first error of any slot. A slot or token that is gone by
+            then is no error: it is left out.
+        TypeError, ValueError
+            `workers` is not an integer, or less than 1.
         """
         if operator.index(workers) < 1:
             raise ValueError(f"workers is at least 1, not {workers}")
@@ -294,7 +322,7 @@ cdef class Library:
                 if error is not None:
                     raise error
         finally:
-            # Nothing more to do for those that are still at it.
+            # After an error the threads that still read get no further slot.
             for _ in left:
                 pass
         return [token for token in found if token is not None]
@@ -325,14 +353,23 @@ cdef class Library:
             From the ``with``: the device did not answer in time. Nothing is locked.
         UnsupportedFunctionError, DeviceError, ArgumentsBadError, CryptokiError
             From the ``with``: what the client library lacks, or the device answers.
-        TypeError, ValueError
+        TypeError, ValueError, OverflowError
             For the arguments.
+        LibraryClosedError
+            The Library is closed.
         """
         self._check_open()
         return new_claim(self, cluster_id, timeout)
 
     def stats(self):
-        """What this process has called of the client library: {C function: FunctionStats}."""
+        """How often this process has called each C function, and for how long.
+
+        Returns
+        -------
+        dict of str to FunctionStats
+            By the name of the C function; only those that were called. Does not ask the device, and
+            counts the calls of all Library objects on the same client library.
+        """
         return self.client.stats()
 
     def __repr__(self):
@@ -361,11 +398,12 @@ def read_token(ClusterSlot slot not None):
 cdef Share open_client(Locks locks, str path):
     """A new Library's share, on a client that is initialised."""
     cdef Client client = locks.client
-    # First: a signal that is seen at the end would leave a share that no Library ends.
+    # First: if a signal handler raised after join(), no Library would ever end the share.
     locks.publish()
     if client.state == CLOSING:
         finish_closing(locks)
-        # Calls that were given up are waited for as well, to begin with a clean slate.
+        # Calls that were given up are waited for as well, so that none of them, when it comes back,
+        # meets the new Library.
         wait_for_given_up(locks, REOPEN_SECONDS)
     return client.join(path)
 

@@ -1,6 +1,6 @@
 # SlotLock: a slot's lock with a timeout, for `with` and `async with`; how a block ends.
 
-# Known only here: a SlotLock comes from a slot or token, never from its class.
+# Only this file has the key, so that users cannot make a SlotLock by calling its class.
 cdef object _LOCK_KEY = object()
 
 
@@ -45,13 +45,13 @@ cdef int check_open(Share share, CK_SLOT_ID slot_id) except -1:
 cdef int end_block(
     SlotMutex mutex, Share share, uint64_t hold, object exc_type, object exception
 ) except -1:
-    """Unlock at the end of a `with` block, which `exception` may be leaving. `hold` is the block's,
-    if that is known.
+    """Unlock at the end of a `with` block; `exception` is what leaves the block, or None. `hold` is
+    the number of the block's hold; 0: not known.
     """
     cdef uint64_t me = caller_number()
     cdef Leave due = NOT_MINE
     cdef Loss loss = NOT_LOST
-    # First of all, for what comes after it may run Python code, and with it signal handlers.
+    # Before anything that may run Python code, and with it signal handlers.
     cdef double began = luna_now() if debug_may_be_on() else 0
     cdef CK_RV rv = mutex.begin_release(me, share.number, &due, &loss)
     try:
@@ -68,14 +68,14 @@ cdef int end_block(
 
 
 cdef bint end_foreign_block(SlotMutex mutex, Share share, uint64_t hold) except -1:
-    """A generator is closed by another thread than the one that ran its block, or by the garbage
-    collector there. The block's lock is given back if it is certainly that one.
+    """A generator was closed on another thread than the one that ran its block, by that thread or
+    by its garbage collection. The lock is given back if it is certainly the block's.
     """
     cdef str holder = mutex.describe_holder()
     cdef Record now = seen(&mutex.record)
     if hold == 0:
         if mutex.has_evicted(share):
-            # The block's lock may be one that was taken off, and the present holder another block.
+            # close() may have taken the block's lock off, and another block may hold the slot now.
             return False
         hold = now.hold
     if now.owner == 0 or now.share != share.number or now.hold != hold:
@@ -91,13 +91,15 @@ cdef bint end_foreign_block(SlotMutex mutex, Share share, uint64_t hold) except 
 
 
 cdef int note_or_raise(object exception, object error) except -1:
-    """The body's exception goes on, with a note; without one, the unlock's own is raised."""
+    """If an exception leaves the block, it goes on, with a note about the failed unlock. If none
+    does, the unlock's own error is raised.
+    """
     if exception is None:
         raise error
     try:
         exception.add_note(f"luna_ext: at the end of the with block: {error}")
     except Exception:
-        # It is in the log.
+        # The error of the unlock is in the log already.
         pass
     return 0
 
@@ -110,7 +112,7 @@ cdef class Departure:
         cdef SlotMutex mutex = self.mutex
         self.due = begin_leave_of(mutex, self.seat.number, self.seat.share, &self.loss)
         if self.due == UNLOCK_DUE or self.due == UNLOCK_DUE_LATER:
-            # If no thread can be had, later is never.
+            # If no thread can be had, this thread has to make the unlock call.
             if not run_on_worker(unlock_for_departure, self):
                 unlock_for_departure(self)
         else:
@@ -131,7 +133,7 @@ cdef class Departure:
         return 0
 
     def _conclude(self):
-        """Tell what has come of the release."""
+        """Keep and log the error if the release failed."""
         try:
             self.mutex.judge_release(
                 self.due, self.loss, self.rv, self.seat.number, self.share, 0
@@ -159,19 +161,20 @@ cdef class Departure:
         return self._finished().__await__()
 
     async def _finished(self):
-        # A coroutine that is being closed must not wait any more; the unlock goes on without it.
+        # A coroutine that is being closed must not wait any more; the worker unlocks all the same.
         if self.exc_type is GeneratorExit:
             return
         if not luna_shared_get(&self.finished):
             loop = asyncio_loop()
             done = loop.create_future()
             self.wait_in_task(asyncio_task(), loop, done)
-            # It may have been made before it could hear of the future.
+            # The worker may have finished before the future was there to be settled.
             if not luna_shared_get(&self.finished):
                 try:
                     await done
                 except BaseException as error:
-                    # None but the log, and this exception's notes, will hear of a failure.
+                    # This exception leaves the block instead of the unlock's error, so a note on it
+                    # has to tell of that.
                     if luna_shared_get(&self.finished) and self.error is not None:
                         note_or_raise(error, self.error)
                     raise
@@ -220,7 +223,7 @@ cdef class Errand:
         self.wake()
 
 
-# Those that threads wait for.
+# The Errands that threads wait for, to be ended in a forked child.
 cdef set errands = set()
 
 
@@ -231,10 +234,11 @@ cdef Errand new_errand(object function):
 
 
 cdef bint run_within(object function, Deadline deadline) except -1:
-    """Run a function that makes device calls, for so long at most; whether it has come to its end.
+    """Run a function that makes device calls, and wait for it until the deadline at most; whether it
+    has returned in time.
 
-    On the main thread signal handlers run meanwhile. If one of them forks, the child is told at once
-    that it has not: its thread is the parent's.
+    On the main thread signal handlers run meanwhile. If one of them forks, False is returned in the
+    child at once: the worker that runs the function exists in the parent only.
     """
     cdef Errand errand
     cdef double left = left_of(deadline)
@@ -312,14 +316,14 @@ async def settled_within(future, seconds, patience, warn):
 
 
 def no_warning():
-    """Of what is not worth one."""
+    """For a wait that is part of another one, which warns of its length itself."""
 
 
 @cython.final
 cdef class SlotLock:
     """What `lock(timeout=...)` of a slot or token gives: locks for a ``with`` or ``async with``.
 
-    It may be used again and again, and by several threads and tasks.
+    One object may be used many times, and by several threads and tasks.
     """
 
     __class_getitem__ = classmethod(GenericAlias)

@@ -1,6 +1,6 @@
-# ClusterSlot: a slot of the cluster, and its lock in the hands of users.
+# ClusterSlot: a slot of the cluster, and its lock as users see it.
 
-# Known only here: a slot comes from a Library, never from its class.
+# Only this file has the key, so that users cannot make a slot by calling its class.
 cdef object _SLOT_KEY = object()
 
 
@@ -24,7 +24,7 @@ cdef class ClusterSlot:
 
     The lock is the token's mutex in the cluster (CA_LockClusteredSlot, CA_UnlockClusteredSlot of
     the Luna SDK), and keeps the threads and tasks of this process apart as well. It is advisory:
-    the HSM keeps nobody from using a token without it.
+    the HSM lets any program use a token without it.
     """
 
     def __cinit__(self, key=None):
@@ -38,24 +38,36 @@ cdef class ClusterSlot:
 
     @property
     def info(self):
-        """What the client says about the slot now: a SlotInfo (C_GetSlotInfo)."""
+        """What the client says about the slot now: a SlotInfo (C_GetSlotInfo).
+
+        Raises
+        ------
+        LibraryClosedError, SlotIdInvalidError, DeviceError, CryptokiError
+            The Library is closed, or what C_GetSlotInfo answers.
+        """
         check_open(self.share, self.mutex.slot_id)
         return slot_info(self.mutex.client, self.mutex.slot_id)
 
     @property
     def token_info(self):
-        """What the device says about the slot's token now: a TokenInfo (C_GetTokenInfo)."""
+        """What the device says about the slot's token now: a TokenInfo (C_GetTokenInfo).
+
+        Raises
+        ------
+        LibraryClosedError, SlotIdInvalidError, DeviceError, CryptokiError
+            The Library is closed, or what C_GetTokenInfo answers.
+        """
         check_open(self.share, self.mutex.slot_id)
         return labelled_token_info(self.mutex.client, self.mutex.slot_id)[1]
 
     def acquire(self, blocking=True, timeout=-1):
-        """Lock the slot; the protocol of `threading.Lock.acquire`.
+        """Lock the slot (CA_LockClusteredSlot); the protocol of `threading.Lock.acquire`.
 
         Parameters
         ----------
         blocking : bool
-            False: do not wait for another holder. The device has no try-lock, so the call still
-            takes one round trip, and gives up when the device does not answer in 0.25 s.
+            False: do not wait for another holder. The SDK has no try-lock, so the call still takes
+            one round trip, and gives up when the device does not answer within 0.25 s.
         timeout : float
             Seconds to wait at most; -1: without limit. 0 is the same as ``blocking=False``.
 
@@ -67,17 +79,21 @@ cdef class ClusterSlot:
         Raises
         ------
         LockReentryError
-            This thread holds the lock already, and would wait for ever.
-        SlotIdInvalidError, DeviceError
+            This thread holds the lock already, and would wait for ever; or the caller is a greenlet
+            that would have to wait.
+        SlotIdInvalidError, DeviceError, CryptokiError
             What CA_LockClusteredSlot answers.
         LibraryClosedError, UnsupportedFunctionError
-            Before the device is asked.
+            The Library is closed, or the client library lacks a lock function.
+        TypeError, ValueError, OverflowError
+            For the arguments.
 
         Notes
         -----
         Without a timeout a thread that is not the main one makes the device call itself, which is
-        the fastest way. The main thread, and any with a timeout, waits while a worker makes it;
-        so signal handlers run at once, and what they raise ends the wait. Nothing is locked then.
+        the fastest way. The main thread, and each thread with a timeout, waits while a worker makes
+        the call. So signal handlers run at once on the main thread, and what they raise ends the
+        wait; nothing is locked then.
         """
         cdef double seconds
         check_open(self.share, self.mutex.slot_id)
@@ -103,7 +119,7 @@ cdef class ClusterSlot:
         LockLostError
             The lock was gone already; the device is not asked, for another process may hold it.
         LockReleaseError
-            The device refused. The lock may stay set until this process disconnects.
+            The device refused to unlock. The lock may stay set until this process disconnects.
         """
         try:
             self.mutex.release(caller_number(), self.share)
@@ -116,14 +132,17 @@ cdef class ClusterSlot:
         return self.mutex.holds() != 0
 
     def ensure_held(self):
-        """Make sure that the caller still holds the lock; asks the device for a sign of life.
+        """Make sure that the caller still holds the lock; asks the device (C_GetTokenInfo).
 
         Raises
         ------
         LockNotOwnedError
-            The calling thread or task does not hold it.
+            The calling thread or task does not hold the lock.
         LockLostError
-            The device does not answer: a device that lost this application drops its locks.
+            The lock is gone: the device does not know this application any more, and has dropped its
+            locks; or the Library was closed.
+        CryptokiError
+            Any other error of C_GetTokenInfo. It does not tell whether the lock is still held.
         """
         self.mutex.ensure_held(self.share)
 
@@ -134,12 +153,16 @@ cdef class ClusterSlot:
         ----------
         timeout : float, optional
             Seconds to wait at most. None: without limit; a Ctrl-C or a cancellation still ends
-            the wait at once.
+            the wait at once. 0: do not wait for another holder, as `acquire(blocking=False)`.
 
         Raises
         ------
         LockTimeoutError
             From the ``with`` statement, when the time is up. Nothing is locked then.
+        TypeError, ValueError, OverflowError
+            For the timeout.
+        LockReentryError, LibraryClosedError, DeviceError, CryptokiError
+            From the ``with`` statement, as from `acquire()`.
         """
         return new_lock(self.mutex, self.share, self.poll, timeout, self, None)
 
@@ -153,7 +176,7 @@ cdef class ClusterSlot:
         end_block(self.mutex, self.share, 0, exc_type, exc_value)
 
     def _is_owned(self):
-        # threading.Condition asks this of its lock; it would try a device call otherwise.
+        # For threading.Condition, which would call acquire() to find this out.
         return self.mutex.is_mine()
 
     def __repr__(self):

@@ -1,6 +1,6 @@
 # Token: a keyring token by its label; how a claimed one is assigned.
 
-# Known only here: a token comes from a Library, never from its class.
+# Only this file has the key, so that users cannot make a token by calling its class.
 cdef object _TOKEN_KEY = object()
 
 
@@ -29,23 +29,35 @@ cdef class Token:
 
     @property
     def label(self):
-        """The label, without padding; bytes that are not UTF-8 as lone surrogates."""
+        """The label without its padding; bytes that are not UTF-8 appear as lone surrogates."""
         return decode_label(self.raw_label)
 
     @property
     def info(self):
-        """The token's TokenInfo, read from the device once; `slot.token_info` reads it anew."""
+        """The token's TokenInfo (C_GetTokenInfo), read once; `slot.token_info` reads it anew.
+
+        Raises
+        ------
+        LibraryClosedError, DeviceError, CryptokiError
+            As `ClusterSlot.token_info`, when it is read.
+        """
         if self.known_info is None:
             self.known_info = self.slot.token_info
         return self.known_info
 
     def lock(self, *, timeout=None):
-        """As `ClusterSlot.lock()`, with the label checked once the lock is held.
+        """As `ClusterSlot.lock()`; the label is checked as soon as the lock is held.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds at most for both, the lock and the check. None: without limit.
 
         Raises
         ------
         LockTimeoutError, TokenChangedError
-            From the ``with`` statement. Nothing is locked then.
+            From the ``with`` statement: the time is up, or the token has another label now. Nothing
+            is locked then.
         """
         cdef ClusterSlot slot = self.slot
         return new_lock(slot.mutex, slot.share, slot.poll, timeout, self, self)
@@ -55,10 +67,10 @@ cdef class Token:
 
         Raises
         ------
-        LockNotOwnedError, LockLostError
-            As the slot's.
+        LockNotOwnedError, LockLostError, CryptokiError
+            As `ClusterSlot.ensure_held()`.
         TokenChangedError
-            The lock is held, but the token has got another label.
+            The lock is held, but the token has another label now.
         """
         self.check_label(self.slot.mutex.ensure_held(self.slot.share))
 
@@ -87,12 +99,12 @@ cdef class Token:
         LockNotOwnedError
             The lock is not held, or was released since the claim.
         AssignmentConflictError
-            The Token did not come out of `claim()`, or does not have the label any more that it
-            came with. Afterwards: the device said that it worked, but the label did not take.
+            The Token did not come out of `claim()`, or the token has another label by now. Or
+            C_InitToken reported success, but the token does not have the new label.
         LockLostError
-            The device does not answer any more.
+            The lock is gone, as `ensure_held()` says it.
         PinError, CryptokiError
-            What the device answers. A note says what label the token has now.
+            What the device answers. A note says what has become of the token.
         """
         cdef SlotMutex mutex = self.slot.mutex
         cdef bytes raw_label = encode_label(label, errors="strict")
@@ -110,7 +122,7 @@ cdef class Token:
         if mutex.record.hold != self.claimed:
             raise LockNotOwnedError(
                 f"slot {mutex.slot_id}: the lock was released since claim() and taken again; "
-                "somebody may have used the token in between. Claim again",
+                "another process may have used the token in between. Claim again",
                 function="C_InitToken",
                 slot_id=mutex.slot_id,
             )
@@ -123,7 +135,8 @@ cdef class Token:
             now = mutex.ensure_held(self.slot.share)
             if now != self.raw_label:
                 raise self._conflict(
-                    f"it is {decode_label(now)!r} by now: somebody assigned it. Claim another one"
+                    f"it is {decode_label(now)!r} by now: another program assigned it. "
+                    "Claim another one"
                 )
             self._init(raw_label, so, user)
         finally:
@@ -164,10 +177,10 @@ cdef class Token:
             raise
 
     def _set_user_pin(self, so_pin, user_pin):
-        """The last part of assign(), for a token whose assignment was cut off before it.
+        """The last part of assign(), for a token whose assignment was interrupted before it.
 
-        C_OpenSession, C_Login, C_InitPIN. The caller holds the lock, and has looked that the token
-        lacks its user PIN.
+        C_OpenSession, C_Login, C_InitPIN. The caller holds the lock, and has made sure that the
+        token lacks its user PIN.
         """
         cdef SlotMutex mutex = self.slot.mutex
         cdef Pin so = Pin(so_pin, "so_pin")
@@ -240,7 +253,7 @@ cdef class Token:
 
 
 def check_pins(so_pin, user_pin):
-    """Raise what `Token.assign()` raises for these PINs, before anything is done."""
+    """Raise the TypeError or ValueError that `Token.assign()` raises for these PINs."""
     Pin(so_pin, "so_pin")
     if user_pin is not None:
         Pin(user_pin, "user_pin")

@@ -1,19 +1,19 @@
-# The device calls, one function each: made without the GIL, answered in Python's terms.
+# The device calls, one function for each: made without the GIL; the answers become Python objects.
 
 cdef enum:
-    # So many matches of a label fit without asking for their number first.
+    # CA_GetSlotId is called with room for so many matches; only if there are more, it is called again.
     FEW = 16
     # A cluster has at most 3500 keyrings.
     MOST_SLOTS = 1 << 20
-    # A list that grows between its count and its reading is read again, so often at most.
+    # How often a list is read again that grew between the call for its length and the one for it.
     MOST_READINGS = 8
 
-# What a list is filled with: no client gives a slot this ID.
+# Lists are filled with this byte before a call. No client gives a slot the ID that it makes.
 cdef int UNWRITTEN = 0xA5
 cdef CK_SLOT_ID NO_SLOT
 memset(&NO_SLOT, UNWRITTEN, sizeof(NO_SLOT))
 
-# ---- the frame, and what stands in it ----
+# ---- the frame of every device call ----
 
 # What makes a C function's call out of its arguments.
 ctypedef CK_RV (*Making)(Client client, void *arguments) noexcept nogil
@@ -42,7 +42,7 @@ cdef inline bint make_call(
 cdef CK_RV answer_of(
     Client client, int function, Making make, void *arguments
 ) except? 0xFFFFFFFF:
-    """What the device answers; raises where no call may begin."""
+    """Make a call and return the device's answer; raises if the library is closed."""
     cdef CK_RV rv = CKR_OK
     cdef uint64_t nanoseconds
     while not make_call(client, function, make, arguments, False, &rv, &nanoseconds):
@@ -107,14 +107,14 @@ cdef bint next_unassigned(
     )
 
 
-# ---- what the client and the device tell ----
+# ---- information from the client and the device ----
 
 
 cdef CK_RV make_get_info(Client client, void *arguments) noexcept nogil:
     return client.functions.C_GetInfo(<CK_INFO *> arguments)
 
 
-# luna_ext.info is imported where it is used, for it takes longer than all that a lock needs.
+# luna_ext.info is imported where it is used: its import takes longer than all imports that a lock needs.
 
 
 cdef object library_info(Client client):
@@ -156,7 +156,7 @@ cdef list slot_ids(Client client, bint token_present):
         if rv != CKR_OK and rv != CKR_BUFFER_TOO_SMALL:
             break
         room = believable(arguments.count, C_GET_SLOT_LIST, rv)
-        # One more than is told, so that an empty list has an address as well.
+        # One more than was reported, so that an empty list has an address as well.
         arguments.slots = new_list(room + 1)
         try:
             arguments.count = room
@@ -165,7 +165,7 @@ cdef list slot_ids(Client client, bint token_present):
                 return listed(&arguments, room, C_GET_SLOT_LIST)
         finally:
             free(arguments.slots)
-        # A client that says "too small" without a larger count must not keep us here.
+        # If the client answers "too small" without a larger count, the room is doubled.
         if rv == CKR_BUFFER_TOO_SMALL and arguments.count <= room:
             arguments.count = 2 * room + 1
     raise error_of(rv, C_GET_SLOT_LIST, None)
@@ -214,8 +214,8 @@ cdef CK_SLOT_ID *new_list(CK_ULONG room) except NULL:
 
 
 cdef list listed(ListArguments *arguments, CK_ULONG room, int function):
-    """The slot IDs in their order, each once, whatever the client lists; an error for what it has
-    not written.
+    """The slot IDs in the client's order, each once. Raises if the client has not written all of the
+    slot IDs that it reports.
     """
     cdef CK_ULONG count = min(arguments.count, room)
     slots = [arguments.slots[index] for index in range(count)]
@@ -230,7 +230,9 @@ cdef list listed(ListArguments *arguments, CK_ULONG room, int function):
 
 
 cdef CK_ULONG believable(CK_ULONG count, int function, CK_RV rv) except? 0xFFFFFFFF:
-    """A number of slots, unless the client must be lying: memory is reserved for it."""
+    """The number of slots, checked before memory is reserved for them: a client may report any
+    number.
+    """
     if count > MOST_SLOTS:
         error = error_of(rv, function, None)
         error.add_note(f"luna_ext: it reported {count} slots, more than {MOST_SLOTS}")
@@ -276,7 +278,7 @@ cdef int _get_token_info(Client client, CK_SLOT_ID slot_id, CK_TOKEN_INFO *info)
 
 
 cdef tuple labelled_token_info(Client client, CK_SLOT_ID slot_id):
-    """C_GetTokenInfo: the 32 bytes of the label, which a str may not show all of; a TokenInfo."""
+    """C_GetTokenInfo: the 32 bytes of the label as they are, padding included, and a TokenInfo."""
     from .info import TokenFlag, TokenInfo
 
     cdef CK_TOKEN_INFO info

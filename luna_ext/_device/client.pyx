@@ -3,7 +3,7 @@
 # How long one wait lasts on the main thread. A signal that arrives just before a thread falls
 # asleep does not wake it; its handler runs after so long at the latest.
 cdef double SIGNAL_SECONDS = 0.5
-# No wait is longer, for a C library's clock may not count further.
+# No single wait is longer, because a C library may not accept longer ones.
 cdef double LONGEST_WAIT_SECONDS = 3600.0
 # How often close() looks whether the calls that are still out have been given up meanwhile.
 cdef double RECOUNT_SECONDS = 0.05
@@ -50,8 +50,9 @@ cdef list loaded_clients():
     return list(_clients.values())
 
 
-# What native.h lets a thread carry with it, each extension has a copy of. The layer above sees to its own
-# and to this one, which is asked where a call of a function does not matter.
+# Each extension has its own copy of the thread-local variables in native.h. The mutex layer sets its own
+# and, through introduce(), this one. Lock calls read the mutex layer's copy; the functions below are for
+# code where the cost of one more C call does not matter.
 
 
 cdef void introduce(uint64_t number, bint is_main) noexcept nogil:
@@ -65,7 +66,8 @@ cdef bint on_main_thread() noexcept nogil:
 
 
 cdef bint wait_on(PyThread_type_lock signal, double seconds) except -1:
-    """Wait until `signal` is released, for so long at most; -1: without limit. Whether it was.
+    """Wait until `signal` is released, for so many seconds at most; -1: without limit. Returns whether
+    it was released.
 
     On the main thread signal handlers run meanwhile, and what they raise ends the wait.
     """
@@ -108,7 +110,7 @@ cdef inline bint call_begins(Client client) noexcept nogil:
     """Count a call; False if none may begin."""
     cdef Traffic *traffic = &client.traffic[luna_shard()]
     luna_shared_add(&traffic.in_flight, 1)
-    # Looked at afterwards: close() first changes the state, then counts.
+    # In this order: close() first changes the state, and then reads the counts.
     if luna_shared_get(&client.state) == READY:
         return True
     call_ends(client)
@@ -249,8 +251,8 @@ cdef class Client:
         cdef CK_RV rv
         share = Share(self, path)
         self._begin_change()
-        # While a call that was given up is out, which may be for ever, the client is still CLOSING.
-        # What that call belongs to is as good as new.
+        # While a call that was given up is out, which may be for ever, the client is CLOSING: it was
+        # not finalised, so it can be used as it is.
         rv = self._initialise() if self.state == CLOSED or self.state == FORKED else CKR_OK
         if rv == CKR_OK:
             luna_guard_lock(&self.guard)
@@ -306,7 +308,9 @@ cdef class Client:
         return 0
 
     cdef CK_RV _initialise(self) noexcept:
-        """What C_Initialize answers, if an error. In a change."""
+        """Call C_Initialize, between _begin_change() and _end_change(). Returns its error; CKR_OK also
+        if other code of this process has initialised the library.
+        """
         cdef CK_C_INITIALIZE_ARGS arguments
         cdef CK_RV rv
         cdef uint64_t began, lasted
@@ -372,7 +376,7 @@ cdef class Client:
 
     def after_fork(self):
         """In the child: nothing is held, nothing in flight; the first call initialises anew."""
-        # A close() that another thread of the parent was in will not come to its end here.
+        # If another thread of the parent was inside close() at the fork, no thread finishes that here.
         self.shares = {share for share in self.shares if (<Share> share).open}
         if self.state == READY and self.shares:
             self.state = FORKED
@@ -381,7 +385,7 @@ cdef class Client:
         self.initialised_here = False
         self.answers = 0
         memset(self.traffic, 0, LUNA_SHARDS * sizeof(Traffic))
-        # What the parent's threads held at the fork stays held; these are new.
+        # The parent's threads may have held these locks at the fork; here they would stay locked.
         self._make_signals()
 
 
@@ -389,7 +393,9 @@ cdef class Client:
 
 
 cdef int begin_exit(double deadline) noexcept:
-    """The calling thread ends the interpreter, until the deadline (seconds of luna_now())."""
+    """The calling thread runs the interpreter's exit, which ends at the deadline (in seconds of
+    luna_now()) at the latest.
+    """
     global exit_deadline, exiting_thread
     exit_deadline = deadline
     exiting_thread = PyThread_get_thread_ident()
@@ -397,9 +403,10 @@ cdef int begin_exit(double deadline) noexcept:
 
 
 cdef int hold_back_at_exit() except -1:
-    """Keep a thread from hearing, and telling on stderr, that the exit has ended its lock or call.
+    """Called before a thread gets the error that the exit has ended its lock or call: the thread waits
+    here until the exit is over, so that it does not print the error to stderr.
 
-    Only as long as the exit may last: a handler of atexit may wait for this very thread.
+    It waits no longer than the exit may last, because a handler of atexit may wait for this thread.
     """
     cdef PyThread_type_lock never
     if exit_deadline == 0 or exiting_thread == PyThread_get_thread_ident():

@@ -1,6 +1,6 @@
 /*
- * native.h: what C gives to the compiled layers: clocks, the loader, counters, guards and threads' marks.
- * Nothing in it needs the GIL or runs Python code.
+ * native.h: what the compiled layers need in C: clocks, the loader, counters, guards, and variables of
+ * each thread.
  */
 #ifndef LUNA_EXT_NATIVE_H
 #define LUNA_EXT_NATIVE_H
@@ -85,7 +85,7 @@ static inline int luna_counter_is_steady(void) {
     return __get_cpuid(0x80000007U, &eax, &ebx, &ecx, &edx) && (edx & (1U << 8)) != 0;
 }
 
-/* Both clocks at one moment: of several looks, the one during which least time went by. */
+/* Reads both clocks at one moment: of several readings, the one that took the shortest time. */
 static inline void luna_both_clocks(uint64_t *ticks, double *now) {
     uint64_t shortest = UINT64_MAX;
     int look;
@@ -187,7 +187,7 @@ static inline void luna_open_error(char *text, size_t room) {
 
 #endif
 
-/* ---- what protects what threads share ---- */
+/* ---- guards and shared numbers ---- */
 
 /*
  * A guard: where there is a GIL, that is the guard, and these do nothing but mark the guarded stretches,
@@ -198,7 +198,7 @@ static inline void luna_open_error(char *text, size_t room) {
 #ifdef Py_GIL_DISABLED
 
 #define LUNA_GIL 0
-/* Threads have a share of each counter of their own, so that they do not share its cache line. */
+/* Each counter is there once per shard. Threads of different shards do not write to one cache line. */
 #define LUNA_SHARDS 16
 typedef PyMutex luna_guard;
 #ifdef __SANITIZE_THREAD__
@@ -427,7 +427,7 @@ static inline int luna_changed(PyObject *dict) {
 
 #endif
 
-/* ---- what a thread carries with it ---- */
+/* ---- variables of each thread ---- */
 
 /* The thread's number, never used again in this process; 0: it has none yet. */
 static LUNA_THREAD_LOCAL uint64_t luna_thread_number;
@@ -445,7 +445,7 @@ static inline int luna_shard(void) {
 #if LUNA_SHARDS == 1
     return 0;
 #else
-    /* The thread's share of counters, plus 1; 0: none yet. */
+    /* The number of the thread's shard, plus 1; 0: none yet. */
     static LUNA_THREAD_LOCAL int luna_thread_shard;
     static int given_out;
     if (luna_unlikely(luna_thread_shard == 0)) {

@@ -1,4 +1,5 @@
-# A PIN on its way to the device: a copy in C that nobody can print and that is wiped after use.
+# A PIN on its way to the device: a copy in C, which no Python code can read or print, and which is wiped
+# after use.
 
 cdef extern from *:
     """

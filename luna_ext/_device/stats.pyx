@@ -18,7 +18,7 @@ NAMES = (
     "CA_LockClusteredSlot",
     "CA_UnlockClusteredSlot",
 )
-# Under which name the errors are counted for which a function's table has no place left.
+# The name under which errors are counted that found no place in their function's table.
 OTHER_ERRORS = "other"
 
 cdef enum:
@@ -70,7 +70,7 @@ cdef object error_of(CK_RV rv, int function, object slot_id):
 
 
 cdef uint64_t total(Traffic *traffic, size_t place) noexcept nogil:
-    """The sum, over all shares, of the number that stands at this place of a Traffic."""
+    """The sum, over all shards, of the number at this offset in a Traffic."""
     cdef uint64_t sum = 0
     cdef int shard
     for shard in range(LUNA_SHARDS):
@@ -83,7 +83,7 @@ cdef size_t place_of(Traffic *traffic, uint64_t *number) noexcept nogil:
 
 
 cdef dict stats_of(Traffic *traffic):
-    """FunctionStats of what was called, by name. Reads what others may be writing."""
+    """FunctionStats of each function that was called, by name. Other threads may count meanwhile."""
     from .info import FunctionStats
 
     cdef luna_counter *counter

@@ -1,11 +1,11 @@
 # The ends: of a Library, of a thread, of the interpreter; and the fork, which ends all but one
 # thread.
 
-# How long the interpreter's exit may take, whatever the device does and whichever thread waits for
-# which.
+# How long the interpreter's exit may take, whatever the device does, and even if threads wait for each
+# other.
 cdef double EXIT_SECONDS = 2.0
-# How much of that is left when the device is not waited for any more: most often the interpreter is
-# gone before threads are told, as late as the exit allows, that their library is closed.
+# How much of that is left when the device is not waited for any more. Threads get the error that their
+# library is closed at the end of EXIT_SECONDS; most often the interpreter is gone by then.
 cdef double LAST_SECONDS = 0.25
 
 # ---- of a Library ----
@@ -15,7 +15,7 @@ cdef int close_client(Locks locks, Share share, bint wait) except -1:
     """End a Library's share, after its locks have come off; with the last one the client is
     finalised.
 
-    Without `wait` that is left to a Library that is opened, or to the exit.
+    Without `wait` the finalising is left to the next Library that is opened, or to the exit.
     """
     locks.client.part(share)
     return finish_closing(locks) if wait else 0
@@ -37,7 +37,9 @@ cdef int finish_closing(Locks locks) except -1:
 
 
 cdef int call_came_back(Locks locks) except -1:
-    """After a call that may not have been waited for: finalise, if that is what is left to do."""
+    """After a call that its caller may have given up: finalise the client if this was the last call
+    that close() left behind.
+    """
     cdef CK_RV rv = CKR_OK
     if locks.client.state == CLOSING:
         rv = locks.client.finalize()
@@ -50,7 +52,7 @@ cdef int call_came_back(Locks locks) except -1:
 
 
 cdef int when_thread_ended(uint64_t number) except -1:
-    """In a thread that ends: what it holds it will never release."""
+    """In a thread that ends: have its locks taken off, for it will never release them."""
     if exit_deadline != 0 or luna_shared_get(&ended):
         return 0
     for client in loaded_clients():
@@ -63,7 +65,7 @@ cdef int when_thread_ended(uint64_t number) except -1:
 
 
 def take_after_a_while(SlotMutex mutex not None, number):
-    """Unless the thread's other remains release the lock first."""
+    """Take off the lock of an ended thread, unless something that the thread kept releases it first."""
     with nogil:
         luna_pause(ENDED_SECONDS)
     mutex.take_from_ended_thread(number)
@@ -84,8 +86,7 @@ cdef struct LastCalls:
 
 
 def shut_down_all():
-    """What is registered with atexit: unlock what is held and finalise the clients, in 2 seconds.
-    """
+    """The handler of atexit: unlock what is held and finalise the clients, within 2 seconds."""
     cdef double deadline = luna_now() + EXIT_SECONDS - LAST_SECONDS
     clients = loaded_clients()
     begin_exit(deadline + LAST_SECONDS)
@@ -95,12 +96,12 @@ def shut_down_all():
         try:
             warnings.warn(message, ResourceWarning, stacklevel=2)
         except ResourceWarning as warning:
-            # A warning that is an error, and no caller is left to raise it to.
+            # The application turns warnings into errors, and there is no caller to get the error.
             log.error("%s", warning)
 
 
 cdef list shut_down(Client client, double deadline):
-    """Unlock what is held and finalise, if the device answers. What there is to be said of it."""
+    """Unlock what is held and finalise, if the device answers. Returns the warnings' messages."""
     cdef SlotMutex mutex
     cdef Locks locks
     if client.state != READY and client.state != CLOSING:
@@ -123,7 +124,7 @@ cdef list shut_down(Client client, double deadline):
         # flight the library cannot be finalised.
         while client.in_flight() > locks.calls_given_up() and luna_now() < deadline:
             client.wait_for_calls(deadline - luna_now(), locks.calls_given_up())
-        # Looked at afterwards, for a close() that waits with us may finalise meanwhile.
+        # Checked only now: a close() that waits for the same calls may have finalised meanwhile.
         if client.in_flight() == 0 and client.initialised_here:
             client.initialised_here = False
             luna_shared_set(&client.answers, 0)

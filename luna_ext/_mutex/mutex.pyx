@@ -1,5 +1,5 @@
-# The lock of one slot in the hands of this process's threads and tasks: the ways in, the ways out,
-# and what a holder may ask while it holds.
+# The lock of one slot, for the threads and tasks of this process: the ways in, the ways out, and what a
+# holder may ask while it holds.
 #
 # The device's owner is the application, so it may not keep this process's threads apart. That is
 # done here: per slot there is one holder, at most one lock call on its way to the device, and a
@@ -7,20 +7,21 @@
 
 # How long an unlock call is repeated while the device answers that it is busy.
 cdef double BUSY_SECONDS = 2.0
-# How long an unlock waits, once for a client, for a lock call that crosses it: a device that grants
-# its application again answers at once. That is also the time that a claim's own lock call has.
+# The limits of a "moment", in seconds: so long an unlock waits, once for a client, for a lock call that
+# crosses it, for a device that grants its application again answers at once. That is also the time
+# that a claim's own lock call has.
 cdef double SHORTEST_MOMENT = 0.5
 cdef double LONGEST_MOMENT = 2.0
-# While no unlock has been timed.
+# The moment while no unlock has been timed.
 cdef double UNMEASURED_MOMENT = 1.0
-# And how many calls of average length.
+# The moment in unlock calls of average length.
 cdef double CALLS_OF_A_MOMENT = 50
-# How long the lock of a thread that has ended is left alone: what else the thread kept may release
-# it.
+# How long the lock of a thread that has ended is left alone: a generator that the thread kept may be
+# closed then, and release it.
 cdef double ENDED_SECONDS = 0.25
 cdef uint64_t LONG_WAIT_NANOSECONDS = LONG_WAIT_SECONDS * 1000000000ULL
 
-# How often a lock call is made only to find out the device's kind; an error answer tells nothing.
+# How often a lock call is made only to find out the device's kind. An error does not show the kind.
 cdef int MOST_TRIALS = 3
 
 # How often this process has come out of a fork as the child.
@@ -33,8 +34,8 @@ cdef class Place:
 
 
 cdef Place note_place(object task):
-    """Who asks for a lock, and where, for what is told of a lock that stays set. Before it is asked
-    for, for from the grant on nothing may be allocated.
+    """The task and the line that ask for a lock, for the messages about a lock that stays set. Noted
+    before the lock is asked for, because nothing may be allocated after the grant.
     """
     cdef Place place = Place.__new__(Place)
     cdef PyFrameObject *frame = PyEval_GetFrame()
@@ -113,13 +114,13 @@ cdef class SlotMutex:
                 self.confirm(waiter)
             if forks == began_in:
                 if outcome == TURN:
-                    # No thread can be had, and the caller has no other wish than the lock.
+                    # No thread can be had. The caller waits without a limit, so it may make the call.
                     self._own_call(waiter.seat.number, share, poll, &waiter.wait)
                 return True
             # A signal handler has forked meanwhile, and this is the child: it holds nothing.
 
     cdef Waiter ask(self, Waiter waiter):
-        """Queue up for a lock that a worker gets. The caller has to withdraw() or to release."""
+        """Queue up for a lock that a worker gets. In the end the caller has to withdraw() or release."""
         if not waiter.share.open:
             raise closed_error(self.slot_id, waiter.share.path)
         # The queue's own reference.
@@ -141,11 +142,13 @@ cdef class SlotMutex:
         return 0
 
     cdef int confirm(self, Waiter waiter) except -1:
-        """What was granted is not taken if a signal handler raises, or the Library has closed."""
+        """Write the records of a grant. Give the lock back and raise if a signal handler or log handler
+        raises, or if the Library was closed meanwhile.
+        """
         try:
             end_wait(&waiter.wait, self.slot_id)
-            # A signal that came meanwhile is seen here, where nothing can be left locked: after the
-            # return of acquire() the caller has no chance to release.
+            # A signal that came meanwhile is handled here, where the lock can be given back. If its
+            # handler raised after the return of acquire(), the caller could not release.
             if PyErr_CheckSignals() != 0:
                 luna_raise_pending()
         except BaseException:
@@ -284,11 +287,11 @@ cdef class SlotMutex:
     cdef int _sit_out(self, Waiter waiter, double seconds) except -1:
         """Wait until the waiter is woken, or for so long; -1: without limit.
 
-        The application is told when that becomes long.
+        A WARNING record says so when the wait becomes long.
         """
         cdef Deadline deadline = deadline_in(seconds)
         cdef double patience
-        # A wait that is to end just when it would become long is told by its end.
+        # A wait whose limit is about LONG_WAIT_SECONDS ends with an error instead.
         if seconds < 0 or deadline.end - waiter.wait.began > LONG_WAIT_SECONDS + 0.1:
             patience = max(0.0, waiter.wait.began + LONG_WAIT_SECONDS - luna_now())
             if wait_on(waiter.signal, patience):
@@ -343,7 +346,7 @@ cdef class SlotMutex:
     # ---- the lock call for waiters, on a worker ----
 
     cdef int pass_turn(self) noexcept:
-        """If the slot is free, see to it that the first waiter gets it."""
+        """If the slot is free, have the lock call made for the first waiter."""
         cdef Seat *seat = NULL
         cdef Next due = next_turn(&self.record, &seat)
         if due == WAITERS_TURN:
@@ -367,8 +370,8 @@ cdef class SlotMutex:
         return 0
 
     cdef int _lock_for_waiters(self, bint begun) except -1:
-        """On a worker, whose turn it is: get the lock for the waiter that is first by then. `begun`: the
-        first call is said to be out already.
+        """On a worker, whose turn it is: get the lock for the waiter that is first when it is granted.
+        `begun`: the Record says already that the first call is out.
         """
         cdef Seat *seat = NULL
         cdef CK_RV rv = CKR_OK
@@ -421,8 +424,8 @@ cdef class SlotMutex:
         return 0
 
     cdef int _fail_first(self, object error) except -1:
-        """The turn comes to nothing, and the first waiter hears why; one that calls the device
-        itself will be told by that.
+        """The turn has failed: give it up, and fail the first waiter with this error. A waiter that
+        makes its own lock call stays in the queue, and gets its own error.
         """
         cdef Seat *seat = take_first(&self.record, FAILED, True)
         give_turn_back(&self.record)
@@ -438,7 +441,8 @@ cdef class SlotMutex:
     cdef CK_RV begin_release(
         self, uint64_t number, uint64_t share, Leave *due, Loss *loss
     ) noexcept:
-        """The release, as a whole and before anything that can raise; what the device has answered.
+        """End the hold and make the unlock call, before anything that can raise. Returns the device's
+        answer; CKR_OK if no call was due.
         """
         due[0] = begin_leave(
             &self.record, number, 0, share, self.client.generation, &self.locks.kind, loss
@@ -463,21 +467,21 @@ cdef class SlotMutex:
     cdef int conclude_release(
         self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
     ) except -1:
-        """The audit event of a release, and what has come of it."""
+        """After a release: raise the audit event, write the record, raise the error if it failed."""
         if due == UNLOCK_DUE and rv == CKR_OK and began == 0:
             return audit_unlock(self.slot_id)
         try:
             if due != NOT_MINE:
                 audit_unlock(self.slot_id)
         finally:
-            # Whatever a hook raises, a lock that may still be set is told of.
+            # Also if a hook raises: a lock that may still be set has to be reported.
             self.judge_release(due, loss, rv, number, share, began)
         return 0
 
     cdef int judge_release(
         self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
     ) except -1:
-        """Tell what has come of a release."""
+        """Write the DEBUG record of a release; raise the error if it failed."""
         if due == NOT_MINE:
             self.raise_evicted(number, share, UNLOCK)
             self.check_mine(UNLOCK)
@@ -499,7 +503,7 @@ cdef class SlotMutex:
         raise self._unlock_error(rv)
 
     cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation) noexcept:
-        """Make the unlock call that is due, and pass the turn. What the device has answered."""
+        """Make the unlock call that is due, and pass the turn. Returns the device's answer."""
         cdef CK_RV rv = CKR_OK
         cdef double until, pause
         if self.locks.kind == UNKNOWN and (
@@ -526,9 +530,10 @@ cdef class SlotMutex:
         return rv
 
     cdef bint _try_again(self) noexcept:
-        """Before an unlock that would cross a claim, while the kind of the device is not known: find it
-        out by another lock call, now that the lock is surely on. Without it, the claim might come back
-        with this slot, and nothing could tell whether its grant is true. Whether one was sent.
+        """Before an unlock that would cross a claim, while the kind of the device is not known: find the
+        kind out by another lock call, now that the lock is surely on. Otherwise the claim might come
+        back with this slot, and nothing would show whether its grant is true. Returns whether a lock
+        call was sent.
         """
         if self.locks.trials >= MOST_TRIALS:
             return False
@@ -582,7 +587,7 @@ cdef class SlotMutex:
             &self.record, 0, hold, 0, self.client.generation, &self.locks.kind, &loss
         )
         if due == UNLOCK_DUE or due == UNLOCK_DUE_LATER:
-            # If no thread can be had (the interpreter is going down), later is never.
+            # If no thread can be had, as at the interpreter's end, this thread has to unlock.
             if not run_on_worker(unlock_late, self):
                 unlock_late(self)
         elif due == LOST:
@@ -595,7 +600,7 @@ cdef class SlotMutex:
             tell_unlocked(0, self.slot_id, True)
         elif luna_shared_get(&self.client.answers) and exit_deadline == 0:
             # A client library that has been finalised has dropped its locks.
-            log.error("a lock that nobody could release any more: %s", self._unlock_error(rv))
+            log.error("the unlock of a lock without a holder failed: %s", self._unlock_error(rv))
         return call_came_back(self.locks)
 
     # ---- while it is held ----
@@ -622,7 +627,7 @@ cdef class SlotMutex:
         raise not_owned_error(self.slot_id, holder, function)
 
     cdef int raise_evicted(self, uint64_t number, Share share, str function) except -1:
-        """Tell a holder whose lock was taken off under it."""
+        """Raise for a holder whose lock was taken off while it held it."""
         if self.evicted is not None and (number, share.number) in self.evicted:
             raise lost_error(
                 self.slot_id, LOSSES[self.evicted[number, share.number]], function=function
@@ -672,7 +677,7 @@ cdef class SlotMutex:
         return label
 
     cdef int begin_work(self) noexcept:
-        """Calls begin that rely on the lock: close() must not take it off in their midst."""
+        """Device calls begin that rely on the lock: until end_work(), close() must not take it off."""
         work_begins(&self.record)
         return 0
 
@@ -682,11 +687,11 @@ cdef class SlotMutex:
         return 0
 
     cdef int keep_place(self, Place place) noexcept:
-        """The calling thread has got the lock, and has noted before where it asked for it."""
+        """Keep the Place that was noted before the lock was asked for; the caller holds the lock now."""
         cdef Place earlier
         place.hold = self.record.hold
         luna_guard_lock(&self.record.guard)
-        # Kept until the guard is left: nothing is freed under it.
+        # A reference until the guard is left: no object may be freed under it.
         earlier = self.noted
         self.noted = place
         luna_guard_unlock(&self.record.guard)
@@ -709,7 +714,9 @@ cdef class SlotMutex:
         return f"at {noted.code.co_filename}:{line}"
 
     cdef str describe_holder(self):
-        """Who of this process holds the lock, and where it was locked; None if it does not."""
+        """Which task or thread of this process holds the lock, and where it was locked; None if none
+        does.
+        """
         cdef uint64_t owner = seen(&self.record).owner
         cdef Place noted = self.present_place()
         if owner == 0:
@@ -742,7 +749,7 @@ cdef class SlotMutex:
     # ---- losing it ----
 
     cdef bint has_evicted(self, Share share) except -1:
-        """Whether a lock that was held through this Share was ever taken off under its holder."""
+        """Whether a lock that was held through this Share was ever taken off while it was held."""
         if self.evicted is None:
             return False
         return any([number == share.number for _, number in list(self.evicted)])
@@ -759,7 +766,7 @@ cdef class SlotMutex:
     cdef object close_share(self, Share share):
         """The Library of this Share has closed: its waiters fail, its hold ends.
 
-        Where the lock was taken if it was held, else None.
+        Returns where the lock was taken if it was held, else None.
         """
         cdef Seat *seat
         cdef uint64_t owner = 0
@@ -864,7 +871,7 @@ cdef int unlock_late(object mutex) noexcept:
 
 # Whether the watcher runs.
 cdef int watching = 0
-# Released to end it.
+# Released to end the watcher.
 cdef PyThread_type_lock watch_stop = new_signal()
 cdef double WATCH_SECONDS = 1.0
 # The watcher ends after so many looks at which no call was out.
@@ -872,7 +879,7 @@ cdef int QUIET_LOOKS = 3
 
 
 cdef int watch_calls() noexcept:
-    """See to it that the watcher runs: a thread in a device call cannot tell how long it lasts."""
+    """Start the watcher: a thread that is in a device call cannot warn of its own long wait."""
     global watching
     watching = 1
     if not run_on_worker(look_at_calls, None):
@@ -896,10 +903,10 @@ cdef int look_at_calls(object nothing) noexcept:
 
 
 cdef int stop_watching() noexcept:
-    """Before a fork; the next lock call begins it anew."""
+    """End the watcher, before a fork. The next lock call starts it again."""
     cdef double until = luna_now() + DISMISSAL_SECONDS
     if luna_shared_get(&watching):
-        # Held, whether or not an earlier stop was noticed.
+        # Locked first, so that it can be released, even if the watcher did not notice an earlier stop.
         PyThread_acquire_lock(watch_stop, NOWAIT_LOCK)
         PyThread_release_lock(watch_stop)
         while luna_shared_get(&watching) and luna_now() < until:
@@ -909,7 +916,7 @@ cdef int stop_watching() noexcept:
 
 
 cdef bint look_once(double now) noexcept:
-    """Whether a lock call or a claim is out that a thread makes itself."""
+    """Warn of each long call that a thread makes itself. Returns whether any such call is out."""
     cdef SlotMutex mutex
     cdef Request request
     cdef Record record

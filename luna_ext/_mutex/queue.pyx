@@ -1,10 +1,10 @@
-# Who waits: the numbers of threads, tasks and greenlets, how long they wait, and how they are
+# The waiters: the numbers of threads, tasks and greenlets, how long they wait, and how they are
 # woken.
 
-# How long a caller that will not wait for another holder waits for the device's answer. There is no
-# try-lock in the SDK: only the answer tells that the lock was free.
+# How long a caller with a timeout of 0 waits for the device's answer. There is no try-lock in the
+# SDK, so only the answer shows that the lock was free.
 ANSWER_SECONDS = 0.25
-# The same for a greenlet, whose hub stands still meanwhile.
+# The same for a greenlet, which stops all other greenlets of its thread meanwhile.
 cdef double GREENLET_SECONDS = 0.1
 # The pauses between tries of a call that the device turns down grow from the one to the other.
 cdef double SHORTEST_PAUSE = 0.010
@@ -14,14 +14,14 @@ cdef double LONGEST_PAUSE = 0.250
 
 cdef luna_guard number_guard
 cdef uint64_t last_number = 0
-# Of all threads that have a number: the number -> its ident.
+# Of each thread that has a number: the number -> the thread's ident.
 cdef dict thread_idents = {}
-# Of tasks: weak, so that a number keeps no task.
+# Of each task that has a number: the task -> the number. Weak, so that it keeps no task alive.
 cdef object task_numbers = weakref.WeakKeyDictionary()
 cdef dict loaded_modules = <dict> PyImport_GetModuleDict()
 luna_watch(loaded_modules)
 cdef str GREENLET = sys.intern("greenlet")
-# Whether it was among them at the last look.
+# Whether `loaded_modules` had greenlet when it was last looked up.
 cdef bint greenlet_is_loaded = False
 cdef str MARK = "luna_ext"
 
@@ -43,7 +43,7 @@ cdef class ThreadMark:
     cdef uint64_t number     # the thread's
 
 
-# Of the marks, weak; each tells of its thread's end.
+# Weak references to the ThreadMarks; each calls back when its thread ends.
 cdef set marks = set()
 
 
@@ -63,8 +63,8 @@ cdef uint64_t introduce_thread() except 0:
         marks.discard(reference)
         thread_idents.pop(number, None)
         if PyThread_get_thread_ident() == ident:
-            # A thread of C code may come back to Python, as another thread to all that Python
-            # knows.
+            # A thread of C code may come back to Python, which takes it for a new thread then; so it
+            # needs a new number.
             introduce_here(0, False)
         when_thread_ended(number)
 
@@ -75,7 +75,7 @@ cdef uint64_t introduce_thread() except 0:
 
 
 cdef int introduce_here(uint64_t number, bint is_main) noexcept:
-    """For this extension, which asks at each lock, and for the others."""
+    """Set the number in this extension's copy, which each lock reads, and in the device layer's."""
     luna_introduce(number, is_main)
     introduce(number, is_main)
     return 0
@@ -144,7 +144,9 @@ cdef bint in_greenlet_hub() except -1:
 
 
 cdef double patience_here(double seconds) except? -2:
-    """How long the calling thread may wait that would wait so long, -1: without limit."""
+    """For how many of these seconds the calling thread may wait; -1: without limit. Less than that
+    only where a wait would stop other greenlets.
+    """
     if (seconds < 0 or seconds > GREENLET_SECONDS) and in_greenlet_hub():
         return GREENLET_SECONDS
     return seconds
@@ -186,8 +188,10 @@ cdef double left_of(Deadline deadline) noexcept nogil:
 
 
 cdef double next_pause(Backoff *backoff) noexcept nogil:
-    """Seconds to wait, growing from 10 to 250 ms; jitter keeps clients from marching in step."""
-    # Bits of the clock that differ between processes that were turned down at the same moment.
+    """Seconds to wait: random, from 10 ms to a limit that grows to 250 ms, so that clients that were
+    turned down at the same moment do not ask again at the same moment.
+    """
+    # The random number comes from the clock's lowest bits, which differ from process to process.
     cdef uint64_t bits = luna_ticks(0) * <uint64_t> 0x9E3779B97F4A7C15
     cdef double chance = <double> (bits >> 11) / <double> (<uint64_t> 1 << 53)
     backoff.longest = min(LONGEST_PAUSE, 2 * max(backoff.longest, SHORTEST_PAUSE))
@@ -226,7 +230,7 @@ cdef class Waiter:
         self.future = weakref.ref(future)
 
     cdef bint wake(self) except -1:
-        """Tell the thread or task that its wait has ended. False: it can never hear of it."""
+        """Wake the thread or task, whose wait has ended. False: the task can never run again."""
         if self.signal != NULL:
             PyThread_release_lock(self.signal)
             return True
@@ -243,14 +247,14 @@ cdef class Waiter:
     cdef object failure(self):
         """The exception of FAILED."""
         if self.error is None and self.signal != NULL:
-            # The thread that has ended the wait is just about to say why, and to wake the waiter.
+            # The thread that has ended the wait sets `error` next, and then wakes the waiter.
             with nogil:
                 PyThread_acquire_lock(self.signal, WAIT_LOCK)
         return self.error
 
 
 def settle(future):
-    """In the event loop: what the reference `future` refers to has a result."""
+    """In the event loop: give the future that the weak reference `future` refers to its result."""
     future = future()
     if future is not None and not future.done():
         future.set_result(None)
@@ -265,6 +269,6 @@ cdef int wake_unlinked(Seat *seat, object error) except -1:
     try:
         return waiter.wake()
     except BaseException:
-        # A signal handler raised while an event loop was told. The waiter must hear of it.
+        # A signal handler raised while the event loop was called. The waiter has to be woken anyway.
         waiter.wake()
         raise

@@ -1,13 +1,13 @@
 # What an application is told about its locks: log records, audit events (sys.audit), and errors.
 #
-# All of it may run the application's code, which may raise. So an audit event of a lock comes
-# before anything is done, and a lock that is held while a record is written is given back if that
-# fails; what is told of a release comes after it.
+# All of it may run the application's code, which may raise. So the audit event of a lock comes
+# before anything is done; a lock that is held while a record is written is given back if that fails;
+# and the event and the record of a release come after it.
 
 log = logging.getLogger("luna_ext")
 cdef object DEBUG = logging.DEBUG
-# What the logger has found out about its levels; it is emptied when a level changes. Without it,
-# the logger is asked each time.
+# The logger's own cache of enabled levels, which logging empties when a level changes. If a logger has
+# none, it is asked each time.
 cdef dict levels = getattr(log, "_cache", {})
 
 LOCK = "CA_LockClusteredSlot"
@@ -33,8 +33,7 @@ cdef bint debug_may_be_on() noexcept:
 cdef bint debug_is_on() except -1:
     """Whether DEBUG records are wanted.
 
-    Logger.isEnabledFor() is Python; its own cache says no at once, and it is asked only if that
-    does not know.
+    Logger.isEnabledFor() is Python code. It is called only if the logger's cache does not say no.
     """
     if not debug_may_be_on():
         return False
@@ -61,7 +60,7 @@ cdef int audit_unlock(CK_SLOT_ID slot_id) except -1:
 
 
 cdef int end_wait(Wait *wait, CK_SLOT_ID slot_id) except -1:
-    """The lock is held."""
+    """The lock is held now: write the records of the wait."""
     cdef double seconds
     if wait.began == 0:
         return 0
@@ -75,7 +74,7 @@ cdef int end_wait(Wait *wait, CK_SLOT_ID slot_id) except -1:
 
 
 cdef int warn_of_wait(Wait *wait, object subject, object holder) except -1:
-    """To be called while a wait, for a slot's lock or a cluster's token, has become long."""
+    """Warn, once, of a wait that has become long: for a slot's lock or for a cluster's token."""
     if wait.warned:
         return 0
     wait.warned = True
@@ -143,7 +142,7 @@ def reentry_error(slot_id, what):
     )
 
 
-# What a greenlet is told that would have to wait; carried out as it stands, it helps.
+# The advice for a greenlet that would have to wait.
 GREENLET_ADVICE = (
     "let a native thread wait: gevent.get_hub().threadpool.apply(function), or "
     "eventlet.tpool.execute(function)"

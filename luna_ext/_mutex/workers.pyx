@@ -27,15 +27,15 @@ cdef int idle_count = 0
 cdef int beginning = 0
 # Threads that have a job.
 cdef int at_work = 0
-# The interpreter is about to go; no thread could begin any more.
+# The interpreter is about to end; no thread could begin any more.
 cdef int ended = 0
 
 
 cdef bint run_on_worker(Work work, object subject) noexcept:
     """Run work(subject) on a thread of its own; do not wait for it. False: no thread can be had.
 
-    Runs no byte code and allocates nothing that the garbage collector knows, so that it can be
-    called where nothing may come in between.
+    Runs no byte code and allocates nothing that the garbage collector tracks, so that it can be
+    called where no Python code may run.
     """
     global idle_workers, idle_count
     cdef Worker *worker
@@ -83,7 +83,7 @@ cdef bint start_worker(Work work, object subject) noexcept:
 
 
 cdef void live(void *argument) noexcept with gil:
-    """A worker's life."""
+    """What a worker's thread does: one job after the other, until it is dismissed."""
     global idle_workers, idle_count
     cdef Worker *worker = <Worker *> argument
     cdef bint kept = True
@@ -102,7 +102,7 @@ cdef void live(void *argument) noexcept with gil:
         if kept:
             with nogil:
                 PyThread_acquire_lock(worker.wake, WAIT_LOCK)
-            # Without a job, it is dismissed.
+            # Woken without a job: it is dismissed.
             kept = worker.work != NULL
     PyThread_free_lock(worker.wake)
     free(worker)
@@ -118,8 +118,7 @@ cdef int do_job(Worker *worker) noexcept:
 
 
 cdef int dismiss_idle_workers() noexcept:
-    """Before a fork: a process that has no other threads forks with one alone, as Python asks for.
-    """
+    """End the idle workers, before a fork: Python wants a process to have only one thread then."""
     global idle_workers, idle_count
     cdef long[KEEP_IDLE] ids
     cdef int count = 0
@@ -138,7 +137,7 @@ cdef int dismiss_idle_workers() noexcept:
     while worker != NULL:
         ids[count] = worker.thread_id
         count += 1
-        # Its end frees it.
+        # Read first: the worker frees itself when it ends.
         behind = worker.behind
         PyThread_release_lock(worker.wake)
         worker = behind
@@ -150,7 +149,7 @@ cdef int dismiss_idle_workers() noexcept:
 
 
 cdef int call_function(object function) noexcept:
-    """What it raises (in a handler of log records, say) goes to sys.unraisablehook."""
+    """Call the function. What it raises, as a log handler might, goes to sys.unraisablehook."""
     function()
     return 0
 
@@ -168,8 +167,8 @@ def start_thread(function):
 
 
 cdef int end_workers(double deadline) except -1:
-    """Let no more begin. A thread that has been created has to find an interpreter, so it is waited
-    for, until the deadline (seconds of luna_now()).
+    """Start no more workers. A thread that was created already needs the interpreter when it begins,
+    so it is waited for, until the deadline (seconds of luna_now()).
     """
     luna_shared_set(&ended, 1)
     while luna_shared_get(&beginning) > 0 and luna_now() < deadline:
@@ -179,7 +178,7 @@ cdef int end_workers(double deadline) except -1:
 
 
 cdef int forget_workers() except -1:
-    """In a forked child: they are the parent's."""
+    """In a forked child: the workers exist only in the parent."""
     global idle_workers, idle_count, beginning, at_work
     idle_workers = NULL
     idle_count = 0

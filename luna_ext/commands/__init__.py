@@ -1,1 +1,1 @@
-"""The command luna-ext, and its subcommands by what they are about."""
+"""The command luna-ext, and modules with its subcommands."""

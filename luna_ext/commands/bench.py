@@ -1,5 +1,5 @@
-"""How often threads lock slots, and how long they wait for them: for `luna-ext bench`, and measured
-with other things in benchmarks/."""
+"""Measures how often threads lock slots, and how long they wait for them: for `luna-ext bench` and for
+benchmarks/."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Waits(NamedTuple):
     """Nanoseconds, each from the `with` to its first statement."""
 
     def at(self, share: float) -> float:
-        """Microseconds that so many of the waits do not exceed."""
+        """Microseconds that this share of the waits (0 to 1) does not exceed."""
         return self.sorted[round(share * (len(self.sorted) - 1))] / MICROSECONDS
 
 

@@ -22,9 +22,9 @@ FORWARDED = (
 SI_KERNEL = 128
 """siginfo_t.si_code of a signal that the terminal has sent."""
 
-# Becomes the command. It is ended when luna-ext dies, for the device drops the lock then; and it
-# takes the signals again, which are blocked at first, so that none is lost on the way. Its exit
-# codes are those of a shell that cannot run a command.
+# This program becomes the command. It gets a SIGTERM when luna-ext dies, because the device drops the
+# lock then. Signals are blocked at first, so that none is lost before the command runs. The exit codes
+# are those of a shell that cannot run a command.
 BECOME = """
 import ctypes, os, signal, sys
 parent, command = int(sys.argv[1]), sys.argv[2:]
@@ -46,10 +46,10 @@ except OSError as error:
 
 
 def inherited_files() -> tuple[int, ...]:
-    """The descriptors that whoever started us meant to be inherited: for the command, too.
+    """The descriptors that the shell has opened for luna-ext, which the command inherits as well.
 
-    To be asked before the client library is loaded. Its connections are not for the command: they
-    would keep the lock on the device when we are gone.
+    To be called before the client library is loaded: if the command inherited the client's
+    connections, the device would keep the lock after luna-ext has ended.
     """
     try:
         numbers = [int(name) for name in os.listdir("/proc/self/fd")]
@@ -86,7 +86,7 @@ def ended_by_signals() -> Iterator[None]:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Within the block signals wait: run_command() takes them, or whoever comes after the block."""
+    """Within the block signals wait: run_command() takes them, or they come after the block."""
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGCHLD})
     try:
         yield
@@ -97,10 +97,10 @@ def signals_blocked() -> Iterator[None]:
 def run_command(command: Sequence[str], variables: Mapping[str, str], files: Sequence[int]) -> int:
     """Run a command to its end and pass signals on; its exit code, 128 + N if signal N killed it.
 
-    To be called within signals_blocked(), on the main thread. What the terminal sends (Ctrl-C) it
-    sends to the command as well; only what somebody has sent to us alone is passed on.
+    To be called within signals_blocked(), on the main thread. A signal of the terminal (Ctrl-C) goes to
+    the command by itself; only signals that another process has sent to luna-ext alone are passed on.
     """
-    # Ignored, as whoever started us may have left it, it would take the exit code away.
+    # The program that started luna-ext may have left it ignored; then the exit code would be lost.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", BECOME, str(os.getpid()), *command],

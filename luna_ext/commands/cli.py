@@ -39,7 +39,7 @@ MODULES = {
 
 
 class Commands(click.Group):
-    """Imports a subcommand when it is used: `lock` begins in half the time."""
+    """Imports a subcommand only when it is used, which halves the time until `lock` begins."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(MODULES)
@@ -88,7 +88,9 @@ def luna_ext(
 
 
 class Records(logging.Handler):
-    """Tells log records, and remembers which: an error that is raised may be one of them."""
+    """Prints log records and remembers their texts, so that an error that was logged and is raised as
+    well is printed once.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,9 +107,9 @@ def show_warning(message: Warning | str, *place: object, **more: object) -> None
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command; its exit code. Every error is one line, but with --debug."""
+    """Run the command; its exit code. Every error is one line; with --debug a traceback comes first."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # What comes behind may be another command's.
+    # An option behind "--" belongs to the command that luna-ext runs.
     debug = "--debug" in itertools.takewhile(lambda argument: argument != "--", arguments)
     records = Records()
     logging.getLogger("luna_ext").addHandler(records)
@@ -117,7 +119,7 @@ def run(arguments: list[str] | None = None) -> int:
         code = luna_ext.main(arguments, prog_name="luna-ext", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read has gone, as `head` does; nothing is left to be said.
+        # The program that reads the output has ended, as `head` does. That is no error to report.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except (KeyboardInterrupt, click.Abort) as error:

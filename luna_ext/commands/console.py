@@ -1,4 +1,4 @@
-"""What the subcommands share: the library that they work with, and how they speak."""
+"""What the subcommands share: opening the library, and printing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Settings:
 
     def open(self) -> Library:
         with warnings.catch_warnings():
-            # The commands tell of the stand-in in a line of their own.
+            # The commands print their own line about the stand-in, below.
             warnings.filterwarnings("ignore", ".* is the stand-in", RuntimeWarning)
             library = Library(self.path, contention=self.contention)
         if library.is_stub:
@@ -44,13 +44,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 
 def examples(*lines: str) -> str:
-    """What stands at the end of a subcommand's help."""
+    """The examples at the end of a subcommand's help."""
     # \b: click does not make a paragraph of the lines.
     return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
 
 
 def printable(text: str) -> str:
-    """The text with everything escaped that a terminal might obey, or not show."""
+    """The text with all characters escaped that a terminal takes for a command, or does not show."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
         for char in text
@@ -102,7 +102,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     if sys.stdout.isatty():
         Console(highlight=False).print(table)
         return
-    # What a program reads, or goes into a file, is not broken into lines.
+    # Output for a program or a file: long lines are not broken.
     console = Console(width=10_000)
     with console.capture() as text:
         console.print(table)

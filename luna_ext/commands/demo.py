@@ -22,11 +22,11 @@ KEYRINGS = 8
 NAMES = ("alice", "bob")
 SO_PIN = "so-pin-of-the-demo"
 PATIENCE = 30
-"""Seconds without a word after which a process is taken to have failed."""
+"""Seconds without a message after which a process is taken to have failed."""
 
 
 class Hold(NamedTuple):
-    """Who held which token's lock, and when (seconds on the machine's monotonic clock)."""
+    """Which process held which token's lock, and when (seconds on the machine's monotonic clock)."""
 
     begin: float
     end: float
@@ -44,7 +44,7 @@ class Last(NamedTuple):
 
 
 def work() -> None:
-    """What an application would do with a token: it takes a while, and never the same."""
+    """Stands for an application's work with a token: it takes a random time."""
     time.sleep(random.uniform(0.002, 0.030))
 
 
@@ -91,7 +91,8 @@ def compete(
             what = f"locked {token.label!r}, after waiting {(begin - asked) * 1000:.1f} ms"
             says.put(Hold(begin, end, name, token.slot.slot_id, what))
 
-        # Whoever is done first must not take a token that the other has yet to lock.
+        # Both processes wait here: the first one to finish must not keep a token locked that the other
+        # one still has to lock.
         rounds.wait(PATIENCE)
         if assigned == 0:
             says.put(Last(name, multiprocessing.current_process().pid or 0, ""))
@@ -103,7 +104,7 @@ def compete(
 
 
 def overlaps(holds: list[Hold]) -> int:
-    """How many pairs of holds of one slot were there at the same time."""
+    """How many holds began before the previous hold of the same slot had ended."""
     count = 0
     by_slot: dict[int, list[Hold]] = {}
     for hold in sorted(holds):

@@ -1,4 +1,4 @@
-"""doctor, watch: whether it works here, and what is going on."""
+"""doctor, watch: whether luna_ext works on this machine, and which locks are held."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _threads(luna: Library) -> Iterator[Finding]:
 
 
 def _fork(luna: Library) -> Iterator[Finding]:
-    """Whether a forked child can use the library; what becomes of it is its own."""
+    """Whether a forked child can use the library; this process goes on even if the child crashes."""
     child = os.fork()
     if child == 0:
         code = 1

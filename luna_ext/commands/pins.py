@@ -76,7 +76,7 @@ def pin_options(function: _F) -> Callable[..., Any]:
             f"--{name}-file",
             type=click.Path(),
             metavar="FILE",
-            help=f"The {who} PIN: the first line of a file that nobody else can read.",
+            help=f"The {who} PIN: the first line of a file that no other user can read.",
         )(decorated)
     return decorated
 
@@ -92,7 +92,7 @@ def _read(what: str, file: str | None, descriptor: int | None) -> bytearray:
 
 
 def _from_file(what: str, path: str) -> bytearray:
-    # Not blocking: a FIFO without a writer would keep us here.
+    # Not blocking: to open a FIFO without a writer would wait for ever.
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -100,7 +100,7 @@ def _from_file(what: str, path: str) -> bytearray:
             f"the {what} cannot be read from {path}: {error.strerror}"
         ) from None
     try:
-        # Of what is open, not of what the path may name by now.
+        # fstat() of the opened file: the path may name another file by now.
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):
             raise click.ClickException(
@@ -112,7 +112,7 @@ def _from_file(what: str, path: str) -> bytearray:
                 f"Change the PIN, and then: chmod 600 {path}"
             )
         if state.st_uid not in (os.geteuid(), 0):
-            raise click.ClickException(f"{path} belongs to somebody else (UID {state.st_uid})")
+            raise click.ClickException(f"{path} belongs to another user (UID {state.st_uid})")
         return _first_line(what, path, descriptor)
     finally:
         os.close(descriptor)
@@ -128,7 +128,7 @@ def _from_descriptor(what: str, descriptor: int) -> bytearray:
 
 
 def _first_line(what: str, where: str, descriptor: int) -> bytearray:
-    """Byte by byte: what comes behind the line is left to others."""
+    """Read one line, byte by byte, so that the next reader of the descriptor gets the rest."""
     pin = bytearray()
     while (byte := os.read(descriptor, 1)) not in (b"", b"\n"):
         pin += byte
@@ -149,6 +149,6 @@ def _from_prompt(what: str) -> bytearray:
         raise click.ClickException(
             f"no terminal to ask for the {what}; use --{option}-file or --{option}-fd"
         )
-    # Twice: a fresh token takes any PIN, and a slip would be its PIN from then on.
+    # Asked twice: a fresh token accepts any PIN, so a typing error would become its PIN.
     entered: str = click.prompt(what, hide_input=True, confirmation_prompt=True, err=True)
     return bytearray(entered.encode("utf-8", "surrogateescape"))

@@ -20,7 +20,7 @@ from .console import Settings, examples, json_option, print_json, printable, set
 
 CKR_OK, CKR_FUNCTION_FAILED, CKR_DEVICE_ERROR = 0, 0x6, 0x30
 LONG = 120.0
-"""Seconds after which a device that does not answer at all is given up."""
+"""Seconds after which probing ends with an error if the device does not answer at all."""
 POLL = 0.01
 MOST_CLAIMS = 16
 
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """An application of its own that calls the client library as it is told."""
+    """A process of its own, and so another application to the device, that makes the calls."""
 
     def __init__(self, path: str) -> None:
         self._process = subprocess.Popen(
@@ -67,7 +67,7 @@ class Client:
         return number
 
     def answer(self, number: int, patience: float) -> Answer | None:
-        """What the call has come to; None if it is still waiting."""
+        """The answer to the call; None if it has not come within so many seconds."""
         try:
             return self._answers[number].get(timeout=patience)
         except Empty:
@@ -108,26 +108,26 @@ class Probe:
         self._patience = patience
         self.waits = False
         self.contention: int | None = None
-        """What a lock call answers while somebody else holds the lock."""
+        """What a lock call answers while another process holds the lock."""
 
     @contextmanager
     def _clients(self, count: int) -> Iterator[list[Client]]:
-        """So many applications, of which the first holds the lock."""
+        """So many processes, of which the first holds the lock."""
         with ExitStack() as stack:
             clients = [stack.enter_context(Client(self._path)) for _ in range(count)]
             number = clients[0].begin("lock", self._slot_id)
-            # Whoever had it in the question before has just been killed.
+            # It may have to wait: the process that held it for the last question has just been killed.
             got = clients[0].answer(number, LONG)
             if got is None or got.rv != CKR_OK:
                 why = "is waiting" if got is None else f"answers {rv_name(got.rv)}"
                 raise ProbeError(
                     f"slot {self._slot_id} cannot be locked: CA_LockClusteredSlot {why}. Name a "
-                    "slot that nobody uses"
+                    "slot that is not in use"
                 )
             try:
                 yield clients
             finally:
-                # Those that wait go first, or one of them would get the lock.
+                # The waiting processes are killed first, or one of them would get the lock.
                 for client in clients[1:]:
                     client.kill()
                 if clients[0].is_alive():
@@ -138,7 +138,7 @@ class Probe:
             self._lock_and_unlock(client)
 
     def _lock_and_unlock(self, client: Client) -> float:
-        """Seconds until the client has got the lock, which nobody should hold any more."""
+        """Seconds until the client has got the lock, which no process should hold any more."""
         begin = time.monotonic()
         while True:
             got = client.answer(client.begin("lock", self._slot_id), LONG)
@@ -149,7 +149,7 @@ class Probe:
             if got is None or time.monotonic() - begin > LONG:
                 raise ProbeError(
                     f"slot {self._slot_id} is still locked, though all processes of this probe "
-                    "that held it have ended; see who else may hold it"
+                    "that held it have ended; find out which other program holds it"
                 )
             time.sleep(POLL)
 
@@ -160,7 +160,7 @@ class Probe:
             if got is not None:
                 self.contention = got.rv
                 if got.rv == CKR_OK:
-                    return "is granted as well: THIS LOCK KEEPS NOBODY OUT"
+                    return "is granted as well: THIS LOCK DOES NOT EXCLUDE OTHER PROCESSES"
                 return f"answers {rv_name(got.rv)}"
             self.waits = True
             holder.call("unlock", self._slot_id)
@@ -203,7 +203,7 @@ class Probe:
             return f"no: C_GetTokenInfo takes {got.seconds * 1000:.1f} ms meanwhile"
 
     def ask_claim(self, cluster_id: str) -> str:
-        """Everything else that is claimed is kept until the answer is there, and then unlocked."""
+        """Other slots that are claimed stay locked until the question is answered."""
         with self._clients(1) as (holder,):
             others: list[int] = []
             try:
@@ -228,7 +228,7 @@ class Probe:
         if self.waits:
             return 'contention="block" (the default)'
         if self.contention == CKR_OK:
-            return "none: this lock keeps nobody out"
+            return "none: this lock does not exclude other processes"
         if self.contention == CKR_DEVICE_ERROR:
             return 'contention="poll"'
         if self.contention is not None and meaning_of(self.contention) is Meaning.BUSY:
@@ -266,7 +266,7 @@ def _findings(probe: Probe, cluster_id: str | None) -> Iterator[Finding]:
     type=click.IntRange(0),
     required=True,
     metavar="N",
-    help="A slot whose lock nobody needs meanwhile.",
+    help="A slot whose lock no other program needs meanwhile.",
 )
 @click.option(
     "--cluster",

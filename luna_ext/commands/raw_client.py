@@ -1,10 +1,10 @@
-"""A process that calls a client library as it is told, without luna_ext in between: for `probe`.
+"""A program that calls a client library directly, without luna_ext: for `luna-ext probe`.
 
     python raw_client.py LIBRARY
 
-Each line that it reads is JSON: a number, a method of RawClient and its arguments. Each call is
-made on a thread of its own, and answered by a line when it returns: the number, the CK_RV, the
-seconds that it took, and what it gave.
+Each line that it reads is JSON: a number, a method of RawClient and its arguments. Each call is made on
+a thread of its own. When it returns, a line is written: the number, the CK_RV, the seconds that it took,
+and the slot that it gave.
 """
 
 from __future__ import annotations

@@ -33,13 +33,13 @@ def _run_with(
     lock_of: Callable[[Library], AbstractContextManager[ClusterSlot | Token]],
     command: Sequence[str],
 ) -> int:
-    """The command's exit code; 1 if it was 0 but the lock was not well."""
+    """The command's exit code; 1 if that was 0 but the lock was lost, or its release failed."""
     files = inherited_files()
     code = 1
     with ended_by_signals(), options.open() as luna, ExitStack() as afterwards:
         try:
             with lock_of(luna) as held:
-                # Until the lock is released: no signal may come between.
+                # Until the lock is released, so that no signal prevents the release.
                 afterwards.enter_context(signals_blocked())
                 slot = held.slot if isinstance(held, Token) else held
                 variables = {"LUNA_SLOT_ID": str(slot.slot_id)}
@@ -50,13 +50,13 @@ def _run_with(
             tell(in_one_line(error))
             return EXIT_TEMPORARY
         except (LockLostError, LockReleaseError):
-            # The log has told it.
+            # The handler of log records has printed it.
             return code or 1
     return code
 
 
 @click.command(
-    # So that the command's own options are its own, also without "--".
+    # So that options behind the command are the command's, also without "--".
     context_settings={"allow_interspersed_args": False},
     epilog=examples(
         "luna-ext lock --slot 42 -- ./backup",
@@ -105,7 +105,7 @@ def lock(
 def claim(options: Settings, cluster: str, timeout: float | None, command: Sequence[str]) -> int:
     """Run COMMAND while an unassigned token of CLUSTER is claimed.
 
-    As `luna-ext lock`, with a token that nobody else has: the command gets LUNA_SLOT_ID and
-    LUNA_TOKEN_LABEL in its environment. Exit code 75 if there is none.
+    As `luna-ext lock`, with an unassigned token, which no other program uses: the command gets
+    LUNA_SLOT_ID and LUNA_TOKEN_LABEL in its environment. Exit code 75 if none is left.
     """
     return _run_with(options, lambda luna: luna.claim(cluster, timeout=timeout or 0), command)

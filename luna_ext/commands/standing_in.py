@@ -122,7 +122,7 @@ def fault(
     seed: int,
     lost_reply: bool,
 ) -> None:
-    """Let FUNCTION answer RV, whoever calls it, from now on.
+    """Let FUNCTION answer RV to the calls of all processes, from now on.
 
     RV is a name (CKR_DEVICE_ERROR) or a number (0x30). A function has one fault at a time; --times
     0 takes it away.
@@ -142,7 +142,7 @@ def fault(
 @_state
 def destroy(path: str) -> None:
     """Remove the cluster."""
-    # Not any file: it is opened, and so looked at, first.
+    # Opened first, so that no file is removed that is not a state file.
     os.unlink(_existing(path).path)
 
 
@@ -230,7 +230,7 @@ def bench(
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print what lets SHELL complete this command."""
+    """Print the script that lets SHELL complete this command."""
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(context.find_root().command, {}, "luna-ext", "_LUNA_EXT_COMPLETE").source())

@@ -1,4 +1,4 @@
-"""What programs that put a Python program into one file do not see of luna_ext by themselves."""
+"""Hooks for PyInstaller, which does not find all parts of luna_ext by itself."""
 
 
 def hook_directories() -> list[str]:

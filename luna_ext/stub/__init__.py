@@ -1,4 +1,4 @@
-"""Starts and steers the stand-in for the HSM. Nothing in this package chooses it by itself."""
+"""Starts and steers the stand-in for the HSM. luna_ext never uses the stand-in by itself."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class ClusterToken(NamedTuple):
     label: str
     original_label: str
     owner: int | None
-    """The PID of the process that holds its lock."""
+    """The PID of the process that holds its lock; None: not locked."""
 
 
 class LoggedCall(NamedTuple):
-    """One call of a C function, by whatever process."""
+    """One call of a C function, by any process."""
 
     number: int
     """From 1, in the order in which the calls began."""
@@ -54,14 +54,14 @@ class LoggedCall(NamedTuple):
     slot_id: int | None
     """Of a call for a slot or for a session; that of CA_GetUnassignedSlot is the one it found."""
     rv: int | None
-    """What it answered; None: it has not returned, or its process has died in it."""
+    """What it answered; None: it has not returned, or its process died during the call."""
     pid: int
     thread_id: int
-    """As `threading.get_native_id()` tells it."""
+    """The thread's `threading.get_native_id()`."""
     time: float
-    """When it began, in seconds, as `time.time()` tells it."""
+    """When it began, in seconds, as `time.time()` counts them."""
     duration: float | None
-    """Seconds until it returned."""
+    """Seconds until it returned; None as in `rv`."""
 
     @property
     def rv_name(self) -> str | None:
@@ -86,9 +86,9 @@ class Cluster:
     Parameters
     ----------
     path : str or os.PathLike, optional
-        The state file; made if it does not exist. A cluster that is there stays as it is, and the
-        other arguments are not looked at. Without it: a file in a temporary directory that goes
-        with `destroy()` or the end of the ``with`` block.
+        The state file; made if it does not exist. A cluster that exists stays as it is, and the
+        other arguments are ignored. Without a path: a file in a temporary directory, which
+        `destroy()` or the end of the ``with`` block removes.
     cluster_id : str
         What `Library.claim()` names; 1 to 64 bytes in UTF-8.
     keyrings : int
@@ -141,7 +141,7 @@ class Cluster:
         self.cluster_id = stored_id.value.decode("utf-8", "surrogateescape")
 
     def _create(self, cluster_id: str, label: str, keyrings: int, first_slot: int) -> None:
-        # Another process may be faster, and make what we want.
+        # Another process may have made the file meanwhile; then its cluster is used.
         with contextlib.suppress(FileExistsError):
             self._control.call(
                 "create",
@@ -176,8 +176,17 @@ class Cluster:
     def library(self, *, contention: Literal["block", "poll"] = "block") -> Library:
         """Open the stand-in on this cluster in this process.
 
-        The arguments are those of `Library`, but for the path. RuntimeError: a Library of this
-        process is still open on another cluster.
+        Parameters
+        ----------
+        contention : {"block", "poll"}
+            As for `Library`.
+
+        Raises
+        ------
+        RuntimeError
+            A Library of this process is still open on another cluster.
+        LibraryLoadError, DeviceError
+            As `Library`: the stand-in is forbidden, or cannot use the state file.
         """
         os.environ[STATE_VARIABLE] = self.path
         library = Library(ExpectedStandIn(library_path()), contention=contention)
@@ -204,10 +213,10 @@ class Cluster:
         seed: int = 0,
         lost_reply: bool = False,
     ) -> None:
-        """Let a C function answer `rv`, whoever calls it, from now on.
+        """Let a C function answer `rv` to the calls of all processes, from now on.
 
-        A function has one fault at a time: this one replaces the one before, and counts the calls
-        from its first.
+        A function has one fault at a time: a new one replaces the old one, and counts the calls from
+        then on.
 
         Parameters
         ----------
@@ -220,13 +229,20 @@ class Cluster:
         every : int
             n: only every n-th call is struck; 1: each.
         probability : float
-            Of these, only so many, 0 to 1, drawn by numbers that follow from the seed.
+            0 to 1: the part of these calls that is struck, chosen by random numbers.
         seed : int
-            The same seed strikes the same calls.
+            Of the random numbers: the same seed strikes the same calls.
         lost_reply : bool
             False: a call that is struck has no effect. True: it takes effect and answers the
-            error: a lock is set, an unassigned token is locked without being named, a session is
-            open without its handle.
+            error: a lock is set, a token is claimed but the caller does not get its slot, a session
+            is open but the caller does not get its handle.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument is out of range, or there is no such function.
+        OSError
+            The state file cannot be used.
         """
         rule = Rule(
             rv=whole("rv", rv, 0, 2**64 - 1),
@@ -252,24 +268,31 @@ class Cluster:
         seed: int = 0,
         after: bool = False,
     ) -> None:
-        """Let a C function, or all of them, take so much longer, from now on.
+        """Let a C function, or all of them, take so many seconds longer, from now on.
 
         A function can have a latency before its effect and one after it at the same time.
 
         Parameters
         ----------
         seconds : float
-            The delay; 0: none. To the microsecond.
+            The delay; 0: none. Rounded to microseconds.
         function : str, optional
             Its C name; without it: all functions.
         up_to : float, optional
-            Seconds. The delay varies evenly from `seconds` to this.
+            Seconds. Each delay is a random number from `seconds` to this, evenly distributed.
         seed : int
-            The same seed, the same delays.
+            Of the random numbers: the same seed gives the same delays.
         after : bool
-            False: the delay comes before the call takes effect. True: the call has taken effect,
-            and its answer is on its way for so long: a lock is set, or is off, or a token is
-            claimed already. If the connection is lost meanwhile, the answer is an error.
+            False: the delay comes before the call takes effect. True: it comes after the effect,
+            before the caller gets the answer: a lock is set, or is off, or a token is claimed
+            already. If the connection is lost meanwhile, the answer is an error.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument is out of range, or there is no such function.
+        OSError
+            The state file cannot be used.
         """
         least = microseconds("seconds", seconds)
         most = least if up_to is None else microseconds("up_to", up_to)
@@ -287,7 +310,7 @@ class Cluster:
         """Choose what the SDK leaves open.
 
         ============ ======================= ==================================================
-        name         values, the first is set it is about
+        name         values, default first   what it is about
         ============ ======================= ==================================================
         contention   wait, error             a lock call while another process holds the lock
         relock       granted, wait, error    a second lock call of the process that holds it
@@ -299,10 +322,17 @@ class Cluster:
         log          on, off                 whether calls are logged
         ============ ======================= ==================================================
 
-        A call that waits already sees the change. With regrant, free tokens and those that the
-        process holds are equally good to a claim; but one that was granted again already, by a
-        claim or a lock call, is not given once more until an unlock call has taken that off. So a
-        client that asks again comes to a free token, or hears that there is none.
+        The change also applies to calls that wait already. With regrant, a claim gives a free token
+        or one that the process holds, by chance; but one that was granted again already, by a claim
+        or a lock call, is not given once more until an unlock call has taken that grant off. So a
+        client that asks again gets a free token, or the answer that there is none.
+
+        Raises
+        ------
+        TypeError, ValueError
+            There is no such switch, or it has no such value.
+        OSError
+            The state file cannot be used.
         """
         self._control.call(
             "switch",
@@ -313,11 +343,26 @@ class Cluster:
         )
 
     def disconnect(self, pid: int) -> None:
-        """Drop a process's connection: its locks are gone, its calls answer CKR_DEVICE_ERROR."""
+        """Drop a process's connection: its locks and sessions are gone.
+
+        Its calls answer CKR_DEVICE_ERROR until it calls C_Finalize and C_Initialize.
+
+        Parameters
+        ----------
+        pid : int
+            The process ID.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `pid` is not a process ID.
+        ProcessLookupError
+            No such process has initialised the stand-in on this cluster.
+        """
         self._control.call("disconnect", ctypes.c_int64(whole("pid", pid, 1, 2**63 - 1)))
 
     def tokens(self) -> list[ClusterToken]:
-        """All keyrings and who holds their locks."""
+        """All keyrings, each with the process that holds its lock: a list of ClusterToken."""
         count = ctypes.c_uint32(0)
         self._control.call("snapshot", None, ctypes.c_uint32(0), ctypes.byref(count))
         tokens = (Token * count.value)()
@@ -335,8 +380,12 @@ class Cluster:
     def log(self) -> list[LoggedCall]:
         """The calls of all processes, the latest 16384 at most, in the order in which they began.
 
-        A call that came before C_Initialize, or for which no cluster was found, is not in it. A
-        process that is killed in a call leaves it without a result.
+        A call that came before C_Initialize, or for which no cluster was found, is not in it. If a
+        process is killed during a call, that call has no result.
+
+        Returns
+        -------
+        list of LoggedCall
         """
         count = ctypes.c_uint32(0)
         self._control.call("log", None, ctypes.c_uint32(0), ctypes.byref(count))

@@ -8,7 +8,7 @@ import operator
 import os
 
 ALL_ONES = 2**64 - 1
-"""How control.h says that there is none."""
+"""The number that means "none" in control.h."""
 MICROSECONDS = 1_000_000
 MOST_SECONDS = 1e9
 
@@ -95,7 +95,7 @@ def text(name: str, value: str) -> bytes:
 
 
 def whole(name: str, value: int, least: int, most: int) -> int:
-    # ctypes would cut off what does not fit.
+    # ctypes would cut off a number that is too large, without an error.
     try:
         number = operator.index(value)
     except TypeError:

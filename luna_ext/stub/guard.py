@@ -1,4 +1,4 @@
-"""Nobody takes the stand-in for an HSM by accident."""
+"""Keeps an application from using the stand-in as an HSM by accident."""
 
 from __future__ import annotations
 

@@ -70,13 +70,13 @@ def test_a_file_that_others_can_read_or_write(assign, labels, pin_file, mode):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_a_file_of_somebody_else(assign, pin_file):
+def test_a_file_of_another_user(assign, pin_file):
     file = pin_file()
     os.chown(file, 12345, 12345)
     done = assign("--so-pin-file", file)
     assert done.returncode == 1
     (line,) = done.said
-    assert f"{file} belongs to somebody else (UID 12345)" in line
+    assert f"{file} belongs to another user (UID 12345)" in line
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_what_is_no_file(assign, tmp_path):
     for path, says in (
         (tmp_path / "none", "No such file or directory"),
         (tmp_path, "is not a regular file"),
-        # Nobody writes into it, and nobody waits for that.
+        # No process has it open for writing; the command must not wait for one.
         (fifo, "is not a regular file"),
         ("/dev/null", "is not a regular file"),
     ):
@@ -157,7 +157,7 @@ def test_no_option_takes_the_pin_itself(command):
         assert command(name, "cluster-1", "new", "--so-pin", PIN).returncode == 2
 
 
-def test_without_a_terminal_nobody_is_asked(assign):
+def test_without_a_terminal_there_is_no_prompt(assign):
     done = assign()
     assert done.returncode == 1
     assert done.said == [
