@@ -37,8 +37,8 @@ check: model $(VENV)/built $(VENV)/with-check
 model:
 	$(PYTHON) tests/model/slot_model.py
 
-# Tests that compile programs of their own, or run others: what is built for another run of the tests is
-# not in them, or nothing but Python.
+# Tests that compile programs of their own, or run other programs: modules that are built for tracing or
+# for a sanitizer are not used there. And tests of Python code alone.
 COMPILING := test_build stub/test_windows stub/test_storm stub/test_races
 APART := --ignore=tests/commands --ignore=tests/model
 # A test takes many times as long in some of these builds before it can be said to hang.
@@ -78,8 +78,8 @@ benchmark: $(VENV)/built
 	$(BIN)/python benchmarks/contention.py
 	$(BIN)/python benchmarks/fleet.py
 
-# A wheel, built from the sdist alone and without a warning, the same each time and of no great size,
-# and a first use of it in an environment with nothing else.
+# A wheel is built from the sdist alone, without a warning, twice with the same bytes, of 1.2 MB at most.
+# Then it is used once in an environment with nothing else.
 wheel: $(VENV)/with-test
 	rm -rf build/wheel
 	$(BIN)/python setup.py -q sdist -d build/wheel

@@ -13,7 +13,7 @@ STUB_LIBRARY = "luna_ext.luna_stub"
 WINDOWS = os.name == "nt"
 TRACED = os.environ.get("LUNA_EXT_TRACE") == "1"
 
-# What a wheel's files are dated, for two wheels of one source to be the same.
+# The date of a wheel's files, so that two wheels of one source are equal.
 os.environ.setdefault("SOURCE_DATE_EPOCH", "946684800")
 
 
@@ -31,11 +31,11 @@ def include_directory() -> str:
 
 
 def release_flags() -> tuple[list[str], list[str]]:
-    """What the compiler and the linker are told for modules that are used, not looked into.
+    """Flags for the compiler and the linker; none for modules that are debugged, traced or sanitized.
 
-    They have no symbols, and are hardened: the addresses of foreign functions are looked up when a
-    module is loaded, and are read-only from then on. CFLAGS may ask for symbols or for sanitizers
-    (`-g`, `-fsanitize=...`), and for another degree of fortification.
+    The modules have no symbols, and are hardened: the addresses of foreign functions are looked up
+    when a module is loaded, and are read-only from then on. CFLAGS may ask for symbols or for
+    sanitizers (`-g`, `-fsanitize=...`), and for another degree of fortification.
     """
     asked = os.environ.get("CFLAGS", "")
     watched = TRACED or "-fsanitize" in asked or "-g" in asked.split()
@@ -66,7 +66,7 @@ class BuildExt(build_ext):
 
 
 warnings = [] if WINDOWS else ["-Wall", "-Wextra"]
-# Cython has variables of its own for what only an assert() reads, and that is off in releases.
+# Cython makes variables that only an assert() reads, and assert() is off in releases.
 of_cython = [] if WINDOWS else ["-Wno-unused-but-set-variable"]
 compiling, linking = release_flags()
 # Each layer sees those below it. A layer's .pyx includes the files of its folder.
@@ -102,7 +102,8 @@ stub = Extension(
     depends=[str(header) for header in sorted(HERE.glob("stub_lib/*.h"))],
     define_macros=[("_CRT_SECURE_NO_WARNINGS" if WINDOWS else "_GNU_SOURCE", None)],
     extra_compile_args=[*stub_flags, *compiling],
-    # Unloaded, it could no longer close its files in the child of a fork, and with them its locks.
+    # It must not be unloaded: then it could not close its files in a forked child, and with them its
+    # locks.
     extra_link_args=[] if WINDOWS else ["-pthread", "-Wl,-z,nodelete", *linking],
     libraries=["advapi32"] if WINDOWS else [],
 )

@@ -4,7 +4,7 @@
  * Written from the PKCS #11 v2.40 standard (OASIS) and from the published description of the
  * Luna cluster extensions. It has the name of the Luna SDK's own header, so that the
  * include path alone decides which of the two is used (LUNA_SDK_INCLUDE, see setup.py).
- * luna_ext/layout.h holds both to the same layout.
+ * luna_ext/_device/layout.h holds both to the same layout.
  *
  * SPDX-License-Identifier: MIT
  */
