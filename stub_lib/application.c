@@ -1,6 +1,6 @@
 /*
- * application.c: starts and stops this process as an application of the cluster, and makes the
- * child of a fork none.
+ * application.c: starts and stops this process as an application of the cluster. A forked child is not
+ * an application until it calls C_Initialize itself.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -29,7 +29,7 @@ static void explain(const char *path, const char *reason)
     free(trace);
 }
 
-/* The calls that were inside went on in the parent; here they do not exist. */
+/* In a forked child: the calls that were inside go on in the parent, not here. */
 static void forget(void)
 {
     platform_mutex_reset(&life_mutex);
@@ -46,13 +46,13 @@ bool application_interrupted(void)
     return !application_started() || application_disconnected();
 }
 
-/* C_Initialize has nothing that could interrupt it, nor has C_Finalize. */
+/* Nothing interrupts C_Initialize and C_Finalize. */
 static bool never(void)
 {
     return false;
 }
 
-/* Anything but nothing and 0: whoever writes "yes" there means it. */
+/* By any value but an empty one and 0: an application that sets it to "yes" means it as well. */
 static bool forbidden(void)
 {
     char *value = platform_environment("LUNA_EXT_FORBID_STUB");
@@ -88,7 +88,8 @@ static bool enter_cluster(struct state_file *file, void (*prepare)(void))
     return true;
 }
 
-/* A call that changes whether calls are possible, and so begins and ends in a way of its own. */
+/* A call of C_Initialize or C_Finalize. They change whether calls are possible, so they cannot begin and
+   end as other calls do. */
 struct life_call {
     enum function_id function;
     enum fault_kind fault;

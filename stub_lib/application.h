@@ -50,7 +50,7 @@ static inline bool application_disconnected(void)
     return atomic_load(&application.entry->disconnected) == application.generation;
 }
 
-/* A blocked call asks this now and then: has it to give up? */
+/* Whether a call that waits has to give up: it asks this again and again. */
 bool application_interrupted(void);
 
 /* C_Initialize and C_Finalize, and what is wrong with their arguments. `prepare` runs before any call

@@ -1,5 +1,5 @@
 /*
- * call.c: what only some calls meet on their way: faults, and the log.
+ * call.c: the parts of a call that only some calls need: faults, and the log.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -32,7 +32,7 @@ bool call_meet_fault(struct call *call)
     return true;
 }
 
-/* What the call has done stays done when its answer does not arrive. */
+/* If the answer is lost, the call's effect remains. */
 void call_delay_answer(struct call *call)
 {
     bool arrives = fault_delay_answer(application_file()->state, call->function,

@@ -12,7 +12,7 @@
 
 #define CALL_NO_SLOT LOG_NO_SLOT
 
-/* One call on its way through. */
+/* One call, from its beginning to its end. */
 struct call {
     enum function_id function;
     bool struck;     /* by a fault, which is the answer in place of any effect */
@@ -30,7 +30,7 @@ static inline CK_RV call_not_initialised(enum function_id function)
     return locks ? CKR_DEVICE_ERROR : CKR_CRYPTOKI_NOT_INITIALIZED;
 }
 
-/* The parts that an untroubled, unlogged call does not need. */
+/* The parts that a call without a fault, latency and log does not need. */
 bool call_meet_fault(struct call *call);
 void call_delay_answer(struct call *call);
 void call_log_end(struct call *call);

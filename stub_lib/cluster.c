@@ -65,7 +65,7 @@ static CK_RV get_unassigned_slot(struct call *call, const CK_CHAR *cluster_id,
         uint8_t label[STATE_LABEL_SIZE];
         if (!unassigned(keyring, label) || !keyring_claim(file, keyring))
             continue;
-        /* Whoever had the lock a moment ago may have assigned it. */
+        /* The application that had the lock a moment ago may have assigned the token. */
         bool still = unassigned(keyring, label);
         if (still && !application_disconnected()) {
             call->slot_id = file->first_slot + index;
@@ -98,7 +98,7 @@ static inline CK_RV lock_slot(CK_SLOT_ID slot_id)
     if (!keyring_lock(file, keyring, application_interrupted))
         return CKR_DEVICE_ERROR;
     if (application_disconnected()) {
-        /* Our locks were taken off before this one was set. */
+        /* The disconnection has taken all locks off, but this one was set after that. */
         keyring_release(keyring, file->self);
         return CKR_DEVICE_ERROR;
     }

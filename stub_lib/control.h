@@ -62,8 +62,8 @@ LUNA_STUB_API int luna_stub_cluster_id(const char *path, char cluster_id[65]);
 /* Is this process an application of the cluster? ESRCH: of another one, or of none. */
 LUNA_STUB_API int luna_stub_entered(const char *path);
 
-/* For calls of the function by anybody, from now on; it replaces the function's present rule, and
-   counts the calls from the first. ENOSYS: no such function. EINVAL: a number is out of range. */
+/* For calls of the function by all applications, from now on; it replaces the function's present rule,
+   and counts the calls from then on. ENOSYS: no such function. EINVAL: a number is out of range. */
 LUNA_STUB_API int luna_stub_fault(const char *path, const char *function,
                                   const luna_stub_rule *rule);
 

@@ -10,7 +10,7 @@
 /* Sleeps are cut into pieces of this length, to notice C_Finalize. */
 #define SLICE_US UINT64_C(20000)
 
-/* Apart from the fault's numbers and from each other, should all be given the same seed. */
+/* Even with one seed for all, the fault and the two latencies have different random numbers. */
 #define LATENCY_STREAM(moment) (UINT64_C(0x6C6174656E6379) + (moment))
 
 /* False: interrupted. */
@@ -95,7 +95,7 @@ bool fault_delay_answer(struct state *state, enum function_id function, bool (*i
 /* ---- setting them ---- */
 
 /* While a rule is changed its function is armed, which is never wrong: a writer that is killed must
-   not leave a rule behind that nobody looks at. */
+   not leave a rule behind that no call looks at. */
 static void arm(struct state_fault *fault)
 {
     atomic_store(&fault->armed, 1U);

@@ -1,7 +1,7 @@
 /*
- * keyring_lock.c: the lock of a keyring, one word that names its owner and counts its grants. A dead
- * owner's word is as good as none: whoever comes next replaces it. The grants are counted always;
- * what an unlock call makes of the count is a switch.
+ * keyring_lock.c: the lock of a keyring, one word that names its owner and counts its grants. If the
+ * owner is dead, the lock is free: the next lock call replaces the word. The grants are always counted;
+ * a switch says whether an unlock call takes off one grant or all.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -9,8 +9,8 @@
 
 #include "registry.h"
 
-/* `waiting` is a flag and not a count, for a waiter that is killed would leave a count that is
-   never zero again. The price: who waited and got the lock sets it for those still asleep. */
+/* `waiting` is a flag and not a count, because a waiter that is killed would leave a count that is
+   never zero again. So a waiter that has got the lock sets the flag for waiters that still sleep. */
 static void wake(struct state_keyring *keyring)
 {
     if (atomic_load(&keyring->waiting) != 0) {
@@ -85,14 +85,14 @@ static bool lock_contended(struct state_file *file, struct state_keyring *keyrin
 bool keyring_lock(struct state_file *file, struct state_keyring *keyring,
                   bool (*interrupted)(void))
 {
-    uint64_t nobody = 0;
-    if (atomic_compare_exchange_strong(&keyring->owner, &nobody, file->self))
+    uint64_t no_owner = 0;
+    if (atomic_compare_exchange_strong(&keyring->owner, &no_owner, file->self))
         return true;
     return lock_contended(file, keyring, interrupted);
 }
 
-/* One that was granted again already is not given once more: a client that asks again comes to the
-   free ones, or hears that there are none. */
+/* A token that was granted again already is not given once more: so a client that asks again gets a
+   free token, or the answer that there is none. */
 static bool may_claim_again(struct state_file *file, uint64_t owner)
 {
     struct state_switches *switches = &file->state->switches;

@@ -14,8 +14,8 @@
 /* For file->self, as the switches say. False: refused, or given up because `interrupted`. */
 bool keyring_lock(struct state_file *file, struct state_keyring *keyring,
                   bool (*interrupted)(void));
-/* For a claim: if nobody alive has it, or if the switches let this application have it again; never
-   waits. */
+/* For a claim: succeeds if no living application has the lock, or if this one has it and the switches
+   grant it again; never waits. */
 bool keyring_claim(struct state_file *file, struct state_keyring *keyring);
 /* Undoes a keyring_claim() that has granted it, and that grant alone. */
 void keyring_unclaim(struct state_file *file, struct state_keyring *keyring);

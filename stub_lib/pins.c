@@ -69,7 +69,7 @@ static CK_RV init_token(CK_SLOT_ID slot_id, const CK_UTF8CHAR *pin, CK_ULONG len
     if (!state_write_begin(file))
         return CKR_DEVICE_ERROR;
     CK_RV rv = CKR_SESSION_EXISTS;
-    if (!registry_anybody_in_session(file, state_keyring_index(file, slot_id))) {
+    if (!registry_any_in_session(file, state_keyring_index(file, slot_id))) {
         struct token_record record;
         state_read_token(&keyring->token, &record);
         rv = change_token(&record, pin, length, label);

@@ -27,7 +27,7 @@ typedef pthread_mutex_t platform_mutex;
 
 void platform_mutex_lock(platform_mutex *mutex);
 void platform_mutex_unlock(platform_mutex *mutex);
-/* Free again, whoever held it: after a fork the holder may be a thread that no longer exists. */
+/* Makes it free, also if it is held: after a fork the holder may be a thread that no longer exists. */
 void platform_mutex_reset(platform_mutex *mutex);
 
 /* ---- a file mapped into memory and shared with other processes ---- */
@@ -49,11 +49,12 @@ int platform_create(const char *path, size_t size, void (*fill)(void *memory, co
 
 /* Exclusive locks on single bytes of the file. They belong to the platform_file, so neither another
    platform_file of this process nor its closing disturbs them, and the system drops them when the
-   process dies. `wait` false: EAGAIN when somebody else holds it. */
+   process dies. `wait` false: EAGAIN when another platform_file holds it. */
 int platform_byte_lock(struct platform_file *file, uint64_t offset, bool wait);
 void platform_byte_unlock(struct platform_file *file, uint64_t offset);
-/* Held by another platform_file? When the system cannot tell, yes: take nothing from the living.
-   Not to be asked of a byte that this one has locked: it could lose that lock. */
+/* Whether another platform_file holds it. True also if the system cannot tell, so that nothing is taken
+   from a process that lives. Not to be asked of a byte that this one has locked: it could lose that
+   lock. */
 bool platform_byte_locked(struct platform_file *file, uint64_t offset);
 
 /* ---- waiting ---- */

@@ -58,8 +58,8 @@ static platform_mutex files_mutex = PLATFORM_MUTEX_INITIALIZER;
 static struct platform_file *files;
 static void (*fork_child)(void);
 
-/* A fork between open() and the entry in the list would give the child a descriptor that nobody
-   closes there, and with it the parent's locks. */
+/* A fork between open() and the entry in the list would give the child a descriptor that is never
+   closed there, and with it the parent's locks. */
 static void before_fork(void)
 {
     platform_mutex_lock(&files_mutex);

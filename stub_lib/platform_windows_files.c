@@ -289,10 +289,10 @@ void platform_byte_unlock(struct platform_file *file, uint64_t offset)
     (void)UnlockFileEx((HANDLE)file->handle, 0, 1, 0, &place);
 }
 
-/* There is no asking but trying: with a shared lock, so that two who ask do not see each other.
-   Whoever wants the byte itself at this moment finds it taken. Nobody may ask for a byte that this
-   platform_file has locked: beside its own exclusive lock the system would grant the shared one,
-   and the unlocking would take off the exclusive one. */
+/* Windows has no call for this, so the lock is tried: a shared one, so that two askers do not exclude
+   each other. A process that wants the byte itself at this moment finds it taken. It must not be called
+   for a byte that this platform_file has locked: beside its own exclusive lock the system would grant
+   the shared one, and the unlocking would take off the exclusive one. */
 bool platform_byte_locked(struct platform_file *file, uint64_t offset)
 {
     if (!try_lock(file, offset, 0))

@@ -1,6 +1,6 @@
 /*
- * registry.c: the cluster's table of applications. An entry belongs to whoever holds the lock on
- * its life byte, which the system drops however the process dies.
+ * registry.c: the cluster's table of applications. An entry belongs to the application that holds the
+ * lock on its life byte, which the system drops however the process dies.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -8,8 +8,8 @@
 
 _Static_assert(STATE_APPLICATIONS < REGISTRY_GRANT, "an index leaves the count its room");
 
-/* Between state_write_begin() and state_write_end(): whoever looks at sessions must not take the
-   last owner's for ours. */
+/* Between state_write_begin() and state_write_end(): another application that looks at sessions must not
+   take those of the entry's last owner for ours. */
 static bool take_entry(struct state_file *file)
 {
     for (uint32_t index = 0; index < STATE_APPLICATIONS; index++) {
@@ -102,7 +102,7 @@ void registry_set_in_session(struct state_file *file, uint32_t keyring, bool in_
         atomic_fetch_and(word, ~bit);
 }
 
-bool registry_anybody_in_session(struct state_file *file, uint32_t keyring)
+bool registry_any_in_session(struct state_file *file, uint32_t keyring)
 {
     uint64_t bit = UINT64_C(1) << keyring % 64U;
     for (uint32_t index = 0; index < STATE_APPLICATIONS; index++) {

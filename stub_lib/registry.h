@@ -33,17 +33,17 @@ static inline uint32_t registry_generation(uint64_t owner)
 bool registry_enter(struct state_file *file);
 void registry_leave(struct state_file *file);
 
-/* Does its process live, with its connection? Asks the system, unless the word itself says no. */
+/* Whether its process lives, with its connection. Asks the system, unless the word itself says no. */
 bool registry_alive(struct state_file *file, uint64_t owner);
 int64_t registry_pid(struct state_file *file, uint64_t owner);
 
-/* The word of the application in this entry of the table; 0: nobody alive. */
+/* The word of the application in this entry of the table; 0: it has no living one. */
 uint64_t registry_at(struct state_file *file, uint32_t index);
 void registry_disconnect(struct state_file *file, uint64_t owner);
 
-/* Has this application a session with the keyring's token? To set it and to ask for anybody's needs
-   state_write_begin(). */
+/* Whether this application has a session with the keyring's token. To set that, and to ask whether any
+   application has one, needs state_write_begin(). */
 void registry_set_in_session(struct state_file *file, uint32_t keyring, bool in_session);
-bool registry_anybody_in_session(struct state_file *file, uint32_t keyring);
+bool registry_any_in_session(struct state_file *file, uint32_t keyring);
 
 #endif

@@ -67,8 +67,8 @@ CK_STATE session_state(const struct session *session)
     }
 }
 
-/* The first session with a token is told to the cluster, for C_InitToken of other applications; the
-   writer's lock keeps it out of the midst of theirs. */
+/* The first session with a token is noted in the cluster's file, because C_InitToken of another
+   application fails while there is one; the writer's lock keeps the two apart. */
 static bool tell_first_session(CK_SLOT_ID slot_id)
 {
     struct state_file *file = application_file();

@@ -27,8 +27,8 @@ static bool slots_fit(uint64_t first_slot, uint32_t keyrings)
 
 /* ---- records ---- */
 
-/* Words are stored with release and loaded with acquire: whoever reads a word of version n + 2 then
-   sees that the version has left n, and reads again. */
+/* Words are stored with release and loaded with acquire: a reader that finds a word of version n + 2
+   then sees that the version is no longer n, and reads again. */
 static uint64_t read_record(_Atomic uint64_t *version, _Atomic uint64_t *copies, size_t words,
                             void *record, size_t wanted)
 {

@@ -162,7 +162,7 @@ struct state_keyring {
     /* 0 or generation << 32 | grants beyond the first << 16 | application index + 1 */
     alignas(64) _Atomic uint64_t owner;
     _Atomic uint32_t sequence;          /* what waiters sleep on */
-    _Atomic uint32_t waiting;           /* somebody may be asleep */
+    _Atomic uint32_t waiting;           /* a waiter may be asleep */
     uint8_t original_label[STATE_LABEL_SIZE];
     /* The token's half. */
     alignas(64) uint8_t serial[STATE_SERIAL_SIZE];

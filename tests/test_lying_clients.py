@@ -70,7 +70,7 @@ def test_slot_that_is_listed_twice_is_one_slot(ask):
     [
         "too small, but enough",
         "too small for none",
-        "too small for nobody knows",
+        "too small for an unknown number",
         "one more each time",
         "twice as many each time",
         "huge",

@@ -283,7 +283,7 @@ static void call_something(void)
     else if (choice < 13)
         fuzz_control_call();
     else if (choice < 15 || model.valid)
-        fuzz_somebody_acts();
+        fuzz_others_act();
     else
         trouble();
 }
@@ -300,7 +300,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const struct template *template = &templates[beginning % TEMPLATES];
     bool valid = beginning < 128;
     make_model(template, valid);
-    memory_system.blocked = fuzz_somebody_has_to_act;
+    memory_system.blocked = fuzz_others_have_to_act;
     if (valid)
         (void)memory_put_file(FUZZ_PATH, template->content, template->size);
     else if (!put_damaged_file(template))

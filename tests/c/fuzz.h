@@ -24,7 +24,7 @@ struct input {
 extern struct input input;
 
 bool input_left(void);
-/* What is behind the end, is zeros. */
+/* Behind its end the input is zeros. */
 uint64_t input_bytes(unsigned int count);
 static inline uint8_t input_byte(void)
 {
@@ -63,7 +63,7 @@ void *some_memory(size_t size); /* of such bytes; or NULL */
 
 /* ---- the model ---- */
 
-/* While nobody has damaged the file (`model.valid`) every answer can be told in advance. */
+/* While the file is not damaged (`model.valid`) every answer is known in advance. */
 
 enum who { NOBODY, US, OTHER, PARENT };
 #define WHO_COUNT 4
@@ -138,7 +138,7 @@ struct model_token *model_token(CK_SLOT_ID slot);
 struct model_session *model_session(CK_SESSION_HANDLE handle);
 unsigned int model_sessions_of(unsigned int token, bool only_read_write);
 void model_forget_sessions(void);
-/* Whoever lives with its connection. */
+/* Whether this application lives, with its connection. */
 bool model_alive(enum who who);
 /* Can a claim of this living application get the token? And it gets it, as a lock call does. */
 bool model_can_claim(const struct model_token *token, enum who who);
@@ -193,9 +193,9 @@ void fuzz_control_call(void);
 void fuzz_set_switch(const char *name, const char *value, unsigned int number);
 void fuzz_disconnect(enum who who);
 /* Another application, or this process's parent, does something. */
-void fuzz_somebody_acts(void);
+void fuzz_others_act(void);
 /* ... while a call of ours waits; how often in this call. */
-void fuzz_somebody_has_to_act(void);
+void fuzz_others_have_to_act(void);
 extern unsigned int fuzz_acts;
 /* Nothing of this run is left to the next one. */
 void fuzz_end(void);

@@ -124,7 +124,8 @@ static void control_latency(void)
         expected = ENOSYS;
     expect_error("luna_stub_latency", luna_stub_latency(path, name, least, most, seed, after),
                  expected);
-    /* While it waits somebody acts, and the model could not tell whether before or after. */
+    /* While C_WaitForSlotEvent waits other applications act; with a latency the model would not know
+       whether before its effect or after. */
     for (after = 0; model.valid && after < 2; after++)
         (void)luna_stub_latency(FUZZ_PATH, "C_WaitForSlotEvent", 0, 0, 0, after);
 }

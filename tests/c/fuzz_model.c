@@ -1,5 +1,5 @@
 /*
- * fuzz_model.c: what the cluster has to look like, as far as nobody has damaged its file.
+ * fuzz_model.c: what the cluster has to look like, as far as its file is not damaged.
  *
  * SPDX-License-Identifier: MIT
  */

@@ -112,7 +112,7 @@ static void fork_process(void)
     memory_fork(memory_system.pid + 1);
 }
 
-void fuzz_somebody_acts(void)
+void fuzz_others_act(void)
 {
     unsigned int choice = input_below(16);
     unsigned int token = input_below(MODEL_TOKENS);
@@ -139,7 +139,7 @@ void fuzz_somebody_acts(void)
 
 unsigned int fuzz_acts;
 
-void fuzz_somebody_has_to_act(void)
+void fuzz_others_have_to_act(void)
 {
     unsigned int choice = fuzz_acts++ < PATIENCE ? input_below(8) : 7;
     if (choice == 0)

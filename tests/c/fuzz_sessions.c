@@ -36,7 +36,7 @@ static void assign_pin(struct model_pin *pin, struct pin given)
     pin->length = given.length;
 }
 
-static bool anybody_in_session(const struct model_token *token)
+static bool any_in_session(const struct model_token *token)
 {
     unsigned int index = (unsigned int)(token - model.tokens);
     return model_sessions_of(index, false) > 0 ||
@@ -51,7 +51,7 @@ static CK_RV normal_init_token(CK_SLOT_ID slot, struct pin pin, const CK_UTF8CHA
         return CKR_ARGUMENTS_BAD;
     if (token == NULL)
         return CKR_SLOT_ID_INVALID;
-    if (anybody_in_session(token))
+    if (any_in_session(token))
         return CKR_SESSION_EXISTS;
     if (token->initialised) {
         CK_RV rv = normal_try(&token->so_pin, pin);

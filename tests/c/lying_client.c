@@ -109,7 +109,7 @@ static CK_RV list_falsely(CK_SLOT_ID *slots, CK_ULONG *count)
         *count = 0;
         return CKR_BUFFER_TOO_SMALL;
     }
-    if (it_is("too small for nobody knows"))
+    if (it_is("too small for an unknown number"))
         return CKR_BUFFER_TOO_SMALL;
     if (it_is("one more each time")) {
         *count = room + 1U;

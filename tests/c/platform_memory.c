@@ -1,6 +1,6 @@
 /*
  * platform_memory.c: platform.h without an operating system, for a harness that wants every run to
- * be the same. A file is a buffer of exactly its size, time passes only when somebody sleeps, and
+ * be the same. A file is a buffer of exactly its size, time passes only when a call sleeps, and
  * processes are numbers. Only one thread: a lock that is not free would wait for ever, and is a
  * crash.
  *
@@ -33,7 +33,7 @@ static struct file {
     const char *path; /* NULL: the place is free */
     uint8_t *content;
     size_t size;
-    bool closed; /* to everybody; AddressSanitizer knows */
+    bool closed; /* for all processes; AddressSanitizer knows */
 } files[FILES];
 
 /* Of a process: the platform_file is gone when the process has forked and lives on as its child. */
@@ -105,7 +105,7 @@ static bool is_open(const struct file *file)
     return false;
 }
 
-/* What nobody has open, nobody may touch. */
+/* The memory of a file that no process has open may not be touched. */
 static void set_closed(struct file *file, bool closed)
 {
     if (closed && !file->closed)

@@ -86,7 +86,8 @@ static unsigned int rules(void)
     return wrong;
 }
 
-/* Forks among calls that are refused, for nobody has initialised: how many children hang? */
+/* Forks while threads call functions that are refused, as the library is not initialised: how many
+   children hang? */
 static unsigned int forks(void)
 {
     pthread_t threads[THREADS];
@@ -108,7 +109,7 @@ static unsigned int forks(void)
 }
 
 /* C_Finalize among threads that go on calling and are refused: it must not wait for a moment at
-   which none of them calls. Here whoever started it loses patience. */
+   which none of them calls. If it does, the test's own time limit ends this program. */
 static unsigned int finalise(void)
 {
     pthread_t threads[THREADS];
@@ -135,7 +136,7 @@ int64_t __wrap_platform_pid(void)
     return __real_platform_pid();
 }
 
-/* Somebody disconnects a dead process while this one takes its place: is this one disconnected? */
+/* A dead process is disconnected while this one takes its place: is this one disconnected then? */
 static unsigned int disconnect(void)
 {
     check(luna_stub_switch(path, "log", "off") == 0, "luna_stub_switch");

@@ -81,8 +81,8 @@ struct exclusion {
         _Atomic uint32_t breaks_begun;
         _Atomic uint32_t breaks_done;
     } parties[PARTIES];
-    _Atomic uint64_t holders[EXCLUSIVE_MAX]; /* the ticket of who is inside; 0: nobody */
-    _Atomic uint64_t sections;               /* how often somebody was */
+    _Atomic uint64_t holders[EXCLUSIVE_MAX]; /* the ticket of the holder; 0: none */
+    _Atomic uint64_t sections;               /* how often the lock was taken */
 };
 
 void break_begin(struct exclusion *exclusion, unsigned int party);

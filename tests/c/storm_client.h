@@ -48,7 +48,7 @@ void set_latency(const char *path, enum function_id function, uint8_t value);
 
 /* Has the token all of these values, its PINs included? */
 bool token_is(CK_SLOT_ID slot, uint32_t values);
-/* The value of the rule; a mixture is a violation, and so is a rule that nobody would notice. */
+/* The value of the rule; a mixture is a violation, and so is a rule that no call would look at. */
 uint32_t fault_of(const char *path, enum function_id function);
 uint32_t latency_of(const char *path, enum function_id function);
 /* Reads the log's latest entries; figures that cannot be are a violation. */

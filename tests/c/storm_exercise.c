@@ -219,7 +219,7 @@ static void stop_processes(void)
         continue;
 }
 
-/* Everybody is gone: everything has to be free, and everything that was counted, there. */
+/* When all processes have ended: all locks have to be free, and all that was counted has to be there. */
 static void check_what_is_left(void)
 {
     if (look() != 0)

@@ -12,7 +12,7 @@
 #define PROCESSES 3U
 #define THREADS 3U
 /* Of the first keyrings, only the holder of the lock unlocks it; with the next ones anything goes.
-   The rest have a PIN that everybody guesses. */
+   The rest have a PIN that all processes guess. */
 #define EXCLUSIVE 4U
 #define WILD 4U
 #define GUESSED 64U

@@ -110,7 +110,8 @@ static void look_at_locks(pid_t victim)
         take_lock(keyring_of(i));
 }
 
-/* Nobody has the writer's lock for long; a dead process, for ever. */
+/* A living process has the writer's lock for a moment only. If it is not free for long, a dead one has
+   kept it. */
 static void look_at_writer(void)
 {
     struct state_file file;
@@ -286,8 +287,8 @@ static void label_tokens(void)
     expect_rv(C_Finalize(NULL), CKR_OK, "C_Finalize");
 }
 
-/* Without taking note of it: whose end it was is looked at later. */
-static bool somebody_ended(void)
+/* WNOWAIT: which child it was is found out later. */
+static bool a_child_ended(void)
 {
     siginfo_t info = {.si_pid = 0};
     return waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid != 0;
@@ -330,7 +331,7 @@ void storm_kill(void)
         if (lanes[i] == 0)
             be_lane(i);
     }
-    while (now() - begin < storm.seconds && !somebody_ended())
+    while (now() - begin < storm.seconds && !a_child_ended())
         nap(10000);
     atomic_store(&killing->stop, true);
     for (unsigned int i = 0; i < LANES; i++) {

@@ -15,7 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* A fork copies a sanitizer's tables too, and nobody gets anything done meanwhile. */
+/* A fork copies a sanitizer's tables too, and all threads stand still meanwhile. */
 #define FORKS_ONE_IN (STORM_SANITIZED ? 32U : 4U)
 
 static struct process {
@@ -24,8 +24,8 @@ static struct process {
     atomic_flag breaking;
     atomic_flag taken[EXCLUSIVE]; /* where the cluster does not exclude threads */
     /* An unlock call that comes after the process has initialised anew would take off a lock that
-       is no longer the caller's: of another thread, or where the owner is not checked, anybody's.
-       So there is no new life during one. */
+       is no longer the caller's: that of another thread or, where the owner is not checked, of another
+       process. So the process does not initialise anew during one. */
     pthread_rwlock_t life_lock;
     uint64_t lives;
 } process = {.breaking = ATOMIC_FLAG_INIT,
@@ -174,7 +174,7 @@ static void init_some_token(void)
     (void)plausible(C_InitToken(wild_slot(), pin, length, label));
 }
 
-/* Everybody at the same token, and at once: a wrong guess that was not counted is one too many. */
+/* All threads guess the PIN of one token at the same time: each wrong guess has to be counted. */
 static void guess_pins(void)
 {
     CK_UTF8CHAR pin[] = "wrong";
@@ -409,7 +409,7 @@ _Noreturn void be_process(unsigned int party)
     }
     while (!atomic_load(&exercise->stop))
         nap(1000);
-    /* Who waits for a lock gets it, for its holder comes to an end too. Unless the lock was lost:
+    /* A thread that waits for a lock gets it when its holder ends. Unless the lock was lost:
        then C_Finalize ends the waiting, and what a thread has initialised meanwhile. */
     while (atomic_load(&process.running) != 0) {
         if (exercise->round.breaks) {

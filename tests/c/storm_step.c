@@ -1,8 +1,8 @@
 /*
  * storm_step.c: a victim is stopped after each of its instructions. Whenever it has changed the
  * state file, a copy of the file is what the next process would find if the victim were killed just
- * there, for the kernel drops the locks of the dead and does nothing else. So the next process's
- * whole day is tried on the copy. Some victims are then really killed, at an instant drawn by lot.
+ * there, for the kernel drops the locks of the dead and does nothing else. So all that the next
+ * process may do is tried on the copy. Some victims are then really killed, at an instant drawn by lot.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -126,7 +126,7 @@ static void be_next_process(const char *file, const struct scenario *scenario)
     check_labels(file);
     check_rules(file, scenario);
     check_log(file, 64);
-    /* Whatever the dead have, it is nobody's, and not the next one's either. */
+    /* The locks of a dead process are free; they do not belong to the next process either. */
     expect_zero(luna_stub_switch(file, "contention", "error"), "luna_stub_switch");
     expect_zero(luna_stub_switch(file, "relock", "error"), "luna_stub_switch");
     use_cluster(file);
@@ -291,7 +291,7 @@ static void disturb(struct state_token *token)
     }
 }
 
-/* The reader's steps. Between them somebody writes, one time in so many; 0: nobody does. */
+/* Runs the reader step by step. After one step in so many a record is written; 0: after none. */
 static uint64_t step_through_reading(uint32_t disturbed_one_in)
 {
     static const struct scenario reading = {.name = "reading", .act = read_records};

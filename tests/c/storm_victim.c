@@ -94,7 +94,7 @@ static void lock_and_unlock(unsigned int keyring)
 {
     uint64_t ticket = take_ticket(&killing->exclusion, VICTIM_PARTY, 0);
     CK_RV rv = CA_LockClusteredSlot(slot_of(keyring));
-    /* The switches may say so when somebody else has it. */
+    /* With contention=error, while another process has it. */
     if (rv == CKR_DEVICE_ERROR && keyring < COMMON)
         return;
     expect_rv(rv, CKR_OK, "CA_LockClusteredSlot");
