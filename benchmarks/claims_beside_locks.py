@@ -1,4 +1,4 @@
-"""What claims cost the locks beside them, on a stand-in.
+"""How much claims slow down locks that run at the same time, on a stand-in.
 
 Two ratios. The first: a thread's pairs of `with slot:` while 8 workers claim, each claim 50 ms long, to
 its pairs alone. The second: locks and claims of the same tokens on a device where a second lock call of

@@ -61,7 +61,7 @@ def print_table(cluster: Cluster, luna: Library, seconds: float) -> None:
 
 
 class Sleeper:
-    """Takes as long as a slot's calls, and as much of the GIL as has to be."""
+    """Sleeps as long as a slot's calls take, and holds the GIL as little as possible."""
 
     def __enter__(self) -> None:
         time.sleep(LATENCY)

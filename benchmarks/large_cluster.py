@@ -51,7 +51,7 @@ def calls(module: ctypes.CDLL, keyrings: int) -> dict[str, Callable[[], object]]
 
 
 def microseconds(call: Callable[[], object]) -> float:
-    """The best of several repeats: everything that disturbs only ever adds."""
+    """The best of several repeats: any disturbance only makes a repeat longer."""
     timer = timeit.Timer(call)
     rounds = max(1, int(100 * SECONDS / (timer.timeit(100) + 1e-9)))
     return min(timer.repeat(REPEATS, rounds)) / rounds * 1e6

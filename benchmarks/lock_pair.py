@@ -44,7 +44,7 @@ class CtypesLock:
 
 
 def nanoseconds(statement: str, lock: object, rounds: int, repeats: int) -> float:
-    """The best of several repeats: everything that disturbs only ever adds."""
+    """The best of several repeats: any disturbance only makes a repeat longer."""
     times = timeit.repeat(statement, globals={"lock": lock}, number=rounds, repeat=repeats)
     return min(times) / rounds * 1e9
 

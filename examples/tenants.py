@@ -16,11 +16,11 @@ from collections.abc import Callable
 import luna_ext
 
 PATIENCE = 5.0
-"""Seconds to wait for somebody else who works with the tenant's keyring."""
+"""Seconds to wait while another process works with the tenant's keyring."""
 
 
 class TenantError(Exception):
-    """What the operator of the service is told."""
+    """An error with a message for the operator of the service."""
 
 
 def add_tenant(luna: luna_ext.Library, cluster_id: str, tenant: str, so_pin: str) -> int:
@@ -41,11 +41,11 @@ def with_keyring(
     *,
     patience: float = PATIENCE,
 ) -> object:
-    """Call `work` with the slot of the tenant's keyring, while nobody else works with it."""
+    """Call `work` with the slot of the tenant's keyring, while no other process works with it."""
     try:
         with luna.token(tenant).lock(timeout=patience) as token:
             result = work(token.slot.slot_id)
-            # Whoever relies on the result has to know that the lock was held until now.
+            # The result is only good if the lock was held until now.
             token.ensure_held()
             return result
     except luna_ext.TokenNotFoundError:

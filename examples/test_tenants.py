@@ -81,7 +81,7 @@ def test_every_lock_is_unlocked_even_if_one_reply_is_lost(luna, luna_cluster):
 
 
 # main() finds its client library by itself. Here the environment says that it is the stand-in,
-# which warns of that, since nobody should take it for an HSM.
+# which warns that it is no HSM.
 @pytest.mark.filterwarnings("ignore:.* is the stand-in:RuntimeWarning")
 def test_command_line(luna_cluster, monkeypatch, capsys):
     monkeypatch.setenv("LUNA_EXT_LIBRARY", luna_ext.stub.library_path())

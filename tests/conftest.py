@@ -1,4 +1,4 @@
-"""What the tests share beyond the fixtures that luna_ext gives to everybody."""
+"""Fixtures and helpers of all tests, besides the pytest fixtures that come with luna_ext."""
 
 import contextlib
 import ctypes
@@ -80,7 +80,7 @@ def is_finalised() -> bool:
 
 
 def left_on_the_device(cluster: Cluster | None) -> str:
-    """What this process still does or has there; "": nothing."""
+    """What this process still does or holds on the device, in words; "": nothing."""
     if cluster is not None:
         under_way = [one for one in cluster.log() if one.pid == os.getpid() and one.rv is None]
         if under_way:
@@ -92,7 +92,7 @@ def left_on_the_device(cluster: Cluster | None) -> str:
 
 
 def left_in_the_process(cluster: Cluster) -> str:
-    """What the locks of the slots that were used still are in this process."""
+    """The repr of each used slot that is not unlocked in this process, or has waiters; "": none."""
     used = {one.slot_id for one in cluster.log() if one.pid == os.getpid()} - {None}
     if not used:
         return ""
@@ -110,7 +110,7 @@ def left_in_the_process(cluster: Cluster) -> str:
 def nothing_is_left_behind(
     request: pytest.FixtureRequest, no_cluster_from_before: None
 ) -> Iterator[None]:
-    """Whatever a test leaves locked, waiting or open would show in some later test."""
+    """Fails a test that leaves something locked, waiting or open, which would disturb later tests."""
     cluster = None
     if "luna_cluster" in request.fixturenames:
         # It is still there when all other fixtures have ended.
@@ -133,14 +133,14 @@ def nothing_is_left_behind(
 
 @pytest.fixture(autouse=True)
 def no_cluster_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Cluster.library() puts into the environment goes with the test."""
+    """Remove the environment variable that Cluster.library() sets, before and after the test."""
     monkeypatch.setenv(STATE_VARIABLE, "")
     monkeypatch.delenv(STATE_VARIABLE)
 
 
 @pytest.fixture(autouse=True)
-def nobody_elses_gc_callbacks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Hypothesis has one, in which what a signal handler raises would go nowhere."""
+def no_foreign_gc_callbacks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Hypothesis has such a callback. If a signal handler raised during it, the exception would be lost."""
     callbacks = gc.callbacks[:]
     if request.node.get_closest_marker("signals") is not None:
         gc.callbacks.clear()
@@ -155,7 +155,9 @@ def cluster(luna_cluster: Cluster) -> Cluster:
 
 @pytest.fixture(params=["on", "off"])
 def regrant(request: pytest.FixtureRequest, cluster: Cluster) -> str:
-    """Whether the device's claims give what this process holds: once so, once so."""
+    """Runs the test twice: on a device whose claims may give what this process holds, and on one whose
+    claims do not.
+    """
     setting: str = request.param
     cluster.switch("regrant", setting)
     return setting
@@ -297,7 +299,7 @@ class HoldingThread(Caller):
         return entered
 
     def leave(self) -> object:
-        """Let it end; what its block ended with is raised here."""
+        """Let the block end; if it raised, the exception is raised here."""
         self._leave.set()
         return self.result()
 
@@ -406,7 +408,7 @@ class Ended(NamedTuple):
 
     returncode: int
     words: list[str]
-    """What it printed, but for what leaving() did."""
+    """What it printed, without the line that leaving() prints."""
     stderr: str
     seconds: float | None
     """From leaving(), if the program called it, to its end."""
@@ -474,7 +476,7 @@ def run(program: Callable[..., Program]) -> Callable[..., Ended]:
 
 @pytest.fixture
 def succeed(run: Callable[..., Ended]) -> Callable[..., list[str]]:
-    """Run a Program that ends without a word on stderr; what it printed."""
+    """Run a Program that prints nothing on stderr; what it printed on stdout."""
 
     def succeed(body: str, **options: object) -> list[str]:
         done = run(body, **options)

@@ -227,7 +227,7 @@ def test_a_cancelled_waiter_leaks_nothing(luna, hold_elsewhere, owner_of, calls_
 
 
 def test_a_loop_that_is_gone_gets_no_lock(luna, hold_elsewhere, owner_of):
-    """The task is still there, but nobody will ever tell it that the lock is its own."""
+    """The task still exists, but its closed loop will never run it again."""
     holder = hold_elsewhere(1)
     slot = luna.slot(1)
 

@@ -1,4 +1,4 @@
-"""close(): waits for the calls in flight, finalises once, and gets along with everybody."""
+"""close(): waits for the calls in flight, finalises once, and disturbs no other Library or thread."""
 
 import asyncio
 import contextlib
@@ -83,7 +83,7 @@ def test_many_closes_wait_for_the_calls_of_many_threads(
         try:
             luna.close()
         except ResourceWarning as warning:
-            # One of them, whoever is first, has to tell of what was held.
+            # The first of these calls warns of the slot that was held.
             assert "slot 8 was still locked" in str(warning)  # noqa: PT017
         return luna.closed
 
@@ -477,9 +477,10 @@ def test_who_hears_of_a_failed_finalisation_may_open_the_library(cluster, succee
 
 
 def test_storms_of_open_and_close_with_locks(cluster, call):
-    """Each thread opens, locks in all ways, closes; sometimes somebody else's Library.
+    """Each thread opens, locks in all ways, closes; sometimes the Library of another thread.
 
-    Whose Library is closed under him hears that his lock is lost, and another one has it at once.
+    A thread whose Library was closed while it held a lock gets an error, and another thread gets the lock
+    at once.
     """
     holders = {}
     clashes = []

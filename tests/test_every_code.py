@@ -234,7 +234,7 @@ OPERATIONS = {
         [CLAIMED, ALIVE, INITIALISED, CHECKED, *USER_PIN_SET, UNLOCKED],
     ),
 }
-# What ends an operation that has nobody else to tell: the unlock.
+# The operations that end with an unlock.
 UNLOCKING = [name for name, (_, calls) in OPERATIONS.items() if UNLOCKED in calls]
 
 pytestmark = pytest.mark.luna_cluster(keyrings=3)

@@ -119,7 +119,7 @@ def test_where_a_second_lock_call_is_refused_the_advice_still_helps_after_one(cl
 
 @ONE
 def test_where_a_second_lock_call_waits_a_lock_is_refused_in_time(cluster, succeed):
-    """And what was set is not believed to be held. That call is out for as long as the lock is set."""
+    """The lock that is still set does not count as held. The next lock call waits as long as it is set."""
     assert succeed(failing("slot", "wait") + REFUSED + "os._exit(0)") == []
 
 

@@ -1,7 +1,8 @@
 """Greenlets of gevent and of eventlet: each is a holder of its own, and none stops the others.
 
-All greenlets of a thread stand still while one of them waits in C. So one that would have to wait is told
-at once what to do instead. Each program runs in a process of its own, for monkey patching cannot be undone.
+All greenlets of a thread stand still while one of them waits in C. So one that would have to wait gets an
+error at once, which says what to do instead. Each program runs in a process of its own, because monkey
+patching cannot be undone.
 """
 
 import importlib.util
@@ -164,7 +165,7 @@ def test_a_greenlet_does_not_release_anothers_lock(in_greenlets):
 
 
 def test_a_greenlet_that_would_wait_for_another_is_told_of_the_pool_of_threads(in_greenlets):
-    """At once, in every way to lock; and to do as the message says works."""
+    """At once, in every way to lock; and what the message advises works."""
     body = """
     holding = spawn(hold, 3)
     wait_until(slot.locked)

@@ -159,7 +159,7 @@ end("done")
 
 @pytest.mark.skipif(not BENCHMARK.exists(), reason="a tree without the benchmarks")
 def test_claims_leave_the_locks_beside_them_their_pace():
-    """With margins for a busy machine; benchmarks/claims_beside_locks.py measures in earnest."""
+    """With margins for a busy machine; benchmarks/claims_beside_locks.py measures exactly."""
     done = subprocess.run(
         [sys.executable, str(BENCHMARK), "--json", "--seconds", "1.5"],
         check=True,

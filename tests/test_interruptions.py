@@ -78,7 +78,7 @@ def contender(cluster):
 
 @pytest.fixture
 def settled(cluster, call):
-    """Makes sure that this process holds nothing, and that a slot can be locked by anybody."""
+    """Makes sure that this process holds nothing, and that a slot can be locked by any process."""
 
     def held_by_us():
         return [token.slot_id for token in cluster.tokens() if token.owner == os.getpid()]
@@ -159,7 +159,7 @@ def acquire_and_release(*arguments, **options):
             if slot.acquire(*arguments, **options):
                 slot.release()
         except KeyboardInterrupt:
-            # It may have come after acquire() returned True, and before anybody could see that.
+            # It may have come after acquire() returned True, and before the `if` looked at that.
             with contextlib.suppress(luna_ext.LockNotOwnedError):
                 slot.release()
             raise
@@ -168,7 +168,7 @@ def acquire_and_release(*arguments, **options):
 
 
 def in_turn(use):
-    """With a timeout of 0 somebody else may have the lock; that is no failure."""
+    """With a timeout of 0 the call may find the lock held; that is no failure."""
 
     def try_use(luna):
         with contextlib.suppress(luna_ext.LockTimeoutError, luna_ext.NoUnassignedTokenError):
@@ -374,7 +374,7 @@ class Interruption(Exception):
 
 
 @pytest.mark.signals
-def test_signals_at_any_moment_leak_nothing_and_hit_nobody_else(luna, cluster, call, owner_of):
+def test_signals_at_any_moment_leak_nothing_and_hit_no_other(luna, cluster, call, owner_of):
     """A handler that raises, twice in short succession, while other threads use the same slot."""
     slot = luna.slot(1)
     stop = threading.Event()
@@ -676,7 +676,7 @@ def test_a_loop_that_is_closed_at_any_moment_of_a_task_leaks_nothing(luna, settl
         task = loop.create_task(work)
         loop.run_until_complete(asyncio.sleep(delay))
         loop.close()
-        # asyncio would complain, and rightly, of a task that nobody has seen to its end.
+        # asyncio would complain of a task that was not run to its end.
         task._log_destroy_pending = False
         work.close()
         settled(luna.slot(1))

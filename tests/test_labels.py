@@ -1,4 +1,4 @@
-"""Labels: every valid one survives the way down and back, every other is refused up here."""
+"""Labels: each valid one comes back from the device unchanged, each other one is refused before."""
 
 import ctypes
 from contextlib import contextmanager
@@ -95,7 +95,7 @@ def call_with(luna, function):
     return {"find": luna.find, "token": luna.token}[function]
 
 
-# ---- the way down and back ----
+# ---- to the device and back ----
 
 
 @settings(deadline=None)  # files are made, which a busy machine may take its time for

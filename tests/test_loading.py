@@ -457,7 +457,7 @@ def test_library_finds_the_next_cluster_after_the_last_one_closed(cluster):
         assert len(luna.slots()) == 2
 
 
-def test_library_that_somebody_else_has_initialised_works_and_stays_initialised(cluster):
+def test_library_that_other_code_has_initialised_works_and_stays_initialised(cluster):
     theirs = ctypes.CDLL(library_path())
     assert theirs.C_Initialize(None) == 0
     try:
@@ -476,7 +476,7 @@ def test_library_that_somebody_else_has_initialised_works_and_stays_initialised(
     assert locked_slots(cluster) == []
 
 
-def test_library_that_somebody_else_finalises_says_so(luna):
+def test_library_that_other_code_finalises_says_so(luna):
     assert ctypes.CDLL(library_path()).C_Finalize(None) == 0
 
     with pytest.raises(luna_ext.NotInitializedError, match="finalised"):

@@ -118,7 +118,7 @@ def test_acquire_of_a_held_lock_answers_as_threading_lock_does(luna, call, argum
         assert call(lambda: lock.acquire(*arguments)).result() is False
         for release in (slot.release, lock.release):
             assert outcome(call(release).result) in (None, RuntimeError)
-        # A lock may be released by anybody, a slot by its holder only.
+        # A threading.Lock may be released by any thread, a slot by its holder only.
         assert slot.locked()
         assert not lock.locked()
         lock.acquire()
@@ -182,7 +182,7 @@ def test_a_waiting_thread_asks_the_device_only_when_it_is_its_turn(
     assert waiting.result() == (2, 1)
 
 
-def test_release_by_somebody_else_unlocks_nothing(luna, call, owner_of, calls_of):
+def test_release_by_a_thread_that_does_not_hold_it_unlocks_nothing(luna, call, owner_of, calls_of):
     slot = luna.slot(1)
     with pytest.raises(luna_ext.LockNotOwnedError, match="not locked by this process"):
         slot.release()
@@ -534,7 +534,7 @@ def test_close_wakes_the_threads_that_wait(cluster, call):
                 caller.result()
 
 
-def test_a_library_that_nobody_closed_warns_and_releases(cluster, owner_of):
+def test_a_library_that_was_not_closed_warns_and_releases(cluster, owner_of):
     luna = cluster.library()
     luna.slot(1).acquire()
     with warnings.catch_warnings(record=True) as caught:

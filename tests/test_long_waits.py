@@ -1,4 +1,4 @@
-"""Waits that are long: a signal ends each on the main thread, and each is told of while it lasts."""
+"""Waits that are long: on the main thread a signal ends them, and a WARNING comes while they last."""
 
 import asyncio
 import logging
@@ -48,7 +48,7 @@ HANGS = {
 
 @pytest.fixture
 def stopped_inside(cluster, wait_until_inside, call):
-    """Run a function on the main thread, and have a signal handler raise when it is in the device's hands;
+    """Run a function on the main thread, and have a signal handler raise while its device call lasts;
     how many seconds later the function had ended.
     """
     times = {}
@@ -171,8 +171,8 @@ def wait_in_a_thread(block):
 def test_every_wait_for_another_process_or_a_silent_device_is_told_of_while_it_lasts(
     luna, cluster, caplog, hold_elsewhere, call
 ):
-    """Side by side, for the 5 seconds have to pass in earnest. A thread that makes the device call itself
-    cannot tell of it, and yet it is told of.
+    """At the same time, because each really has to last 5 seconds. A thread that makes the device call
+    itself cannot warn of it; the watcher does.
     """
     holders = [hold_elsewhere(slot_id) for slot_id in range(1, 6)]
     cluster.latency(7, CLAIM)

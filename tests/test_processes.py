@@ -112,7 +112,7 @@ luna.close()
 
 
 def test_forked_workers_of_an_open_library_exclude_each_other(succeed, cluster, counter):
-    """What a server does that loads its application and then forks: some workers, one anew."""
+    """As a server does that loads its application and then forks its workers, and later one more."""
     body = f"path = {str(counter)!r}\n{COUNTING}\n{PREFORK}"
     # Newer Pythons warn of any thread at a fork; luna_ext's worker threads are idle by then.
     options = ("-X", "dev", "-W", "ignore:This process:DeprecationWarning")

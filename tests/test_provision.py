@@ -528,5 +528,5 @@ luna.close()
 
 @pytest.mark.parametrize("at", ["claim", "assign"])
 def test_whatever_ends_a_worker_leaves_no_token_locked(cluster, succeed, at):
-    """Nor is that left to the end of the worker's thread, which would be told of."""
+    """The token is not left locked until the worker's thread has ended either, which would be an ERROR."""
     assert succeed(f"AT = {at!r}\n{ENDED}", options=()) == ["Stop"]

@@ -82,7 +82,7 @@ def on_alarm():
 
 @pytest.fixture
 def own_logger(caplog):
-    """The project's logger, whose level a test may change."""
+    """The logger "luna_ext", whose level a test may change."""
     log = logging.getLogger("luna_ext")
     yield log
     log.setLevel(logging.NOTSET)

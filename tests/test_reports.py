@@ -1,4 +1,4 @@
-"""What an application is told: log records and audit events."""
+"""What an application is told by log records and audit events."""
 
 import asyncio
 import logging
@@ -178,7 +178,7 @@ def time_out(slot):
 
 
 def test_a_long_wait_is_warned_of_once(luna, cluster, caplog, hold_elsewhere, call):
-    """All ways to wait, side by side, for the 5 seconds have to pass in earnest."""
+    """All ways to wait, at the same time, because each really has to last 5 seconds."""
     holders = [hold_elsewhere(slot_id) for slot_id in (1, 2, 3)]
     cluster.fault("CA_GetUnassignedSlot", 0x6)
     held, release = threading.Event(), threading.Event()
@@ -262,7 +262,7 @@ def test_a_failed_or_lost_release_is_an_error_record(luna, cluster, caplog, lost
         assert told(caplog, logging.ERROR) == [str(caught.value)]
 
 
-def test_a_release_by_somebody_else_is_no_error_record(luna, caplog):
+def test_a_release_without_the_lock_is_no_error_record(luna, caplog):
     with pytest.raises(luna_ext.LockNotOwnedError):
         luna.slot(1).release()
     assert caplog.records == []

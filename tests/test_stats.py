@@ -113,8 +113,8 @@ def test_nothing_is_missed_where_threads_count_at_a_time(luna, cluster, call, si
     assert stats.errors == {"CKR_DEVICE_ERROR": failed}
 
 
-def test_reading_waits_for_nobody(luna, hold_elsewhere, call, wait_until_inside, since):
-    """A call that has not come back is not counted yet, and keeps nobody from reading."""
+def test_reading_waits_for_no_call(luna, hold_elsewhere, call, wait_until_inside, since):
+    """A call that has not come back is not counted yet, and does not delay the reading."""
     holder = hold_elsewhere(1)
 
     def use():

@@ -1,4 +1,4 @@
-"""Nobody takes the stand-in for an HSM by accident."""
+"""No application uses the stand-in as an HSM by accident."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Claims that somebody may stop waiting for: with a timeout, and with `async with`."""
+"""Claims whose caller may stop waiting for them: with a timeout, and with `async with`."""
 
 import asyncio
 import os

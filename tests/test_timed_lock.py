@@ -209,7 +209,7 @@ use()
     assert " ".join(succeed(program)) == "can't start new thread"
 
 
-def test_who_gets_no_thread_keeps_nobody_else_waiting(succeed, owner_of):
+def test_a_waiter_without_a_worker_thread_does_not_block_the_next_one(succeed, owner_of):
     program = f"""
 said = []
 

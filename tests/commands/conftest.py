@@ -1,4 +1,4 @@
-"""The command luna-ext as a user has it: a process of its own, on pipes or on a terminal."""
+"""The command luna-ext as a user runs it: a process of its own, on pipes or on a terminal."""
 
 import os
 import subprocess

@@ -137,7 +137,7 @@ def test_a_real_device_is_not_touched_without_a_yes(terminal, device, cluster, a
     assert not any(call.function.startswith("CA_") for call in cluster.log())
 
 
-def test_without_a_terminal_nobody_can_say_yes(command, device, cluster):
+def test_without_a_terminal_it_refuses(command, device, cluster):
     done = command("probe", "--slot", 3)
     assert done.returncode != 0
     assert not any(call.function.startswith("CA_") for call in cluster.log())

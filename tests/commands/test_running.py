@@ -78,7 +78,7 @@ def test_the_commands_own_options_are_its_own(command):
 
 
 def test_the_lock_of_a_slot_is_held_meanwhile(command, locked, cluster):
-    # The command's parent is luna-ext, whose place it took from a Python that it was.
+    # The command replaces the Python that luna-ext has started, so its parent is luna-ext.
     done = command("lock", "--slot", 3, "--", "sh", "-c", f"{SHOW}; echo $PPID; {holders(cluster)}")
     shown, parent, *held = done.stdout.splitlines()
     assert shown == "3,"
@@ -112,7 +112,7 @@ def test_a_claimed_token_is_held_meanwhile(command, cluster):
     assert shown == f"{slot_id},keyring{slot_id}"
 
 
-def test_a_label_that_nobody_has(command):
+def test_a_label_that_no_token_has(command):
     done = command("lock", "--label", "nobody", "--", "true")
     assert done.returncode == 1
     (line,) = done.said

@@ -71,7 +71,7 @@ def test_what_a_killed_process_has_told_is_swept_up(luna, directory, program):
     assert list(directory.glob("*.json")) == []
 
 
-def test_a_pid_that_is_somebody_elses_by_now(luna, directory):
+def test_a_pid_that_is_another_process_s_by_now(luna, directory):
     described = {
         "pid": os.getpid(),
         "started": "1",

@@ -109,7 +109,7 @@ class Driver(RuleBasedStateMachine):
         return party is not None and party.actor is actor
 
     def is_free(self, slot: int) -> bool:
-        """Whether nothing is in a lock call's way."""
+        """Whether a lock call would be granted at once."""
         model = self.model
         return (
             model.holder[slot] is None
@@ -123,7 +123,7 @@ class Driver(RuleBasedStateMachine):
         return [slot for slot, party in holders if party and not party.actor.busy]
 
     def answers_soon(self, slot: int, library: int) -> bool:
-        """Whether a lock call has not to wait, for nobody in this process nor for the device."""
+        """Whether a lock call waits for no holder or waiter of this process, and not for the device."""
         model = self.model
         if model.holder[slot] or model.waiting[slot] or model.call[slot]:
             return False

@@ -14,7 +14,7 @@ POLLS = 1
 
 
 class Party(NamedTuple):
-    """Somebody who waits for a slot, or holds it."""
+    """A thread or task that waits for a slot, or holds it."""
 
     actor: Actor | MainThread
     library: int
@@ -23,18 +23,18 @@ class Party(NamedTuple):
     enter: Callable[[], object]
     end: Callable[[], object]
     refusal: object
-    """What comes out when the time is up."""
+    """What the call returns or raises when the time is up."""
 
 
 class Model:
-    """Who holds each slot, who waits for it in which order, and whose lock the device has."""
+    """The holder of each slot, its waiters in order, and whose lock the device has."""
 
     def __init__(self) -> None:
         self.holder: dict[int, Party | None] = dict.fromkeys(SLOTS)
         self.device: dict[int, str | None] = dict.fromkeys(SLOTS)
         self.call: dict[int, str | None] = dict.fromkeys(SLOTS)  # who made the one that is out
         self.waiting: dict[int, list[Party]] = {slot: [] for slot in SLOTS}
-        self.lost: set[int] = set()  # of whose loss ensure_held() has told
+        self.lost: set[int] = set()  # slots whose loss ensure_held() has reported
         self.contention, self.relock, self.regrant = "wait", "granted", "on"
         self.connected = True
 

@@ -36,7 +36,7 @@ class Machine(LockRules):
         for library in (0, 1):
             self.open_library(library)
 
-    # ---- what chance alone would seldom put together ----
+    # ---- sequences that random rules would seldom make ----
 
     @precondition(lambda self: self.those_who_can_release())
     @rule(slot=SLOT)
@@ -64,7 +64,7 @@ class Machine(LockRules):
     @precondition(can_queue)
     @rule(slot=SLOT, library=LIBRARY, how=st.sampled_from(GIVE_UP))
     def give_up_behind_the_other_process(self, slot: int, library: int, how: str) -> None:
-        """Then nobody waits for the grant when it comes."""
+        """When the grant comes, no thread or task waits for it any more."""
         self.lock_behind_the_other_process(slot, [(library, how)], "unlock")
 
     @precondition(can_queue)
@@ -77,7 +77,7 @@ class Machine(LockRules):
     def fail_behind_the_other_process(
         self, slot: int, ways: tuple[str, str], library: int, then: str
     ) -> None:
-        """Then it is the next one's turn, who fails as well, or waits for the unlock."""
+        """Then the next waiter makes the lock call; it fails as well, or waits for the unlock."""
         self.lock_behind_the_other_process(slot, [(0, ways[0]), (library, ways[1])], then)
 
     def lock_behind_the_other_process(
@@ -230,7 +230,7 @@ class Machine(LockRules):
             self.rest()
 
     def come_to_an_end(self) -> None:
-        """Everybody goes, in whatever order that is possible; then nothing is left behind."""
+        """All holders release, in any order that is possible; then nothing may be left locked."""
         for slot in SLOTS:
             self.unlock_elsewhere(slot)
         self.switch_relock("granted")

@@ -80,7 +80,7 @@ def play_in_tasks(settings: Settings, stage: Stage, name: str, records: Records)
 
 
 class Log(logging.Handler):
-    """What the lock has to say. Nothing but a doubt is an error that may be."""
+    """Handles the lock's log records: any ERROR is a failure, but for that of a slot in doubt."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -97,7 +97,7 @@ class Log(logging.Handler):
 
 
 class Process:
-    """One of the crowd."""
+    """One of the processes that lock the slots."""
 
     def __init__(self, settings: Settings, index: int, luna: luna_ext.Library) -> None:
         self._settings = settings
@@ -217,9 +217,9 @@ def wait_for(told: int, processes: int) -> None:
 
 
 def locked_for_good(cluster: Cluster) -> list[int]:
-    """The slots that stay locked though nobody wants them any more.
+    """The slots that stay locked although all threads and tasks have ended.
 
-    One that somebody gave up waiting for may be granted late, and is unlocked then.
+    A lock call that its caller gave up may be granted late; it is unlocked then.
     """
     deadline = time.monotonic() + 10
     while True:
@@ -235,7 +235,8 @@ def main() -> int:
     with open(os.path.join(settings.directory, "counters"), "wb") as file:
         file.write(bytes(WORD * (settings.slots + 1)))
     told, tell = os.pipe()
-    # Closing the one end that can be written to lets go of everybody who reads from the other.
+    # Pipes as starting signals: when the end for writing is closed, all processes that read from the
+    # other end go on.
     starts, start = os.pipe()
     leave, let_go = os.pipe()
 
@@ -254,7 +255,7 @@ def main() -> int:
     os.close(let_go)
     ends = [os.waitpid(child, 0)[1] for child in children]
     if locked:
-        print(f"nobody unlocks {locked}", file=sys.stderr)
+        print(f"still locked: {locked}", file=sys.stderr)
     return 1 if locked or any(ends) else 0
 
 

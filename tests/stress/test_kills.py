@@ -1,4 +1,4 @@
-"""However a process dies that holds a lock, or waits for one: the next to come gets in."""
+"""However a process dies that holds a lock, or waits for one: the next process gets the lock."""
 
 import json
 import os

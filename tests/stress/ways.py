@@ -25,7 +25,7 @@ FOR_EVER = 3600.0
 
 
 class Stage(NamedTuple):
-    """Where all threads and tasks of a process play."""
+    """What all threads and tasks of a process share."""
 
     luna: luna_ext.Library
     cluster_id: str

@@ -37,7 +37,8 @@ def as_a_user(path):
     """How to run a program that heeds its user's configuration of p11-kit."""
     if os.getuid() != 0:
         return []
-    # p11-kit does not read root's. The user nobody, with root's access to all files, will do.
+    # p11-kit does not read root's configuration. So the program runs as the user nobody, with root's
+    # access to all files.
     command = [installed("setpriv", "util-linux"), "--reuid=65534", "--regid=65534"]
     command += ["--clear-groups", "--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
     tried = subprocess.run([*command, "head", "-c1", path], capture_output=True, timeout=SECONDS)

@@ -260,7 +260,7 @@ def test_init_pin_refuses_bad_arguments(module, token):
     ("login", "old", "user"),
     [(None, b"user", USER), ((USER, b"user"), b"user", USER), ((SO, b"1234"), b"1234", SO)],
 )
-def test_set_pin_changes_the_pin_of_whoever_is_logged_in_or_the_user_s(
+def test_set_pin_changes_the_pin_of_the_role_that_is_logged_in_or_the_user_s(
     module, token, login, old, user
 ):
     session = module.open_session(token)

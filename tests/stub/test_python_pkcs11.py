@@ -159,7 +159,7 @@ def test_python_pkcs11_logs_in_and_sets_pins(python_pkcs11):
     ]
 
 
-# python-pkcs11 has no call for C_InitToken: it is always somebody else who sets a label.
+# python-pkcs11 has no call for C_InitToken, so another process sets the label.
 RELABELLING = """
 CHANGE = '''
 import os
@@ -184,7 +184,7 @@ def test_python_pkcs11_sees_what_another_process_changes(python_pkcs11):
     assert python_pkcs11(RELABELLING) == ["0", "1", "logged in"]
 
 
-# luna_ext opens nothing here, so that nobody holds on to the module.
+# luna_ext opens nothing here: it never unloads a client library, so the module would stay loaded.
 UNLOADING = """
 for _ in range(2):
     with pkcs11.lib(PATH).get_token(token_label="keyring1").open() as session:
@@ -204,7 +204,7 @@ def test_module_is_unloaded_and_loaded_again(python_pkcs11):
 
 # ---- python-pkcs11 and luna_ext in one process ----
 
-# Whoever initialised the module is the one to finalise it, so python-pkcs11 is loaded first.
+# The code that initialised the module has to finalise it, so python-pkcs11 is loaded first.
 STRANGER_FIRST = """
 client = pkcs11.lib(PATH)
 cluster = Cluster(os.environ["LUNA_STUB_STATE"])
@@ -241,7 +241,7 @@ def test_luna_ext_joins_python_pkcs11(python_pkcs11):
     ]
 
 
-# python-pkcs11 takes "already initialised" for an error; a subclass can be of another opinion.
+# python-pkcs11 takes CKR_CRYPTOKI_ALREADY_INITIALIZED for an error; this subclass does not.
 STRANGER_SECOND = """
 import contextlib
 from pkcs11 import _pkcs11

@@ -1,4 +1,4 @@
-"""The stand-in keeps its promises while processes are killed, and while everybody calls at once."""
+"""The stand-in's locks and file stay right while processes are killed, and while many call at once."""
 
 import os
 import re
