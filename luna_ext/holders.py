@@ -57,7 +57,7 @@ def _publish(directory: str, library: str, holds: Callable[[], dict[int, int]]) 
                 told = seen
             time.sleep(INTERVAL)
     except OSError as error:
-        _log.warning("who holds locks is not told in %s (%s): %s", directory, VARIABLE, error)
+        _log.warning("held locks cannot be written to %s (%s): %s", directory, VARIABLE, error)
 
 
 def _write(file: Path, library: str, since: dict[int, float]) -> None:

@@ -31,7 +31,7 @@ _T = TypeVar("_T")
 
 
 class ProvisionProgress(NamedTuple):
-    """What has become of one label."""
+    """The outcome for one label."""
 
     label: str
     outcome: Literal["assigned", "skipped", "failed"]
@@ -40,7 +40,7 @@ class ProvisionProgress(NamedTuple):
     error: Exception | None
     """Why it failed."""
     done: int
-    """How many labels have come to an end, this one among them."""
+    """How many labels are finished, this one included."""
     total: int
 
 
@@ -108,8 +108,8 @@ def provision(
         Is locked for as long as the call takes. If all hosts use the same guard, their calls run one
         after the other, and no label is assigned twice. It must not be an unassigned token.
     on_progress : callable, optional
-        Called on the caller's thread with a `ProvisionProgress` for each label that has come to an
-        end. What it raises ends the call, as a Ctrl-C does: assignments that have begun are
+        Called on the caller's thread with a `ProvisionProgress` for each label that is finished.
+        What it raises ends the call, as a Ctrl-C does: assignments that have begun are
         finished, nothing stays locked, and the exception goes on.
 
     Returns
@@ -236,7 +236,7 @@ class _Run:
         )
 
     def each(self, step: _Step, labels: list[str], workers: int) -> None:
-        """Call `step` with each label, on so many threads, and note what it comes to."""
+        """Call `step` with each label, on so many threads, and note its outcome."""
         left = iter(labels)
         ended: SimpleQueue[_End | None] = SimpleQueue()
         over = threading.Event()

@@ -93,7 +93,7 @@ cdef class Claim:
             self.entered = self.token is not None
 
     def __aexit__(self, exc_type, exc_value, traceback):
-        # No coroutine: between its call and its first line a signal handler could come in.
+        # No coroutine: a signal handler could run between its call and its first line.
         cdef Departure departure = self.departure
         self.departure = None
         if departure is None:

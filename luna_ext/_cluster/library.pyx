@@ -84,7 +84,7 @@ cdef class Library:
             finish_closing(self.locks)
 
     def _wait_for_close(self):
-        """Until another thread's close() has released what was held."""
+        """Wait until another thread's close() has released what was held."""
         # Not for a close() that the present signal handler has interrupted, nor for one that another
         # thread of the parent process was in at the fork: neither would ever end.
         if self.closer != PyThread_get_thread_ident() and self.closing_pid == os.getpid():
@@ -119,7 +119,7 @@ cdef class Library:
         close_client(self.locks, self.share, wait)
         if failure is not None:
             raise failure
-        # Last: a warning may be an error, and nothing may stay locked because of it.
+        # Last: a warning may raise, and then nothing may stay locked.
         for each, place in places:
             if place is not None:
                 warnings.warn(

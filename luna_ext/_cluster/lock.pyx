@@ -173,8 +173,8 @@ cdef class Departure:
                 try:
                     await done
                 except BaseException as error:
-                    # This exception leaves the block instead of the unlock's error, so a note on it
-                    # has to tell of that.
+                    # This exception leaves the block instead of the unlock's error, so it gets a note
+                    # with that error.
                     if luna_shared_get(&self.finished) and self.error is not None:
                         note_or_raise(error, self.error)
                     raise
@@ -410,7 +410,7 @@ cdef class SlotLock:
         return self.target
 
     def __aexit__(self, exc_type, exc_value, traceback):
-        # No coroutine: between its call and its first line a signal handler could come in.
+        # No coroutine: a signal handler could run between its call and its first line.
         cdef Departure departure = self.departure
         self.departure = None
         if departure is None:

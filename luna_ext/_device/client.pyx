@@ -11,12 +11,12 @@ cdef double RECOUNT_SECONDS = 0.05
 # The loaded libraries by their handle. dlopen gives one handle per library, by whatever path,
 # so that two Library objects on one library share its Client and through it every lock.
 cdef dict _clients = {}
-# When an exit under way is to be over, in seconds of luna_now(), and the thread that makes it.
+# When an exit under way has to be over, in seconds of luna_now(), and the ident of the thread that runs it.
 cdef double exit_deadline = 0
 cdef unsigned long exiting_thread = 0
 cdef uint64_t last_share = 0
 
-# Known only here: `handle` is an address that has to come from the loader.
+# Only this file has the key, because `handle` has to be an address that the loader gave.
 cdef object _CLIENT_KEY = object()
 
 
@@ -210,7 +210,7 @@ cdef class Client:
         self.awaited = 0
 
     def keep_locks(self, locks):
-        """What the layer above keeps for this client; the first that comes stays."""
+        """Keep an object of the layer above, unless one is kept already; returns the one that is kept."""
         luna_guard_lock(&self.guard)
         if self.locks is None:
             self.locks = locks
@@ -247,7 +247,7 @@ cdef class Client:
     # ---- C_Initialize and C_Finalize ----
 
     cdef Share join(self, str path):
-        """Initialise the library unless it is; a new user's Share."""
+        """Initialise the library unless that was done; returns a Share for a new Library."""
         cdef CK_RV rv
         share = Share(self, path)
         self._begin_change()
@@ -331,7 +331,9 @@ cdef class Client:
         return CKR_OK
 
     cdef CK_RV finalize(self) except? 0xFFFFFFFF:
-        """Finalise if the last user has left and no call is out; what C_Finalize answers."""
+        """Finalise if there is no Share and no call is out. Returns C_Finalize's answer; CKR_OK if it was
+        not called.
+        """
         cdef CK_RV rv = CKR_OK
         cdef uint64_t began, lasted
         if self.state != CLOSING or self.shares or self.in_flight() != 0:
@@ -369,7 +371,7 @@ cdef class Client:
         return self.in_flight() <= left
 
     def stats(self):
-        """What this process's calls have come to: {C function: FunctionStats}."""
+        """FunctionStats of each C function that this process has called, by its name."""
         return stats_of(self.traffic)
 
     # ---- fork ----

@@ -73,7 +73,8 @@ def take_after_a_while(SlotMutex mutex not None, number):
 
 # ---- of the interpreter ----
 
-# The device calls are made by a bare thread: a call that never returns must not keep the process.
+# The device calls are made by a thread that Python does not know and so does not wait for: a call may
+# never return.
 
 ctypedef CK_RV (*C_Finalize_t)(void *pReserved) noexcept nogil
 

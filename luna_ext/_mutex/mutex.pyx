@@ -74,8 +74,8 @@ cdef class SlotMutex:
         return self._wait_for_turn(me, share, poll, &wait, False)
 
     cdef bint acquire_within(self, Share share, bint poll, double seconds) except -1:
-        """Lock with the device call on a worker, so that the caller can give up; -1: it never does,
-        0: it does not wait for another holder. Whether the lock was granted in time.
+        """Lock with the device call on a worker, so that the caller can give up after so many seconds; -1:
+        never; 0: it does not wait for another holder. Returns whether the lock was granted in time.
         """
         cdef Waiter waiter
         cdef bint in_hub = in_greenlet_hub()
@@ -168,7 +168,7 @@ cdef class SlotMutex:
         return 0
 
     def _need_functions(self, Share share):
-        # Without the unlock function a lock would never come off: refuse both together.
+        # Without the unlock function a lock could never be released, so none is taken.
         self.client.need(CA_LOCK_CLUSTERED_SLOT, share.path)
         self.client.need(CA_UNLOCK_CLUSTERED_SLOT, share.path)
 
@@ -635,7 +635,7 @@ cdef class SlotMutex:
         return 0
 
     cdef int check_not_evicted(self, Share share, str function) except -1:
-        """Raise if close(), or the like, has taken the caller's lock off."""
+        """Raise if the caller's lock was taken off: by close(), or because its thread had ended."""
         if self.evicted is None or (share.open and self.is_mine()):
             return 0
         self.raise_evicted(caller_number(), share, function)
@@ -785,7 +785,7 @@ cdef class SlotMutex:
         return place
 
     cdef int take_from_holder(self, uint64_t hold) except -1:
-        """The holder may never come back to release, so it must not keep others out."""
+        """End this hold and unlock, on the calling thread: its holder may never release the lock."""
         cdef Loss loss = NOT_LOST
         cdef Leave due = begin_leave(
             &self.record, 0, hold, 0, self.client.generation, &self.locks.kind, &loss
@@ -797,7 +797,7 @@ cdef class SlotMutex:
         return 0
 
     def take_from_ended_thread(self, number):
-        """A thread has ended that held the lock; it will never release it."""
+        """Take off the lock that an ended thread held, with an ERROR record and a warning."""
         cdef Record now = seen(&self.record)
         if now.owner != number:
             return

@@ -1,4 +1,4 @@
-# What an application is told about its locks: log records, audit events (sys.audit), and errors.
+# How an application learns about its locks: log records, audit events (sys.audit), and errors.
 #
 # All of it may run the application's code, which may raise. So the audit event of a lock comes
 # before anything is done; a lock that is held while a record is written is given back if that fails;

@@ -21,7 +21,7 @@ class Waits(NamedTuple):
     """Nanoseconds, each from the `with` to its first statement."""
 
     def at(self, share: float) -> float:
-        """Microseconds that this share of the waits (0 to 1) does not exceed."""
+        """Microseconds that this fraction of the waits (0 to 1) does not exceed."""
         return self.sorted[round(share * (len(self.sorted) - 1))] / MICROSECONDS
 
 

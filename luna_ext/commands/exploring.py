@@ -203,9 +203,9 @@ def _rows(luna: Library) -> Iterator[tuple[object, ...]]:
 def watch(options: Settings, interval: float) -> None:
     """Show all tokens and the locks that this host's processes hold, until Ctrl-C.
 
-    The SDK does not tell who holds a lock. Processes that have LUNA_EXT_WATCH=DIRECTORY in their
-    environment tell it in files there; set it for this command, too. The stand-in tells by itself.
-    Without a terminal the table is printed once.
+    The SDK does not say which process holds a lock. Processes that have LUNA_EXT_WATCH=DIRECTORY in
+    their environment write it to files there; set it for this command, too. The stand-in needs no such
+    files. Without a terminal the table is printed once.
     """
     with options.open() as luna:
         if not sys.stdout.isatty():

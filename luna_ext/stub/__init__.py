@@ -52,7 +52,8 @@ class LoggedCall(NamedTuple):
     """From 1, in the order in which the calls began."""
     function: str
     slot_id: int | None
-    """Of a call for a slot or for a session; that of CA_GetUnassignedSlot is the one it found."""
+    """The slot of the call, or of its session; of CA_GetUnassignedSlot, the slot that it gave. None: a
+    call without a slot."""
     rv: int | None
     """What it answered; None: it has not returned, or its process died during the call."""
     pid: int
