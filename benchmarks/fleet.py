@@ -2,7 +2,7 @@
 
 On a stand-in whose calls take 1 ms. `allowed` is what the device lets be done: calls x length of a
 call / workers. The length is the one that was asked for, and in the last column the one that the
-calls had: a sleep takes longer than it is told, and looking through 3500 labels takes its time.
+calls had: a sleep lasts longer than was asked for, and looking through 3500 labels takes time.
 
 Run it on an otherwise idle machine: python benchmarks/fleet.py
 """

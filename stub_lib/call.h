@@ -16,7 +16,7 @@
 struct call {
     enum function_id function;
     bool struck;     /* by a fault, which is the answer in place of any effect */
-    bool reply_lost; /* it takes effect, but the caller is not told what it has got, only rv */
+    bool reply_lost; /* it takes effect, but the caller gets only rv, not the slot or handle */
     uint64_t slot_id;
     CK_RV rv;
     struct log_ticket ticket; /* of number 0: it is not logged */

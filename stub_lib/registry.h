@@ -1,5 +1,5 @@
 /*
- * registry.h: the cluster's table of applications: who is in it, who is alive, who lost its
+ * registry.h: the cluster's table of applications: which are in it, which live, which lost their
  * connection. An application is named by the word that its locks hold when they were granted once.
  *
  * SPDX-License-Identifier: MIT

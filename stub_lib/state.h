@@ -224,7 +224,7 @@ void state_write_end(struct state_file *file);
 void state_read_token(struct state_token *token, struct token_record *record);
 void state_write_token(struct state_token *token, const struct token_record *record);
 void state_read_label(struct state_token *token, uint8_t label[STATE_LABEL_SIZE]);
-/* The version that these return tells one rule from the next. */
+/* The version that these return is another one for each rule. */
 uint64_t state_read_fault(struct state_fault_rule *rule, struct fault_rule *record);
 void state_write_fault(struct state_fault_rule *rule, const struct fault_rule *record);
 uint64_t state_read_latency(struct state_latency_rule *rule, struct latency_rule *record);

@@ -358,7 +358,7 @@ def calls_of(luna: luna_ext.Library) -> Callable[[str], int]:
 @pytest.fixture
 def wait_until_queued() -> Callable[[luna_ext.ClusterSlot, int], None]:
     def wait(slot: luna_ext.ClusterSlot, count: int) -> None:
-        """Until so many threads or tasks wait for the slot; its repr tells."""
+        """Wait until so many threads or tasks wait for the slot, by its repr."""
         wait_until(lambda: f"{count} waiting" in repr(slot))
 
     return wait
@@ -366,7 +366,7 @@ def wait_until_queued() -> Callable[[luna_ext.ClusterSlot, int], None]:
 
 @pytest.fixture
 def wait_until_inside(cluster: Cluster) -> Callable[..., None]:
-    """Until so many threads of a process, this one by default, are inside a device call."""
+    """Wait until so many threads of a process, this one by default, are inside a device call."""
 
     def wait(function: str, count: int = 1, *, pid: int | None = None) -> None:
         wait_until(lambda: sum(one.rv is None for one in logged(cluster, function, pid)) >= count)

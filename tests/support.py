@@ -52,9 +52,10 @@ async def let_others_run_until(condition: Callable[[], object], seconds: float =
 def hold_loop_until_it_is_told(
     loop: asyncio.AbstractEventLoop, begin: Callable[[], object] = lambda: None
 ) -> None:
-    """Nothing runs in the event loop until a thread has told it something; for a task to call.
+    """Stop the event loop until a thread has called `call_soon_threadsafe()`; a task calls this.
 
-    What the task does next comes together with what the thread has told. `begin` makes it do so.
+    So the task's next step and the thread's callback come in the same turn of the loop. `begin` makes
+    the thread call.
     """
     tell, told = loop.call_soon_threadsafe, threading.Event()
 
@@ -72,7 +73,7 @@ def hold_loop_until_it_is_told(
 
 
 def assert_stays(condition: Callable[[], object], seconds: float = 0.1) -> None:
-    """For what must not happen: no event tells that it has not."""
+    """Wait a moment for something that must not happen: no event shows that it has not happened."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert condition()

@@ -319,7 +319,7 @@ def test_an_unlock_that_fails_is_noted_on_the_cancellation_that_comes_with_it(
     async def main():
         task = asyncio.create_task(enter())
         await asyncio.to_thread(wait_until_inside, UNLOCK)
-        # The loop hears of the answer and of the cancellation in one and the same step.
+        # The loop handles the answer and the cancellation in the same step.
         hold_loop_until_it_is_told(asyncio.get_running_loop())
         task.cancel()
         with pytest.raises(asyncio.CancelledError) as caught:

@@ -400,7 +400,9 @@ def test_a_signal_that_interrupts_close_leaves_it_to_be_done_again(
 def test_a_lock_that_a_handlers_close_took_is_not_released_under_its_next_holder(
     cluster, hold_here, on_alarm, owner_of
 ):
-    """The wait that the handler interrupts has the lock by then, and hears of no close."""
+    """The interrupted wait was granted the lock before; it ends with the handler's exception, and must not
+    unlock what another thread holds by then.
+    """
     with cluster.library() as other:
         luna = cluster.library()
         slot = luna.slot(1)
@@ -425,7 +427,7 @@ def test_a_lock_that_a_handlers_close_took_is_not_released_under_its_next_holder
 def test_a_close_that_is_interrupted_while_it_tells_an_event_loop_is_finished(
     cluster, call, hold_here, wait_until_queued, owner_of
 ):
-    """What a signal handler raises in the midst of it is raised by close() once all is done."""
+    """If a signal handler raises during close(), close() finishes first and then raises that."""
     with cluster.library():
         luna = cluster.library()
         slot = luna.slot(1)

@@ -1,4 +1,4 @@
-"""The end of the interpreter: held locks come off, and nothing keeps or breaks the process."""
+"""The end of the interpreter: held locks are released, and the process ends in time without a crash."""
 
 import re
 import signal
@@ -15,7 +15,7 @@ AT_MOST = 12.0
 
 
 def check(done, *, returncode=0, warnings=0, error=None):
-    """An exit as Python's own, in time, without a word but `warnings` of ours and the `error`."""
+    """The program ended in time with `returncode`, and printed only our `warnings` and the `error`."""
     said = done.stderr
     if error is not None:
         traceback = re.match(rf"(?sm)Traceback \(most recent call.*?^{error}.*?\n", said)

@@ -144,7 +144,7 @@ def test_a_handler_that_returns_lets_the_wait_go_on(luna, hold_elsewhere, wait_u
     assert len(handled) == 1
 
 
-# ---- what is told ----
+# ---- the WARNING records ----
 
 
 def told(caplog):
@@ -204,7 +204,7 @@ def test_every_wait_for_another_process_or_a_silent_device_is_told_of_while_it_l
 
 
 def test_a_long_wait_for_a_holder_of_this_process_names_it(luna, caplog, call):
-    """A thread or a task, and where it locked."""
+    """The record names the thread or task that holds the lock, and where it locked."""
     held = [threading.Event() for _ in range(3)]
     leave = threading.Event()
 

@@ -34,7 +34,7 @@ def client(tmp_path_factory):
 
 @pytest.fixture
 def ask(client, cluster, monkeypatch, function, call):
-    """Ask for the slots while the function tells that lie; what luna_ext makes of it."""
+    """Ask for the slots while the function gives that wrong answer; the slots that luna_ext returns."""
     monkeypatch.setenv(STATE_VARIABLE, cluster.path)
     liar = ctypes.CDLL(str(client))
     with luna_ext.Library(client) as luna:

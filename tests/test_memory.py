@@ -1,4 +1,4 @@
-"""No memory, just when a claim comes back: nothing stays locked."""
+"""If no memory is left when a claim comes back, nothing stays locked."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ pytest.importorskip(
     "_testcapi", reason="CPython's own tests, which can let allocations fail, are not installed"
 )
 
-# A small slot ID is no new object. So the first thing that the claim's thread allocates is room in the
+# Python makes no new object for a small slot ID. So the first allocation of the claim's thread is for the
 # table of slots.
 OUT_OF_MEMORY = """
 import os, threading

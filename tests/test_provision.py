@@ -449,7 +449,7 @@ def test_killed_at_any_moment_and_run_again_it_comes_to_an_end(luna, cluster, pr
         one.expect("ready")
         one.process.stdin.write("\n")
         one.process.stdin.flush()
-        # A process that is done by then has told so.
+        # A process that has finished by then has printed its result.
         if select.select([one.process.stdout], [], [], chance.uniform(0, 0.04) + kills * 0.002)[0]:
             break
         one.process.kill()

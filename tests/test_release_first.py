@@ -227,7 +227,7 @@ def test_ctrl_c_in_the_last_operation_of_an_async_block_cancels_a_task_that_has_
 
 # ---- what runs between the call and the release ----
 
-# Whatever Python function begins between the end of a block and its release is told with `early`: a
+# Each Python function that begins between the end of a block and its release is noted in `early`: a
 # signal handler, or what raises, could come in there as well.
 PROFILED = """
 import asyncio, contextlib, json, logging, threading

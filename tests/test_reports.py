@@ -1,4 +1,4 @@
-"""What an application is told by log records and audit events."""
+"""What log records and audit events say to an application."""
 
 import asyncio
 import logging
@@ -204,7 +204,7 @@ def test_a_long_wait_is_warned_of_once(luna, cluster, caplog, hold_elsewhere, ca
         call(lambda: wait_on_own_thread(luna.slot(4))),
         call(lambda: wait_for_a_token(luna)),
     ]
-    # One that ends when the wait would become long is told by its error.
+    # A wait that ends when it would become long ends with an error, without a record.
     timed_out = call(lambda: time_out(luna.slot(5)))
     wait_until(lambda: len(told(caplog, logging.WARNING)) >= 5)
     texts = told(caplog, logging.WARNING)

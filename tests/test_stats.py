@@ -1,4 +1,4 @@
-"""What stats() counts of the device's functions."""
+"""stats(): the counters of the device's functions."""
 
 import contextlib
 import threading
@@ -14,7 +14,7 @@ INFO = "C_GetSlotInfo"
 
 @pytest.fixture
 def since(luna):
-    """What a function's calls have come to since the test began, but for the longest of them."""
+    """A function's FunctionStats since the test began, without the longest duration."""
     before = luna.stats()
 
     def difference(function):
@@ -33,7 +33,7 @@ def since(luna):
     return difference
 
 
-def test_what_was_never_called_has_come_to_nothing():
+def test_stats_of_a_function_that_was_never_called_are_zero():
     stats = luna_ext.FunctionStats()
     assert (stats.calls, stats.errors, stats.total_seconds, stats.max_seconds) == (0, {}, 0.0, 0.0)
     assert stats.histogram == ()

@@ -356,7 +356,7 @@ def test_a_claim_that_gave_up_is_not_in_the_way_of_a_lock(
 @pytest.mark.luna_cluster(keyrings=1)
 @pytest.mark.parametrize("relock", ["granted", "wait", "error"])
 def test_a_lock_call_is_answered_before_a_late_claim_of_its_slot_is_unlocked(succeed, relock):
-    """Only then does the answer tell what the device has, in a process that does not know it yet."""
+    """Only then does the answer show the kind of the device, in a process that does not know it yet."""
     body = f"""
         cluster.switch("relock", {relock!r})
         polling = cluster.library(contention="poll")

@@ -91,7 +91,7 @@ struct model_token {
 
 struct model_session {
     bool open;
-    CK_SESSION_HANDLE handle; /* CK_INVALID_HANDLE: we were not told */
+    CK_SESSION_HANDLE handle; /* CK_INVALID_HANDLE: the reply was lost */
     unsigned int token;
     bool read_write;
     bool searching;

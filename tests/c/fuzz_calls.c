@@ -312,7 +312,7 @@ static bool can_be_claimed(const struct model_token *token)
            memcmp(token->label, token->original, STATE_LABEL_SIZE) == 0;
 }
 
-/* Which one it was, when we were not told, the file knows. */
+/* If the reply was lost, the file says which slot it was. */
 static struct model_token *claimed_token(const CK_UNASSIGNED_SLOT_INFO *info, bool lost)
 {
     if (!lost)

@@ -1,5 +1,6 @@
 /*
- * storm_client.c: clients that write only what can be told from a mixture, and check it.
+ * storm_client.c: clients that write values of which no part can be mistaken for another value, and
+ * check them.
  *
  * SPDX-License-Identifier: MIT
  */

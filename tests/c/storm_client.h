@@ -1,5 +1,5 @@
 /*
- * storm_client.h: clients of the stand-in that write only what can be told from a mixture, and that
+ * storm_client.h: clients of the stand-in that write values of which a mixture would be noticed, and that
  * check what others have written.
  *
  * SPDX-License-Identifier: MIT

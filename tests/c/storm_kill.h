@@ -69,7 +69,7 @@ static inline CK_SLOT_ID slot_of(unsigned int keyring)
     return FIRST_SLOT + keyring;
 }
 
-/* Of a lane its own, or one could not tell whose rule it is. */
+/* Each lane has a function of its own, so that its rules come from its own victim. */
 static inline enum function_id lane_function(void)
 {
     return lane_number == 0 ? FUNCTION_C_DigestInit : FUNCTION_C_SignInit;

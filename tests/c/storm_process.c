@@ -326,7 +326,7 @@ static void finalise_and_initialise(void)
     atomic_fetch_add(&exercise->breaks, 1U);
 }
 
-/* In a child that was forked in the midst of its parent's calls. It has nothing of its parent's. */
+/* In a child that was forked while its parent made calls. It must have no lock or session of its parent. */
 static _Noreturn void be_forked(void)
 {
     watch_for(60, "a forked child");

@@ -1,4 +1,4 @@
-"""watch, and the files by which processes tell which locks they hold."""
+"""watch, and the files in which processes write which locks they hold."""
 
 import json
 import os
@@ -27,7 +27,7 @@ HOLD = """
 
 @pytest.fixture
 def directory(tmp_path, monkeypatch):
-    """Where processes tell who holds locks."""
+    """The directory in which processes write which locks they hold."""
     place = tmp_path / "holders"
     place.mkdir()
     monkeypatch.setenv(holders.VARIABLE, str(place))

@@ -1,4 +1,4 @@
-"""Threads, tasks, and another process, that do one thing at a time as they are told."""
+"""Threads, tasks, and another process, that each run one given function at a time."""
 
 import asyncio
 import queue
@@ -32,7 +32,7 @@ class Actor:
         self._put(function)
 
     def result(self) -> object:
-        """What the call under way comes to."""
+        """What the call under way returns, or the type of what it raises."""
         try:
             result = self._results.get(timeout=self._patience)
         except queue.Empty:

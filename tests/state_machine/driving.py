@@ -219,7 +219,7 @@ class Driver(RuleBasedStateMachine):
         assert [warning.category for warning in caught] == [ResourceWarning] * evicted
 
     def go_on(self, slots: Iterable[int] = SLOTS) -> None:
-        """After a change: who can go on does, and is told what the model says."""
+        """After a change: each waiter that the model lets go on must go on, with the model's result."""
         for slot in slots:
             if not self.model.waiting[slot] and self.model.call[slot]:
                 self.given_up.add(slot)
@@ -233,7 +233,7 @@ class Driver(RuleBasedStateMachine):
     # ---- the main thread: signals, and forks ----
 
     def waiting_for(self, slot: int) -> int:
-        """How many wait for a slot, as it says itself; but not who makes the lock call."""
+        """How many wait for a slot, by its repr; without the thread that makes the lock call."""
         found = re.search(r"(\d+) waiting", repr(self.slot(0, slot)))
         return int(found[1]) if found else 0
 
@@ -266,7 +266,7 @@ class Driver(RuleBasedStateMachine):
             raise AssertionError(f"{party.enter()}, and not interrupted")
 
     def fork_and_look(self) -> None:
-        """In the child nothing is held, and what is free can be had."""
+        """In the child nothing is held, and a free slot can be locked."""
         free = [slot for slot in SLOTS if self.model.device[slot] is None and self.is_free(slot)]
         library = next(number for number in (0, 1) if not self.libraries[number].closed)
         with warnings.catch_warnings():

@@ -14,8 +14,8 @@ from luna_ext.stub import Cluster, library_path
 
 
 class Surroundings:
-    """Used again and again; but a failure may spoil them for the next sequence, and then new ones
-    are made, so that what is found fails in the same way when it is tried once more.
+    """Used for many sequences. After a failure they may be in any state, so new ones are made, and the
+    sequence that failed fails in the same way when it is run once more.
     """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
@@ -28,7 +28,7 @@ class Surroundings:
         self._copies = 0
 
     def abandon(self, cluster: Cluster, libraries: list[luna_ext.Library]) -> None:
-        """After a failure, or in the midst of a sequence: anything may be under way, or stuck."""
+        """After a failure, or during a sequence: calls may be under way, or stuck."""
         self.elsewhere.kill()
         with contextlib.suppress(ProcessLookupError):
             cluster.disconnect(os.getpid())

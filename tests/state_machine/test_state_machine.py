@@ -1,6 +1,7 @@
 """Any sequence of calls by threads, tasks, two Libraries and two processes, against a small model.
 
-The model says who holds what; the rules do the same to the real thing, and wait until it rests.
+The model says which party holds which slot; the rules do the same with real Libraries, and wait until
+no call is under way that can end.
 """
 
 import os

@@ -25,7 +25,7 @@ WORD = 8
 
 
 class Interval(NamedTuple):
-    """From when until when a process held a slot, as `time.monotonic_ns()` tells it."""
+    """From when until when a process held a slot, in nanoseconds of `time.monotonic_ns()`."""
 
     entered: int
     left: int
@@ -41,7 +41,7 @@ class Crowd:
         self.totals: dict[str, int] = {
             name: sum(process[name] for process in of_processes) for name in of_processes[0]
         }
-        """What the processes tell of themselves: how often was given up, and so on."""
+        """Numbers that the processes report: how often a wait was given up, and so on."""
         self._counters = (directory / "counters").read_bytes()
         self.intervals: dict[int, list[Interval]] = {}
         for file in directory.glob("intervals-*"):

@@ -47,7 +47,7 @@ class Settings(NamedTuple):
     rounds: int
     """How often each thread locks or claims; those of an event loop's tasks add up to the same."""
     claims: float
-    """The share of the rounds that claim."""
+    """The fraction of the rounds that claim."""
     polls: bool
     """Whether the device answers an error where the lock is not free."""
     may_leave: bool
@@ -133,7 +133,7 @@ class Process:
             self._failed.append(name)
 
     def wait(self) -> bool:
-        """Until all threads have ended, and nothing is locked. False: a slot stays in doubt, and so
+        """Wait until all threads have ended, and nothing is locked. False: a slot stays in doubt, and so
         the process has to exit, for no thread or task of whatever process will ever get it.
         """
         while any(thread.is_alive() for thread in self._threads) or self._since:
@@ -211,7 +211,7 @@ def fork(child: Callable[[], int]) -> int:
 
 
 def wait_for(told: int, processes: int) -> None:
-    """Until each process has told that it is so far."""
+    """Wait until each process has reported that it has come to this point."""
     while processes:
         processes -= len(os.read(told, processes))
 

@@ -22,7 +22,7 @@ class Combination(NamedTuple):
     tasks: bool
     """Whether some of the threads run event loops with tasks."""
     claims: float
-    """The share of the rounds that claim a slot; the others lock one."""
+    """The fraction of the rounds that claim a slot; the others lock one."""
     latency: float
 
 

@@ -31,7 +31,7 @@ class Stage(NamedTuple):
     cluster_id: str
     slots: int
     claims: float
-    """The share of the rounds that claim a slot; the others lock one."""
+    """The fraction of the rounds that claim a slot; the others lock one."""
 
     def any_slot(self, chance: random.Random) -> luna_ext.ClusterSlot:
         return self.luna.slot(chance.randint(1, self.slots))

@@ -220,7 +220,7 @@ def test_latency_comes_before_the_effect(module, cluster, call):
 
 
 def arrives(cluster, condition):
-    """Until the device is in that state, though it has told its caller nothing."""
+    """Wait until the call has had its effect on the device, although its answer has not come."""
     deadline = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < deadline, cluster.tokens()
@@ -382,7 +382,7 @@ def test_latency_varies_within_its_range(module, cluster):
 
     times = sorted(durations(cluster, "CA_GetSlotId"))
 
-    # What the machine adds can only lengthen them; the shortest ones tell.
+    # A busy machine can only lengthen them, so the shortest ones are looked at.
     assert times[0] >= 0.001
     assert times[10] < times[-1] - 0.002
 
