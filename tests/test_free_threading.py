@@ -60,7 +60,7 @@ def test_threads_that_ask_for_a_slot_at_once_get_one_object(luna, together):
 
 
 def test_one_slot_has_one_holder(luna, together):
-    """Without a lock, threads that add to a number this way lose most of what they add."""
+    """Without a lock, threads that add to a number in this way lose most of their additions."""
     sums = [0]
 
     def add(number):

@@ -309,11 +309,11 @@ static inline void luna_count(struct luna_counter *counter, uint64_t nanoseconds
 /* ---- coming back to the GIL ---- */
 
 /*
- * Keeps threads that come back from the device out of each other's way to the GIL. Between two device calls
- * a thread holds the GIL for a few microseconds. A thread that asks for it just then is put to sleep by
- * CPython, and to be woken on another CPU costs many times as long; with many threads most of the time
- * went there. A thread that comes back gives way instead while another one is on its way, some 20 times
- * at most: then that one has work of its own to do, and CPython decides.
+ * Keeps threads that come back from the device from asking for the GIL at the same time. Between two device
+ * calls a thread holds the GIL for a few microseconds. CPython puts a thread to sleep that asks for the GIL
+ * just then, and to wake it on another CPU takes many times as long; with many threads most of the time
+ * was spent so. Instead, a thread that comes back yields the CPU while another one is between two device
+ * calls, 20 times at most: if it takes longer, the other thread does other work, and CPython decides.
  */
 #if LUNA_GIL
 
@@ -374,18 +374,17 @@ static inline PyObject *luna_look_up(PyObject *dict, PyObject *key) {
     return value;
 }
 
-
 /*
- * Whether the one dict has changed that luna_watch() was called with: 0 if nothing was put into it or taken out of it since
- * the last look. Where that cannot be known, it always has changed. A look at a number, where looking
- * something up that is not there takes many times as long.
+ * Whether the one dict has changed that luna_watch() was called with: 0 if nothing was put into it or taken
+ * out of it since the last call; 1 also where that cannot be known. It reads only a number, which is many
+ * times as fast as to look for a key that the dict does not have.
  */
 #if LUNA_GIL && PY_VERSION_HEX >= 0x030C0000
 
 static int luna_has_changed = 1;
 static int luna_is_watched;
 
-/* Told before the change. With the GIL, that is one with it: no look comes in between. */
+/* Python calls this before the change. The GIL is held until after it, so no luna_changed() comes between. */
 static int luna_on_change(PyDict_WatchEvent event, PyObject *dict, PyObject *key, PyObject *value) {
     (void)event, (void)dict, (void)key, (void)value;
     luna_has_changed = 1;

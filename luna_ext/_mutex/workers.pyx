@@ -9,16 +9,16 @@ cdef enum:
 
 # How long a fork waits for the threads that have nothing to do to end.
 cdef double DISMISSAL_SECONDS = 0.1
-# How long it waits for those that have something to do: they may have done it, all but for the last
-# step, and in a device call that lasts they may not be waited for.
+# How long a fork waits for workers that have a job: the job may be about to end. A longer wait would be in
+# vain for a worker that is in a device call.
 cdef double LAST_STEP_SECONDS = 0.005
 
 cdef struct Worker:
     PyThread_type_lock wake     # released when there is a job
-    Work work                   # the job, and
-    void *subject               # what it is about, with a reference
-    Worker *behind              # the next one that is idle
-    long thread_id              # at the operating system
+    Work work                   # the job
+    void *subject               # its argument, with a reference
+    Worker *behind              # the next idle worker
+    long thread_id              # the operating system's ID of its thread
 
 cdef luna_guard pool_guard
 cdef Worker *idle_workers = NULL

@@ -69,7 +69,7 @@ tsan: tsan-tools build/tsan/storm $(VENV)/built $(VENV)/with-test
 		--ignore=tests/test_gunicorn.py $(SINGLE_THREADED:%=--ignore=tests/test_%.py); \
 		status=$$?; cat $(abspath build/tsan/reports)/* 2>/dev/null && exit 66; exit $$status
 
-# The same without the GIL, on a CPython that is built for it and is watched itself. Its own list says
+# The same without the GIL, on a CPython that is built for ThreadSanitizer as well. CPython's own list says
 # which of its races are known.
 tsan-freethreaded: tsan-tools
 	$(NOT_AT_RANDOM) $(MAKE) $(WATCHED)/venv/pip $(WATCHED)/venv/with-test-freethreaded \
