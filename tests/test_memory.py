@@ -20,7 +20,7 @@ import _testcapi
 from luna_ext.stub import STATE_VARIABLE, Cluster
 
 cluster = Cluster(os.environ[STATE_VARIABLE])
-cluster.latency(1.0, "CA_GetUnassignedSlot", after=True)
+cluster.latency(0.5, "CA_GetUnassignedSlot", after=True)
 ended = threading.Lock()
 ended.acquire()
 outcome = []
