@@ -104,13 +104,14 @@ cdef struct Record:
     uint64_t doubt_in       # the generation in which it was
     bint owed               # a lock call is due even without a waiter: to take off what may be set
     uint64_t owed_at        # the newest lock call when that became so
-    bint on_trial           # the lock call that is out was made while the lock was surely on
+    bint on_trial           # the lock call was made while the lock was surely on, and its moment lasts
+    bint unsent             # a worker is to make it, and has not come to that
     uint64_t suspected      # the lock call that an unlock has crossed after a moment; 0: none
     double unlocked_time    # when that unlock was answered, in seconds of luna_now()
     int working             # calls under way that rely on the hold; close() unlocks after them
     bint evicted            # the Library was closed while they were
     bint inherited          # the lock was held in the parent process, at the fork
-    PyThread_type_lock moment   # released when the lock call that is out comes back; or NULL
+    PyThread_type_lock moment   # released when the lock call goes out or comes back; or NULL
 
 # Whether a wait may go on, and how long it has.
 cdef struct Deadline:
@@ -155,6 +156,7 @@ cdef class Place:
 cdef class SlotMutex:
     """The lock of one slot in this process."""
     cdef Record record
+    cdef int back                    # a mark: the lock call has its answer, heard or not
     cdef Locks locks                 # of the client, for all its slots
     cdef Client client               # makes the device calls
     cdef readonly CK_SLOT_ID slot_id
@@ -213,7 +215,7 @@ cdef class SlotMutex:
     cdef int _wake(self, Seat *seat) noexcept
     cdef int _no_worker(self) noexcept
     cdef int _wait_a_moment(self) noexcept
-    cdef int _lock_for_waiters(self, bint begun) except -1
+    cdef int _lock_for_waiters(self, bint trial) except -1
     cdef bint _try_again(self) noexcept
     cdef int _tell_late(self, CK_RV rv) except -1
 

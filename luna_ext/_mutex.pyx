@@ -73,6 +73,7 @@ from luna_ext._device cimport (
     luna_pause,
     luna_raise_pending,
     luna_shared_add,
+    luna_is_marked,
     luna_shared_get,
     luna_shared_set,
     luna_thread_exists,

@@ -216,6 +216,50 @@ wait_until(lambda: owner() is None)
     assert on_device(device, body) == []
 
 
+@ONE
+def test_a_thread_that_keeps_the_gil_does_not_have_the_device_taken_for_another(on_device):
+    """The lock call on trial is sent late, or its answer is heard late: after the unlock, as if it had
+    waited for that. Then a claim would be trusted whose grant the unlock has taken off.
+    """
+    body = """
+import ctypes
+slot.acquire()
+slot.release()
+cluster.latency(2.5, CLAIM)
+ends = []
+
+def claim():
+    with luna.claim("cluster-1", timeout=20) as token:
+        inside(token)
+        ends.append("claimed")
+
+def keep_the_gil():
+    begun.set()
+    for _ in range(3):
+        ctypes.PyDLL(None).usleep(700_000)
+
+slot.acquire()
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+begun = threading.Event()
+keeping = in_thread(keep_the_gil)
+begun.wait()
+slot.release()
+for thread in (keeping, claiming):
+    thread.join(40)
+cluster.latency(0, CLAIM)
+cluster.latency(0.3, CLAIM, after=True)
+slot.acquire()
+claiming = in_thread(claim)
+wait_until(lambda: len(cluster_calls(CLAIM)) == 2)
+time.sleep(0.1)
+slot.release()
+claiming.join(40)
+assert ends == ["claimed"] * 2
+"""
+    assert on_device("grants again, and to claims", body) == []
+
+
 @pytest.mark.stress
 @pytest.mark.parametrize("device", [*DEVICES])
 @pytest.mark.parametrize("unlock_owner", ["unchecked", "checked"])

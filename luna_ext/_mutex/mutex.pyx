@@ -214,9 +214,9 @@ cdef class SlotMutex:
         while True:
             if not share.open or luna_shared_get(&self.client.state) != READY:
                 self._make_ready(share)
-            if not begin_call(&self.record, self.client.generation, False):
+            if not begin_call(&self.record, self.client.generation, False, &self.back):
                 return self._wait_for_turn(number, share, poll, wait, True)
-            if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds):
+            if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds, &self.back):
                 break_off_call(&self.record)
                 continue
             kind = self.locks.kind
@@ -365,9 +365,9 @@ cdef class SlotMutex:
             self._fail_first(RuntimeError("can't start new thread"))
         return 0
 
-    cdef int _lock_for_waiters(self, bint begun) except -1:
-        """On a worker, whose turn it is: get the lock for the waiter that is first by then. `begun`: the
-        first call is said to be out already.
+    cdef int _lock_for_waiters(self, bint trial) except -1:
+        """On a worker, whose turn it is: get the lock for the waiter that is first by then. `trial`: the
+        first call is on trial, and said to be out already.
         """
         cdef Seat *seat = NULL
         cdef CK_RV rv = CKR_OK
@@ -379,17 +379,19 @@ cdef class SlotMutex:
         cdef int kind
         backoff.longest = 0
         while True:
-            if luna_shared_get(&self.client.state) != READY and not begun:
+            if luna_shared_get(&self.client.state) != READY and not trial:
                 try:
                     self.locks.make_ready()
                 except BaseException as error:
                     self._fail_first(error)
                     return 0
-            if not begun and not begin_call(&self.record, self.client.generation, True):
+            if not trial and not begin_call(
+                &self.record, self.client.generation, True, &self.back
+            ):
                 break
-            begun = False
-            if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds):
+            if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds, &self.back):
                 break_off_call(&self.record)
+                trial = False
                 continue
             kind = self.locks.kind
             seat = NULL
@@ -408,6 +410,7 @@ cdef class SlotMutex:
             if verdict == UNWANTED:
                 self._tell_late(self.take_off(False, self.record.generation))
                 return 0
+            trial = False
             if verdict == REFUSED:
                 if not may_try_again(&self.record, says_busy(rv), rv == CKR_DEVICE_ERROR):
                     self._fail_first(error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id))
@@ -491,7 +494,10 @@ cdef class SlotMutex:
         cdef double until, pause
         if self.locks.kind == UNKNOWN and (after_a_moment or self._try_again()):
             self._wait_a_moment()
-        if not unlock_slot(self.client, self.slot_id, &rv):
+        if self.client.generation != generation:
+            # Finalised meanwhile, and the lock dropped with it.
+            pass
+        elif not unlock_slot(self.client, self.slot_id, &rv):
             rv = CKR_CRYPTOKI_NOT_INITIALIZED
         elif rv != CKR_OK and says_busy(rv):
             until = luna_now() + BUSY_SECONDS
@@ -517,12 +523,12 @@ cdef class SlotMutex:
         """
         if self.locks.claims_out == 0 or self.locks.trials >= MOST_TRIALS:
             return False
-        if not begin_trial(&self.record, self.client.generation):
+        if not begin_trial(&self.record):
             return False
         self.locks.trials += 1
         if run_on_worker(try_again, self):
             return True
-        break_off_call(&self.record)
+        end_moment(&self.record, &self.back)
         give_turn_back(&self.record)
         return False
 
@@ -535,13 +541,19 @@ cdef class SlotMutex:
         cdef PyThread_type_lock signal = PyThread_allocate_lock()
         cdef double moment = self.locks.moment()
         if signal == NULL:
-            end_moment(&self.record)
+            end_moment(&self.record, &self.back)
             return 0
         PyThread_acquire_lock(signal, NOWAIT_LOCK)
         if await_call(&self.record, signal):
             with nogil:
                 PyThread_acquire_lock_timed(signal, <long long> (1e6 * moment), 0)
-            end_moment(&self.record)
+            # If that was for a call on trial to be sent, its moment begins now. It may have been sent just
+            # after the wait, while this thread got the GIL.
+            PyThread_acquire_lock(signal, NOWAIT_LOCK)
+            if await_call(&self.record, signal):
+                with nogil:
+                    PyThread_acquire_lock_timed(signal, <long long> (1e6 * moment), 0)
+            end_moment(&self.record, &self.back)
         PyThread_free_lock(signal)
         return 0
 
@@ -834,8 +846,12 @@ cdef int lock_for_waiters(object mutex) noexcept:
 
 
 cdef int try_again(object mutex) noexcept:
-    (<SlotMutex> mutex)._lock_for_waiters(True)
-    call_came_back((<SlotMutex> mutex).locks)
+    cdef SlotMutex self = <SlotMutex> mutex
+    if send_trial(&self.record, self.client.generation, &self.back):
+        self._lock_for_waiters(True)
+    else:
+        self.pass_turn()
+    call_came_back(self.locks)
     return 0
 
 
