@@ -260,6 +260,34 @@ assert ends == ["claimed"] * 2
     assert on_device("grants again, and to claims", body) == []
 
 
+@pytest.mark.luna_cluster(keyrings=2)
+def test_what_a_call_on_trial_is_refused_for_is_told_to_no_waiter(on_device):
+    """The process makes it for itself, while it has the lock: a waiter's own call would come later."""
+    body = """
+cluster.latency(1, CLAIM)
+
+def claim():
+    with luna.claim("cluster-1", timeout=20):
+        pass
+
+def lock():
+    with slot.lock(timeout=10):
+        print("locked")
+
+slot.acquire()
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+locking = in_thread(lock)
+time.sleep(0.2)
+slot.release()
+for thread in (locking, claiming):
+    thread.join(40)
+    assert not thread.is_alive()
+assert any(entry.rv == 0x30 for entry in cluster_calls(LOCK))
+"""
+    assert on_device("refuses", body) == ["locked"]
+
+
 @pytest.mark.stress
 @pytest.mark.parametrize("device", [*DEVICES])
 @pytest.mark.parametrize("unlock_owner", ["unchecked", "checked"])

@@ -410,7 +410,10 @@ cdef class SlotMutex:
             if verdict == UNWANTED:
                 self._tell_late(self.take_off(False, self.record.generation))
                 return 0
-            trial = False
+            if trial:
+                # No waiter has asked for it, and none is told what it was refused for.
+                trial = False
+                continue
             if verdict == REFUSED:
                 if not may_try_again(&self.record, says_busy(rv), rv == CKR_DEVICE_ERROR):
                     self._fail_first(error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id))
