@@ -288,6 +288,47 @@ assert any(entry.rv == 0x30 for entry in cluster_calls(LOCK))
     assert on_device("refuses", body) == ["locked"]
 
 
+@pytest.mark.luna_cluster(keyrings=2)
+def test_a_lock_call_that_leaves_a_slot_in_doubt_is_logged_and_the_next_unlock_settles_it(
+    on_device,
+):
+    """A call on trial that is granted long after the unlock may have hung. The next call waits for
+    ever, if this process has the lock.
+    """
+    body = """
+records = []
+class Handler(logging.Handler):
+    def emit(self, record):
+        records.append(record)
+logging.getLogger("luna_ext").addHandler(Handler(logging.ERROR))
+cluster.latency(5, CLAIM)
+cluster.latency(0.6, LOCK, after=True)
+
+def claim():
+    with luna.claim("cluster-1", timeout=20) as token:
+        assert token.slot.slot_id == 2
+        time.sleep(0.2)
+
+slot.acquire()
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+slot.release()
+time.sleep(0.3)
+assert owner() == os.getpid()
+cluster.latency(0, LOCK, after=True)
+wait_until(lambda: records)
+(record,) = records
+assert "slot 1" in record.getMessage() and "could not be made sure" in record.getMessage()
+assert owner() == os.getpid() and not slot.locked()
+# At the end of the claim's block the kind of the device is found out.
+claiming.join(40)
+wait_until(lambda: owner() is None)
+assert slot.acquire(timeout=5)
+slot.release()
+"""
+    assert on_device("waits", body) == []
+
+
 @pytest.mark.stress
 @pytest.mark.parametrize("device", [*DEVICES])
 @pytest.mark.parametrize("unlock_owner", ["unchecked", "checked"])

@@ -228,6 +228,8 @@ cdef class SlotMutex:
                 self.locks.learn(self.locks.kind)
             if verdict == OWNED:
                 break
+            if verdict == IGNORED:
+                self._note_doubt()
             if wait.began == 0:
                 wait.began = luna_now() - 1e-9 * nanoseconds
             if verdict == REFUSED:
@@ -410,6 +412,8 @@ cdef class SlotMutex:
             if verdict == UNWANTED:
                 self._tell_late(self.take_off(False, self.record.generation))
                 return 0
+            if verdict == IGNORED:
+                self._note_doubt()
             if trial:
                 # No waiter has asked for it, and none is told what it was refused for.
                 trial = False
@@ -522,9 +526,12 @@ cdef class SlotMutex:
     cdef bint _try_again(self) noexcept:
         """Before an unlock that would cross a claim, while the kind of the device is not known: find it
         out by another lock call, now that the lock is surely on. Without it, the claim might come back
-        with this slot, and nothing could tell whether its grant is true. Whether one was sent.
+        with this slot, and nothing could tell whether its grant is true. The same while another slot is
+        in doubt. Whether one was sent.
         """
-        if self.locks.claims_out == 0 or self.locks.trials >= MOST_TRIALS:
+        if self.locks.trials >= MOST_TRIALS:
+            return False
+        if self.locks.claims_out == 0 and not self.locks.is_in_doubt():
             return False
         if not begin_trial(&self.record):
             return False
@@ -558,6 +565,24 @@ cdef class SlotMutex:
                     PyThread_acquire_lock_timed(signal, <long long> (1e6 * moment), 0)
             end_moment(&self.record, &self.back)
         PyThread_free_lock(signal)
+        return 0
+
+    cdef int _note_doubt(self) noexcept:
+        """A lock call's grant has proved nothing. Most often the next call settles that at once."""
+        if self.locks.kind == UNKNOWN and self.record.doubt:
+            self.locks.note_doubt()
+            if not self.doubted:
+                self.doubted = run_on_worker(tell_of_doubt, self)
+        return 0
+
+    cdef int _tell_of_doubt(self, object why) except -1:
+        log.error(
+            "slot %d: it was granted while this process unlocked it, and whether this process holds "
+            "its lock could not be made sure (%s). It is left alone; the lock may stay set until this "
+            "process disconnects",
+            self.slot_id,
+            why or f"no answer within {LONGEST_MOMENT:g} s",
+        )
         return 0
 
     def _unlock_error(self, CK_RV rv):
@@ -855,6 +880,16 @@ cdef int try_again(object mutex) noexcept:
     else:
         self.pass_turn()
     call_came_back(self.locks)
+    return 0
+
+
+cdef int tell_of_doubt(object mutex) noexcept:
+    cdef SlotMutex self = <SlotMutex> mutex
+    with nogil:
+        luna_pause(LONGEST_MOMENT)
+    self.doubted = False
+    if seen(&self.record).doubt:
+        self._tell_of_doubt(None)
     return 0
 
 
