@@ -165,7 +165,7 @@ cdef class SlotMutex:
     cdef uint64_t watched_call       # the lock call that the watcher saw last
     cdef double watched_since        # and since when
     cdef bint watched_told           # and whether it has told of it
-    cdef bint doubted                # a worker is to tell of a doubt, if it lasts
+    cdef int doubted                 # a worker is to tell of a doubt, if it lasts
 
     cdef int acquire(self, Share share, bint poll) except -1
     cdef bint acquire_within(self, Share share, bint poll, double seconds) except -1
@@ -257,7 +257,7 @@ cdef class Locks:
     cdef int servers                    # workers that make them, but for those that are stuck
     cdef int claims_out                 # claims at the device
     cdef int trials                     # lock calls that were made to find out the device's kind
-    cdef bint in_doubt                  # a slot is, or was when that was last looked at
+    cdef int in_doubt                   # a slot is, or was when that was last looked at
     cdef int given_up                   # claims at the device that no thread or task waits for
     cdef bint looking_after             # a worker looks whether the servers are stuck
     cdef bint publishes                 # a thread tells who holds locks

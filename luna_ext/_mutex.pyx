@@ -76,6 +76,7 @@ from luna_ext._device cimport (
     luna_is_marked,
     luna_shared_get,
     luna_shared_set,
+    luna_shared_take,
     luna_thread_exists,
     luna_thread_id,
     luna_ticks,

@@ -75,7 +75,7 @@ cdef class Locks:
         """The kind of the device is known now: what was in doubt is no longer."""
         cdef SlotMutex mutex
         self.kind = kind
-        self.in_doubt = False
+        luna_shared_set(&self.in_doubt, False)
         for each in self.all():
             mutex = <SlotMutex> each
             if mutex.record.doubt and end_doubt(
@@ -89,18 +89,17 @@ cdef class Locks:
         """A slot is in doubt, for good unless the kind is found out: that is tried once more, be a
         claim under way or not.
         """
-        self.in_doubt = True
-        self.trials = 0
+        luna_shared_set(&self.in_doubt, True)
+        luna_shared_set(&self.trials, 0)
         return 0
 
     cdef bint is_in_doubt(self) noexcept:
         """Whether a slot still is."""
-        if self.in_doubt:
-            self.in_doubt = False
+        if luna_shared_take(&self.in_doubt):
             for mutex in self.all():
                 if seen(&(<SlotMutex> mutex).record).doubt:
-                    self.in_doubt = True
-        return self.in_doubt
+                    luna_shared_set(&self.in_doubt, True)
+        return luna_shared_get(&self.in_doubt)
 
     cdef double moment(self) noexcept:
         """Seconds that a lock call has to come back: many times as long as an unlock takes."""

@@ -20,7 +20,8 @@ cdef double CALLS_OF_A_MOMENT = 50
 cdef double ENDED_SECONDS = 0.25
 cdef uint64_t LONG_WAIT_NANOSECONDS = LONG_WAIT_SECONDS * 1000000000ULL
 
-# How often a lock call is made only to find out the device's kind; an error answer tells nothing.
+# How often a lock call is made only to find out the device's kind, anew when a slot comes to be in
+# doubt; an error answer tells nothing.
 cdef int MOST_TRIALS = 3
 
 # How often this process has come out of a fork as the child.
@@ -529,13 +530,13 @@ cdef class SlotMutex:
         with this slot, and nothing could tell whether its grant is true. The same while another slot is
         in doubt. Whether one was sent.
         """
-        if self.locks.trials >= MOST_TRIALS:
+        if luna_shared_get(&self.locks.trials) >= MOST_TRIALS:
             return False
         if self.locks.claims_out == 0 and not self.locks.is_in_doubt():
             return False
         if not begin_trial(&self.record):
             return False
-        self.locks.trials += 1
+        luna_shared_add(&self.locks.trials, 1)
         if run_on_worker(try_again, self):
             return True
         end_moment(&self.record, &self.back)
@@ -571,8 +572,8 @@ cdef class SlotMutex:
         """A lock call's grant has proved nothing. Most often the next call settles that at once."""
         if self.locks.kind == UNKNOWN and self.record.doubt:
             self.locks.note_doubt()
-            if not self.doubted:
-                self.doubted = run_on_worker(tell_of_doubt, self)
+            if not luna_shared_get(&self.doubted):
+                luna_shared_set(&self.doubted, run_on_worker(tell_of_doubt, self))
         return 0
 
     cdef int _tell_of_doubt(self, object why) except -1:
@@ -887,7 +888,7 @@ cdef int tell_of_doubt(object mutex) noexcept:
     cdef SlotMutex self = <SlotMutex> mutex
     with nogil:
         luna_pause(LONGEST_MOMENT)
-    self.doubted = False
+    luna_shared_set(&self.doubted, False)
     if seen(&self.record).doubt:
         self._tell_of_doubt(None)
     return 0

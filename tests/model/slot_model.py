@@ -75,10 +75,10 @@ class Rule(enum.Enum):
     TRIAL_CROSSED = "a trial that is granted after its moment proves nothing: an unlock crossed it"
     TRIAL_ENDS = "nor does it show then that a lock is granted again"
     TRIAL_SENT = "a trial that was not sent when its moment is over never is"
+    BACK = "a call that was back before the unlock was sent, heard or not, has not waited for it"
+
     # That of Enum takes long.
     __hash__ = object.__hash__
-
-    BACK = "a call that was back before the unlock was sent, heard or not, has not waited for it"
 
 
 ALL_RULES = frozenset(Rule)
