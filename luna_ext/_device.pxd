@@ -60,6 +60,8 @@ cdef extern from "native.h":
     void luna_shared_set(int *place, int value) noexcept nogil
     int luna_shared_add(int *place, int amount) noexcept nogil
     int luna_shared_take(int *place) noexcept nogil
+    void luna_mark(int *place) noexcept nogil
+    bint luna_is_marked(int *place) noexcept nogil
 
     struct luna_counter:
         uint64_t nanoseconds
@@ -191,7 +193,9 @@ cdef int hold_back_at_exit() except -1
 
 # These say whether the call was made (if not, the client is not ready, or does not answer any
 # more), and cannot raise: their callers have to act on the answer at once.
-cdef bint lock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds) noexcept
+cdef bint lock_slot(
+    Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds, int *back
+) noexcept
 cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv) noexcept
 cdef bint next_unassigned(
     Client client, const CK_CHAR *cluster_id, CK_UNASSIGNED_SLOT_INFO *info, CK_RV *rv

@@ -104,13 +104,15 @@ cdef struct Record:
     uint64_t doubt_in       # the generation in which it was
     bint owed               # a lock call is due even without a waiter: to take off what may be set
     uint64_t owed_at        # the newest lock call when that became so
-    bint on_trial           # the lock call that is out was made while the lock was surely on
+    uint64_t owed_in        # the generation in which that became so
+    bint on_trial           # the lock call was made while the lock was surely on, and its moment lasts
+    bint unsent             # a worker is to make it, and has not come to that
     uint64_t suspected      # the lock call that an unlock has crossed after a moment; 0: none
     double unlocked_time    # when that unlock was answered, in seconds of luna_now()
     int working             # calls under way that rely on the hold; close() unlocks after them
     bint evicted            # the Library was closed while such calls were under way
     bint inherited          # the lock was held in the parent process, at the fork
-    PyThread_type_lock moment   # released when the lock call that is out comes back; or NULL
+    PyThread_type_lock moment   # released when the lock call goes out or comes back; or NULL
 
 # Whether a wait may go on, and how long it has.
 cdef struct Deadline:
@@ -155,6 +157,7 @@ cdef class Place:
 cdef class SlotMutex:
     """The lock of one slot in this process."""
     cdef Record record
+    cdef int back                    # a mark: the lock call has its answer, heard or not
     cdef Locks locks                 # of the client, for all its slots
     cdef Client client               # makes the device calls
     cdef readonly CK_SLOT_ID slot_id
@@ -163,6 +166,7 @@ cdef class SlotMutex:
     cdef uint64_t watched_call       # number of the lock call that the watcher saw last
     cdef double watched_since        # when the watcher saw it first, in seconds of luna_now()
     cdef bint watched_told           # whether the watcher has warned of it
+    cdef int doubted                 # whether a worker is to tell of a doubt, if it lasts
 
     cdef int acquire(self, Share share, bint poll) except -1
     cdef bint acquire_within(self, Share share, bint poll, double seconds) except -1
@@ -216,9 +220,11 @@ cdef class SlotMutex:
     cdef int _wake(self, Seat *seat) noexcept
     cdef int _no_worker(self) noexcept
     cdef int _wait_a_moment(self) noexcept
-    cdef int _lock_for_waiters(self, bint begun) except -1
+    cdef int _lock_for_waiters(self, bint trial) except -1
     cdef bint _try_again(self) noexcept
     cdef int _tell_late(self, CK_RV rv) except -1
+    cdef int _note_doubt(self) noexcept
+    cdef int _tell_of_doubt(self, object why) except -1
 
 
 cdef class Request(Waiter):
@@ -255,6 +261,7 @@ cdef class Locks:
     cdef int servers                    # workers that make claims, without those that are stuck
     cdef int claims_out                 # claims at the device
     cdef int trials                     # lock calls that were made to find out the device's kind
+    cdef int in_doubt                   # whether a slot was in doubt when that was last looked at
     cdef int given_up                   # claims at the device that no thread or task waits for
     cdef bint looking_after             # whether a worker looks for servers that are stuck
     cdef bint publishes                 # whether a thread writes the files for `luna-ext watch`
@@ -265,6 +272,8 @@ cdef class Locks:
     cdef list all(self)
     cdef int serve_next(self) noexcept
     cdef int learn(self, int kind) noexcept
+    cdef int note_doubt(self) noexcept
+    cdef bint is_in_doubt(self) noexcept
     cdef double moment(self) noexcept
     cdef int calls_given_up(self) except -1
 

@@ -216,6 +216,119 @@ wait_until(lambda: owner() is None)
     assert on_device(device, body) == []
 
 
+@ONE
+def test_a_thread_that_keeps_the_gil_does_not_have_the_device_taken_for_another(on_device):
+    """The lock call on trial is sent late, or its answer is heard late: after the unlock, as if it had
+    waited for that. Then a claim would be trusted whose grant the unlock has taken off.
+    """
+    body = """
+import ctypes
+slot.acquire()
+slot.release()
+cluster.latency(2.5, CLAIM)
+ends = []
+
+def claim():
+    with luna.claim("cluster-1", timeout=20) as token:
+        inside(token)
+        ends.append("claimed")
+
+def keep_the_gil():
+    begun.set()
+    for _ in range(3):
+        ctypes.PyDLL(None).usleep(700_000)
+
+slot.acquire()
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+begun = threading.Event()
+keeping = in_thread(keep_the_gil)
+begun.wait()
+slot.release()
+for thread in (keeping, claiming):
+    thread.join(40)
+cluster.latency(0, CLAIM)
+cluster.latency(0.3, CLAIM, after=True)
+slot.acquire()
+claiming = in_thread(claim)
+wait_until(lambda: len(cluster_calls(CLAIM)) == 2)
+time.sleep(0.1)
+slot.release()
+claiming.join(40)
+assert ends == ["claimed"] * 2
+"""
+    assert on_device("grants again, and to claims", body) == []
+
+
+@pytest.mark.luna_cluster(keyrings=2)
+def test_what_a_call_on_trial_is_refused_for_is_told_to_no_waiter(on_device):
+    """The process makes it for itself, while it has the lock: a waiter's own call would come later."""
+    body = """
+cluster.latency(1, CLAIM)
+
+def claim():
+    with luna.claim("cluster-1", timeout=20):
+        pass
+
+def lock():
+    with slot.lock(timeout=10):
+        print("locked")
+
+slot.acquire()
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+locking = in_thread(lock)
+time.sleep(0.2)
+slot.release()
+for thread in (locking, claiming):
+    thread.join(40)
+    assert not thread.is_alive()
+assert any(entry.rv == 0x30 for entry in cluster_calls(LOCK))
+"""
+    assert on_device("refuses", body) == ["locked"]
+
+
+@pytest.mark.luna_cluster(keyrings=2)
+def test_a_lock_call_that_leaves_a_slot_in_doubt_is_logged_and_the_next_unlock_settles_it(
+    on_device,
+):
+    """A call on trial that is granted long after the unlock may have hung. The next call waits for
+    ever, if this process has the lock.
+    """
+    body = """
+records = []
+class Handler(logging.Handler):
+    def emit(self, record):
+        records.append(record)
+logging.getLogger("luna_ext").addHandler(Handler(logging.ERROR))
+cluster.latency(5, CLAIM)
+cluster.latency(0.6, LOCK, after=True)
+
+def claim():
+    with luna.claim("cluster-1", timeout=20) as token:
+        assert token.slot.slot_id == 2
+        time.sleep(0.2)
+
+slot.acquire()
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+slot.release()
+time.sleep(0.3)
+assert owner() == os.getpid()
+cluster.latency(0, LOCK, after=True)
+wait_until(lambda: records)
+(record,) = records
+assert "slot 1" in record.getMessage() and "could not be made sure" in record.getMessage()
+assert owner() == os.getpid() and not slot.locked()
+# At the end of the claim's block the kind of the device is found out.
+claiming.join(40)
+wait_until(lambda: owner() is None)
+assert slot.acquire(timeout=5)
+slot.release()
+"""
+    assert on_device("waits", body) == []
+
+
 @pytest.mark.stress
 @pytest.mark.parametrize("device", [*DEVICES])
 @pytest.mark.parametrize("unlock_owner", ["unchecked", "checked"])

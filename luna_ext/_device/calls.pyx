@@ -21,9 +21,11 @@ ctypedef CK_RV (*Making)(Client client, void *arguments) noexcept nogil
 
 cdef inline bint make_call(
     Client client, int function, Making make, void *arguments, bint cleanup, CK_RV *rv,
-    uint64_t *nanoseconds
+    uint64_t *nanoseconds, int *back
 ) noexcept:
-    """Make a device call without the GIL; whether it was made. Cannot raise."""
+    """Make a device call without the GIL; whether it was made. Cannot raise. `back`, if there is one,
+    is marked when the answer is there, which the thread may hear of much later, when it has the GIL.
+    """
     cdef uint64_t began
     if not (cleanup_begins(client) if cleanup else call_begins(client)):
         return False
@@ -31,6 +33,8 @@ cdef inline bint make_call(
         luna_calls_device()
         began = luna_ticks(client.tick)
         rv[0] = make(client, arguments)
+        if back != NULL:
+            luna_mark(back)
         nanoseconds[0] = luna_since(began, client.tick)
         luna_comes_back()
     luna_is_back()
@@ -45,7 +49,7 @@ cdef CK_RV answer_of(
     """Make a call and return the device's answer; raises if the library is closed."""
     cdef CK_RV rv = CKR_OK
     cdef uint64_t nanoseconds
-    while not make_call(client, function, make, arguments, False, &rv, &nanoseconds):
+    while not make_call(client, function, make, arguments, False, &rv, &nanoseconds, NULL):
         client.make_ready()
     return rv
 
@@ -71,15 +75,19 @@ cdef inline CK_RV make_unlock(Client client, void *arguments) noexcept nogil:
     return client.unlock_clustered_slot((<CK_SLOT_ID *> arguments)[0])
 
 
-cdef bint lock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds) noexcept:
+cdef bint lock_slot(
+    Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds, int *back
+) noexcept:
     """CA_LockClusteredSlot; also how long it took, so that no caller has to ask the clock."""
-    return make_call(client, CA_LOCK_CLUSTERED_SLOT, make_lock, &slot_id, False, rv, nanoseconds)
+    return make_call(
+        client, CA_LOCK_CLUSTERED_SLOT, make_lock, &slot_id, False, rv, nanoseconds, back
+    )
 
 
 cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv) noexcept:
     cdef uint64_t nanoseconds
     return make_call(
-        client, CA_UNLOCK_CLUSTERED_SLOT, make_unlock, &slot_id, True, rv, &nanoseconds
+        client, CA_UNLOCK_CLUSTERED_SLOT, make_unlock, &slot_id, True, rv, &nanoseconds, NULL
     )
 
 
@@ -103,7 +111,7 @@ cdef bint next_unassigned(
     arguments.info = info
     memset(info, 0, sizeof(CK_UNASSIGNED_SLOT_INFO))
     return make_call(
-        client, CA_GET_UNASSIGNED_SLOT, make_claim, &arguments, False, rv, &nanoseconds
+        client, CA_GET_UNASSIGNED_SLOT, make_claim, &arguments, False, rv, &nanoseconds, NULL
     )
 
 
@@ -389,7 +397,9 @@ cdef int init_user_pin(Client client, CK_SLOT_ID slot_id, Pin so_pin, Pin user_p
             arguments.length = user_pin.length
             require(client, C_INIT_PIN, make_init_pin, &arguments, slot_id)
         finally:
-            make_call(client, C_LOGOUT, make_logout, &arguments, True, &rv, &nanoseconds)
+            make_call(client, C_LOGOUT, make_logout, &arguments, True, &rv, &nanoseconds, NULL)
     finally:
-        make_call(client, C_CLOSE_SESSION, make_close_session, &arguments, True, &rv, &nanoseconds)
+        make_call(
+            client, C_CLOSE_SESSION, make_close_session, &arguments, True, &rv, &nanoseconds, NULL
+        )
     return 0

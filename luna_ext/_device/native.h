@@ -239,6 +239,15 @@ static inline int luna_shared_take(int *place) {
 
 #endif
 
+/* A mark is set without the GIL too. */
+#ifdef _MSC_VER
+#define luna_mark(place) ((void)(*(volatile int *)(place) = 1))
+#define luna_is_marked(place) (*(volatile int *)(place))
+#else
+#define luna_mark(place) __atomic_store_n((place), 1, __ATOMIC_RELEASE)
+#define luna_is_marked(place) __atomic_load_n((place), __ATOMIC_ACQUIRE)
+#endif
+
 /* ---- what is counted of the calls of one C function ---- */
 
 /* The last one takes what takes longer than 2^39 ns, some 9 minutes. */

@@ -75,6 +75,7 @@ cdef class Locks:
         """The kind of the device is known now: what was in doubt is no longer."""
         cdef SlotMutex mutex
         self.kind = kind
+        luna_shared_set(&self.in_doubt, False)
         for each in self.all():
             mutex = <SlotMutex> each
             if mutex.record.doubt and end_doubt(
@@ -83,6 +84,24 @@ cdef class Locks:
                 if not run_on_worker(unlock_late, mutex):
                     unlock_late(mutex)
         return 0
+
+    cdef int note_doubt(self) noexcept:
+        """A slot is in doubt, for good unless the kind is found out: that is tried anew, whether or not a
+        claim is under way.
+        """
+        luna_shared_set(&self.in_doubt, True)
+        luna_shared_set(&self.trials, 0)
+        return 0
+
+    cdef bint is_in_doubt(self) noexcept:
+        """Whether a slot still is. C_Finalize has ended what was in doubt before."""
+        cdef Record record
+        if luna_shared_take(&self.in_doubt):
+            for mutex in self.all():
+                record = seen(&(<SlotMutex> mutex).record)
+                if record.doubt and record.doubt_in == self.client.generation:
+                    luna_shared_set(&self.in_doubt, True)
+        return luna_shared_get(&self.in_doubt)
 
     cdef double moment(self) noexcept:
         """Seconds that a lock call has to come back: many times as long as an unlock takes."""
@@ -354,13 +373,8 @@ cdef class Request(Waiter):
             &mutex.record, self.locks.client.generation, asked != mutex.record.calls
         ) and self.locks.kind != GRANTS_AGAIN:
             # On a device that grants again, what was not granted was not this process's.
-            log.error(
-                "slot %d: CA_GetUnassignedSlot has come back with it while it was unlocked, and "
-                "whether this process holds its lock could not be made sure (%s). It is left "
-                "alone; the lock may stay set until this process disconnects",
-                mutex.slot_id,
-                failure or f"no answer within {LONGEST_MOMENT:g} s",
-            )
+            self.locks.note_doubt()
+            mutex._tell_of_doubt(failure)
         return False
 
     cdef bint _own_after_all(self) except -1:

@@ -21,7 +21,8 @@ cdef double CALLS_OF_A_MOMENT = 50
 cdef double ENDED_SECONDS = 0.25
 cdef uint64_t LONG_WAIT_NANOSECONDS = LONG_WAIT_SECONDS * 1000000000ULL
 
-# How often a lock call is made only to find out the device's kind. An error does not show the kind.
+# How often a lock call is made only to find out the device's kind, anew when a slot comes to be in
+# doubt. An error does not show the kind.
 cdef int MOST_TRIALS = 3
 
 # How often this process has come out of a fork as the child.
@@ -217,9 +218,9 @@ cdef class SlotMutex:
         while True:
             if not share.open or luna_shared_get(&self.client.state) != READY:
                 self._make_ready(share)
-            if not begin_call(&self.record, self.client.generation, False):
+            if not begin_call(&self.record, self.client.generation, False, &self.back):
                 return self._wait_for_turn(number, share, poll, wait, True)
-            if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds):
+            if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds, &self.back):
                 break_off_call(&self.record)
                 continue
             kind = self.locks.kind
@@ -232,6 +233,8 @@ cdef class SlotMutex:
                 self.locks.learn(self.locks.kind)
             if verdict == OWNED:
                 break
+            if verdict == IGNORED:
+                self._note_doubt()
             if wait.began == 0:
                 wait.began = luna_now() - 1e-9 * nanoseconds
             if verdict == REFUSED:
@@ -369,9 +372,9 @@ cdef class SlotMutex:
             self._fail_first(RuntimeError("can't start new thread"))
         return 0
 
-    cdef int _lock_for_waiters(self, bint begun) except -1:
+    cdef int _lock_for_waiters(self, bint trial) except -1:
         """On a worker, whose turn it is: get the lock for the waiter that is first when it is granted.
-        `begun`: the Record says already that the first call is out.
+        `trial`: the first call is on trial, and the Record says already that it is out.
         """
         cdef Seat *seat = NULL
         cdef CK_RV rv = CKR_OK
@@ -383,17 +386,19 @@ cdef class SlotMutex:
         cdef int kind
         backoff.longest = 0
         while True:
-            if luna_shared_get(&self.client.state) != READY and not begun:
+            if luna_shared_get(&self.client.state) != READY and not trial:
                 try:
                     self.locks.make_ready()
                 except BaseException as error:
                     self._fail_first(error)
                     return 0
-            if not begun and not begin_call(&self.record, self.client.generation, True):
+            if not trial and not begin_call(
+                &self.record, self.client.generation, True, &self.back
+            ):
                 break
-            begun = False
-            if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds):
+            if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds, &self.back):
                 break_off_call(&self.record)
+                trial = False
                 continue
             kind = self.locks.kind
             seat = NULL
@@ -413,6 +418,12 @@ cdef class SlotMutex:
             if verdict == UNWANTED:
                 self._tell_late(self.take_off(False, self.record.generation))
                 return 0
+            if verdict == IGNORED:
+                self._note_doubt()
+            if trial:
+                # No waiter has asked for it, and none is told what it was refused for.
+                trial = False
+                continue
             if verdict == REFUSED:
                 if not may_try_again(&self.record, says_busy(rv), rv == CKR_DEVICE_ERROR):
                     self._fail_first(error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id))
@@ -507,10 +518,15 @@ cdef class SlotMutex:
         cdef CK_RV rv = CKR_OK
         cdef double until, pause
         if self.locks.kind == UNKNOWN and (
-            after_a_moment or (self.locks.claims_out != 0 and self._try_again())
+            after_a_moment
+            or ((self.locks.claims_out != 0 or luna_shared_get(&self.locks.in_doubt))
+                and self._try_again())
         ):
             self._wait_a_moment()
-        if not unlock_slot(self.client, self.slot_id, &rv):
+        if self.client.generation != generation:
+            # Finalised meanwhile, and the lock dropped with it.
+            pass
+        elif not unlock_slot(self.client, self.slot_id, &rv):
             rv = CKR_CRYPTOKI_NOT_INITIALIZED
         elif rv != CKR_OK and says_busy(rv):
             until = luna_now() + BUSY_SECONDS
@@ -532,17 +548,19 @@ cdef class SlotMutex:
     cdef bint _try_again(self) noexcept:
         """Before an unlock that would cross a claim, while the kind of the device is not known: find the
         kind out by another lock call, now that the lock is surely on. Otherwise the claim might come
-        back with this slot, and nothing would show whether its grant is true. Returns whether a lock
-        call was sent.
+        back with this slot, and nothing would show whether its grant is true. The same while another
+        slot is in doubt. Returns whether a lock call was sent.
         """
-        if self.locks.trials >= MOST_TRIALS:
+        if luna_shared_get(&self.locks.trials) >= MOST_TRIALS:
             return False
-        if not begin_trial(&self.record, self.client.generation):
+        if self.locks.claims_out == 0 and not self.locks.is_in_doubt():
             return False
-        self.locks.trials += 1
+        if not begin_trial(&self.record):
+            return False
+        luna_shared_add(&self.locks.trials, 1)
         if run_on_worker(try_again, self):
             return True
-        break_off_call(&self.record)
+        end_moment(&self.record, &self.back)
         give_turn_back(&self.record)
         return False
 
@@ -555,14 +573,38 @@ cdef class SlotMutex:
         cdef PyThread_type_lock signal = PyThread_allocate_lock()
         cdef double moment = self.locks.moment()
         if signal == NULL:
-            end_moment(&self.record)
+            end_moment(&self.record, &self.back)
             return 0
         PyThread_acquire_lock(signal, NOWAIT_LOCK)
         if await_call(&self.record, signal):
             with nogil:
                 PyThread_acquire_lock_timed(signal, <long long> (1e6 * moment), 0)
-            end_moment(&self.record)
+            # If that was for a call on trial to be sent, its moment begins now. It may have been sent just
+            # after the wait, while this thread got the GIL.
+            PyThread_acquire_lock(signal, NOWAIT_LOCK)
+            if await_call(&self.record, signal):
+                with nogil:
+                    PyThread_acquire_lock_timed(signal, <long long> (1e6 * moment), 0)
+            end_moment(&self.record, &self.back)
         PyThread_free_lock(signal)
+        return 0
+
+    cdef int _note_doubt(self) noexcept:
+        """A lock call's grant has proved nothing. Most often the next call settles that at once."""
+        if self.locks.kind == UNKNOWN and self.record.doubt:
+            self.locks.note_doubt()
+            if not luna_shared_get(&self.doubted):
+                luna_shared_set(&self.doubted, run_on_worker(tell_of_doubt, self))
+        return 0
+
+    cdef int _tell_of_doubt(self, object why) except -1:
+        log.error(
+            "slot %d: it was granted while this process unlocked it, and whether this process holds "
+            "its lock could not be made sure (%s). It is left alone; the lock may stay set until this "
+            "process disconnects",
+            self.slot_id,
+            why or f"no answer within {LONGEST_MOMENT:g} s",
+        )
         return 0
 
     def _unlock_error(self, CK_RV rv):
@@ -856,8 +898,22 @@ cdef int lock_for_waiters(object mutex) noexcept:
 
 
 cdef int try_again(object mutex) noexcept:
-    (<SlotMutex> mutex)._lock_for_waiters(True)
-    call_came_back((<SlotMutex> mutex).locks)
+    cdef SlotMutex self = <SlotMutex> mutex
+    if send_trial(&self.record, self.client.generation, &self.back):
+        self._lock_for_waiters(True)
+    else:
+        self.pass_turn()
+    call_came_back(self.locks)
+    return 0
+
+
+cdef int tell_of_doubt(object mutex) noexcept:
+    cdef SlotMutex self = <SlotMutex> mutex
+    with nogil:
+        luna_pause(LONGEST_MOMENT)
+    luna_shared_set(&self.doubted, False)
+    if seen(&self.record).doubt:
+        self._tell_of_doubt(None)
     return 0
 
 

@@ -9,8 +9,9 @@
 #   turn            a lock call is about to be made, or made again after a pause
 #   turn + calling  it is out
 #   owner           held; `calling` as well where a claim came back with the slot meanwhile
-#   leaving         unlock calls are due or out; then no lock call begins, but one may still be out,
-#                   and a claim may come back with the slot on a device that gives a lock but once
+#   leaving         unlock calls are due or out; then no lock call begins but one on trial, before the
+#                   unlock is sent; one may still be out, and a claim may come back with the slot on a
+#                   device that gives a lock but once
 
 
 # How soon after an unlock the answer of a lock call comes that has waited for it.
@@ -21,6 +22,7 @@ cdef inline void check(Record *record) noexcept nogil:
     """What holds between any two transitions, where C's assert() is on (CFLAGS=-UNDEBUG)."""
     holds(not record.calling or record.turn)
     holds(record.caller == 0 or record.turn)
+    holds(not record.unsent or (record.turn and record.on_trial and not record.calling))
     holds(record.first == NULL or record.waiting != 0)
     holds(record.first != NULL or record.waiting == 0)
     holds(record.leaving >= 0 and record.working >= 0)
@@ -221,12 +223,16 @@ cdef void give_turn_back(Record *record) noexcept nogil:
     luna_guard_unlock(&record.guard)
 
 
-cdef bint begin_call(Record *record, uint64_t generation, bint for_waiters) noexcept nogil:
+cdef bint begin_call(
+    Record *record, uint64_t generation, bint for_waiters, int *back
+) noexcept nogil:
     """The thread whose turn it is calls the device now; False if it has lost its turn: to a claim
     that came back with the slot, to an unlock that is due, or for want of waiters.
     """
     cdef bint may
     luna_guard_lock(&record.guard)
+    # C_Finalize has taken off what an earlier generation may have set.
+    record.owed = record.owed and record.owed_in == generation
     may = (
         # Not any more in a child that was forked by what ran in a pause between two tries.
         record.turn
@@ -239,6 +245,7 @@ cdef bint begin_call(Record *record, uint64_t generation, bint for_waiters) noex
         record.calls += 1
         record.asked_after = record.unlocks
         record.asked_in = generation
+        back[0] = 0
     else:
         record.turn = False
         record.caller = 0
@@ -321,6 +328,7 @@ cdef Verdict hear(
         # is set, and has to come off even if the waiter gives up before it asks again.
         record.owed = True
         record.owed_at = record.calls
+        record.owed_in = generation
         if kind[0] == UNKNOWN:
             record.doubt = True
             record.doubt_in = generation
@@ -392,46 +400,76 @@ cdef Leave begin_leave(
     return due
 
 
-cdef bint begin_trial(Record *record, uint64_t generation) noexcept nogil:
-    """A lock call is made of a slot whose unlock is due and not yet sent, so surely while this process
-    has its lock: only to find out whether the device grants it again. False if one is out already.
+cdef bint begin_trial(Record *record) noexcept nogil:
+    """A worker is to make a lock call of a slot whose unlock is due and not yet sent, so surely while
+    this process has its lock: only to find out whether the device grants it again. False if one is
+    out already.
     """
     cdef bint begun
     luna_guard_lock(&record.guard)
     begun = not record.turn and record.owner == 0 and record.leaving == 1
     if begun:
         record.turn = True
-        record.calling = True
-        record.calls += 1
-        # The unlock is still to come, and crosses it.
-        record.asked_after = record.unlocks - 1
-        record.asked_in = generation
         record.on_trial = True
+        record.unsent = True
     check(record)
     luna_guard_unlock(&record.guard)
     return begun
 
 
+cdef bint send_trial(Record *record, uint64_t generation, int *back) noexcept nogil:
+    """The worker has come to it. False if the moment is over: the unlock has been sent by now, and a
+    call that is sent as late as that could be answered as if it had waited for the unlock.
+    """
+    cdef bint may
+    luna_guard_lock(&record.guard)
+    may = record.unsent and record.owner == 0
+    if may:
+        record.unsent = False
+        record.calling = True
+        record.calls += 1
+        # The unlock is still to come, and crosses it.
+        record.asked_after = record.unlocks - 1
+        record.asked_in = generation
+        back[0] = 0
+        if record.moment != NULL:
+            PyThread_release_lock(record.moment)
+            record.moment = NULL
+    else:
+        record.unsent = False
+        record.on_trial = False
+        record.turn = False
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return may
+
+
 cdef bint await_call(Record *record, PyThread_type_lock moment) noexcept nogil:
-    """Have `moment` released when the lock call that is out comes back; False if none is out."""
+    """Have `moment` released when the lock call that is out comes back, or one that a worker is to
+    make goes out; False if there is none.
+    """
     cdef bint out
     luna_guard_lock(&record.guard)
-    out = record.calling and record.moment == NULL
+    out = (record.calling or record.unsent) and record.moment == NULL
     if out:
         record.moment = moment
     luna_guard_unlock(&record.guard)
     return out
 
 
-cdef void end_moment(Record *record) noexcept nogil:
+cdef void end_moment(Record *record, int *back) noexcept nogil:
     """The moment is over. If the lock call is still out, it may wait for the unlock that is sent
-    now.
+    now: not if its answer is there and its thread has only not come to hear it.
     """
     luna_guard_lock(&record.guard)
     record.moment = NULL
-    record.on_trial = False
-    if record.calling:
+    record.unsent = False
+    if not record.calling:
+        record.on_trial = False
+    elif not luna_is_marked(back):
+        record.on_trial = False
         record.suspected = record.calls
+    check(record)
     luna_guard_unlock(&record.guard)
 
 
@@ -506,6 +544,7 @@ cdef bint begin_doubt(Record *record, uint64_t generation, bint asked) noexcept 
         if not asked:
             record.owed = True
             record.owed_at = record.calls
+            record.owed_in = generation
     luna_guard_unlock(&record.guard)
     return doubt
 

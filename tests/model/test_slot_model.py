@@ -18,6 +18,11 @@ NEEDED = {
     Rule.ONLY_ONCE: ("A unlocks nothing", GRANTS_AGAIN),
     Rule.NO_SECOND_UNLOCK: ("A unlocks nothing", GRANTS_AGAIN),
     Rule.ERROR_SHOWS_NOTHING: ("the device is taken for another kind", GRANTS_AGAIN),
+    Rule.TRIAL_FIRST: ("the device is taken for another kind", GIVES_ONCE),
+    Rule.TRIAL_CROSSED: ("a holder without the device's lock", GRANTS_AGAIN),
+    Rule.TRIAL_ENDS: ("the device is taken for another kind", GIVES_ONCE),
+    Rule.TRIAL_SENT: ("the device is taken for another kind", GRANTS_AGAIN),
+    Rule.BACK: ("the device is taken for another kind", GRANTS_AGAIN),
 }
 
 
@@ -50,3 +55,12 @@ def test_rules_rest_on_claims_being_given_what_is_held_only_where_a_second_lock_
     found = search(Device("wait", True, "wait"), first=True).wrong
 
     assert found
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_a_grant_too_many_stays_only_where_grants_are_counted(device):
+    """A call on trial is enough: nothing tells such a device from one that does not count."""
+    steps = search(device, threads=1, claims=0, losses=False).spare
+
+    assert bool(steps) == device.counts
+    assert ("before its unlock, a thread makes a lock call on trial" in steps) == device.counts

@@ -24,8 +24,8 @@ from ways import WORD, Holders, Records, Stage, play, play_in_task
 import luna_ext
 from luna_ext.stub import Cluster
 
-IN_DOUBT = "has come back with it while it was unlocked"
-"""What the log says of a claim that may hold a slot, or may not: the slot is left alone."""
+IN_DOUBT = "whether this process holds its lock could not be made sure"
+"""What the log says of a slot that the process may hold, or may not: it is left alone."""
 PATIENCE_IN_DOUBT = 1.0
 """Seconds that a slot stays locked by this process, though no thread or task of it holds the slot,
 until that is taken for one that is left alone for good."""
