@@ -11,7 +11,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from support import AGAIN, BUSY, DEVICE_ERROR, LOCK, TOKEN_INFO, UNLOCK, wait_until
+from support import AGAIN, BUSY, DEVICE_ERROR, GENERAL_ERROR, LOCK, TOKEN_INFO, UNLOCK, wait_until
 
 import luna_ext
 from luna_ext.stub import Cluster
@@ -440,6 +440,21 @@ def test_polling_waits_where_the_device_answers_an_error(cluster, hold_elsewhere
         waiting = call(use)
         holder.release()
         assert waiting.result() == os.getpid()
+
+
+@pytest.mark.parametrize("wait", [{}, {"timeout": 20}, {"blocking": False}])
+@pytest.mark.parametrize("on", ["the main thread", "another thread"])
+def test_polling_does_not_ask_again_after_any_other_error(cluster, call, wait, on):
+    with cluster.library(contention="poll") as luna:
+        slot = luna.slot(1)
+        cluster.fault(LOCK, GENERAL_ERROR, times=1)
+        with pytest.raises(luna_ext.CryptokiError) as raised:
+            if on == "the main thread":
+                slot.acquire(**wait)
+            else:
+                call(lambda: slot.acquire(**wait)).result()
+        assert raised.value.rv == GENERAL_ERROR
+        assert not slot.locked()
 
 
 def test_close_ends_polling_though_another_library_is_open(cluster, luna, hold_elsewhere, call):
