@@ -5,7 +5,7 @@ import signal
 import textwrap
 
 import pytest
-from support import AGAIN, UNLOCK, nothing_is_locked
+from support import AGAIN, UNLOCK, logged, nothing_is_locked
 
 from luna_ext.stub import Cluster
 
@@ -116,6 +116,26 @@ def test_an_exit_releases_what_is_held_and_says_so(cluster, run, held, end):
     unlocked = held == "released" or warnings
     assert log.count("CA_UnlockClusteredSlot") == unlocked
     assert (log.count("C_Finalize"), log[-1]) == (1, "C_Finalize")
+
+
+def test_a_lock_that_was_lost_is_not_unlocked_at_exit(cluster, program, hold_elsewhere, owner_of):
+    """Another process may hold it by then."""
+    body = """
+        slot.acquire()
+        cluster.disconnect(os.getpid())
+        try:
+            slot.ensure_held()
+        except luna_ext.LockLostError:
+            print("lost", flush=True)
+        sys.stdin.readline()
+        leaving()
+    """
+    losing = program(body, options=QUIET)
+    losing.expect("lost")
+    holder = hold_elsewhere(1)
+    check(losing.ended())
+    assert logged(cluster, UNLOCK, losing.process.pid) == []
+    assert owner_of(1) == holder.pid
 
 
 def test_a_warning_that_is_an_error_keeps_no_other_from_being_said(cluster, run):
