@@ -7,6 +7,7 @@ answer nor a lock call's proves by itself that the lock is still on.
 import textwrap
 
 import pytest
+from support import AGAIN, GENERAL_ERROR, NO_MORE_THREADS
 
 ONE = pytest.mark.luna_cluster(keyrings=1)
 DEVICES = {
@@ -115,6 +116,42 @@ if {grants!r} == "once":
 
 
 @ONE
+def test_a_claim_is_not_given_a_token_that_another_process_has_assigned_meanwhile(on_device):
+    """Its grant was that of a lock that came off before its answer was there."""
+    body = """
+cluster.latency(0.5, CLAIM, after=True)
+ends = []
+
+def claim():
+    try:
+        with luna.claim("cluster-1") as token:
+            ends.append(token.label)
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+slot.acquire()
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+slot.release()
+cluster.latency(0, CLAIM, after=True)
+program = '''
+import os
+from luna_ext.stub import STATE_VARIABLE, Cluster
+with Cluster(os.environ[STATE_VARIABLE]).library() as luna, luna.claim("cluster-1") as token:
+    token.assign("taken", so_pin="12345678")
+'''
+import subprocess
+subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+claiming.join(30)
+assert not claiming.is_alive()
+assert not slot.locked()
+wait_until(lambda: owner() is None)
+print(*ends, cluster.tokens()[0].label)
+"""
+    assert on_device("grants again, and to claims", body) == ["NoUnassignedTokenError", "taken"]
+
+
+@ONE
 @pytest.mark.parametrize("device", [*DEVICES])
 @pytest.mark.parametrize("answer", ["first", "second"])
 def test_a_lock_call_and_a_claim_that_cross_each_other_have_one_holder(on_device, device, answer):
@@ -214,6 +251,140 @@ assert ends == ["claimed"]
 wait_until(lambda: owner() is None)
 """
     assert on_device(device, body) == []
+
+
+@ONE
+@pytest.mark.parametrize("busy", [0, 2])
+def test_what_is_not_known_of_a_claim_beside_a_hanging_unlock_is_taken_off_after_it(
+    on_device, busy
+):
+    """While the unlock is not answered, no lock call can tell; one is due afterwards, and is repeated
+    where the device is busy.
+    """
+    body = f"""
+cluster.latency(0.5, CLAIM)
+cluster.latency(3.5, UNLOCK, after=True)
+ends = []
+
+def claim():
+    try:
+        with luna.claim("cluster-1"):
+            ends.append("claimed")
+    except LunaError as error:
+        cluster.fault(LOCK, {AGAIN}, times={busy})
+        ends.append(type(error).__name__)
+
+slot.acquire()
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+slot.release()
+cluster.latency(0, UNLOCK, after=True)
+claiming.join(30)
+assert not claiming.is_alive()
+wait_until(lambda: owner() is None)
+print(*ends, len(cluster_calls(CLAIM)))
+assert another_process_can_lock(20)
+"""
+    assert on_device("grants again", body) == ["NoUnassignedTokenError", "2"]
+
+
+@ONE
+def test_what_is_not_known_of_a_claim_beside_a_hanging_lock_call_is_taken_off_after_it(on_device):
+    """The lock call was out before, so that its error does not say that nothing is set by now."""
+    body = f"""
+cluster.latency(1, CLAIM)
+ends = []
+
+def claim():
+    try:
+        with luna.claim("cluster-1"):
+            ends.append("claimed")
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+def lock():
+    try:
+        slot.acquire()
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+with slot:
+    pass
+cluster.fault(LOCK, {GENERAL_ERROR}, times=1)
+cluster.latency(4.5, LOCK)
+locking = in_thread(lock)
+wait_until_inside(LOCK)
+cluster.latency(0, LOCK)
+for thread in (claiming, locking):
+    thread.join(30)
+    assert not thread.is_alive()
+wait_until(lambda: owner() is None)
+print(*ends)
+assert another_process_can_lock(20)
+"""
+    assert on_device("grants again", body) == ["NoUnassignedTokenError", "CryptokiError"]
+
+
+@ONE
+def test_a_claim_that_an_unlock_has_crossed_comes_before_those_who_wait_for_the_lock(on_device):
+    """Its grant may be true, and then no other can get the lock before."""
+    body = """
+cluster.latency(0.5, CLAIM)
+cluster.latency(2, UNLOCK, after=True)
+ends = []
+
+def claim():
+    with luna.claim("cluster-1", timeout=20) as token:
+        inside(token)
+        ends.append("claimed")
+
+def lock():
+    with slot:
+        ends.append("locked")
+
+slot.acquire()
+locking = in_thread(lock)
+wait_until(lambda: "1 waiting" in repr(slot))
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+slot.release()
+cluster.latency(0, UNLOCK, after=True)
+for thread in (claiming, locking):
+    thread.join(30)
+    assert not thread.is_alive()
+print(*ends)
+"""
+    assert on_device("grants again", body) == ["claimed", "locked"]
+
+
+@ONE
+def test_an_unlock_beside_a_claim_for_which_no_thread_can_be_had_confuses_no_later_lock(on_device):
+    body = f"""
+cluster.latency(3600, CLAIM)
+held, release = threading.Event(), threading.Event()
+ends = []
+
+def lock_twice():
+    with slot:
+        held.set()
+        assert release.wait(20)
+    with slot:
+        inside(slot)
+        ends.append("again")
+
+in_thread(luna.claim("cluster-1").__enter__)
+wait_until_inside(CLAIM)
+locking = in_thread(lock_twice)
+assert held.wait(20)
+{NO_MORE_THREADS}
+release.set()
+locking.join(20)
+print(*ends, flush=True)
+os._exit(0)
+"""
+    assert on_device("waits", body) == ["again"]
 
 
 @pytest.mark.stress
