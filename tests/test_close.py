@@ -132,6 +132,43 @@ def test_a_call_that_hangs_in_a_given_up_lock_does_not_keep_close(
     assert owner_of(1) is None
 
 
+@pytest.mark.parametrize("answer", ["granted", "an error"])
+def test_a_given_up_lock_does_not_keep_close_after_a_call_that_a_thread_made_itself(
+    cluster, hold_elsewhere, call, answer
+):
+    """Who makes the present call is what counts, not who made the one before."""
+    luna = cluster.library()
+    if answer == "an error":
+        cluster.fault(LOCK, DEVICE_ERROR, times=1)
+        with pytest.raises(luna_ext.DeviceError):
+            call(luna.slot(1).acquire).result()
+    else:
+        call(lambda: use(luna.slot(1))).result()
+    holder = hold_elsewhere(1)
+    assert luna.slot(1).acquire(timeout=0.01) is False
+    call(luna.close).result()
+    assert finalisations(cluster) == []
+    holder.release()
+    wait_until(lambda: finalisations(cluster), 20)
+
+
+def test_the_lock_call_of_a_thread_that_was_queued_is_waited_for(
+    cluster, hold_here, call, wait_until_queued, wait_until_inside
+):
+    luna = cluster.library()
+    holder = hold_here(luna.slot(1))
+    waiting = call(luna.slot(1).acquire)
+    wait_until_queued(luna.slot(1), 1)
+    cluster.latency(0.3, LOCK)
+    holder.leave()
+    wait_until_inside(LOCK)
+    luna.close()
+    assert (finalisations(cluster), in_order(cluster)) == ([0], True)
+    with pytest.raises(luna_ext.LibraryClosedError):
+        waiting.result()
+    assert nothing_is_locked(cluster)
+
+
 def test_a_lock_call_that_close_overtakes_is_no_success(cluster, call, wait_until_inside):
     cluster.latency(0.3, LOCK)
     luna = cluster.library()
