@@ -203,6 +203,32 @@ def test_every_wait_for_another_process_or_a_silent_device_is_told_of_while_it_l
     assert told(caplog) == texts
 
 
+def test_a_long_wait_is_told_of_on_both_sides_of_a_fork(luna, caplog, hold_elsewhere, call):
+    """Of threads that make the device call themselves. Who looks after them ends before the fork."""
+    holder = hold_elsewhere(1)
+
+    def is_told_of():
+        waiting = call(lambda: wait_in_a_thread(luna.slot(1)))
+        wait_until(lambda: told(caplog))
+        return waiting, told(caplog)[0].startswith("slot 1: still waiting")
+
+    # From now on there is somebody who looks.
+    call(lambda: wait_in_a_thread(luna.slot(2))).result()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(45)
+        code = 99
+        try:
+            code = 0 if is_told_of()[1] else 1
+        finally:
+            os._exit(code)
+    waiting, was_told = is_told_of()
+    assert was_told
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    holder.release()
+    waiting.result()
+
+
 def test_a_long_wait_for_a_holder_of_this_process_names_it(luna, caplog, call):
     """A thread or a task, and where it locked."""
     held = [threading.Event() for _ in range(3)]
