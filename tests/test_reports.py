@@ -8,7 +8,14 @@ import sys
 import threading
 
 import pytest
-from support import DEVICE_ERROR, GENERAL_ERROR, UNLOCK, nothing_is_locked, wait_until
+from support import (
+    DEVICE_ERROR,
+    GENERAL_ERROR,
+    NO_MORE_THREADS,
+    UNLOCK,
+    nothing_is_locked,
+    wait_until,
+)
 
 import luna_ext
 from luna_ext.stub import STATE_VARIABLE
@@ -122,6 +129,38 @@ def test_a_filter_that_raises_leaves_nothing_locked(luna, cluster, way, text):
         with slot.lock(timeout=10):
             pass
     assert nothing_is_locked(cluster)
+
+
+def test_a_filter_that_raises_leaves_nothing_locked_where_no_thread_can_be_had(cluster, succeed):
+    """What was claimed comes off on the thread that has claimed it."""
+    body = f"""
+        import logging
+        logger = logging.getLogger("luna_ext")
+
+        def object_to(record):
+            if "locked after" in record.getMessage():
+                raise ZeroDivisionError
+            return True
+
+        def claim():
+            assert begin.wait(20)
+            try:
+                with luna.claim("cluster-1"):
+                    print("entered")
+            except ZeroDivisionError:
+                print("refused")
+
+        begin = threading.Event()
+        claiming = in_thread(claim)
+        {NO_MORE_THREADS}
+        logger.setLevel(logging.DEBUG)
+        logger.addFilter(object_to)
+        begin.set()
+        claiming.join(20)
+        print(*[token.slot_id for token in cluster.tokens() if token.owner is not None])
+        luna.close()
+    """
+    assert succeed(body) == ["refused"]
 
 
 def test_a_late_grant_is_told_when_it_is_unlocked(luna, caplog, hold_elsewhere):
