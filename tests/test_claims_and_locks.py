@@ -7,7 +7,7 @@ answer nor a lock call's proves by itself that the lock is still on.
 import textwrap
 
 import pytest
-from support import AGAIN, GENERAL_ERROR, NO_MORE_THREADS
+from support import AGAIN, GENERAL_ERROR, NO_MORE_THREADS, NONE_LEFT
 
 ONE = pytest.mark.luna_cluster(keyrings=1)
 DEVICES = {
@@ -385,6 +385,75 @@ print(*ends, flush=True)
 os._exit(0)
 """
     assert on_device("waits", body) == ["again"]
+
+
+@pytest.mark.luna_cluster(keyrings=2)
+@pytest.mark.parametrize(
+    ("device", "came_off"),
+    [("grants again, and to claims", "by an unlock"), ("waits", "by a close")],
+)
+def test_what_was_in_doubt_is_not_unlocked_under_its_next_holder(on_device, device, came_off):
+    """When the kind of the device is found out later. Until then each lock call that could tell fails."""
+    body = f"""
+import subprocess
+after = {came_off == "by an unlock"}
+cluster.latency(0.5, CLAIM, after=after)
+other = subprocess.Popen([sys.executable, "-c", '''
+import os, sys
+from luna_ext.stub import STATE_VARIABLE, Cluster
+luna = Cluster(os.environ[STATE_VARIABLE]).library()
+luna.slot(2).acquire()
+print("held", flush=True)
+sys.stdin.readline()
+luna.slot(2).release()
+luna.slot(1).acquire()
+print("held", flush=True)
+sys.stdin.readline()
+os._exit(0)
+'''], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+assert other.stdout.readline() == "held\\n"
+ends = []
+
+def claim():
+    try:
+        with luna.claim("cluster-1"):
+            ends.append("claimed")
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+def unlocks():
+    return [entry for entry in cluster_calls(UNLOCK) if (entry.slot_id, entry.pid) == (1, os.getpid())]
+
+slot.acquire()
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+cluster.fault(LOCK, {GENERAL_ERROR}, times=2)
+if after:
+    cluster.fault(CLAIM, {NONE_LEFT})
+slot.release()
+claiming.join(30)
+assert ends == ["NoUnassignedTokenError"], ends
+if after:
+    cluster.fault(CLAIM, 0, times=0)
+else:
+    assert owner() == os.getpid()
+    luna.close()
+    luna = cluster.library()
+print(file=other.stdin, flush=True)
+assert other.stdout.readline() == "held\\n"
+before = len(unlocks())
+with luna.slot(2):
+    claiming = in_thread(claim)
+    wait_until_inside(CLAIM)
+claiming.join(30)
+wait_until(lambda: all(entry.rv is not None for entry in cluster.log()))
+moment = time.monotonic() + 0.2
+while time.monotonic() < moment:
+    assert (len(unlocks()), owner()) == (before, other.pid)
+other.communicate()
+luna.close()
+"""
+    assert on_device(device, body) == []
 
 
 @pytest.mark.stress
