@@ -478,6 +478,32 @@ def test_a_claim_of_the_parent_keeps_no_lock_of_the_child(succeed):
     assert succeed(FORKING + textwrap.dedent(body)) == ["0"]
 
 
+def test_a_child_cannot_assign_what_its_parent_has_claimed(succeed):
+    """Not under a lock of its own either: the parent's claim has ended in between."""
+    body = """
+        claim = luna.claim("cluster-1")
+        token = claim.__enter__()
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(45)
+            os.close(writer)
+            os.read(reader, 1)
+            code = 1
+            with token.slot:
+                try:
+                    token.assign("the child's", so_pin="12345678")
+                except luna_ext.LockNotOwnedError:
+                    code = 0
+            os._exit(code)
+        claim.__exit__(None, None, None)
+        os.close(writer)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        luna.close()
+    """
+    assert succeed(body) == ["0"]
+
+
 def test_closing_in_the_child_leaves_the_parent_alone(luna, owner_of, in_child):
     def child():
         luna.close()
