@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import textwrap
 import threading
 
@@ -430,6 +432,33 @@ def end_with_a_child(work):
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
     os._exit(0)
 """
+
+
+def test_a_thread_that_comes_to_rest_just_before_a_fork_stays_with_the_parent(cluster):
+    """What luna_ext does before a fork is not the last; a handler from before its import comes after it."""
+    body = """
+        import os, signal, time
+
+        def use_a_thread():
+            assert slot.acquire(timeout=20)
+            slot.release()
+            # It rests a moment after its work.
+            for _ in range(20):
+                time.sleep(0.001)
+
+        os.register_at_fork(before=lambda: use_a_thread())
+        from luna_ext.stub import STATE_VARIABLE, Cluster
+
+        luna = Cluster(os.environ[STATE_VARIABLE]).library()
+        slot = luna.slot(1)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(45)
+            os._exit(0 if slot.acquire(timeout=5) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        luna.close()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(body)], check=True, timeout=60)
 
 
 def test_a_child_does_not_wait_for_a_close_of_the_parent(succeed):
