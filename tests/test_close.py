@@ -607,6 +607,45 @@ def test_close_fails_those_who_wait_behind_another_library(cluster, call, wait_u
                 caller.result()
 
 
+@pytest.mark.parametrize("on", ["the main thread", "another thread"])
+def test_a_library_that_an_audit_hook_closes_is_not_waited_through(succeed, on):
+    """The hook is called before the lock is asked for, so the close could not yet end the wait."""
+    body = f"""
+        held, leave = threading.Event(), threading.Event()
+        other = cluster.library()
+        to_close = []
+
+        def hold():
+            with other.slot(1):
+                held.set()
+                assert leave.wait(40)
+
+        def close(event, arguments):
+            if event == "luna_ext.lock" and to_close:
+                signal.alarm(30)
+                to_close.pop().close()
+
+        def lock():
+            try:
+                slot.acquire()
+            except luna_ext.LibraryClosedError:
+                print("closed")
+
+        holding = in_thread(hold)
+        assert held.wait(20)
+        sys.addaudithook(close)
+        to_close.append(luna)
+        if {on == "the main thread"}:
+            lock()
+        else:
+            in_thread(lock).join(10)
+        leave.set()
+        holding.join()
+        other.close()
+    """
+    assert succeed(body) == ["closed"]
+
+
 def test_close_over_a_lock_that_is_lost_passes_the_turn(cluster, call, wait_until_queued):
     with cluster.library() as other:
         luna = cluster.library()
