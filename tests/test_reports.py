@@ -1,6 +1,7 @@
 """What an application is told: log records and audit events."""
 
 import asyncio
+import contextlib
 import logging
 import re
 import subprocess
@@ -12,6 +13,7 @@ from support import (
     DEVICE_ERROR,
     GENERAL_ERROR,
     NO_MORE_THREADS,
+    TOKEN_INFO,
     UNLOCK,
     nothing_is_locked,
     wait_until,
@@ -161,6 +163,42 @@ def test_a_filter_that_raises_leaves_nothing_locked_where_no_thread_can_be_had(c
         luna.close()
     """
     assert succeed(body) == ["refused"]
+
+
+def test_a_filter_that_finds_the_lock_lost_and_raises_lets_the_next_one_have_it(
+    luna, cluster, call, hold_here, wait_until_queued
+):
+    slot = luna.slot(1)
+    main = threading.current_thread()
+
+    def object_to(record):
+        if "locked after" in record.getMessage() and threading.current_thread() is main:
+            cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
+            with contextlib.suppress(luna_ext.LockLostError):
+                slot.ensure_held()
+            raise Objection
+        return True
+
+    def queue_up_and_free_the_slot():
+        wait_until_queued(slot, 1)
+        waiting = call(lambda: hold(luna))
+        wait_until_queued(slot, 2)
+        holder.leave()
+        return waiting
+
+    holder = hold_here(slot)
+    logger = logging.getLogger("luna_ext")
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addFilter(object_to)
+    freeing = call(queue_up_and_free_the_slot)
+    try:
+        with pytest.raises(Objection):
+            slot.acquire()
+    finally:
+        logger.removeFilter(object_to)
+        logger.setLevel(level)
+    freeing.result().result()
 
 
 def test_a_late_grant_is_told_when_it_is_unlocked(luna, caplog, hold_elsewhere):
