@@ -387,6 +387,62 @@ os._exit(0)
     assert on_device("waits", body) == ["again"]
 
 
+@ONE
+def test_a_claim_that_a_filter_refuses_beside_a_lock_call_lets_that_have_the_lock(on_device):
+    """Its unlock crosses the lock call, which waits for it."""
+    body = """
+cluster.latency(0.5, CLAIM, after=True)
+logger = logging.getLogger("luna_ext")
+ends = []
+
+def object_to(record):
+    if threading.current_thread() is claiming and "locked after" in record.getMessage():
+        raise ZeroDivisionError
+    return True
+
+def claim():
+    try:
+        with luna.claim("cluster-1"):
+            ends.append("claimed")
+    except ZeroDivisionError:
+        ends.append("refused")
+
+def lock():
+    with slot:
+        inside(slot)
+        ends.append("locked")
+
+claiming = threading.Thread(target=claim, daemon=True)
+logger.setLevel(logging.DEBUG)
+logger.addFilter(object_to)
+claiming.start()
+had_effect(CLAIM)
+locking = in_thread(lock)
+wait_until_inside(LOCK)
+for thread in (claiming, locking):
+    thread.join(20)
+print(*ends, flush=True)
+os._exit(0)
+"""
+    assert on_device("waits", body) == ["refused", "locked"]
+
+
+@ONE
+def test_a_device_whose_kind_cannot_be_found_out_is_not_asked_for_ever(on_device):
+    """Beside a claim, each end of a block would send one more lock call."""
+    body = """
+cluster.latency(3600, CLAIM)
+in_thread(luna.claim("cluster-1").__enter__)
+wait_until_inside(CLAIM)
+for _ in range(6):
+    with slot:
+        pass
+print(len(cluster_calls(LOCK)), flush=True)
+os._exit(0)
+"""
+    assert on_device("refuses", body) == ["9"]
+
+
 @pytest.mark.luna_cluster(keyrings=2)
 @pytest.mark.parametrize(
     ("device", "came_off"),
