@@ -254,6 +254,33 @@ wait_until(lambda: owner() is None)
 
 
 @ONE
+def test_a_task_that_has_made_sure_of_its_claim_cannot_block_its_loop_for_it(on_device):
+    """It is the task that holds the slot then, and its thread that would wait for it."""
+    body = """
+import asyncio
+cluster.latency(0.5, CLAIM, after=True)
+ends = []
+
+async def claim():
+    async with luna.claim("cluster-1", timeout=20) as token:
+        try:
+            with token.slot:
+                ends.append("entered")
+        except luna_ext.LockReentryError:
+            ends.append("refused")
+
+slot.acquire()
+claiming = in_thread(lambda: asyncio.run(claim()))
+wait_until_inside(CLAIM)
+slot.release()
+claiming.join(20)
+print(*ends, flush=True)
+os._exit(0)
+"""
+    assert on_device("grants again, and to claims", body) == ["refused"]
+
+
+@ONE
 @pytest.mark.parametrize("busy", [0, 2])
 def test_what_is_not_known_of_a_claim_beside_a_hanging_unlock_is_taken_off_after_it(
     on_device, busy
