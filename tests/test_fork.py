@@ -461,6 +461,36 @@ def test_a_thread_that_comes_to_rest_just_before_a_fork_stays_with_the_parent(cl
     subprocess.run([sys.executable, "-c", textwrap.dedent(body)], check=True, timeout=60)
 
 
+def test_a_process_without_threads_of_its_own_forks_with_one_alone(cluster):
+    """Python warns of any others. A handler from before the import is called after those of luna_ext."""
+    body = """
+        import os, threading
+
+        counts = []
+        os.register_at_fork(before=lambda: counts.append(len(os.listdir("/proc/self/task"))))
+        from luna_ext.stub import STATE_VARIABLE, Cluster
+
+        luna = Cluster(os.environ[STATE_VARIABLE]).library()
+
+        def lock():
+            with luna.slot(1):
+                pass
+
+        # More than once, for a busy machine may keep a thread from its end.
+        for _ in range(5):
+            locking = threading.Thread(target=lock)
+            locking.start()
+            locking.join()
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            os.waitpid(child, 0)
+        assert min(counts) == 1, counts
+        luna.close()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(body)], check=True, timeout=60)
+
+
 def test_a_child_does_not_wait_for_a_close_of_the_parent(succeed):
     body = f"""
         slot.acquire()
