@@ -2,6 +2,8 @@
 
 import re
 import signal
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -290,6 +292,32 @@ def test_a_device_that_is_busy_at_exit_is_asked_to_unlock_again(cluster, run):
     check(done, warnings=1)
     answers = [entry.rv for entry in cluster.log() if entry.function == UNLOCK]
     assert answers == [AGAIN, AGAIN, 0]
+
+
+def test_a_handler_of_atexit_hears_at_once_that_the_exit_has_taken_its_lock_off(cluster):
+    """One from before the import is called last. Only other threads are held back meanwhile."""
+    body = """
+        import atexit, os, time
+
+        def late():
+            begin = time.monotonic()
+            try:
+                slot.release()
+            except luna_ext.LockLostError:
+                print("lost")
+            print(time.monotonic() - begin < 1)
+
+        atexit.register(late)
+        import luna_ext
+        from luna_ext.stub import STATE_VARIABLE, Cluster
+
+        luna = Cluster(os.environ[STATE_VARIABLE]).library()
+        slot = luna.slot(1)
+        slot.acquire()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(body)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.stdout.split() == ["lost", "True"]
 
 
 def test_sigterm_with_a_handler_that_raises_releases(luna, owner_of, run):
