@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from support import NO_MORE_THREADS
 
 LOCK = "CA_LockClusteredSlot"
 UNLOCK = "CA_UnlockClusteredSlot"
@@ -227,6 +228,28 @@ def test_a_long_wait_is_told_of_on_both_sides_of_a_fork(luna, caplog, hold_elsew
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     holder.release()
     waiting.result()
+
+
+def test_a_long_wait_that_no_thread_can_look_after_is_told_of_at_its_end(succeed):
+    body = f"""
+        import logging
+        logging.getLogger("luna_ext").addHandler(logging.StreamHandler(sys.stdout))
+
+        def lock():
+            assert begin.wait(20)
+            with slot:
+                pass
+
+        begin = threading.Event()
+        locking = in_thread(lock)
+        cluster.latency(5.2, {LOCK!r})
+        {NO_MORE_THREADS}
+        begin.set()
+        locking.join()
+        luna.close()
+    """
+    said = " ".join(succeed(body))
+    assert re.fullmatch(r"slot 1: locked, after a wait of \d\.\d+ s", said), said
 
 
 def test_a_long_wait_for_a_holder_of_this_process_names_it(luna, caplog, call):
