@@ -469,6 +469,29 @@ def test_close_ends_polling_though_another_library_is_open(cluster, luna, hold_e
     assert not luna.closed
 
 
+def test_who_waits_behind_a_polling_library_that_is_closed_goes_on(
+    cluster, hold_elsewhere, call, wait_until_queued
+):
+    cluster.switch("contention", "error")
+    holder = hold_elsewhere(1)
+    with cluster.library(contention="poll") as luna:
+        closing = cluster.library(contention="poll")
+        first = call(closing.slot(1).acquire)
+        wait_until(lambda: any(entry.rv == DEVICE_ERROR for entry in cluster.log()))
+
+        def use():
+            with luna.slot(1):
+                return True
+
+        second = call(use)
+        wait_until_queued(luna.slot(1), 1)
+        closing.close()
+        with pytest.raises(luna_ext.LibraryClosedError):
+            first.result()
+        holder.release()
+        assert second.result() is True
+
+
 def test_blocking_raises_where_the_device_answers_an_error(luna, cluster, hold_elsewhere):
     cluster.switch("contention", "error")
     hold_elsewhere(1)
