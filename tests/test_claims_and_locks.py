@@ -355,6 +355,22 @@ assert another_process_can_lock(20)
 
 
 @ONE
+def test_a_given_up_lock_call_that_a_claims_unlock_has_crossed_leaves_nothing_locked(on_device):
+    """Its grant came after the unlock, which the process cannot know; and no waiter asks again."""
+    body = """
+cluster.latency(3, LOCK)
+assert slot.acquire(timeout=0.1) is False
+cluster.latency(0, LOCK)
+with luna.claim("cluster-1") as token:
+    inside(token)
+wait_until(lambda: cluster_calls(LOCK)[0].rv == 0)
+wait_until(lambda: owner() is None)
+assert another_process_can_lock(20)
+"""
+    assert on_device("grants again", body) == []
+
+
+@ONE
 def test_a_claim_that_an_unlock_has_crossed_comes_before_those_who_wait_for_the_lock(on_device):
     """Its grant may be true, and then no other can get the lock before."""
     body = """
