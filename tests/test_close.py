@@ -119,12 +119,19 @@ def test_a_claim_in_flight_is_waited_for_and_not_kept(cluster, call, wait_until_
     assert nothing_is_locked(cluster)
 
 
+def give_up_once_inside(slot, call, wait_until_inside):
+    """Not before the device has the call, however busy the machine is."""
+    waiting = call(lambda: slot.acquire(timeout=0.5))
+    wait_until_inside(LOCK)
+    assert waiting.result() is False
+
+
 def test_a_call_that_hangs_in_a_given_up_lock_does_not_keep_close(
-    cluster, hold_elsewhere, owner_of
+    cluster, hold_elsewhere, owner_of, call, wait_until_inside
 ):
     holder = hold_elsewhere(1)
     luna = cluster.library()
-    assert luna.slot(1).acquire(timeout=0.01) is False
+    give_up_once_inside(luna.slot(1), call, wait_until_inside)
     luna.close()
     assert finalisations(cluster) == []
     holder.release()
@@ -134,7 +141,7 @@ def test_a_call_that_hangs_in_a_given_up_lock_does_not_keep_close(
 
 @pytest.mark.parametrize("answer", ["granted", "an error"])
 def test_a_given_up_lock_does_not_keep_close_after_a_call_that_a_thread_made_itself(
-    cluster, hold_elsewhere, call, answer
+    cluster, hold_elsewhere, call, wait_until_inside, answer
 ):
     """Who makes the present call is what counts, not who made the one before."""
     luna = cluster.library()
@@ -145,7 +152,7 @@ def test_a_given_up_lock_does_not_keep_close_after_a_call_that_a_thread_made_its
     else:
         call(lambda: use(luna.slot(1))).result()
     holder = hold_elsewhere(1)
-    assert luna.slot(1).acquire(timeout=0.01) is False
+    give_up_once_inside(luna.slot(1), call, wait_until_inside)
     call(luna.close).result()
     assert finalisations(cluster) == []
     holder.release()

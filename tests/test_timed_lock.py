@@ -164,9 +164,13 @@ def test_the_error_of_a_call_that_was_given_up_is_no_other_waiters(
     assert plain.result() is True
 
 
-def test_a_late_grant_is_unlocked_though_the_device_is_busy(luna, cluster, hold_elsewhere):
+def test_a_late_grant_is_unlocked_though_the_device_is_busy(
+    luna, cluster, hold_elsewhere, call, wait_until_inside
+):
     holder = hold_elsewhere(1)
-    assert luna.slot(1).acquire(timeout=0.05) is False
+    waiting = call(lambda: luna.slot(1).acquire(timeout=0.5))
+    wait_until_inside(LOCK)
+    assert waiting.result() is False
     cluster.fault(UNLOCK, AGAIN, times=2)
     # Its own unlock would meet the fault as well.
     holder.kill()
