@@ -355,6 +355,50 @@ assert another_process_can_lock(20)
 
 
 @ONE
+@pytest.mark.xfail(
+    strict=True,
+    reason="the turn is passed to no thread and no waiter without end, until the stack is full",
+)
+def test_a_lock_call_that_is_due_waits_until_a_thread_can_be_had(on_device):
+    body = f"""
+cluster.latency(0.5, CLAIM)
+held, release = threading.Event(), threading.Event()
+ends = []
+
+def hold():
+    with slot:
+        held.set()
+        assert release.wait(20)
+
+def claim():
+    try:
+        with luna.claim("cluster-1"):
+            ends.append("claimed")
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+# Not by the main thread, for which a worker would make the call, and be there for the next one.
+holding = in_thread(hold)
+assert held.wait(20)
+cluster.latency(3.5, UNLOCK, after=True)
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+{NO_MORE_THREADS}
+release.set()
+for thread in (claiming, holding):
+    thread.join(30)
+    assert not thread.is_alive()
+threading.stack_size(0)
+cluster.latency(0, UNLOCK, after=True)
+with slot.lock(timeout=20):
+    inside(slot)
+wait_until(lambda: owner() is None)
+print(*ends)
+"""
+    assert on_device("grants again", body) == ["NoUnassignedTokenError"]
+
+
+@ONE
 def test_a_given_up_lock_call_that_a_claims_unlock_has_crossed_leaves_nothing_locked(on_device):
     """Its grant came after the unlock, which the process cannot know; and no waiter asks again."""
     body = """
