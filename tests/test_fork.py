@@ -703,6 +703,38 @@ def test_a_fork_in_a_signal_handler_while_the_device_is_waited_for(cluster, prog
     assert (done.returncode, done.words, done.stderr) == (0, ["both"], ""), done
 
 
+def test_a_child_that_waits_anew_has_what_is_left_of_its_time(succeed):
+    """The handler takes most of it; the parent gets the lock, which the child cannot have in time."""
+    body = f"""
+        def fork(number, frame):
+            global child
+            time.sleep(2)
+            child = os.fork()
+
+        def send():
+            wait_until_inside({TOKEN_INFO!r})
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+        child = None
+        signal.signal(signal.SIGUSR1, fork)
+        lock = luna.token("keyring1").lock(timeout=4)
+        cluster.latency(2.5, {TOKEN_INFO!r})
+        sender = in_thread(send)
+        begin = time.monotonic()
+        try:
+            with lock:
+                if child == 0:
+                    os._exit(2)
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        except luna_ext.LockTimeoutError:
+            if child == 0:
+                os._exit(0 if time.monotonic() - begin < 5.5 else 1)
+            raise
+        luna.close()
+    """
+    assert succeed(body, options=()) == ["0"]
+
+
 @pytest.mark.parametrize("form", ["with slot", "timed acquire", "lock", "timed lock", "token"])
 def test_a_fork_in_a_signal_handler_while_another_process_holds_the_lock(
     cluster, program, hold_elsewhere, form
