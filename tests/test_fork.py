@@ -617,6 +617,46 @@ def test_a_child_that_exits_ends_nothing_of_the_parents(run, cluster, used):
     assert len(finalised) == 1 + used
 
 
+def test_a_thread_that_forks_is_the_childs_main_thread_which_signals_interrupt(succeed):
+    """A thread that is not the main one makes its device calls itself, and no handler runs meanwhile."""
+    body = """
+        class Stop(BaseException):
+            pass
+
+        def stop(number, frame):
+            raise Stop
+
+        def fork_in_a_thread():
+            with luna.slot(2):
+                pass
+            children.append(os.fork())
+            if children == [0]:
+                signal.setitimer(signal.ITIMER_REAL, 0.5)
+                try:
+                    slot.acquire()
+                except Stop:
+                    os._exit(0)
+                os._exit(1)
+
+        def has_ended():
+            pid, status = os.waitpid(children[0], os.WNOHANG)
+            if pid:
+                print(os.waitstatus_to_exitcode(status))
+            return pid
+
+        children = []
+        signal.signal(signal.SIGALRM, stop)
+        with slot:
+            in_thread(fork_in_a_thread).join()
+            try:
+                wait_until(has_ended)
+            except AssertionError:
+                os.kill(children[0], signal.SIGKILL)
+        luna.close()
+    """
+    assert succeed(body, options=()) == ["0"]
+
+
 FORKING_IN_A_HANDLER = """
 import asyncio, logging
 logging.getLogger("luna_ext").addHandler(logging.NullHandler())
