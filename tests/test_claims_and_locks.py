@@ -599,6 +599,80 @@ luna.close()
     assert on_device(device, body) == []
 
 
+@pytest.mark.luna_cluster(keyrings=2)
+def test_what_was_in_doubt_comes_off_although_no_thread_can_be_had(on_device):
+    """On the thread whose lock call tells that the device gives a lock but once."""
+    body = f"""
+import subprocess
+other = subprocess.Popen([sys.executable, "-c", '''
+import os, sys
+from luna_ext.stub import STATE_VARIABLE, Cluster
+luna = Cluster(os.environ[STATE_VARIABLE]).library()
+luna.slot(2).acquire()
+print("held", flush=True)
+sys.stdin.readline()
+luna.slot(2).release()
+print("free", flush=True)
+'''], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+assert other.stdout.readline() == "held\\n"
+ends = []
+
+def claim():
+    try:
+        with luna.claim("cluster-1"):
+            ends.append("claimed")
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+# Each lock call that could tell of the first slot's lock fails.
+cluster.latency(0.5, CLAIM)
+slot.acquire()
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+cluster.fault(LOCK, {GENERAL_ERROR}, times=2)
+slot.release()
+claiming.join(30)
+assert ends == ["NoUnassignedTokenError"], ends
+assert owner() == os.getpid()
+print(file=other.stdin, flush=True)
+assert other.stdout.readline() == "free\\n"
+other.communicate()
+
+# A fork ends the threads that have nothing to do.
+child = os.fork()
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+begin_claim, begin_lock = threading.Event(), threading.Event()
+
+def claim_the_second():
+    assert begin_claim.wait(20)
+    with luna.claim("cluster-1") as token:
+        ends.append(token.slot.slot_id)
+
+def lock_the_second():
+    assert begin_lock.wait(20)
+    with luna.slot(2):
+        ends.append("locked")
+
+cluster.latency(0, CLAIM)
+cluster.latency(0.5, CLAIM, after=True)
+threads = [in_thread(claim_the_second), in_thread(lock_the_second)]
+{NO_MORE_THREADS}
+begin_claim.set()
+wait_until(lambda: cluster.tokens()[1].owner == os.getpid())
+begin_lock.set()
+wait_until_inside(LOCK)
+for thread in threads:
+    thread.join(20)
+    assert not thread.is_alive()
+wait_until(lambda: owner() is None)
+print(*ends[1:])
+luna.close()
+"""
+    assert on_device("waits", body) == ["2", "locked"]
+
+
 @pytest.mark.stress
 @pytest.mark.parametrize("device", [*DEVICES])
 @pytest.mark.parametrize("unlock_owner", ["unchecked", "checked"])
