@@ -230,6 +230,38 @@ def test_a_long_wait_is_told_of_on_both_sides_of_a_fork(luna, caplog, hold_elsew
     waiting.result()
 
 
+def test_a_child_looks_after_its_own_waits_though_the_parent_was_telling_of_one(succeed):
+    """Who tells of it in the parent does not come to the end for which a fork waits a moment."""
+    body = f"""
+        import logging
+
+        class Slow(logging.Handler):
+            def emit(self, record):
+                telling.set()
+                assert go_on.wait(20)
+
+        telling, go_on = threading.Event(), threading.Event()
+        log = logging.getLogger("luna_ext")
+        log.addHandler(Slow())
+        cluster.latency(30, {LOCK!r})
+        in_thread(slot.acquire)
+        assert telling.wait(20)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(40)
+            log.handlers.clear()
+            in_thread(luna.slot(2).acquire)
+            wait_until_inside({LOCK!r})
+            # This thread, the one that waits, and one that looks after it.
+            wait_until(lambda: len(os.listdir("/proc/self/task")) == 3)
+            os._exit(0)
+        go_on.set()
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        os._exit(0)
+    """
+    assert succeed(body, options=("-W", "ignore:This process:DeprecationWarning")) == ["0"]
+
+
 def test_a_long_wait_that_no_thread_can_look_after_is_told_of_at_its_end(succeed):
     body = f"""
         import logging
