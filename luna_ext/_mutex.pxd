@@ -218,7 +218,7 @@ cdef class SlotMutex:
         self, uint64_t number, Share share, Wait *wait, uint64_t nanoseconds
     ) except -1
     cdef int _wake(self, Seat *seat) noexcept
-    cdef int _no_worker(self) noexcept
+    cdef bint _fail_without_thread(self) noexcept
     cdef int _wait_a_moment(self) noexcept
     cdef int _lock_for_waiters(self, bint trial) except -1
     cdef bint _try_again(self) noexcept

@@ -10,13 +10,16 @@ import threading
 import pytest
 import uvloop
 from support import (
+    DEVICE_ERROR,
     GENERAL_ERROR,
     LOCK,
+    TOKEN_INFO,
     UNLOCK,
     assert_stays,
     hold_loop_until_it_is_told,
     let_others_run_until,
     nothing_is_locked,
+    wait_until,
 )
 
 import luna_ext
@@ -109,6 +112,22 @@ def test_ten_thousand_tasks_wait_without_as_many_threads(luna):
     # Two calls at a time are under way, and up to 8 workers are kept.
     assert asyncio.run(main()) <= before + 12
     assert most == 1
+
+
+@pytest.mark.luna_cluster(keyrings=30)
+def test_few_of_the_threads_of_many_calls_at_a_time_are_kept(luna, cluster):
+    cluster.latency(0.5, LOCK)
+
+    async def enter(slot_id):
+        async with luna.slot(slot_id).lock():
+            pass
+
+    async def main():
+        await asyncio.gather(*(enter(slot_id) for slot_id in range(1, 31)))
+
+    before = threads()
+    asyncio.run(main())
+    wait_until(lambda: threads() <= before + 8)
 
 
 LOOPS = {
@@ -386,6 +405,27 @@ def test_a_thread_does_not_wait_behind_tasks_of_its_own_loop(luna, hold_elsewher
         return await waiting
 
     assert asyncio.run(main()) == "held"
+
+
+def test_a_lost_lock_of_a_task_goes_to_those_who_wait(luna, cluster, call, wait_until_queued):
+    slot = luna.slot(1)
+    waiting = []
+
+    def use(block):
+        with block:
+            return True
+
+    async def lose():
+        async with slot.lock():
+            waiting.extend([call(lambda: use(slot)), call(lambda: use(slot.lock(timeout=20)))])
+            wait_until_queued(slot, 2)
+            cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
+            with pytest.raises(luna_ext.LockLostError):
+                slot.ensure_held()
+
+    with pytest.raises(luna_ext.LockLostError):
+        asyncio.run(lose())
+    assert [caller.result() for caller in waiting] == [True, True]
 
 
 def test_a_coroutine_that_is_closed_releases(luna, owner_of):

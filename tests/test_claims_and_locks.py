@@ -7,6 +7,7 @@ answer nor a lock call's proves by itself that the lock is still on.
 import textwrap
 
 import pytest
+from support import AGAIN, GENERAL_ERROR, NO_MORE_THREADS, NONE_LEFT
 
 ONE = pytest.mark.luna_cluster(keyrings=1)
 DEVICES = {
@@ -115,6 +116,42 @@ if {grants!r} == "once":
 
 
 @ONE
+def test_a_claim_is_not_given_a_token_that_another_process_has_assigned_meanwhile(on_device):
+    """Its grant was that of a lock that came off before its answer was there."""
+    body = """
+cluster.latency(0.5, CLAIM, after=True)
+ends = []
+
+def claim():
+    try:
+        with luna.claim("cluster-1") as token:
+            ends.append(token.label)
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+slot.acquire()
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+slot.release()
+cluster.latency(0, CLAIM, after=True)
+program = '''
+import os
+from luna_ext.stub import STATE_VARIABLE, Cluster
+with Cluster(os.environ[STATE_VARIABLE]).library() as luna, luna.claim("cluster-1") as token:
+    token.assign("taken", so_pin="12345678")
+'''
+import subprocess
+subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+claiming.join(30)
+assert not claiming.is_alive()
+assert not slot.locked()
+wait_until(lambda: owner() is None)
+print(*ends, cluster.tokens()[0].label)
+"""
+    assert on_device("grants again, and to claims", body) == ["NoUnassignedTokenError", "taken"]
+
+
+@ONE
 @pytest.mark.parametrize("device", [*DEVICES])
 @pytest.mark.parametrize("answer", ["first", "second"])
 def test_a_lock_call_and_a_claim_that_cross_each_other_have_one_holder(on_device, device, answer):
@@ -214,6 +251,422 @@ assert ends == ["claimed"]
 wait_until(lambda: owner() is None)
 """
     assert on_device(device, body) == []
+
+
+@ONE
+def test_a_task_that_has_made_sure_of_its_claim_cannot_block_its_loop_for_it(on_device):
+    """It is the task that holds the slot then, and its thread that would wait for it."""
+    body = """
+import asyncio
+cluster.latency(0.5, CLAIM, after=True)
+ends = []
+
+async def claim():
+    async with luna.claim("cluster-1", timeout=20) as token:
+        try:
+            with token.slot:
+                ends.append("entered")
+        except luna_ext.LockReentryError:
+            ends.append("refused")
+
+slot.acquire()
+claiming = in_thread(lambda: asyncio.run(claim()))
+wait_until_inside(CLAIM)
+slot.release()
+claiming.join(20)
+print(*ends, flush=True)
+os._exit(0)
+"""
+    assert on_device("grants again, and to claims", body) == ["refused"]
+
+
+@ONE
+@pytest.mark.parametrize("busy", [0, 2])
+def test_what_is_not_known_of_a_claim_beside_a_hanging_unlock_is_taken_off_after_it(
+    on_device, busy
+):
+    """While the unlock is not answered, no lock call can tell; one is due afterwards, and is repeated
+    where the device is busy.
+    """
+    body = f"""
+cluster.latency(0.5, CLAIM)
+cluster.latency(3.5, UNLOCK, after=True)
+ends = []
+
+def claim():
+    try:
+        with luna.claim("cluster-1"):
+            ends.append("claimed")
+    except LunaError as error:
+        cluster.fault(LOCK, {AGAIN}, times={busy})
+        ends.append(type(error).__name__)
+
+slot.acquire()
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+slot.release()
+cluster.latency(0, UNLOCK, after=True)
+claiming.join(30)
+assert not claiming.is_alive()
+wait_until(lambda: owner() is None)
+print(*ends, len(cluster_calls(CLAIM)))
+assert another_process_can_lock(20)
+"""
+    assert on_device("grants again", body) == ["NoUnassignedTokenError", "2"]
+
+
+@ONE
+def test_what_is_not_known_of_a_claim_beside_a_hanging_lock_call_is_taken_off_after_it(on_device):
+    """The lock call was out before, so that its error does not say that nothing is set by now."""
+    body = f"""
+cluster.latency(1, CLAIM)
+ends = []
+
+def claim():
+    try:
+        with luna.claim("cluster-1"):
+            ends.append("claimed")
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+def lock():
+    try:
+        slot.acquire()
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+with slot:
+    pass
+cluster.fault(LOCK, {GENERAL_ERROR}, times=1)
+cluster.latency(4.5, LOCK)
+locking = in_thread(lock)
+wait_until_inside(LOCK)
+cluster.latency(0, LOCK)
+for thread in (claiming, locking):
+    thread.join(30)
+    assert not thread.is_alive()
+wait_until(lambda: owner() is None)
+print(*ends)
+assert another_process_can_lock(20)
+"""
+    assert on_device("grants again", body) == ["NoUnassignedTokenError", "CryptokiError"]
+
+
+@ONE
+def test_a_lock_call_that_is_due_waits_until_a_thread_can_be_had(on_device):
+    body = f"""
+cluster.latency(0.5, CLAIM)
+held, release = threading.Event(), threading.Event()
+ends = []
+
+def hold():
+    with slot:
+        held.set()
+        assert release.wait(20)
+
+def claim():
+    try:
+        with luna.claim("cluster-1"):
+            ends.append("claimed")
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+# Not by the main thread, for which a worker would make the call, and be there for the next one.
+holding = in_thread(hold)
+assert held.wait(20)
+cluster.latency(3.5, UNLOCK, after=True)
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+{NO_MORE_THREADS}
+release.set()
+for thread in (claiming, holding):
+    thread.join(30)
+    assert not thread.is_alive()
+threading.stack_size(0)
+cluster.latency(0, UNLOCK, after=True)
+with slot.lock(timeout=20):
+    inside(slot)
+wait_until(lambda: owner() is None)
+print(*ends)
+"""
+    assert on_device("grants again", body) == ["NoUnassignedTokenError"]
+
+
+@ONE
+def test_a_given_up_lock_call_that_a_claims_unlock_has_crossed_leaves_nothing_locked(on_device):
+    """Its grant came after the unlock, which the process cannot know; and no waiter asks again."""
+    body = """
+cluster.latency(3, LOCK)
+assert slot.acquire(timeout=0.1) is False
+cluster.latency(0, LOCK)
+with luna.claim("cluster-1") as token:
+    inside(token)
+wait_until(lambda: cluster_calls(LOCK)[0].rv == 0)
+wait_until(lambda: owner() is None)
+assert another_process_can_lock(20)
+"""
+    assert on_device("grants again", body) == []
+
+
+@ONE
+def test_a_claim_that_an_unlock_has_crossed_comes_before_those_who_wait_for_the_lock(on_device):
+    """Its grant may be true, and then no other can get the lock before."""
+    body = """
+cluster.latency(0.5, CLAIM)
+cluster.latency(2, UNLOCK, after=True)
+ends = []
+
+def claim():
+    with luna.claim("cluster-1", timeout=20) as token:
+        inside(token)
+        ends.append("claimed")
+
+def lock():
+    with slot:
+        ends.append("locked")
+
+slot.acquire()
+locking = in_thread(lock)
+wait_until(lambda: "1 waiting" in repr(slot))
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+slot.release()
+cluster.latency(0, UNLOCK, after=True)
+for thread in (claiming, locking):
+    thread.join(30)
+    assert not thread.is_alive()
+print(*ends)
+"""
+    assert on_device("grants again", body) == ["claimed", "locked"]
+
+
+@ONE
+def test_an_unlock_beside_a_claim_for_which_no_thread_can_be_had_confuses_no_later_lock(on_device):
+    body = f"""
+cluster.latency(3600, CLAIM)
+held, release = threading.Event(), threading.Event()
+ends = []
+
+def lock_twice():
+    with slot:
+        held.set()
+        assert release.wait(20)
+    with slot:
+        inside(slot)
+        ends.append("again")
+
+in_thread(luna.claim("cluster-1").__enter__)
+wait_until_inside(CLAIM)
+locking = in_thread(lock_twice)
+assert held.wait(20)
+{NO_MORE_THREADS}
+release.set()
+locking.join(20)
+print(*ends, flush=True)
+os._exit(0)
+"""
+    assert on_device("waits", body) == ["again"]
+
+
+@ONE
+def test_a_claim_that_a_filter_refuses_beside_a_lock_call_lets_that_have_the_lock(on_device):
+    """Its unlock crosses the lock call, which waits for it."""
+    body = """
+cluster.latency(0.5, CLAIM, after=True)
+logger = logging.getLogger("luna_ext")
+ends = []
+
+def object_to(record):
+    if threading.current_thread() is claiming and "locked after" in record.getMessage():
+        raise ZeroDivisionError
+    return True
+
+def claim():
+    try:
+        with luna.claim("cluster-1"):
+            ends.append("claimed")
+    except ZeroDivisionError:
+        ends.append("refused")
+
+def lock():
+    with slot:
+        inside(slot)
+        ends.append("locked")
+
+claiming = threading.Thread(target=claim, daemon=True)
+logger.setLevel(logging.DEBUG)
+logger.addFilter(object_to)
+claiming.start()
+had_effect(CLAIM)
+locking = in_thread(lock)
+wait_until_inside(LOCK)
+for thread in (claiming, locking):
+    thread.join(20)
+print(*ends, flush=True)
+os._exit(0)
+"""
+    assert on_device("waits", body) == ["refused", "locked"]
+
+
+@ONE
+def test_a_device_whose_kind_cannot_be_found_out_is_not_asked_for_ever(on_device):
+    """Beside a claim, each end of a block would send one more lock call."""
+    body = """
+cluster.latency(3600, CLAIM)
+in_thread(luna.claim("cluster-1").__enter__)
+wait_until_inside(CLAIM)
+for _ in range(6):
+    with slot:
+        pass
+print(len(cluster_calls(LOCK)), flush=True)
+os._exit(0)
+"""
+    assert on_device("refuses", body) == ["9"]
+
+
+@pytest.mark.luna_cluster(keyrings=2)
+@pytest.mark.parametrize(
+    ("device", "came_off"),
+    [("grants again, and to claims", "by an unlock"), ("waits", "by a close")],
+)
+def test_what_was_in_doubt_is_not_unlocked_under_its_next_holder(on_device, device, came_off):
+    """When the kind of the device is found out later. Until then each lock call that could tell fails."""
+    body = f"""
+import subprocess
+after = {came_off == "by an unlock"}
+cluster.latency(0.5, CLAIM, after=after)
+other = subprocess.Popen([sys.executable, "-c", '''
+import os, sys
+from luna_ext.stub import STATE_VARIABLE, Cluster
+luna = Cluster(os.environ[STATE_VARIABLE]).library()
+luna.slot(2).acquire()
+print("held", flush=True)
+sys.stdin.readline()
+luna.slot(2).release()
+luna.slot(1).acquire()
+print("held", flush=True)
+sys.stdin.readline()
+os._exit(0)
+'''], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+assert other.stdout.readline() == "held\\n"
+ends = []
+
+def claim():
+    try:
+        with luna.claim("cluster-1"):
+            ends.append("claimed")
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+def unlocks():
+    return [entry for entry in cluster_calls(UNLOCK) if (entry.slot_id, entry.pid) == (1, os.getpid())]
+
+slot.acquire()
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+cluster.fault(LOCK, {GENERAL_ERROR}, times=2)
+if after:
+    cluster.fault(CLAIM, {NONE_LEFT})
+slot.release()
+claiming.join(30)
+assert ends == ["NoUnassignedTokenError"], ends
+if after:
+    cluster.fault(CLAIM, 0, times=0)
+else:
+    assert owner() == os.getpid()
+    luna.close()
+    luna = cluster.library()
+print(file=other.stdin, flush=True)
+assert other.stdout.readline() == "held\\n"
+before = len(unlocks())
+with luna.slot(2):
+    claiming = in_thread(claim)
+    wait_until_inside(CLAIM)
+claiming.join(30)
+wait_until(lambda: all(entry.rv is not None for entry in cluster.log()))
+moment = time.monotonic() + 0.2
+while time.monotonic() < moment:
+    assert (len(unlocks()), owner()) == (before, other.pid)
+other.communicate()
+luna.close()
+"""
+    assert on_device(device, body) == []
+
+
+@pytest.mark.luna_cluster(keyrings=2)
+def test_what_was_in_doubt_comes_off_although_no_thread_can_be_had(on_device):
+    """On the thread whose lock call tells that the device gives a lock but once."""
+    body = f"""
+import subprocess
+other = subprocess.Popen([sys.executable, "-c", '''
+import os, sys
+from luna_ext.stub import STATE_VARIABLE, Cluster
+luna = Cluster(os.environ[STATE_VARIABLE]).library()
+luna.slot(2).acquire()
+print("held", flush=True)
+sys.stdin.readline()
+luna.slot(2).release()
+print("free", flush=True)
+'''], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+assert other.stdout.readline() == "held\\n"
+ends = []
+
+def claim():
+    try:
+        with luna.claim("cluster-1"):
+            ends.append("claimed")
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+# Each lock call that could tell of the first slot's lock fails.
+cluster.latency(0.5, CLAIM)
+slot.acquire()
+claiming = in_thread(claim)
+wait_until_inside(CLAIM)
+cluster.fault(LOCK, {GENERAL_ERROR}, times=2)
+slot.release()
+claiming.join(30)
+assert ends == ["NoUnassignedTokenError"], ends
+assert owner() == os.getpid()
+print(file=other.stdin, flush=True)
+assert other.stdout.readline() == "free\\n"
+other.communicate()
+
+# A fork ends the threads that have nothing to do.
+child = os.fork()
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+begin_claim, begin_lock = threading.Event(), threading.Event()
+
+def claim_the_second():
+    assert begin_claim.wait(20)
+    with luna.claim("cluster-1") as token:
+        ends.append(token.slot.slot_id)
+
+def lock_the_second():
+    assert begin_lock.wait(20)
+    with luna.slot(2):
+        ends.append("locked")
+
+cluster.latency(0, CLAIM)
+cluster.latency(0.5, CLAIM, after=True)
+threads = [in_thread(claim_the_second), in_thread(lock_the_second)]
+{NO_MORE_THREADS}
+begin_claim.set()
+wait_until(lambda: cluster.tokens()[1].owner == os.getpid())
+begin_lock.set()
+wait_until_inside(LOCK)
+for thread in threads:
+    thread.join(20)
+    assert not thread.is_alive()
+wait_until(lambda: owner() is None)
+print(*ends[1:])
+luna.close()
+"""
+    assert on_device("waits", body) == ["2", "locked"]
 
 
 @ONE

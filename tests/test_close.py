@@ -118,17 +118,61 @@ def test_a_claim_in_flight_is_waited_for_and_not_kept(cluster, call, wait_until_
     assert nothing_is_locked(cluster)
 
 
+def give_up_once_inside(slot, call, wait_until_inside):
+    """Not before the device has the call, however busy the machine is."""
+    waiting = call(lambda: slot.acquire(timeout=0.5))
+    wait_until_inside(LOCK)
+    assert waiting.result() is False
+
+
 def test_a_call_that_hangs_in_a_given_up_lock_does_not_keep_close(
-    cluster, hold_elsewhere, owner_of
+    cluster, hold_elsewhere, owner_of, call, wait_until_inside
 ):
     holder = hold_elsewhere(1)
     luna = cluster.library()
-    assert luna.slot(1).acquire(timeout=0.01) is False
+    give_up_once_inside(luna.slot(1), call, wait_until_inside)
     luna.close()
     assert finalisations(cluster) == []
     holder.release()
     wait_until(lambda: finalisations(cluster), 20)
     assert owner_of(1) is None
+
+
+@pytest.mark.parametrize("answer", ["granted", "an error"])
+def test_a_given_up_lock_does_not_keep_close_after_a_call_that_a_thread_made_itself(
+    cluster, hold_elsewhere, call, wait_until_inside, answer
+):
+    """Who makes the present call is what counts, not who made the one before."""
+    luna = cluster.library()
+    if answer == "an error":
+        cluster.fault(LOCK, DEVICE_ERROR, times=1)
+        with pytest.raises(luna_ext.DeviceError):
+            call(luna.slot(1).acquire).result()
+    else:
+        call(lambda: use(luna.slot(1))).result()
+    holder = hold_elsewhere(1)
+    give_up_once_inside(luna.slot(1), call, wait_until_inside)
+    call(luna.close).result()
+    assert finalisations(cluster) == []
+    holder.release()
+    wait_until(lambda: finalisations(cluster), 20)
+
+
+def test_the_lock_call_of_a_thread_that_was_queued_is_waited_for(
+    cluster, hold_here, call, wait_until_queued, wait_until_inside
+):
+    luna = cluster.library()
+    holder = hold_here(luna.slot(1))
+    waiting = call(luna.slot(1).acquire)
+    wait_until_queued(luna.slot(1), 1)
+    cluster.latency(0.3, LOCK)
+    holder.leave()
+    wait_until_inside(LOCK)
+    luna.close()
+    assert (finalisations(cluster), in_order(cluster)) == ([0], True)
+    with pytest.raises(luna_ext.LibraryClosedError):
+        waiting.result()
+    assert nothing_is_locked(cluster)
 
 
 def test_a_lock_call_that_close_overtakes_is_no_success(cluster, call, wait_until_inside):
@@ -576,6 +620,45 @@ def test_close_fails_those_who_wait_behind_another_library(cluster, call, wait_u
         for caller in waiting:
             with pytest.raises(luna_ext.LibraryClosedError):
                 caller.result()
+
+
+@pytest.mark.parametrize("on", ["the main thread", "another thread"])
+def test_a_library_that_an_audit_hook_closes_is_not_waited_through(succeed, on):
+    """The hook is called before the lock is asked for, so the close could not yet end the wait."""
+    body = f"""
+        held, leave = threading.Event(), threading.Event()
+        other = cluster.library()
+        to_close = []
+
+        def hold():
+            with other.slot(1):
+                held.set()
+                assert leave.wait(40)
+
+        def close(event, arguments):
+            if event == "luna_ext.lock" and to_close:
+                signal.alarm(30)
+                to_close.pop().close()
+
+        def lock():
+            try:
+                slot.acquire()
+            except luna_ext.LibraryClosedError:
+                print("closed")
+
+        holding = in_thread(hold)
+        assert held.wait(20)
+        sys.addaudithook(close)
+        to_close.append(luna)
+        if {on == "the main thread"}:
+            lock()
+        else:
+            in_thread(lock).join(10)
+        leave.set()
+        holding.join()
+        other.close()
+    """
+    assert succeed(body) == ["closed"]
 
 
 def test_close_over_a_lock_that_is_lost_passes_the_turn(cluster, call, wait_until_queued):

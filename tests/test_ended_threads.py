@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from support import assert_stays
 
 import luna_ext
 
@@ -164,3 +165,18 @@ def test_what_a_thread_leaves_behind_may_still_release(luna, cluster, caplog):
     thread.join()
     wait_until_unlocked(luna, cluster)
     assert [entry.function for entry in cluster.log()].count(UNLOCK) == 1
+
+
+@pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")
+def test_the_next_holder_keeps_the_lock_that_came_off_just_after_its_thread_had_ended(
+    luna, cluster, owner_of
+):
+    """Taken off by a close() here. Who looks after it a moment later finds another holder."""
+    closing = cluster.library()
+    thread = threading.Thread(target=closing.slot(1).acquire)
+    thread.start()
+    thread.join()
+    closing.close()
+    with luna.slot(1) as slot:
+        assert_stays(lambda: slot.locked() and owner_of(1) == os.getpid(), 0.6)
+        slot.ensure_held()

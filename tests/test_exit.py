@@ -2,10 +2,12 @@
 
 import re
 import signal
+import subprocess
+import sys
 import textwrap
 
 import pytest
-from support import AGAIN, UNLOCK, nothing_is_locked
+from support import AGAIN, UNLOCK, logged, nothing_is_locked
 
 from luna_ext.stub import Cluster
 
@@ -116,6 +118,26 @@ def test_an_exit_releases_what_is_held_and_says_so(cluster, run, held, end):
     unlocked = held == "released" or warnings
     assert log.count("CA_UnlockClusteredSlot") == unlocked
     assert (log.count("C_Finalize"), log[-1]) == (1, "C_Finalize")
+
+
+def test_a_lock_that_was_lost_is_not_unlocked_at_exit(cluster, program, hold_elsewhere, owner_of):
+    """Another process may hold it by then."""
+    body = """
+        slot.acquire()
+        cluster.disconnect(os.getpid())
+        try:
+            slot.ensure_held()
+        except luna_ext.LockLostError:
+            print("lost", flush=True)
+        sys.stdin.readline()
+        leaving()
+    """
+    losing = program(body, options=QUIET)
+    losing.expect("lost")
+    holder = hold_elsewhere(1)
+    check(losing.ended())
+    assert logged(cluster, UNLOCK, losing.process.pid) == []
+    assert owner_of(1) == holder.pid
 
 
 def test_a_warning_that_is_an_error_keeps_no_other_from_being_said(cluster, run):
@@ -270,6 +292,32 @@ def test_a_device_that_is_busy_at_exit_is_asked_to_unlock_again(cluster, run):
     check(done, warnings=1)
     answers = [entry.rv for entry in cluster.log() if entry.function == UNLOCK]
     assert answers == [AGAIN, AGAIN, 0]
+
+
+def test_a_handler_of_atexit_hears_at_once_that_the_exit_has_taken_its_lock_off(cluster):
+    """One from before the import is called last. Only other threads are held back meanwhile."""
+    body = """
+        import atexit, os, time
+
+        def late():
+            begin = time.monotonic()
+            try:
+                slot.release()
+            except luna_ext.LockLostError:
+                print("lost")
+            print(time.monotonic() - begin < 1)
+
+        atexit.register(late)
+        import luna_ext
+        from luna_ext.stub import STATE_VARIABLE, Cluster
+
+        luna = Cluster(os.environ[STATE_VARIABLE]).library()
+        slot = luna.slot(1)
+        slot.acquire()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(body)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.stdout.split() == ["lost", "True"]
 
 
 def test_sigterm_with_a_handler_that_raises_releases(luna, owner_of, run):

@@ -3,13 +3,27 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import textwrap
 import threading
 
 import pytest
-from support import CLAIM, LOCK, TOKEN_INFO, UNLOCK, nothing_is_locked, wait_until
+from support import (
+    CLAIM,
+    GENERAL_ERROR,
+    INIT_TOKEN,
+    LOCK,
+    TOKEN_INFO,
+    UNLOCK,
+    nothing_is_locked,
+    wait_until,
+)
 
 import luna_ext
+
+# Python 3.12 warns of a fork beside other threads, which these programs have on purpose.
+MAY_FORK = ("-W", "ignore:This process:DeprecationWarning")
 
 
 def test_in_a_forked_child_nothing_is_held(luna, owner_of, in_child):
@@ -432,6 +446,63 @@ def end_with_a_child(work):
 """
 
 
+def test_a_thread_that_comes_to_rest_just_before_a_fork_stays_with_the_parent(cluster):
+    """What luna_ext does before a fork is not the last; a handler from before its import comes after it."""
+    body = """
+        import os, signal, time
+
+        def use_a_thread():
+            assert slot.acquire(timeout=20)
+            slot.release()
+            # It rests a moment after its work.
+            for _ in range(20):
+                time.sleep(0.001)
+
+        os.register_at_fork(before=lambda: use_a_thread())
+        from luna_ext.stub import STATE_VARIABLE, Cluster
+
+        luna = Cluster(os.environ[STATE_VARIABLE]).library()
+        slot = luna.slot(1)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(45)
+            os._exit(0 if slot.acquire(timeout=5) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        luna.close()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(body)], check=True, timeout=60)
+
+
+def test_a_process_without_threads_of_its_own_forks_with_one_alone(cluster):
+    """Python warns of any others. A handler from before the import is called after those of luna_ext."""
+    body = """
+        import os, threading
+
+        counts = []
+        os.register_at_fork(before=lambda: counts.append(len(os.listdir("/proc/self/task"))))
+        from luna_ext.stub import STATE_VARIABLE, Cluster
+
+        luna = Cluster(os.environ[STATE_VARIABLE]).library()
+
+        def lock():
+            with luna.slot(1):
+                pass
+
+        # More than once, for a busy machine may keep a thread from its end.
+        for _ in range(5):
+            locking = threading.Thread(target=lock)
+            locking.start()
+            locking.join()
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            os.waitpid(child, 0)
+        assert min(counts) == 1, counts
+        luna.close()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(body)], check=True, timeout=60)
+
+
 def test_a_child_does_not_wait_for_a_close_of_the_parent(succeed):
     body = f"""
         slot.acquire()
@@ -476,6 +547,32 @@ def test_a_claim_of_the_parent_keeps_no_lock_of_the_child(succeed):
         end_with_a_child(lock)
     """
     assert succeed(FORKING + textwrap.dedent(body)) == ["0"]
+
+
+def test_a_child_cannot_assign_what_its_parent_has_claimed(succeed):
+    """Not under a lock of its own either: the parent's claim has ended in between."""
+    body = """
+        claim = luna.claim("cluster-1")
+        token = claim.__enter__()
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(45)
+            os.close(writer)
+            os.read(reader, 1)
+            code = 1
+            with token.slot:
+                try:
+                    token.assign("the child's", so_pin="12345678")
+                except luna_ext.LockNotOwnedError:
+                    code = 0
+            os._exit(code)
+        claim.__exit__(None, None, None)
+        os.close(writer)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        luna.close()
+    """
+    assert succeed(body) == ["0"]
 
 
 def test_closing_in_the_child_leaves_the_parent_alone(luna, owner_of, in_child):
@@ -530,6 +627,97 @@ def test_a_child_that_exits_ends_nothing_of_the_parents(run, cluster, used):
     assert len(done.stderr.splitlines()) == used
     finalised = [entry.pid for entry in cluster.log() if entry.function == "C_Finalize"]
     assert len(finalised) == 1 + used
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_close_waits_for_an_assignment_in_a_child_that_was_forked_in_one(succeed):
+    """The end of the one that the fork has cut off counts for the parent alone."""
+    body = f"""
+        import logging, warnings
+        logging.getLogger("luna_ext").addHandler(logging.NullHandler())
+
+        def fork(number, frame):
+            global child
+            child = os.fork()
+
+        def send():
+            wait_until_inside({INIT_TOKEN!r})
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+        def assign():
+            try:
+                with mine.claim("cluster-1", timeout=20) as token:
+                    token.assign("new", so_pin="12345678")
+            except luna_ext.LunaError:
+                pass
+
+        child = None
+        signal.signal(signal.SIGUSR1, fork)
+        cluster.latency(0.3, {INIT_TOKEN!r})
+        cluster.fault({INIT_TOKEN!r}, {GENERAL_ERROR}, times=1)
+        in_thread(send)
+        with luna.claim("cluster-1") as token:
+            try:
+                # The handler runs while the error is made.
+                token.assign("old", so_pin="12345678")
+            except luna_ext.LunaError:
+                pass
+        if child == 0:
+            signal.alarm(40)
+            mine = cluster.library()
+            assigning = in_thread(assign)
+            wait_until_inside({INIT_TOKEN!r})
+            warnings.simplefilter("ignore")
+            mine.close()
+            assigning.join()
+            ours = [entry for entry in cluster.log() if entry.pid == os.getpid()]
+            (initialised,) = [entry for entry in ours if entry.function == {INIT_TOKEN!r}]
+            unlocked = [entry.time for entry in ours if entry.function == {UNLOCK!r}]
+            os._exit(0 if min(unlocked) >= initialised.time + initialised.duration else 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        luna.close()
+    """
+    assert succeed(body, options=MAY_FORK) == ["0"]
+
+
+def test_a_thread_that_forks_is_the_childs_main_thread_which_signals_interrupt(succeed):
+    """A thread that is not the main one makes its device calls itself, and no handler runs meanwhile."""
+    body = """
+        class Stop(BaseException):
+            pass
+
+        def stop(number, frame):
+            raise Stop
+
+        def fork_in_a_thread():
+            with luna.slot(2):
+                pass
+            children.append(os.fork())
+            if children == [0]:
+                signal.setitimer(signal.ITIMER_REAL, 0.5)
+                try:
+                    slot.acquire()
+                except Stop:
+                    os._exit(0)
+                os._exit(1)
+
+        def has_ended():
+            pid, status = os.waitpid(children[0], os.WNOHANG)
+            if pid:
+                print(os.waitstatus_to_exitcode(status))
+            return pid
+
+        children = []
+        signal.signal(signal.SIGALRM, stop)
+        with slot:
+            in_thread(fork_in_a_thread).join()
+            try:
+                wait_until(has_ended)
+            except AssertionError:
+                os.kill(children[0], signal.SIGKILL)
+        luna.close()
+    """
+    assert succeed(body, options=MAY_FORK) == ["0"]
 
 
 FORKING_IN_A_HANDLER = """
@@ -620,6 +808,38 @@ def test_a_fork_in_a_signal_handler_while_the_device_is_waited_for(cluster, prog
     )
     done = program(body, options=FORKS_AMONG_THREADS).ended()
     assert (done.returncode, done.words, done.stderr) == (0, ["both"], ""), done
+
+
+def test_a_child_that_waits_anew_has_what_is_left_of_its_time(succeed):
+    """The handler takes most of it; the parent gets the lock, which the child cannot have in time."""
+    body = f"""
+        def fork(number, frame):
+            global child
+            time.sleep(2)
+            child = os.fork()
+
+        def send():
+            wait_until_inside({TOKEN_INFO!r})
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+        child = None
+        signal.signal(signal.SIGUSR1, fork)
+        lock = luna.token("keyring1").lock(timeout=4)
+        cluster.latency(2.5, {TOKEN_INFO!r})
+        sender = in_thread(send)
+        begin = time.monotonic()
+        try:
+            with lock:
+                if child == 0:
+                    os._exit(2)
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        except luna_ext.LockTimeoutError:
+            if child == 0:
+                os._exit(0 if time.monotonic() - begin < 5.5 else 1)
+            raise
+        luna.close()
+    """
+    assert succeed(body, options=MAY_FORK) == ["0"]
 
 
 @pytest.mark.parametrize("form", ["with slot", "timed acquire", "lock", "timed lock", "token"])

@@ -4,9 +4,16 @@ The collector runs finalizers and callbacks wherever an object is made that it k
 thread, in the midst of whatever that thread does.
 """
 
+import asyncio
 import contextlib
+import gc
+import sys
+import threading
 
 import pytest
+from support import wait_until
+
+import luna_ext
 
 COLLECTING = """
 import asyncio, contextlib, gc
@@ -154,3 +161,68 @@ def test_collections_in_the_midst_of_everything_change_nothing(cluster, succeed,
     # Not with -X dev, in which asyncio tells of whatever takes long.
     done = succeed(f"SECONDS = 2\n{COLLECTING}", options=("-W", "error"))
     assert done == ["True"]
+
+
+def in_line(luna):
+    async def enter():
+        async with luna.slot(1).lock():
+            pass
+
+    async def main():
+        await asyncio.gather(*(enter() for _ in range(100)))
+
+    asyncio.run(main())
+
+
+def give_up(luna):
+    def wait():
+        for _ in range(100):
+            assert luna.slot(1).acquire(timeout=1e-5) is False
+
+    with luna.slot(1):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        waiting.join()
+
+
+def give_up_in_tasks(luna):
+    async def wait():
+        with pytest.raises(luna_ext.LockTimeoutError):
+            async with luna.slot(1).lock(timeout=1e-5):
+                pass
+
+    async def main():
+        async with luna.slot(1).lock():
+            await asyncio.gather(*(wait() for _ in range(100)))
+
+    asyncio.run(main())
+
+
+def claim(luna):
+    for _ in range(100):
+        with luna.claim("cluster-1", timeout=20):
+            pass
+
+
+def acquire(luna):
+    for _ in range(100):
+        luna.slot(1).acquire()
+        luna.slot(1).release()
+
+
+@pytest.mark.parametrize("work", [in_line, give_up, give_up_in_tasks, claim, acquire])
+def test_nothing_is_left_in_memory(luna, cluster, work):
+    """Also references count: those to the code that asks for a lock."""
+    cluster.switch("log", "off")
+
+    def used():
+        gc.collect()
+        return sys.getallocatedblocks() + sys.getrefcount(work.__code__)
+
+    for _ in range(3):
+        work(luna)
+    before = used()
+    for _ in range(5):
+        work(luna)
+    # One block for each of so many would be five times as much.
+    wait_until(lambda: used() < before + 100, 10)

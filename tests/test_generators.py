@@ -79,7 +79,7 @@ def test_a_block_that_its_own_thread_closes_is_nothing_to_tell_of(luna, caplog, 
 @ONE
 @pytest.mark.parametrize("form", ["lock", "timed lock"])
 def test_a_generator_that_does_not_hold_any_more_takes_nothing_from_the_next_holder(
-    luna, call, owner_of, form
+    luna, call, caplog, owner_of, form
 ):
     """Its lock was released in the block already; by now another thread holds the slot."""
     lock = FORMS[form](luna)
@@ -98,6 +98,8 @@ def test_a_generator_that_does_not_hold_any_more_takes_nothing_from_the_next_hol
     assert held.wait(10)
     call(generator.close).result()
     assert owner_of(1) == os.getpid()
+    # Nor is that said.
+    assert errors(caplog) == []
     leave.set()
     holding.result()
 

@@ -12,6 +12,7 @@ import textwrap
 import threading
 
 import pytest
+from support import LOCK, NO_MORE_THREADS
 
 LIBRARIES = [
     pytest.param(
@@ -241,6 +242,23 @@ def test_a_device_that_hangs_does_not_stop_the_greenlets(in_greenlets, cluster):
             assert eval(advice.search(str(error)).group(), {**names, "function": function})
     """
     assert in_greenlets(body) == []
+
+
+@pytest.mark.parametrize("patched", ["not"], indirect=True)
+def test_a_greenlet_that_gets_no_thread_does_not_stop_the_others(in_greenlets, cluster):
+    """A thread that waits without a limit would make the call itself."""
+    cluster.latency(2, LOCK)
+    body = f"""
+    import threading
+    {NO_MORE_THREADS}
+    for way in ("with slot", "acquire", "lock"):
+        try:
+            quick(WAYS[way])
+        except RuntimeError as error:
+            print(type(error).__name__)
+    assert owner() is None
+    """
+    assert in_greenlets(body) == ["RuntimeError"] * 3
 
 
 def test_a_label_that_takes_long_to_read_does_not_stop_the_greenlets(in_greenlets, cluster):

@@ -22,6 +22,7 @@ from support import (
     CLAIM,
     DEVICE_ERROR,
     LOCK,
+    NO_MORE_THREADS,
     TOKEN_INFO,
     UNLOCK,
     have_returned,
@@ -719,3 +720,47 @@ def test_ctrl_c_at_any_moment_of_asyncio_run_leaks_nothing(luna, settled, name):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
     assert outcomes == {"interrupted"}
+
+
+@pytest.mark.signals
+def test_a_turn_that_comes_while_a_handler_ends_the_wait_goes_to_the_next(succeed):
+    """Where no thread can be had, the main thread is to make the call itself; it does not any more."""
+    program = f"""
+leave = threading.Event()
+said = []
+
+class Stop(BaseException):
+    pass
+
+def hold():
+    with slot:
+        assert leave.wait(20)
+
+def lock_behind_the_main_thread():
+    wait_until(lambda: "1 waiting" in repr(slot))
+    with slot:
+        said.append("locked")
+
+def stop(number, frame):
+    leave.set()
+    holding.join()
+    raise Stop
+
+def send():
+    wait_until(lambda: "2 waiting" in repr(slot))
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+signal.signal(signal.SIGUSR1, stop)
+holding = in_thread(hold)
+wait_until(slot.locked)
+second, sender = in_thread(lock_behind_the_main_thread), in_thread(send)
+{NO_MORE_THREADS}
+try:
+    slot.acquire()
+except Stop:
+    said.append("stopped")
+second.join(20)
+print(*sorted(said), repr(slot).split()[-1])
+luna.close()
+"""
+    assert succeed(program, options=()) == ["locked", "stopped", "unlocked>"]

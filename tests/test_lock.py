@@ -11,7 +11,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from support import AGAIN, BUSY, DEVICE_ERROR, LOCK, TOKEN_INFO, UNLOCK, wait_until
+from support import AGAIN, BUSY, DEVICE_ERROR, GENERAL_ERROR, LOCK, TOKEN_INFO, UNLOCK, wait_until
 
 import luna_ext
 from luna_ext.stub import Cluster
@@ -442,6 +442,21 @@ def test_polling_waits_where_the_device_answers_an_error(cluster, hold_elsewhere
         assert waiting.result() == os.getpid()
 
 
+@pytest.mark.parametrize("wait", [{}, {"timeout": 20}, {"blocking": False}])
+@pytest.mark.parametrize("on", ["the main thread", "another thread"])
+def test_polling_does_not_ask_again_after_any_other_error(cluster, call, wait, on):
+    with cluster.library(contention="poll") as luna:
+        slot = luna.slot(1)
+        cluster.fault(LOCK, GENERAL_ERROR, times=1)
+        with pytest.raises(luna_ext.CryptokiError) as raised:
+            if on == "the main thread":
+                slot.acquire(**wait)
+            else:
+                call(lambda: slot.acquire(**wait)).result()
+        assert raised.value.rv == GENERAL_ERROR
+        assert not slot.locked()
+
+
 def test_close_ends_polling_though_another_library_is_open(cluster, luna, hold_elsewhere, call):
     cluster.switch("contention", "error")
     hold_elsewhere(1)
@@ -452,6 +467,29 @@ def test_close_ends_polling_though_another_library_is_open(cluster, luna, hold_e
     with pytest.raises(luna_ext.LibraryClosedError):
         waiting.result()
     assert not luna.closed
+
+
+def test_who_waits_behind_a_polling_library_that_is_closed_goes_on(
+    cluster, hold_elsewhere, call, wait_until_queued
+):
+    cluster.switch("contention", "error")
+    holder = hold_elsewhere(1)
+    with cluster.library(contention="poll") as luna:
+        closing = cluster.library(contention="poll")
+        first = call(closing.slot(1).acquire)
+        wait_until(lambda: any(entry.rv == DEVICE_ERROR for entry in cluster.log()))
+
+        def use():
+            with luna.slot(1):
+                return True
+
+        second = call(use)
+        wait_until_queued(luna.slot(1), 1)
+        closing.close()
+        with pytest.raises(luna_ext.LibraryClosedError):
+            first.result()
+        holder.release()
+        assert second.result() is True
 
 
 def test_blocking_raises_where_the_device_answers_an_error(luna, cluster, hold_elsewhere):

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from support import NO_MORE_THREADS
 
 LOCK = "CA_LockClusteredSlot"
 UNLOCK = "CA_UnlockClusteredSlot"
@@ -201,6 +202,86 @@ def test_every_wait_for_another_process_or_a_silent_device_is_told_of_while_it_l
         caller.result(30)
     # Once each.
     assert told(caplog) == texts
+
+
+def test_a_long_wait_is_told_of_on_both_sides_of_a_fork(luna, caplog, hold_elsewhere, call):
+    """Of threads that make the device call themselves. Who looks after them ends before the fork."""
+    holder = hold_elsewhere(1)
+
+    def is_told_of():
+        waiting = call(lambda: wait_in_a_thread(luna.slot(1)))
+        wait_until(lambda: told(caplog))
+        return waiting, told(caplog)[0].startswith("slot 1: still waiting")
+
+    # From now on there is somebody who looks.
+    call(lambda: wait_in_a_thread(luna.slot(2))).result()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(45)
+        code = 99
+        try:
+            code = 0 if is_told_of()[1] else 1
+        finally:
+            os._exit(code)
+    waiting, was_told = is_told_of()
+    assert was_told
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    holder.release()
+    waiting.result()
+
+
+def test_a_child_looks_after_its_own_waits_though_the_parent_was_telling_of_one(succeed):
+    """Who tells of it in the parent does not come to the end for which a fork waits a moment."""
+    body = f"""
+        import logging
+
+        class Slow(logging.Handler):
+            def emit(self, record):
+                telling.set()
+                assert go_on.wait(20)
+
+        telling, go_on = threading.Event(), threading.Event()
+        log = logging.getLogger("luna_ext")
+        log.addHandler(Slow())
+        cluster.latency(30, {LOCK!r})
+        in_thread(slot.acquire)
+        assert telling.wait(20)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(40)
+            log.handlers.clear()
+            in_thread(luna.slot(2).acquire)
+            wait_until_inside({LOCK!r})
+            # This thread, the one that waits, and one that looks after it.
+            wait_until(lambda: len(os.listdir("/proc/self/task")) == 3)
+            os._exit(0)
+        go_on.set()
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        os._exit(0)
+    """
+    assert succeed(body, options=("-W", "ignore:This process:DeprecationWarning")) == ["0"]
+
+
+def test_a_long_wait_that_no_thread_can_look_after_is_told_of_at_its_end(succeed):
+    body = f"""
+        import logging
+        logging.getLogger("luna_ext").addHandler(logging.StreamHandler(sys.stdout))
+
+        def lock():
+            assert begin.wait(20)
+            with slot:
+                pass
+
+        begin = threading.Event()
+        locking = in_thread(lock)
+        cluster.latency(5.2, {LOCK!r})
+        {NO_MORE_THREADS}
+        begin.set()
+        locking.join()
+        luna.close()
+    """
+    said = " ".join(succeed(body))
+    assert re.fullmatch(r"slot 1: locked, after a wait of \d\.\d+ s", said), said
 
 
 def test_a_long_wait_for_a_holder_of_this_process_names_it(luna, caplog, call):

@@ -1,6 +1,7 @@
 """What log records and audit events say to an application."""
 
 import asyncio
+import contextlib
 import logging
 import re
 import subprocess
@@ -8,7 +9,15 @@ import sys
 import threading
 
 import pytest
-from support import DEVICE_ERROR, GENERAL_ERROR, UNLOCK, nothing_is_locked, wait_until
+from support import (
+    DEVICE_ERROR,
+    GENERAL_ERROR,
+    NO_MORE_THREADS,
+    TOKEN_INFO,
+    UNLOCK,
+    nothing_is_locked,
+    wait_until,
+)
 
 import luna_ext
 from luna_ext.stub import STATE_VARIABLE
@@ -122,6 +131,74 @@ def test_a_filter_that_raises_leaves_nothing_locked(luna, cluster, way, text):
         with slot.lock(timeout=10):
             pass
     assert nothing_is_locked(cluster)
+
+
+def test_a_filter_that_raises_leaves_nothing_locked_where_no_thread_can_be_had(cluster, succeed):
+    """What was claimed comes off on the thread that has claimed it."""
+    body = f"""
+        import logging
+        logger = logging.getLogger("luna_ext")
+
+        def object_to(record):
+            if "locked after" in record.getMessage():
+                raise ZeroDivisionError
+            return True
+
+        def claim():
+            assert begin.wait(20)
+            try:
+                with luna.claim("cluster-1"):
+                    print("entered")
+            except ZeroDivisionError:
+                print("refused")
+
+        begin = threading.Event()
+        claiming = in_thread(claim)
+        {NO_MORE_THREADS}
+        logger.setLevel(logging.DEBUG)
+        logger.addFilter(object_to)
+        begin.set()
+        claiming.join(20)
+        print(*[token.slot_id for token in cluster.tokens() if token.owner is not None])
+        luna.close()
+    """
+    assert succeed(body) == ["refused"]
+
+
+def test_a_filter_that_finds_the_lock_lost_and_raises_lets_the_next_one_have_it(
+    luna, cluster, call, hold_here, wait_until_queued
+):
+    slot = luna.slot(1)
+    main = threading.current_thread()
+
+    def object_to(record):
+        if "locked after" in record.getMessage() and threading.current_thread() is main:
+            cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
+            with contextlib.suppress(luna_ext.LockLostError):
+                slot.ensure_held()
+            raise Objection
+        return True
+
+    def queue_up_and_free_the_slot():
+        wait_until_queued(slot, 1)
+        waiting = call(lambda: hold(luna))
+        wait_until_queued(slot, 2)
+        holder.leave()
+        return waiting
+
+    holder = hold_here(slot)
+    logger = logging.getLogger("luna_ext")
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addFilter(object_to)
+    freeing = call(queue_up_and_free_the_slot)
+    try:
+        with pytest.raises(Objection):
+            slot.acquire()
+    finally:
+        logger.removeFilter(object_to)
+        logger.setLevel(level)
+    freeing.result().result()
 
 
 def test_a_late_grant_is_told_when_it_is_unlocked(luna, caplog, hold_elsewhere):

@@ -126,6 +126,23 @@ def test_a_claim_that_was_told_that_none_is_left_says_that(luna, cluster, way):
             asyncio.run(enter_in_task(luna.claim("cluster-1", timeout=0.05)))
 
 
+@pytest.mark.parametrize("way", ["thread", "task"])
+def test_a_claim_that_is_used_again_forgets_what_the_device_has_said_before(luna, cluster, way):
+    claim = luna.claim("cluster-1", timeout=0.1)
+
+    def use():
+        enter(claim) if way == "thread" else asyncio.run(enter_in_task(claim))
+
+    cluster.fault(CLAIM, NONE_LEFT)
+    with pytest.raises(luna_ext.NoUnassignedTokenError):
+        use()
+    cluster.fault(CLAIM, NONE_LEFT, times=0)
+    cluster.latency(1.5, CLAIM)
+    with pytest.raises(luna_ext.LockTimeoutError):
+        use()
+    wait_until_answered(cluster)
+
+
 @pytest.mark.parametrize("timeout", [0, 10])
 @pytest.mark.parametrize("way", ["thread", "task"])
 def test_a_claim_waits_for_a_token_to_become_free(luna, cluster, way, timeout):
@@ -282,6 +299,18 @@ def test_close_ends_claims_that_wait(cluster, call):
     luna.close()
     with pytest.raises(luna_ext.LibraryClosedError):
         waiting.result()
+
+
+@pytest.mark.parametrize("way", ["thread", "timed", "task"])
+def test_a_claim_of_a_library_that_was_closed_before_its_block_asks_nothing(luna, cluster, way):
+    """Though another Library is open, so that the device could be asked."""
+    closed = cluster.library()
+    claim = closed.claim("cluster-1", timeout=10 if way == "timed" else 0)
+    closed.close()
+    with pytest.raises(luna_ext.LibraryClosedError):
+        asyncio.run(enter_in_task(claim)) if way == "task" else enter(claim)
+    assert logged(cluster, CLAIM) == []
+    assert enter(luna.claim("cluster-1"))
 
 
 def test_timed_claims_and_locks_of_the_same_slots_never_share_one(call):

@@ -7,7 +7,17 @@ import time
 import types
 
 import pytest
-from support import CLAIM, DEVICE_ERROR, LOCK, NO_MORE_THREADS, UNLOCK
+from support import (
+    AGAIN,
+    CLAIM,
+    DEVICE_ERROR,
+    LOCK,
+    NO_MORE_THREADS,
+    UNLOCK,
+    logged,
+    nothing_is_locked,
+    wait_until,
+)
 
 import luna_ext
 
@@ -152,6 +162,20 @@ def test_the_error_of_a_call_that_was_given_up_is_no_other_waiters(
     plain = call(use)
     assert timed.result() is False
     assert plain.result() is True
+
+
+def test_a_late_grant_is_unlocked_though_the_device_is_busy(
+    luna, cluster, hold_elsewhere, call, wait_until_inside
+):
+    holder = hold_elsewhere(1)
+    waiting = call(lambda: luna.slot(1).acquire(timeout=0.5))
+    wait_until_inside(LOCK)
+    assert waiting.result() is False
+    cluster.fault(UNLOCK, AGAIN, times=2)
+    # Its own unlock would meet the fault as well.
+    holder.kill()
+    wait_until(lambda: [entry.rv for entry in logged(cluster, UNLOCK)] == [AGAIN, AGAIN, 0])
+    wait_until(lambda: nothing_is_locked(cluster))
 
 
 def test_a_worker_in_a_call_that_was_given_up_gets_no_other_call_to_make(luna, hold_elsewhere):

@@ -351,26 +351,35 @@ cdef class SlotMutex:
     cdef int pass_turn(self) noexcept:
         """If the slot is free, have the lock call made for the first waiter."""
         cdef Seat *seat = NULL
-        cdef Next due = next_turn(&self.record, &seat)
-        if due == WAITERS_TURN:
+        cdef Next due
+        while True:
+            due = next_turn(&self.record, &seat)
+            if due == WORKERS_TURN:
+                if run_on_worker(lock_for_waiters, self):
+                    return 0
+                # No thread can be had. A thread that waits without a limit makes the call itself.
+                seat = turn_to_patient(&self.record)
+                if seat == NULL:
+                    if self._fail_without_thread():
+                        continue
+                    # What is owed stays so until a thread can be had.
+                    return 0
+            elif due == NO_TURN:
+                return 0
             self._wake(seat)
-        elif due == WORKERS_TURN:
-            if not run_on_worker(lock_for_waiters, self):
-                self._no_worker()
-        return 0
+            return 0
 
     cdef int _wake(self, Seat *seat) noexcept:
         wake_unlinked(seat, None)
         return 0
 
-    cdef int _no_worker(self) noexcept:
-        """No thread can be had. A thread that waits without a limit makes the call itself."""
-        cdef Seat *seat = turn_to_patient(&self.record)
+    cdef bint _fail_without_thread(self) noexcept:
+        """Give the turn up, and fail the first waiter; False if there is none."""
+        cdef Seat *seat = take_first(&self.record, FAILED, True)
+        give_turn_back(&self.record)
         if seat != NULL:
-            wake_unlinked(seat, None)
-        else:
-            self._fail_first(RuntimeError("can't start new thread"))
-        return 0
+            wake_unlinked(seat, RuntimeError("can't start new thread"))
+        return seat != NULL
 
     cdef int _lock_for_waiters(self, bint trial) except -1:
         """On a worker, whose turn it is: get the lock for the waiter that is first when it is granted.
