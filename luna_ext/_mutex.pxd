@@ -99,11 +99,10 @@ cdef struct Record:
     int leaving             # unlock calls that are due, or out
     uint64_t unlocks        # unlock calls so far
     uint64_t unlocked_at    # number of the newest claim when the last one was answered
-    bint unsure             # the last unlock failed: the device may still have the lock set
     bint doubt              # a grant proves nothing: whether the lock is on is not known
     uint64_t doubt_in       # the generation in which it was
     bint owed               # a lock call is due even without a waiter: to take off what may be set
-    uint64_t owed_at        # the newest lock call when that became so
+    uint64_t owed_at        # the newest lock call when a doubt made it so
     uint64_t owed_in        # the generation in which that became so
     bint on_trial           # the lock call was made while the lock was surely on, and its moment lasts
     bint unsent             # a worker is to make it, and has not come to that

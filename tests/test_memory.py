@@ -28,7 +28,7 @@ outcome = []
 with cluster.library() as luna:
     def claim():
         try:
-            with luna.claim("cluster-1"):
+            with luna.claim("cluster-1", timeout=20):
                 outcome.append("claimed")
         except MemoryError:
             outcome.append("no memory")

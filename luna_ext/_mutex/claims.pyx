@@ -164,8 +164,6 @@ cdef class Locks:
                 if request.seat.outcome != WITHDRAWN and not request.wake():
                     request.give_up()
                 call_came_back(self)
-            # Not kept while there is nothing to do: it may hold the last reference to a Library.
-            request = None
 
     def serve_stuck(self):
         """While claims are queued, the servers may be stuck at the device: begin one more at a

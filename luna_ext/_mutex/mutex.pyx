@@ -550,7 +550,7 @@ cdef class SlotMutex:
                 ):
                     # Finalised meanwhile, and the lock dropped with it.
                     rv = CKR_OK
-        end_leave(&self.record, rv == CKR_OK, self.locks.claims)
+        end_leave(&self.record, self.locks.claims)
         self.pass_turn()
         return rv
 

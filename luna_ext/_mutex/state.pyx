@@ -262,8 +262,6 @@ cdef inline void own(
     record.share = share
     record.generation = generation
     record.hold += 1
-    record.loss = NOT_LOST
-    record.unsure = False
     record.doubt = False
     record.owed = False
     record.inherited = False
@@ -327,7 +325,6 @@ cdef Verdict hear(
         # The unlock of a claim that was granted the same lock may have undone it. If not, the lock
         # is set, and has to come off even if the waiter gives up before it asks again.
         record.owed = True
-        record.owed_at = record.calls
         record.owed_in = generation
         if kind[0] == UNKNOWN:
             record.doubt = True
@@ -473,14 +470,13 @@ cdef void end_moment(Record *record, int *back) noexcept nogil:
     luna_guard_unlock(&record.guard)
 
 
-cdef void end_leave(Record *record, bint unlocked, uint64_t claims) noexcept nogil:
+cdef void end_leave(Record *record, uint64_t claims) noexcept nogil:
     """An unlock call is answered."""
     luna_guard_lock(&record.guard)
     record.leaving -= 1
     record.unlocked_at = claims
     if record.suspected != 0 and record.suspected == record.calls:
         record.unlocked_time = luna_now()
-    record.unsure = not unlocked
     check(record)
     luna_guard_unlock(&record.guard)
 
@@ -497,7 +493,7 @@ cdef Arrival arrive(
     if record.owner != 0:
         arrival = HELD
     elif kind[0] != GIVES_ONCE and (
-        record.leaving != 0 or (record.unlocks != 0 and record.unlocked_at >= claim)
+        record.leaving != 0 or record.unlocked_at >= claim
     ):
         # The grant may be that of a lock which an unlock has taken off since.
         arrival = UNPROVEN
