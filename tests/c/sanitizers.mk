@@ -71,12 +71,13 @@ tsan: tsan-tools build/tsan/storm $(VENV)/built $(VENV)/with-test
 
 # The same without the GIL, on a CPython that is built for ThreadSanitizer as well. CPython's own list says
 # which of its races are known.
-tsan-freethreaded: tsan-tools
+tsan-freethreaded: tsan-tools $(VENV)/built
 	$(NOT_AT_RANDOM) $(MAKE) $(WATCHED)/venv/pip $(WATCHED)/venv/with-test-freethreaded \
 		PYTHON="$$(tests/python-freethreaded --with-thread-sanitizer)" VENV=$(WATCHED)/venv
 	rm -rf $(WATCHED)/tree $(WATCHED)/reports
 	mkdir -p $(WATCHED)/tree $(WATCHED)/reports
 	cp -r README.md LICENSE setup.py pyproject.toml include luna_ext stub_lib tests examples $(WATCHED)/tree
+	mkdir $(WATCHED)/tree/build && cp -r build/cython $(WATCHED)/tree/build
 	rm -f $(WATCHED)/tree/luna_ext/*.so
 	cat $$(dirname $$(tests/python-freethreaded --with-thread-sanitizer))/../tsan.supp tests/c/tsan.supp \
 		>$(WATCHED)/tsan.supp
