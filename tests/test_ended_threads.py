@@ -6,11 +6,9 @@ import threading
 import time
 
 import pytest
-from support import assert_stays
+from support import UNLOCK, assert_stays
 
 import luna_ext
-
-UNLOCK = "CA_UnlockClusteredSlot"
 
 
 @pytest.fixture

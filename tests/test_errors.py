@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import luna_ext
-from luna_ext.errors import error_for, rv_name
+from luna_ext.errors import Meaning, codes_that_mean, error_for, meaning_of, rv_name
 
 HEADER = Path(__file__).parent.parent / "include" / "cryptoki_v2.h"
 
@@ -72,7 +72,24 @@ PIN_CODES = [
     (0x0A3, "CKR_PIN_EXPIRED", luna_ext.PinError),
     (0x0A4, "CKR_PIN_LOCKED", luna_ext.PinError),
 ]
-KNOWN_CODES = [*STANDARD_CODES, *VENDOR_CODES, *PIN_CODES]
+OTHER_CODES = [
+    (0x031, "CKR_DEVICE_MEMORY", luna_ext.DeviceError),
+    (0x032, "CKR_DEVICE_REMOVED", luna_ext.DeviceError),
+    (0x1B6, "CKR_FIPS_SELF_TEST_FAILED", luna_ext.DeviceError),
+    (0x1B8, "CKR_PIN_TOO_WEAK", luna_ext.PinError),
+]
+KNOWN_CODES = [*STANDARD_CODES, *VENDOR_CODES, *PIN_CODES, *OTHER_CODES]
+# All others mean what their names say, and no more.
+MEANINGS = {
+    Meaning.BUSY: {0x80000041, 0x80001604},
+    Meaning.LOST: {
+        *(0x030, 0x031, 0x032, 0x190, 0x1B6),
+        *(0x80000004, 0x8000001F, 0x80000020, 0x80000024, 0x8000002B),
+    },
+    Meaning.GONE: {0x003, 0x0E0, 0x0E1},
+    Meaning.PIN: {0x0A0, 0x0A1, 0x0A2, 0x0A3, 0x0A4, 0x1B8, 0x80000007},
+    Meaning.NONE_LEFT: {0x006},
+}
 UNKNOWN_CODES = [
     0x04,
     0x1FF,
@@ -277,6 +294,22 @@ def test_table_has_every_code_of_the_header_under_its_name(name, number):
 def test_vendor_defined_is_a_bit_and_no_code():
     assert dict(header_codes())["CKR_VENDOR_DEFINED"] == 0x80000000
     assert rv_name(0x80000000) == "0x80000000"
+
+
+def test_every_code_has_its_class():
+    classes = {number: kind for number, _, kind in KNOWN_CODES}
+    for number in {number for _, number in header_codes()} | set(classes):
+        expected = classes.get(number, luna_ext.CryptokiError)
+        assert type(error_for(number, "C_GetInfo")) is expected, hex(number)
+
+
+def test_every_code_has_its_meaning():
+    assert set(MEANINGS) == set(Meaning)
+    for meaning, codes in MEANINGS.items():
+        assert set(codes_that_mean(meaning)) == codes
+        assert {meaning_of(code) for code in codes} == {meaning}
+    others = {number for _, number in header_codes()} - set().union(*MEANINGS.values())
+    assert {meaning_of(number) for number in others} == {None}
 
 
 # ---- pickling and copying ----

@@ -3,10 +3,10 @@
 import os
 
 import pytest
+from support import UNLOCK
 
 import luna_ext
 
-UNLOCK = "CA_UnlockClusteredSlot"
 FORMS = {
     "slot": "with luna.slot(1): pass",
     "release": "slot.acquire(); slot.release()",

@@ -12,12 +12,10 @@ import time
 import weakref
 
 import pytest
+from support import CLAIM, LOCK, let_others_run_until
 
 import luna_ext
 
-UNLOCK = "CA_UnlockClusteredSlot"
-LOCK = "CA_LockClusteredSlot"
-CLAIM = "CA_GetUnassignedSlot"
 FORMS = {
     "lock": lambda luna: luna.slot(1).lock(),
     "timed lock": lambda luna: luna.slot(1).lock(timeout=30),
@@ -199,8 +197,7 @@ def test_a_task_that_still_can_run_keeps_its_lock(luna, owner_of):
         assert known() is not None
         assert owner_of(1) == os.getpid()
         leave.set()
-        while owner_of(1) is not None:
-            await asyncio.sleep(0.005)
+        await let_others_run_until(lambda: owner_of(1) is None)
 
     asyncio.run(main())
     with pytest.raises(luna_ext.LockNotOwnedError):

@@ -6,8 +6,8 @@ import os
 import threading
 
 import pytest
+from support import UNLOCK
 
-UNLOCK = "CA_UnlockClusteredSlot"
 FORMS = {
     "slot": lambda luna: luna.slot(1),
     "lock": lambda luna: luna.slot(1).lock(),

@@ -9,12 +9,7 @@ import threading
 import time
 
 import pytest
-from support import NO_MORE_THREADS
-
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
-CLAIM = "CA_GetUnassignedSlot"
-TOKEN_INFO = "C_GetTokenInfo"
+from support import CLAIM, LOCK, NO_MORE_THREADS, TOKEN_INFO, wait_until
 
 
 class Stop(BaseException):
@@ -73,13 +68,6 @@ def stopped_inside(cluster, wait_until_inside, call):
     previous = signal.signal(signal.SIGUSR1, stop)
     yield run
     signal.signal(signal.SIGUSR1, previous)
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def comes_off(cluster):

@@ -15,8 +15,8 @@ import time
 from functools import partial
 
 import pytest
+from support import UNLOCK
 
-UNLOCK = "CA_UnlockClusteredSlot"
 FORMS = ["slot", "lock", "timed-lock", "token", "token.lock", "claim", "timed-claim"]
 ASYNC_FORMS = ["lock", "timed-lock", "token.lock", "claim", "timed-claim"]
 

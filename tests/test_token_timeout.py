@@ -5,12 +5,10 @@ import os
 import time
 
 import pytest
+from support import LOCK, TOKEN_INFO, UNLOCK
 
 import luna_ext
 
-LOCK = "CA_LockClusteredSlot"
-UNLOCK = "CA_UnlockClusteredSlot"
-TOKEN_INFO = "C_GetTokenInfo"
 TIMEOUT = 0.3
 
 

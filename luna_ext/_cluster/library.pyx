@@ -4,7 +4,6 @@
 cdef object is_finalizing = sys.is_finalizing
 
 LARGEST_SLOT_ID = <CK_SLOT_ID> -1
-_VANISHED = (CKR_SLOT_ID_INVALID, CKR_TOKEN_NOT_PRESENT, CKR_TOKEN_NOT_RECOGNIZED)
 
 
 @cython.final
@@ -389,7 +388,7 @@ def read_token(ClusterSlot slot not None):
     try:
         raw_label, info = labelled_token_info(slot.mutex.client, slot.slot_id)
     except CryptokiError as error:
-        if error.rv in _VANISHED:
+        if meaning_of(error.rv) is Meaning.GONE:
             return None
         raise
     return new_token(slot, raw_label, info)

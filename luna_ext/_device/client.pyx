@@ -14,6 +14,7 @@ cdef dict _clients = {}
 # When an exit under way has to be over, in seconds of luna_now(), and the ident of the thread that runs it.
 cdef double exit_deadline = 0
 cdef unsigned long exiting_thread = 0
+cdef luna_guard share_guard
 cdef uint64_t last_share = 0
 
 # Only this file has the key, because `handle` has to be an address that the loader gave.
@@ -148,8 +149,10 @@ cdef class Share:
         self.client = client
         self.path = path
         self.open = True
+        luna_guard_lock(&share_guard)
         last_share += 1
         self.number = last_share
+        luna_guard_unlock(&share_guard)
 
 
 @cython.final

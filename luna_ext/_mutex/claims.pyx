@@ -74,7 +74,7 @@ cdef class Locks:
     cdef int learn(self, int kind) noexcept:
         """The kind of the device is known now: what was in doubt is no longer."""
         cdef SlotMutex mutex
-        self.kind = kind
+        luna_shared_set(&self.kind, kind)
         luna_shared_set(&self.in_doubt, False)
         for each in self.all():
             mutex = <SlotMutex> each
@@ -285,7 +285,7 @@ cdef class Request(Waiter):
         self.in_own_call = True
         self.locks.requests.add(self)
         try:
-            if not watching:
+            if not luna_shared_get(&watching):
                 watch_calls()
             self.make()
         finally:
@@ -369,7 +369,7 @@ cdef class Request(Waiter):
             return True
         if begin_doubt(
             &mutex.record, self.locks.client.generation, asked != mutex.record.calls
-        ) and self.locks.kind != GRANTS_AGAIN:
+        ) and luna_shared_get(&self.locks.kind) != GRANTS_AGAIN:
             # On a device that grants again, what was not granted was not this process's.
             self.locks.note_doubt()
             mutex._tell_of_doubt(failure)
@@ -401,10 +401,15 @@ cdef class Request(Waiter):
         self.locks.queue.append(self)
         if self.locks.serve_next() < 0:
             raise RuntimeError("can't start new thread")
-        if len(self.locks.queue) > 0 and not self.locks.looking_after:
+        luna_guard_lock(&self.locks.guard)
+        look_after = len(self.locks.queue) > 0 and not self.locks.looking_after
+        if look_after:
             self.locks.looking_after = True
-            if not run_on_worker(serve_stuck_claims, self.locks):
-                self.locks.looking_after = False
+        luna_guard_unlock(&self.locks.guard)
+        if look_after and not run_on_worker(serve_stuck_claims, self.locks):
+            luna_guard_lock(&self.locks.guard)
+            self.locks.looking_after = False
+            luna_guard_unlock(&self.locks.guard)
         return 0
 
     def step_aside(self, int outcome):

@@ -213,7 +213,7 @@ cdef class SlotMutex:
         cdef Backoff backoff
         cdef int kind
         backoff.longest = 0
-        if not watching:
+        if not luna_shared_get(&watching):
             watch_calls()
         while True:
             if not share.open or luna_shared_get(&self.client.state) != READY:
@@ -223,14 +223,14 @@ cdef class SlotMutex:
             if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds, &self.back):
                 break_off_call(&self.record)
                 continue
-            kind = self.locks.kind
+            kind = luna_shared_get(&self.locks.kind)
             verdict = hear(
                 &self.record, rv == CKR_OK, rv != CKR_OK and says_busy(rv),
                 self.client.generation, &self.locks.kind,
                 number, number, share.number, NULL
             )
-            if kind != self.locks.kind:
-                self.locks.learn(self.locks.kind)
+            if kind != luna_shared_get(&self.locks.kind):
+                self.locks.learn(luna_shared_get(&self.locks.kind))
             if verdict == OWNED:
                 break
             if verdict == IGNORED:
@@ -409,15 +409,15 @@ cdef class SlotMutex:
                 break_off_call(&self.record)
                 trial = False
                 continue
-            kind = self.locks.kind
+            kind = luna_shared_get(&self.locks.kind)
             seat = NULL
             verdict = hear(
                 &self.record, rv == CKR_OK, rv != CKR_OK and says_busy(rv),
                 self.client.generation, &self.locks.kind,
                 0, 0, 0, &seat
             )
-            if kind != self.locks.kind:
-                self.locks.learn(self.locks.kind)
+            if kind != luna_shared_get(&self.locks.kind):
+                self.locks.learn(luna_shared_get(&self.locks.kind))
             if verdict == OWNED:
                 hold = seat.hold
                 if not wake_unlinked(seat, None):
@@ -528,7 +528,7 @@ cdef class SlotMutex:
         cdef double until, pause
         if self.locks.kind == UNKNOWN and (
             after_a_moment
-            or ((self.locks.claims_out != 0 or luna_shared_get(&self.locks.in_doubt))
+            or ((luna_shared_get(&self.locks.claims_out) != 0 or luna_shared_get(&self.locks.in_doubt))
                 and self._try_again())
         ):
             self._wait_a_moment()
@@ -550,7 +550,7 @@ cdef class SlotMutex:
                 ):
                     # Finalised meanwhile, and the lock dropped with it.
                     rv = CKR_OK
-        end_leave(&self.record, self.locks.claims)
+        end_leave(&self.record, luna_count_get(&self.locks.claims))
         self.pass_turn()
         return rv
 
@@ -562,7 +562,7 @@ cdef class SlotMutex:
         """
         if luna_shared_get(&self.locks.trials) >= MOST_TRIALS:
             return False
-        if self.locks.claims_out == 0 and not self.locks.is_in_doubt():
+        if luna_shared_get(&self.locks.claims_out) == 0 and not self.locks.is_in_doubt():
             return False
         if not begin_trial(&self.record):
             return False
@@ -945,8 +945,7 @@ cdef int QUIET_LOOKS = 3
 
 cdef int watch_calls() noexcept:
     """Start the watcher: a thread that is in a device call cannot warn of its own long wait."""
-    global watching
-    watching = 1
+    luna_shared_set(&watching, 1)
     if not run_on_worker(look_at_calls, None):
         luna_shared_set(&watching, 0)
     return 0
@@ -954,7 +953,6 @@ cdef int watch_calls() noexcept:
 
 cdef int look_at_calls(object nothing) noexcept:
     """The watcher: once a second it looks which calls are out, and since when."""
-    global watching
     cdef int quiet = 0
     cdef bint stopped = False
     while quiet < QUIET_LOOKS and not stopped:

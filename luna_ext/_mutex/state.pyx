@@ -306,8 +306,8 @@ cdef Verdict hear(
     luna_guard_lock(&record.guard)
     on_trial = record.on_trial
     come_back(record)
-    if granted and record.owner == 0 and kind[0] == UNKNOWN and came_promptly(record):
-        kind[0] = GIVES_ONCE
+    if granted and record.owner == 0 and luna_shared_get(kind) == UNKNOWN and came_promptly(record):
+        luna_shared_set(kind, GIVES_ONCE)
     if not granted:
         # "Busy" is no answer, and a call that was out already when the debt was made may have been
         # turned down before. Any other error says that nothing is set.
@@ -316,17 +316,17 @@ cdef Verdict hear(
     elif record.owner != 0 or on_trial:
         # A claim came back with the slot meanwhile, or its unlock is still to come, and yet the device
         # has granted it.
-        kind[0] = GRANTS_AGAIN
+        luna_shared_set(kind, GRANTS_AGAIN)
         verdict = IGNORED
     elif record.asked_in != generation:
         # C_Finalize has undone it.
         verdict = IGNORED
-    elif record.asked_after != record.unlocks and kind[0] != GIVES_ONCE:
+    elif record.asked_after != record.unlocks and luna_shared_get(kind) != GIVES_ONCE:
         # The unlock of a claim that was granted the same lock may have undone it. If not, the lock
         # is set, and has to come off even if the waiter gives up before it asks again.
         record.owed = True
         record.owed_in = generation
-        if kind[0] == UNKNOWN:
+        if luna_shared_get(kind) == UNKNOWN:
             record.doubt = True
             record.doubt_in = generation
         verdict = IGNORED
@@ -371,7 +371,7 @@ cdef inline Leave leave(Record *record, uint64_t generation, int *kind) noexcept
     else:
         record.leaving += 1
         record.unlocks += 1
-        due = UNLOCK_DUE_LATER if record.calling and kind[0] == UNKNOWN else UNLOCK_DUE
+        due = UNLOCK_DUE_LATER if record.calling and luna_shared_get(kind) == UNKNOWN else UNLOCK_DUE
     record.owner = 0
     return due
 
@@ -492,7 +492,7 @@ cdef Arrival arrive(
     luna_guard_lock(&record.guard)
     if record.owner != 0:
         arrival = HELD
-    elif kind[0] != GIVES_ONCE and (
+    elif luna_shared_get(kind) != GIVES_ONCE and (
         record.leaving != 0 or record.unlocked_at >= claim
     ):
         # The grant may be that of a lock which an unlock has taken off since.

@@ -36,7 +36,7 @@ asan: asan-tools build/asan/storm build/asan/storm-plain $(VENV)/built $(VENV)/w
 	cp -r README.md LICENSE setup.py pyproject.toml include luna_ext stub_lib tests examples build/asan/tree
 	mkdir build/asan/tree/build && cp -r build/cython build/asan/tree/build
 	rm -f build/asan/tree/luna_ext/*.so
-	cd build/asan/tree && CC=$(SANITIZER_CC) CFLAGS="$(SANITIZE) -g" LDFLAGS="$(SANITIZE)" \
+	cd build/asan/tree && CC=$(SANITIZER_CC) CFLAGS="$(SANITIZE) -g -UNDEBUG" LDFLAGS="$(SANITIZE)" \
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/asan/tree && LD_PRELOAD="$$($(SANITIZER_CC) -print-file-name=libasan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 $(abspath $(BIN))/python -m pytest -q $(PATIENT) $(ASAN_TESTS) \
@@ -59,7 +59,7 @@ tsan: tsan-tools build/tsan/storm $(VENV)/built $(VENV)/with-test
 	cp -r README.md LICENSE setup.py pyproject.toml include luna_ext stub_lib tests examples build/tsan/tree
 	mkdir build/tsan/tree/build && cp -r build/cython build/tsan/tree/build
 	rm -f build/tsan/tree/luna_ext/*.so
-	cd build/tsan/tree && CC=$(SANITIZER_CC) CFLAGS="-fsanitize=thread -g" LDFLAGS="-fsanitize=thread" \
+	cd build/tsan/tree && CC=$(SANITIZER_CC) CFLAGS="-fsanitize=thread -g -UNDEBUG" LDFLAGS="-fsanitize=thread" \
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/tsan/tree && LD_PRELOAD="$$($(SANITIZER_CC) -print-file-name=libtsan.so)" TSAN_OPTIONS="\
 		die_after_fork=0 handle_segv=0 suppressions=$(abspath tests/c/tsan.supp) log_path=$(abspath build/tsan/reports)/of" \
@@ -81,12 +81,12 @@ tsan-freethreaded: tsan-tools $(VENV)/built
 	rm -f $(WATCHED)/tree/luna_ext/*.so
 	cat $$(dirname $$(tests/python-freethreaded --with-thread-sanitizer))/../tsan.supp tests/c/tsan.supp \
 		>$(WATCHED)/tsan.supp
-	cd $(WATCHED)/tree && CC=$(SANITIZER_CC) CFLAGS="-fsanitize=thread -g" LDFLAGS="-fsanitize=thread" \
+	cd $(WATCHED)/tree && CC=$(SANITIZER_CC) CFLAGS="-fsanitize=thread -g -UNDEBUG" LDFLAGS="-fsanitize=thread" \
 		$(NOT_AT_RANDOM) $(abspath $(WATCHED))/venv/bin/python setup.py -q build_ext --inplace
 	cd $(WATCHED)/tree && PYTHON_GIL=0 TSAN_OPTIONS="die_after_fork=0 handle_segv=0 \
 		suppressions=$(abspath $(WATCHED))/tsan.supp log_path=$(abspath $(WATCHED))/reports/of" \
 		$(NOT_AT_RANDOM) $(abspath $(WATCHED))/venv/bin/python -m pytest -q $(PATIENT) \
-		$(TSAN_FREETHREADED_TESTS); \
+		-p luna_ext.pytest_plugin $(TSAN_FREETHREADED_TESTS); \
 		status=$$?; cat $(abspath $(WATCHED))/reports/* 2>/dev/null && exit 66; exit $$status
 
 WATCHED := build/tsan-freethreaded
