@@ -76,6 +76,7 @@ benchmark: $(VENV)/built
 	$(BIN)/python benchmarks/lock_pair.py
 	$(BIN)/python benchmarks/large_cluster.py
 	$(BIN)/python benchmarks/contention.py
+	$(BIN)/python benchmarks/claims_beside_locks.py
 	$(BIN)/python benchmarks/fleet.py
 
 # A wheel is built from the sdist alone, without a warning, twice with the same bytes, of 1.2 MB at most.

@@ -165,6 +165,9 @@ cdef class Client:
     cdef int in_flight(self) noexcept nogil
     cdef bint wait_for_calls(self, double seconds, int left) except -1
     cdef CK_RV finalize(self) except? 0xFFFFFFFF
+    cdef int refuse_new_calls(self) noexcept
+    cdef bint take_finalising(self) noexcept
+    cdef int note_finalised(self) noexcept
     cdef Share join(self, str path)
     cdef int part(self, Share share) except -1
     cdef int _begin_change(self) except -1

@@ -33,7 +33,6 @@ from luna_ext._device cimport (
     CKR_DEVICE_ERROR,
     CKR_FUNCTION_FAILED,
     CKR_OK,
-    CLOSED,
     CLOSING,
     LUNA_DURATIONS,
     NOWAIT_LOCK,

@@ -355,6 +355,24 @@ cdef class Client:
         self._end_change()
         return rv
 
+    # ---- the interpreter's exit finalises from a thread of its own, and may not wait for it ----
+
+    cdef int refuse_new_calls(self) noexcept:
+        luna_shared_set(&self.state, CLOSING)
+        return 0
+
+    cdef bint take_finalising(self) noexcept:
+        """The caller is to call C_Finalize, unless a call is out or that is not this process's to do."""
+        if self.in_flight() != 0 or not self.initialised_here:
+            return False
+        self.initialised_here = False
+        luna_shared_set(&self.answers, 0)
+        return True
+
+    cdef int note_finalised(self) noexcept:
+        luna_shared_set(&self.state, CLOSED)
+        return 0
+
     # ---- the calls in flight ----
 
     cdef int in_flight(self) noexcept nogil:

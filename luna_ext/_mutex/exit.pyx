@@ -107,7 +107,7 @@ cdef list shut_down(Client client, double deadline):
     cdef Locks locks
     if client.state != READY and client.state != CLOSING:
         return []
-    luna_shared_set(&client.state, CLOSING)
+    client.refuse_new_calls()
     locks = locks_of(client)
     slot_ids = []
     messages = []
@@ -126,11 +126,8 @@ cdef list shut_down(Client client, double deadline):
         while client.in_flight() > locks.calls_given_up() and luna_now() < deadline:
             client.wait_for_calls(deadline - luna_now(), locks.calls_given_up())
         # Checked only now: a close() that waits for the same calls may have finalised meanwhile.
-        if client.in_flight() == 0 and client.initialised_here:
-            client.initialised_here = False
-            luna_shared_set(&client.answers, 0)
-            if finalize_until(client.functions.C_Finalize, deadline):
-                luna_shared_set(&client.state, CLOSED)
+        if client.take_finalising() and finalize_until(client.functions.C_Finalize, deadline):
+            client.note_finalised()
     return messages
 
 
