@@ -8,6 +8,7 @@ import time
 import warnings
 import weakref
 from _queue import SimpleQueue
+from collections import deque
 from functools import partial
 from types import GenericAlias
 

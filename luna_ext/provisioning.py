@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -237,14 +238,19 @@ class _Run:
 
     def each(self, step: _Step, labels: list[str], workers: int) -> None:
         """Call `step` with each label, on so many threads, and note its outcome."""
-        left = iter(labels)
+        left = deque(labels)
         ended: SimpleQueue[_End | None] = SimpleQueue()
         over = threading.Event()
 
         def work() -> None:
             kept: _Kept = []
             try:
-                for label in left:
+                while left:
+                    try:
+                        label = left.popleft()
+                    except IndexError:
+                        # Another thread has taken the last one.
+                        break
                     try:
                         end = step(label, kept)
                     except Exception as error:
@@ -277,8 +283,7 @@ class _Run:
                     self._note(end)
         except BaseException:
             # Workers finish the labels that they have begun, and get no others.
-            for _ in left:
-                pass
+            left.clear()
             while working:
                 working -= ended.get() is None
             raise

@@ -132,3 +132,18 @@ def test_only_the_holder_releases(luna, together):
         return refused
 
     assert together(use) == [0] + [ROUNDS] * (THREADS - 1)
+
+
+@pytest.mark.luna_cluster(keyrings=64)
+def test_many_threads_read_each_token_once(luna):
+    for _ in range(50):
+        assert [token.slot.slot_id for token in luna.tokens(workers=16)] == list(range(1, 65))
+
+
+@pytest.mark.luna_cluster(keyrings=64)
+def test_many_threads_give_each_label_one_token(cluster, luna):
+    """A label that two threads took would have two tokens."""
+    labels = [f"label{number}" for number in range(64)]
+    report = luna_ext.provision(luna, "cluster-1", labels, so_pin="12345678", workers=16)
+    assert sorted(report.assigned) == sorted(labels)
+    assert sorted(token.label for token in cluster.tokens()) == sorted(labels)

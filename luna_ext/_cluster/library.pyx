@@ -299,17 +299,26 @@ cdef class Library:
             raise ValueError(f"workers is at least 1, not {workers}")
         slots = self.slots()
         found = [None] * len(slots)
-        left = iter(range(len(slots)))
+        left = deque(range(len(slots)))
         ends = SimpleQueue()
 
         def read():
             error = None
             try:
-                for index in left:
+                while left:
+                    try:
+                        index = left.popleft()
+                    except IndexError:
+                        # Another thread has taken the last one.
+                        break
                     found[index] = read_token(slots[index])
             except BaseException as failure:
                 error = failure
             ends.put(error)
+
+        # Imported by the threads themselves, it would make them wait for each other: under gevent's patches
+        # for ever, now and then.
+        from . import info  # noqa: F401
 
         threads = min(workers, len(slots))
         try:
@@ -322,8 +331,7 @@ cdef class Library:
                     raise error
         finally:
             # After an error the threads that still read get no further slot.
-            for _ in left:
-                pass
+            left.clear()
         return [token for token in found if token is not None]
 
     def claim(self, cluster_id, *, timeout=0):
