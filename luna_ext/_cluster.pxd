@@ -12,7 +12,6 @@ cdef class Library:
     cdef Locks locks                 # the client's
     cdef Share share                 # this Library's part in the client
     cdef readonly str path           # absolute
-    cdef bint poll                   # contention="poll"
     cdef bint opened                 # between a successful open and close()
     cdef PyThread_type_lock closing  # locked while the first close() takes the locks off; or NULL
     cdef unsigned long closer        # ident of the thread that called the first close()
@@ -25,7 +24,6 @@ cdef class ClusterSlot:
     cdef readonly Library library     # the Library that made it; kept alive
     cdef SlotMutex mutex              # the lock, shared by all of this process for this slot
     cdef Share share                  # the Library's, under which it locks
-    cdef bint poll                    # contention="poll"
 
 
 cdef class Token:
@@ -41,7 +39,6 @@ cdef class Token:
 cdef class SlotLock:
     cdef SlotMutex mutex              # what is locked
     cdef Share share                  # the Library's, under which it locks
-    cdef bint poll                    # contention="poll"
     cdef double timeout               # seconds; -1: none
     cdef object target                # what `with ... as` gives: the ClusterSlot or Token
     cdef Token token                  # its label is checked once the lock is held; or None

@@ -133,6 +133,7 @@ cdef class Share:
     cdef readonly str path        # absolute; the path by which this Library found it
     cdef uint64_t number          # never used again, so that it can be kept without the Share
     cdef bint open                # whether its Library is still open
+    cdef bint poll                # contention="poll": an error that may mean contention is tried again
 
 
 cdef class Client:

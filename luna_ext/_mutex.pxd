@@ -139,7 +139,7 @@ cdef class Waiter:
     cdef object task                 # weak: the task
     cdef object error                # the exception of FAILED
 
-    cdef int prepare(self, uint64_t number, uint64_t home, Share share, bint poll) except -1
+    cdef int prepare(self, uint64_t number, uint64_t home, Share share) except -1
     cdef int wait_in_thread(self) except -1
     cdef bint wake(self) except -1
     cdef object failure(self)
@@ -167,8 +167,8 @@ cdef class SlotMutex:
     cdef bint watched_told           # whether the watcher has warned of it
     cdef int doubted                 # whether a worker is to tell of a doubt, if it lasts
 
-    cdef int acquire(self, Share share, bint poll) except -1
-    cdef bint acquire_within(self, Share share, bint poll, double seconds) except -1
+    cdef int acquire(self, Share share) except -1
+    cdef bint acquire_within(self, Share share, double seconds) except -1
     cdef int refuse_reentry(self, uint64_t number, uint64_t home) except -1
     cdef bint is_free(self) noexcept
     cdef Waiter ask(self, Waiter waiter)
@@ -206,13 +206,13 @@ cdef class SlotMutex:
     cdef int take_from_holder(self, uint64_t hold) except -1
     cdef object close_share(self, Share share)
 
-    cdef int _own_call(self, uint64_t number, Share share, bint poll, Wait *wait) except -1
+    cdef int _own_call(self, uint64_t number, Share share, Wait *wait) except -1
     cdef int _wait_for_turn(
-        self, uint64_t number, Share share, bint poll, Wait *wait, bint before_all
+        self, uint64_t number, Share share, Wait *wait, bint before_all
     ) except -1
     cdef int _sit_out(self, Waiter waiter, double seconds) except -1
     cdef int _fail_first(self, object error) except -1
-    cdef int _pause(self, CK_RV rv, bint poll, Wait *wait, Backoff *backoff) except -1
+    cdef int _pause(self, CK_RV rv, Share share, Wait *wait, Backoff *backoff) except -1
     cdef int _conclude_own_call(
         self, uint64_t number, Share share, Wait *wait, uint64_t nanoseconds
     ) except -1

@@ -53,9 +53,9 @@ cdef class Library:
             expected = isinstance(path, ExpectedStandIn)
             check_stand_in(self.path, warn=not (expected or self.client.stub_warned))
             self.client.stub_warned |= not expected
-        self.poll = contention == "poll"
         self.slots_by_id = {}
         self.share = open_client(self.locks, self.path)
+        self.share.poll = contention == "poll"
         self.opened = True
 
     def __enter__(self):

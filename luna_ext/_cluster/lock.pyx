@@ -5,12 +5,11 @@ cdef object _LOCK_KEY = object()
 
 
 cdef SlotLock new_lock(
-    SlotMutex mutex, Share share, bint poll, object timeout, object target, Token token
+    SlotMutex mutex, Share share, object timeout, object target, Token token
 ):
     cdef SlotLock lock = SlotLock.__new__(SlotLock, _LOCK_KEY)
     lock.mutex = mutex
     lock.share = share
-    lock.poll = poll
     lock.timeout = -1 if timeout is None else seconds_of(timeout)
     lock.target = target
     lock.token = token
@@ -188,7 +187,7 @@ cdef Departure new_departure(SlotMutex mutex, uint64_t number, Share share):
     """Made before the block is entered, so that its end allocates nothing."""
     cdef Departure departure = Departure.__new__(Departure)
     departure.mutex = mutex
-    departure.prepare(number, 0, share, False)
+    departure.prepare(number, 0, share)
     return departure
 
 
@@ -341,7 +340,7 @@ cdef class SlotLock:
             self.mutex.refuse_reentry(caller_number(), thread_number())
         while True:
             place = note_place(None)
-            if not self.mutex.acquire_within(self.share, self.poll, seconds):
+            if not self.mutex.acquire_within(self.share, seconds):
                 raise self._timed_out()
             began_in = forks
             self.hold = self.mutex.record.hold
@@ -371,7 +370,7 @@ cdef class SlotLock:
         self.mutex._need_functions(self.share)
         audit_lock(self.mutex.slot_id)
         waiter = Waiter.__new__(Waiter)
-        waiter.prepare(task_number(task), thread_number(), self.share, self.poll)
+        waiter.prepare(task_number(task), thread_number(), self.share)
         begin_wait(&waiter.wait, False)
         self.mutex.refuse_reentry(waiter.seat.number, waiter.seat.home)
         if self.timeout == 0 and not self.mutex.is_free():

@@ -9,7 +9,6 @@ cdef ClusterSlot new_slot(Library library, CK_SLOT_ID slot_id):
     slot.library = library
     slot.mutex = library.locks.mutex(slot_id)
     slot.share = library.share
-    slot.poll = library.poll
     return slot
 
 
@@ -99,12 +98,12 @@ cdef class ClusterSlot:
         check_open(self.share, self.mutex.slot_id)
         place = note_place(None)
         if blocking and timeout == -1:
-            self.mutex.acquire(self.share, self.poll)
+            self.mutex.acquire(self.share)
         else:
             seconds = 0 if timeout == -1 else seconds_of(timeout)
             if not blocking and timeout != -1:
                 raise ValueError("can't specify a timeout for a non-blocking call")
-            if not self.mutex.acquire_within(self.share, self.poll, seconds):
+            if not self.mutex.acquire_within(self.share, seconds):
                 return False
         self.mutex.keep_place(place)
         return True
@@ -164,12 +163,12 @@ cdef class ClusterSlot:
         LockReentryError, LibraryClosedError, DeviceError, CryptokiError
             From the ``with`` statement, as from `acquire()`.
         """
-        return new_lock(self.mutex, self.share, self.poll, timeout, self, None)
+        return new_lock(self.mutex, self.share, timeout, self, None)
 
     def __enter__(self):
         if not self.share.open:
             check_open(self.share, self.mutex.slot_id)
-        self.mutex.acquire(self.share, self.poll)
+        self.mutex.acquire(self.share)
         return self
 
     def __exit__(self, exc_type, exc_value, traceback):

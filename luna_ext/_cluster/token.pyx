@@ -60,7 +60,7 @@ cdef class Token:
             is locked then.
         """
         cdef ClusterSlot slot = self.slot
-        return new_lock(slot.mutex, slot.share, slot.poll, timeout, self, self)
+        return new_lock(slot.mutex, slot.share, timeout, self, self)
 
     def ensure_held(self):
         """As `ClusterSlot.ensure_held()`, and the token must still have this label.
@@ -198,7 +198,7 @@ cdef class Token:
         cdef uint64_t began_in
         check_open(slot.share, slot.mutex.slot_id)
         while True:
-            slot.mutex.acquire(slot.share, slot.poll)
+            slot.mutex.acquire(slot.share)
             began_in = forks
             patience = deadline_in(patience_here(-1))
             try:

@@ -337,7 +337,9 @@ cdef class Request(Waiter):
         cdef uint64_t hold
         cdef uint64_t asked = mutex.record.calls
         # With a number of its own: a claimer that gives up may lock the slot while this waits.
-        waiter.prepare(new_number(), 0, self.share, False)
+        waiter.prepare(new_number(), 0, self.share)
+        # What a refusal shows is wanted, not patience with it.
+        waiter.seat.poll = False
         waiter.wait_in_thread()
         # The grant may be true: then no other waiter of this process could get the lock before.
         Py_INCREF(waiter)

@@ -53,7 +53,7 @@ cdef class SlotMutex:
 
     # ---- the ways in ----
 
-    cdef int acquire(self, Share share, bint poll) except -1:
+    cdef int acquire(self, Share share) except -1:
         """Lock, however long it takes.
 
         The main thread leaves the device call to a worker, so that signal handlers run while it
@@ -63,7 +63,7 @@ cdef class SlotMutex:
         cdef Wait wait
         if luna_is_main() or greenlets_may_run():
             if luna_is_main() or in_greenlet_hub():
-                self.acquire_within(share, poll, -1)
+                self.acquire_within(share, -1)
                 return 0
             me = caller_number()
         if self.client.lock_clustered_slot == NULL or self.client.unlock_clustered_slot == NULL:
@@ -71,10 +71,10 @@ cdef class SlotMutex:
         audit_lock(self.slot_id)
         begin_wait(&wait, True)
         if take_turn_at_once(&self.record, me):
-            return self._own_call(me, share, poll, &wait)
-        return self._wait_for_turn(me, share, poll, &wait, False)
+            return self._own_call(me, share, &wait)
+        return self._wait_for_turn(me, share, &wait, False)
 
-    cdef bint acquire_within(self, Share share, bint poll, double seconds) except -1:
+    cdef bint acquire_within(self, Share share, double seconds) except -1:
         """Lock with the device call on a worker, so that the caller can give up after so many seconds; -1:
         never; 0: it does not wait for another holder. Returns whether the lock was granted in time.
         """
@@ -91,7 +91,7 @@ cdef class SlotMutex:
         while True:
             began_in = forks
             waiter = Waiter.__new__(Waiter)
-            waiter.prepare(caller_number(), thread_number(), share, poll)
+            waiter.prepare(caller_number(), thread_number(), share)
             waiter.wait_in_thread()
             waiter.seat.patient = seconds < 0 and not in_hub
             begin_wait(&waiter.wait, False)
@@ -116,7 +116,7 @@ cdef class SlotMutex:
             if forks == began_in:
                 if outcome == TURN:
                     # No thread can be had. The caller waits without a limit, so it may make the call.
-                    self._own_call(waiter.seat.number, share, poll, &waiter.wait)
+                    self._own_call(waiter.seat.number, share, &waiter.wait)
                 return True
             # A signal handler has forked meanwhile, and this is the child: it holds nothing.
 
@@ -174,7 +174,7 @@ cdef class SlotMutex:
         self.client.need(CA_UNLOCK_CLUSTERED_SLOT, share.path)
 
     cdef int _wait_for_turn(
-        self, uint64_t number, Share share, bint poll, Wait *wait, bint before_all
+        self, uint64_t number, Share share, Wait *wait, bint before_all
     ) except -1:
         """Queue up to make the lock call on this thread."""
         cdef Outcome outcome
@@ -183,7 +183,7 @@ cdef class SlotMutex:
             self.refuse_reentry(number, thread_number())
         if wait.began == 0:
             wait.began = luna_now()
-        waiter.prepare(number, thread_number(), share, poll)
+        waiter.prepare(number, thread_number(), share)
         waiter.wait_in_thread()
         waiter.wait = wait[0]
         waiter.seat.own_call = True
@@ -202,10 +202,10 @@ cdef class SlotMutex:
         if outcome == FAILED:
             raise waiter.failure()
         if outcome == TURN:
-            return self._own_call(number, share, poll, wait)
+            return self._own_call(number, share, wait)
         return self.confirm(waiter)
 
-    cdef int _own_call(self, uint64_t number, Share share, bint poll, Wait *wait) except -1:
+    cdef int _own_call(self, uint64_t number, Share share, Wait *wait) except -1:
         """Make the lock call on this thread, whose turn it is."""
         cdef CK_RV rv = CKR_OK
         cdef uint64_t nanoseconds = 0
@@ -219,7 +219,7 @@ cdef class SlotMutex:
             if not share.open or luna_shared_get(&self.client.state) != READY:
                 self._make_ready(share)
             if not begin_call(&self.record, self.client.generation, False, &self.back):
-                return self._wait_for_turn(number, share, poll, wait, True)
+                return self._wait_for_turn(number, share, wait, True)
             if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds, &self.back):
                 break_off_call(&self.record)
                 continue
@@ -238,7 +238,7 @@ cdef class SlotMutex:
             if wait.began == 0:
                 wait.began = luna_now() - 1e-9 * nanoseconds
             if verdict == REFUSED:
-                self._pause(rv, poll, wait, &backoff)
+                self._pause(rv, share, wait, &backoff)
         if wait.began != 0 or nanoseconds > LONG_WAIT_NANOSECONDS or not share.open:
             self._conclude_own_call(number, share, wait, nanoseconds)
         return 0
@@ -253,11 +253,11 @@ cdef class SlotMutex:
             self.pass_turn()
             raise
 
-    cdef int _pause(self, CK_RV rv, bint poll, Wait *wait, Backoff *backoff) except -1:
+    cdef int _pause(self, CK_RV rv, Share share, Wait *wait, Backoff *backoff) except -1:
         """Before the lock call is tried again; or raise what the device has answered."""
         cdef double pause
         try:
-            if not may_pass(rv, poll):
+            if not may_pass(rv, share.poll):
                 raise error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id)
             pause = next_pause(backoff)
             with nogil:

@@ -207,12 +207,12 @@ cdef class Waiter:
         if self.signal != NULL:
             PyThread_free_lock(self.signal)
 
-    cdef int prepare(self, uint64_t number, uint64_t home, Share share, bint poll) except -1:
+    cdef int prepare(self, uint64_t number, uint64_t home, Share share) except -1:
         self.share = share
         self.seat.number = number
         self.seat.home = home
         self.seat.share = share.number
-        self.seat.poll = poll
+        self.seat.poll = share.poll
         self.seat.waiter = <void *> self
         return 0
 
