@@ -525,7 +525,9 @@ cdef class SlotMutex:
     cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation) noexcept:
         """Make the unlock call that is due, and pass the turn. Returns the device's answer."""
         cdef CK_RV rv = CKR_OK
-        cdef double until, pause
+        cdef Deadline deadline
+        cdef Backoff backoff
+        cdef double pause
         if self.locks.kind == UNKNOWN and (
             after_a_moment
             or ((luna_shared_get(&self.locks.claims_out) != 0 or luna_shared_get(&self.locks.in_doubt))
@@ -538,13 +540,14 @@ cdef class SlotMutex:
         elif not unlock_slot(self.client, self.slot_id, &rv):
             rv = CKR_CRYPTOKI_NOT_INITIALIZED
         elif rv != CKR_OK and says_busy(rv):
-            until = luna_now() + BUSY_SECONDS
-            pause = SHORTEST_PAUSE
+            deadline = deadline_in(BUSY_SECONDS)
+            backoff.longest = 0
+            pause = next_pause(&backoff)
             # No signal handler runs meanwhile.
-            while says_busy(rv) and luna_now() + pause < until:
+            while says_busy(rv) and pause < left_of(deadline):
                 with nogil:
                     luna_pause(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                pause = next_pause(&backoff)
                 if self.client.generation != generation or not unlock_slot(
                     self.client, self.slot_id, &rv
                 ):
