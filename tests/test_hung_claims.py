@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+# On devices that give claims what their own process holds, and on others.
+ON_BOTH = pytest.mark.usefixtures("regrant")
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "claims_beside_locks.py"
 
 # A claim that is given up, and will not be answered before the process ends.
@@ -57,6 +59,7 @@ GIVEN_UP = pytest.mark.parametrize("given_up", ["give_up()", "give_up_in_a_task(
 MANY = pytest.mark.luna_cluster(keyrings=21)
 
 
+@ON_BOTH
 @MANY
 @GIVEN_UP
 @pytest.mark.parametrize("blocks", ["twenty_blocks", "a_task"])
@@ -65,6 +68,7 @@ def test_a_hung_claim_keeps_no_block_from_its_end(cluster, succeed, given_up, bl
     assert succeed(body) == ["[]"]
 
 
+@ON_BOTH
 @MANY
 @pytest.mark.parametrize("blocks", ["twenty_blocks", "a_task"])
 def test_a_claim_that_hangs_and_is_waited_for_keeps_no_block_from_its_end(cluster, succeed, blocks):
@@ -78,6 +82,7 @@ end(left())
     assert succeed(body) == ["[]"]
 
 
+@ON_BOTH
 @MANY
 @GIVEN_UP
 def test_a_hung_claim_keeps_no_slot_from_being_locked_again(cluster, succeed, given_up):
@@ -85,6 +90,7 @@ def test_a_hung_claim_keeps_no_slot_from_being_locked_again(cluster, succeed, gi
     assert succeed(body) == ["True", "[1]"]
 
 
+@ON_BOTH
 @GIVEN_UP
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_failed_unlock_beside_a_hung_claim_is_an_error_of_its_own_block(
@@ -105,6 +111,7 @@ except luna_ext.LunaError as error:
     assert succeed(body) == ["LockLostError" if lost else "LockReleaseError"]
 
 
+@ON_BOTH
 @GIVEN_UP
 def test_closing_beside_a_hung_claim_takes_the_locks_off(cluster, succeed, given_up):
     body = f"""{HUNG}
@@ -119,6 +126,7 @@ end(left(), other.slot(1).acquire(timeout=10))
     assert succeed(body) == ["[]", "True"]
 
 
+@ON_BOTH
 def test_sixteen_hung_claims_starve_no_other(cluster, succeed):
     """Neither those that are given up nor those that are waited for."""
     body = f"""{HUNG}
@@ -141,6 +149,7 @@ end(left())
     assert succeed(body) == ["[]"]
 
 
+@ON_BOTH
 def test_claims_that_come_back_late_give_back_what_they_got(cluster, succeed):
     body = f"""{HUNG}
 cluster.latency(0.5, "CA_GetUnassignedSlot", after=True)
