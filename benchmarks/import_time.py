@@ -4,6 +4,7 @@
 Run it on an otherwise idle machine: python benchmarks/import_time.py
 """
 
+import os
 import re
 import statistics
 import subprocess
@@ -12,6 +13,8 @@ import sys
 RUNS = 10
 SHOWN = 8
 ANYWAY = ("threading", "logging")
+# What pip has installed has its bytecode; so have these sources after the first import.
+ENVIRONMENT = {name: os.environ[name] for name in os.environ if name != "PYTHONDONTWRITEBYTECODE"}
 LINE = re.compile(r"import time: +(\d+) \| +(\d+) \|( +)(\S+)")
 
 
@@ -20,6 +23,7 @@ def imported() -> dict[str, tuple[int, int]]:
     program = f"import {', '.join(ANYWAY)}, luna_ext"
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", program],
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=True,
