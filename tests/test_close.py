@@ -746,3 +746,55 @@ def test_a_holder_whose_library_was_closed_hears_of_it_every_time(cluster):
         with pytest.raises(luna_ext.LockLostError):
             slot.ensure_held()
         again.slot(1).ensure_held()
+
+
+@pytest.mark.parametrize(
+    "form", ["slot.acquire()", "slot.acquire(timeout=5)", "asyncio.run(enter())"]
+)
+def test_a_library_that_closes_just_before_a_thread_queues_up_leaves_the_queue_whole(succeed, form):
+    """An audit hook closes it at that moment. The threads of another Library wait for the same slot."""
+    body = f"""
+    import asyncio
+    other = cluster.library()
+    held, leave = threading.Event(), threading.Event()
+    to_close = []
+
+    def hold():
+        with other.slot(1):
+            held.set()
+            assert leave.wait(40)
+
+    def wait():
+        with other.slot(1):
+            print("locked")
+
+    async def enter():
+        async with slot.lock(timeout=5):
+            pass
+
+    def close(event, arguments):
+        if event == "luna_ext.lock" and to_close:
+            to_close.pop().close()
+
+    def lock():
+        try:
+            {form}
+        except luna_ext.LibraryClosedError:
+            print("closed")
+
+    holding = in_thread(hold)
+    assert held.wait(20)
+    waiting = [in_thread(wait) for _ in range(2)]
+    wait_until(lambda: "2 waiting" in repr(other.slot(1)))
+    sys.addaudithook(close)
+    to_close.append(luna)
+    locking = in_thread(lock)
+    locking.join(20)
+    assert "2 waiting" in repr(other.slot(1)), other.slot(1)
+    leave.set()
+    for thread in (holding, *waiting):
+        thread.join(20)
+        assert not thread.is_alive()
+    other.close()
+    """
+    assert succeed(body) == ["closed", "locked", "locked"]

@@ -379,8 +379,8 @@ cdef class SlotLock:
         place = note_place(task)
         answered = loop.create_future()
         waiter.wait_in_task(task, loop, answered)
+        self.mutex.ask(waiter)
         try:
-            self.mutex.ask(waiter)
             await settled_within(
                 answered,
                 left_of(deadline),

@@ -97,8 +97,8 @@ cdef class SlotMutex:
             begin_wait(&waiter.wait, False)
             self.refuse_reentry(waiter.seat.number, waiter.seat.home)
             left = patience_here(left_of(deadline))
+            self.ask(waiter)
             try:
-                self.ask(waiter)
                 self._sit_out(waiter, left)
             except BaseException:
                 self.withdraw(waiter)
@@ -133,9 +133,8 @@ cdef class SlotMutex:
     cdef int withdraw(self, Waiter waiter) except -1:
         """The waiter gives up. A grant that it has been given already goes back."""
         cdef Outcome outcome = step_out(&self.record, &waiter.seat)
-        if outcome == WAITING and waiter.seat.waiter != NULL:
-            # The queue's reference; it had none yet if the waiter never came to line up.
-            Py_DECREF(waiter)
+        if outcome == WAITING:
+            Py_DECREF(waiter)  # the queue's reference
         elif outcome == TURN:
             self.pass_turn()
         elif outcome == GRANTED:
@@ -187,12 +186,12 @@ cdef class SlotMutex:
         waiter.wait_in_thread()
         waiter.wait = wait[0]
         waiter.seat.own_call = True
+        if not share.open:
+            raise closed_error(self.slot_id, share.path)
+        Py_INCREF(waiter)
+        line_up(&self.record, &waiter.seat, before_all)
+        self.pass_turn()
         try:
-            if not share.open:
-                raise closed_error(self.slot_id, share.path)
-            Py_INCREF(waiter)
-            line_up(&self.record, &waiter.seat, before_all)
-            self.pass_turn()
             self._sit_out(waiter, -1)
         except BaseException:
             self.withdraw(waiter)
