@@ -50,6 +50,25 @@ def inside(token_or_slot):
     token_or_slot.ensure_held()
     assert owner() == os.getpid()
     assert not another_process_can_lock()
+
+ends = []
+
+def claim_if_it_can():
+    try:
+        with luna.claim("cluster-1"):
+            ends.append("claimed")
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+def claim_safely():
+    with luna.claim("cluster-1", timeout=20) as token:
+        inside(token)
+        ends.append("claimed")
+
+def lock_safely():
+    with slot:
+        inside(slot)
+        ends.append("locked")
 """
 
 
@@ -85,8 +104,6 @@ def test_a_claim_is_not_given_a_token_that_came_off_while_its_answer_was_on_its_
     }[form]
     body = f"""
 cluster.latency(0.2, CLAIM, after=True)
-ends = []
-
 def got(token):
     inside(token)
     ends.append("held")
@@ -120,8 +137,6 @@ def test_a_claim_is_not_given_a_token_that_another_process_has_assigned_meanwhil
     """Its grant was that of a lock that came off before its answer was there."""
     body = """
 cluster.latency(0.5, CLAIM, after=True)
-ends = []
-
 def claim():
     try:
         with luna.claim("cluster-1") as token:
@@ -163,7 +178,6 @@ def test_a_lock_call_and_a_claim_that_cross_each_other_have_one_holder(on_device
 cluster.latency({claim}, CLAIM, after=True)
 cluster.latency({lock}, LOCK, after=True)
 held, most = 0, 0
-ends = []
 guard = threading.Lock()
 
 def hold(what):
@@ -235,14 +249,7 @@ def test_a_claim_that_an_unlock_has_crossed_holds_the_lock(on_device, device, se
     body = f"""
 cluster.latency(0.2, CLAIM)
 cluster.latency(0.2, CLAIM, after=True)
-ends = []
-
-def claim():
-    with luna.claim("cluster-1", timeout=20) as token:
-        inside(token)
-        ends.append("claimed")
-
-claiming = in_thread(claim)
+claiming = in_thread(claim_safely)
 wait_until_inside(CLAIM)
 with slot:
     time.sleep({seconds})
@@ -259,8 +266,6 @@ def test_a_task_that_has_made_sure_of_its_claim_cannot_block_its_loop_for_it(on_
     body = """
 import asyncio
 cluster.latency(0.5, CLAIM, after=True)
-ends = []
-
 async def claim():
     async with luna.claim("cluster-1", timeout=20) as token:
         try:
@@ -291,8 +296,6 @@ def test_what_is_not_known_of_a_claim_beside_a_hanging_unlock_is_taken_off_after
     body = f"""
 cluster.latency(0.5, CLAIM)
 cluster.latency(3.5, UNLOCK, after=True)
-ends = []
-
 def claim():
     try:
         with luna.claim("cluster-1"):
@@ -320,22 +323,13 @@ def test_what_is_not_known_of_a_claim_beside_a_hanging_lock_call_is_taken_off_af
     """The lock call was out before, so that its error does not say that nothing is set by now."""
     body = f"""
 cluster.latency(1, CLAIM)
-ends = []
-
-def claim():
-    try:
-        with luna.claim("cluster-1"):
-            ends.append("claimed")
-    except LunaError as error:
-        ends.append(type(error).__name__)
-
 def lock():
     try:
         slot.acquire()
     except LunaError as error:
         ends.append(type(error).__name__)
 
-claiming = in_thread(claim)
+claiming = in_thread(claim_if_it_can)
 wait_until_inside(CLAIM)
 with slot:
     pass
@@ -359,25 +353,16 @@ def test_a_lock_call_that_is_due_waits_until_a_thread_can_be_had(on_device):
     body = f"""
 cluster.latency(0.5, CLAIM)
 held, release = threading.Event(), threading.Event()
-ends = []
-
 def hold():
     with slot:
         held.set()
         assert release.wait(20)
 
-def claim():
-    try:
-        with luna.claim("cluster-1"):
-            ends.append("claimed")
-    except LunaError as error:
-        ends.append(type(error).__name__)
-
 # Not by the main thread, for which a worker would make the call, and be there for the next one.
 holding = in_thread(hold)
 assert held.wait(20)
 cluster.latency(3.5, UNLOCK, after=True)
-claiming = in_thread(claim)
+claiming = in_thread(claim_if_it_can)
 wait_until_inside(CLAIM)
 {NO_MORE_THREADS}
 release.set()
@@ -416,13 +401,6 @@ def test_a_claim_that_an_unlock_has_crossed_comes_before_those_who_wait_for_the_
     body = """
 cluster.latency(0.5, CLAIM)
 cluster.latency(2, UNLOCK, after=True)
-ends = []
-
-def claim():
-    with luna.claim("cluster-1", timeout=20) as token:
-        inside(token)
-        ends.append("claimed")
-
 def lock():
     with slot:
         ends.append("locked")
@@ -430,7 +408,7 @@ def lock():
 slot.acquire()
 locking = in_thread(lock)
 wait_until(lambda: "1 waiting" in repr(slot))
-claiming = in_thread(claim)
+claiming = in_thread(claim_safely)
 wait_until_inside(CLAIM)
 slot.release()
 cluster.latency(0, UNLOCK, after=True)
@@ -447,8 +425,6 @@ def test_an_unlock_beside_a_claim_for_which_no_thread_can_be_had_confuses_no_lat
     body = f"""
 cluster.latency(3600, CLAIM)
 held, release = threading.Event(), threading.Event()
-ends = []
-
 def lock_twice():
     with slot:
         held.set()
@@ -476,8 +452,6 @@ def test_a_claim_that_a_filter_refuses_beside_a_lock_call_lets_that_have_the_loc
     body = """
 cluster.latency(0.5, CLAIM, after=True)
 logger = logging.getLogger("luna_ext")
-ends = []
-
 def object_to(record):
     if threading.current_thread() is claiming and "locked after" in record.getMessage():
         raise ZeroDivisionError
@@ -490,17 +464,12 @@ def claim():
     except ZeroDivisionError:
         ends.append("refused")
 
-def lock():
-    with slot:
-        inside(slot)
-        ends.append("locked")
-
 claiming = threading.Thread(target=claim, daemon=True)
 logger.setLevel(logging.DEBUG)
 logger.addFilter(object_to)
 claiming.start()
 had_effect(CLAIM)
-locking = in_thread(lock)
+locking = in_thread(lock_safely)
 wait_until_inside(LOCK)
 for thread in (claiming, locking):
     thread.join(20)
@@ -551,20 +520,11 @@ sys.stdin.readline()
 os._exit(0)
 '''], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 assert other.stdout.readline() == "held\\n"
-ends = []
-
-def claim():
-    try:
-        with luna.claim("cluster-1"):
-            ends.append("claimed")
-    except LunaError as error:
-        ends.append(type(error).__name__)
-
 def unlocks():
     return [entry for entry in cluster_calls(UNLOCK) if (entry.slot_id, entry.pid) == (1, os.getpid())]
 
 slot.acquire()
-claiming = in_thread(claim)
+claiming = in_thread(claim_if_it_can)
 wait_until_inside(CLAIM)
 cluster.fault(LOCK, {GENERAL_ERROR}, times=2)
 if after:
@@ -582,7 +542,7 @@ print(file=other.stdin, flush=True)
 assert other.stdout.readline() == "held\\n"
 before = len(unlocks())
 with luna.slot(2):
-    claiming = in_thread(claim)
+    claiming = in_thread(claim_if_it_can)
     wait_until_inside(CLAIM)
 claiming.join(30)
 wait_until(lambda: all(entry.rv is not None for entry in cluster.log()))
@@ -611,19 +571,10 @@ luna.slot(2).release()
 print("free", flush=True)
 '''], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 assert other.stdout.readline() == "held\\n"
-ends = []
-
-def claim():
-    try:
-        with luna.claim("cluster-1"):
-            ends.append("claimed")
-    except LunaError as error:
-        ends.append(type(error).__name__)
-
 # Each lock call that could tell of the first slot's lock fails.
 cluster.latency(0.5, CLAIM)
 slot.acquire()
-claiming = in_thread(claim)
+claiming = in_thread(claim_if_it_can)
 wait_until_inside(CLAIM)
 cluster.fault(LOCK, {GENERAL_ERROR}, times=2)
 slot.release()
@@ -679,20 +630,13 @@ import ctypes
 slot.acquire()
 slot.release()
 cluster.latency(2.5, CLAIM)
-ends = []
-
-def claim():
-    with luna.claim("cluster-1", timeout=20) as token:
-        inside(token)
-        ends.append("claimed")
-
 def keep_the_gil():
     begun.set()
     for _ in range(3):
         ctypes.PyDLL(None).usleep(700_000)
 
 slot.acquire()
-claiming = in_thread(claim)
+claiming = in_thread(claim_safely)
 wait_until_inside(CLAIM)
 begun = threading.Event()
 keeping = in_thread(keep_the_gil)
@@ -703,7 +647,7 @@ for thread in (keeping, claiming):
 cluster.latency(0, CLAIM)
 cluster.latency(0.3, CLAIM, after=True)
 slot.acquire()
-claiming = in_thread(claim)
+claiming = in_thread(claim_safely)
 wait_until(lambda: len(cluster_calls(CLAIM)) == 2)
 time.sleep(0.1)
 slot.release()
