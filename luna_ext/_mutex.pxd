@@ -220,7 +220,7 @@ cdef class SlotMutex:
     cdef bint _fail_without_thread(self) noexcept
     cdef int _wait_a_moment(self) noexcept
     cdef int _lock_for_waiters(self, bint trial) except -1
-    cdef bint _try_again(self) noexcept
+    cdef bint _make_trial(self) noexcept
     cdef int _tell_late(self, CK_RV rv) except -1
     cdef int _note_doubt(self) noexcept
     cdef int _tell_of_doubt(self, object why) except -1

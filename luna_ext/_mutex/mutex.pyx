@@ -530,7 +530,7 @@ cdef class SlotMutex:
         if self.locks.kind == UNKNOWN and (
             after_a_moment
             or ((luna_shared_get(&self.locks.claims_out) != 0 or luna_shared_get(&self.locks.in_doubt))
-                and self._try_again())
+                and self._make_trial())
         ):
             self._wait_a_moment()
         if self.client.generation != generation:
@@ -556,7 +556,7 @@ cdef class SlotMutex:
         self.pass_turn()
         return rv
 
-    cdef bint _try_again(self) noexcept:
+    cdef bint _make_trial(self) noexcept:
         """Before an unlock that would cross a claim, while the kind of the device is not known: find the
         kind out by another lock call, now that the lock is surely on. Otherwise the claim might come
         back with this slot, and nothing would show whether its grant is true. The same while another
@@ -569,7 +569,7 @@ cdef class SlotMutex:
         if not begin_trial(&self.record):
             return False
         luna_shared_add(&self.locks.trials, 1)
-        if run_on_worker(try_again, self):
+        if run_on_worker(make_trial, self):
             return True
         end_moment(&self.record, &self.back)
         give_turn_back(&self.record)
@@ -908,7 +908,7 @@ cdef int lock_for_waiters(object mutex) noexcept:
     return 0
 
 
-cdef int try_again(object mutex) noexcept:
+cdef int make_trial(object mutex) noexcept:
     cdef SlotMutex self = <SlotMutex> mutex
     if send_trial(&self.record, self.client.generation, &self.back):
         self._lock_for_waiters(True)
