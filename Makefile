@@ -76,6 +76,7 @@ benchmark: $(VENV)/built
 	$(BIN)/python benchmarks/lock_pair.py
 	$(BIN)/python benchmarks/large_cluster.py
 	$(BIN)/python benchmarks/contention.py
+	$(BIN)/python benchmarks/threads.py
 	$(BIN)/python benchmarks/claims_beside_locks.py
 	$(BIN)/python benchmarks/fleet.py
 

@@ -13,6 +13,7 @@ from functools import partial
 from types import GenericAlias
 
 cimport cython
+from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 
 from luna_ext._device cimport (
@@ -35,6 +36,7 @@ from luna_ext._device cimport (
     labelled_token_info,
     library_info,
     load_client,
+    luna_make_immortal,
     luna_now,
     luna_shared_get,
     luna_shared_set,
@@ -132,3 +134,9 @@ include "_cluster/slot.pyx"
 include "_cluster/token.pyx"
 include "_cluster/claim.pyx"
 include "_cluster/library.pyx"
+
+# Python counts references of a method at each call of it; see luna_make_immortal().
+cdef object _class, _method
+for _class in (ClusterSlot, SlotLock, Token, Claim):
+    for _method in vars(_class).values():
+        luna_make_immortal(_method)

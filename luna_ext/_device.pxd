@@ -77,9 +77,10 @@ cdef extern from "native.h":
     void luna_comes_back() noexcept nogil
     void luna_is_back() noexcept nogil
 
+    void luna_make_immortal(object living_as_long_as_the_process) noexcept
     PyObject *luna_look_up(object dict, object key) noexcept
-    void luna_watch(object dict) noexcept
-    bint luna_changed(object dict) noexcept
+    void luna_watch(object dict, object key) noexcept
+    bint luna_may_be_there() noexcept
 
     uint64_t luna_number() noexcept nogil
     bint luna_is_main() noexcept nogil

@@ -15,7 +15,6 @@ from collections import deque
 from functools import partial
 
 cimport cython
-from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.math cimport INFINITY
@@ -59,7 +58,6 @@ from luna_ext._device cimport (
     introduce,
     loaded_clients,
     lock_slot,
-    luna_changed,
     luna_count_get,
     luna_counter,
     luna_guard,
@@ -69,6 +67,7 @@ from luna_ext._device cimport (
     luna_is_main,
     luna_leads_process,
     luna_look_up,
+    luna_may_be_there,
     luna_now,
     luna_number,
     luna_pause,
@@ -110,6 +109,7 @@ cdef extern from "Python.h":
     int PySys_Audit(const char *event, const char *format, ...) noexcept
     PyObject *PyThreadState_GetDict() noexcept
     PyObject *PyImport_GetModuleDict() noexcept
+    PyObject *PyDict_GetItemWithError(PyObject *dict, PyObject *key) noexcept
     PyObject *Py_False
 
     ctypedef struct PyFrameObject:

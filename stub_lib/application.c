@@ -17,6 +17,7 @@
 #define DRAIN_POLL_US 200U
 
 struct application application;
+_Thread_local uint32_t application_gate_number;
 
 /* Held by C_Initialize and C_Finalize from beginning to end. */
 static platform_mutex life_mutex = PLATFORM_MUTEX_INITIALIZER;
@@ -33,12 +34,37 @@ static void explain(const char *path, const char *reason)
 static void forget(void)
 {
     platform_mutex_reset(&life_mutex);
-    atomic_store(&application.gate, 0);
+    for (uint32_t i = 0; i < GATES; i++)
+        atomic_store(&application.gates[i].word, 0);
+}
+
+uint32_t application_choose_gate(void)
+{
+    static _Atomic uint32_t threads;
+    application_gate_number = atomic_fetch_add(&threads, 1U) % GATES + 1U;
+    return application_gate_number;
+}
+
+/* The first gate, which application_started() looks at, opens and closes before the others: so no call
+   comes in and is told at once to give up, and one that waits hears of C_Finalize. */
+static void open_gates(void)
+{
+    for (uint32_t i = 0; i < GATES; i++)
+        atomic_fetch_or(&application.gates[i].word, GATE_OPEN);
+}
+
+static void close_gates(void)
+{
+    for (uint32_t i = 0; i < GATES; i++)
+        atomic_fetch_and(&application.gates[i].word, ~GATE_OPEN);
+    for (uint32_t i = 0; i < GATES; i++)
+        while (atomic_load(&application.gates[i].word) != 0)
+            platform_sleep(DRAIN_POLL_US);
 }
 
 bool application_started(void)
 {
-    return (atomic_load(&application.gate) & GATE_OPEN) != 0;
+    return (atomic_load(&application.gates[0].word) & GATE_OPEN) != 0;
 }
 
 bool application_interrupted(void)
@@ -137,7 +163,7 @@ static CK_RV start(CK_RV argument_rv, void (*prepare)(void))
     begin(&call, FUNCTION_C_Initialize);
     bool entered = call.fault != FAULT_INSTEAD && enter_cluster(file, prepare);
     if (entered)
-        atomic_fetch_or(&application.gate, GATE_OPEN);
+        open_gates();
     rv = end(&call, entered ? CKR_OK : CKR_DEVICE_ERROR);
     if (!entered)
         state_close(file);
@@ -162,9 +188,7 @@ static CK_RV stop(CK_RV argument_rv)
     begin(&call, FUNCTION_C_Finalize);
     if (call.fault == FAULT_INSTEAD || argument_rv != CKR_OK)
         return end(&call, argument_rv);
-    atomic_fetch_and(&application.gate, ~GATE_OPEN);
-    while (atomic_load(&application.gate) != 0)
-        platform_sleep(DRAIN_POLL_US);
+    close_gates();
     keyring_release_all(file, file->self);
     registry_leave(file);
     CK_RV rv = end(&call, CKR_OK);

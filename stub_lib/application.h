@@ -10,32 +10,48 @@
 #include "registry.h"
 
 /* Whether calls may come in and how many are inside are one word, so that entering is one atomic
-   operation, and C_Finalize cannot miss a call. */
+   operation, and C_Finalize cannot miss a call. There are several such words, over which the threads are
+   spread: one would wander between the processors at each call. */
 #define GATE_OPEN UINT32_C(0x80000000)
+#define GATES 8U
+
+struct gate {
+    alignas(64) _Atomic uint32_t word;
+};
 
 struct application {
-    alignas(64) _Atomic uint32_t gate;
-    /* Constant while the gate is open. */
+    struct gate gates[GATES];
+    /* Constant while the gates are open. */
     alignas(64) struct state_file file;
     struct state_application *entry;
     uint32_t generation;
 };
 
 extern struct application application;
+/* Which gate the calling thread uses, plus 1; 0: none yet. */
+extern _Thread_local uint32_t application_gate_number;
+uint32_t application_choose_gate(void);
+
+static inline _Atomic uint32_t *application_gate(void)
+{
+    uint32_t number = application_gate_number;
+    return &application.gates[(number != 0 ? number : application_choose_gate()) - 1U].word;
+}
 
 static inline bool application_enter(void)
 {
-    if ((atomic_load(&application.gate) & GATE_OPEN) == 0)
+    _Atomic uint32_t *gate = application_gate();
+    if ((atomic_load(gate) & GATE_OPEN) == 0)
         return false;
-    if ((atomic_fetch_add(&application.gate, 1U) & GATE_OPEN) != 0)
+    if ((atomic_fetch_add(gate, 1U) & GATE_OPEN) != 0)
         return true;
-    atomic_fetch_sub(&application.gate, 1U);
+    atomic_fetch_sub(gate, 1U);
     return false;
 }
 
 static inline void application_leave(void)
 {
-    atomic_fetch_sub(&application.gate, 1U);
+    atomic_fetch_sub(application_gate(), 1U);
 }
 
 /* The rest is for calls that have entered. */

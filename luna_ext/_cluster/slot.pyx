@@ -166,13 +166,18 @@ cdef class ClusterSlot:
         return new_lock(self.mutex, self.share, timeout, self, None)
 
     def __enter__(self):
+        # The slot keeps its Share. A reference more would be counted in a cache line that all threads of
+        # the Library share.
+        cdef PyObject *share = <PyObject *> self.share
         if not self.share.open:
             check_open(self.share, self.mutex.slot_id)
-        self.mutex.acquire(self.share)
+        self.mutex.acquire(<Share> share)
         return self
 
     def __exit__(self, exc_type, exc_value, traceback):
-        end_block(self.mutex, self.share, 0, exc_type, exc_value)
+        cdef PyObject *mutex = <PyObject *> self.mutex
+        cdef PyObject *share = <PyObject *> self.share
+        end_block(<SlotMutex> mutex, <Share> share, 0, exc_type, exc_value)
 
     def _is_owned(self):
         # For threading.Condition, which would call acquire() to find this out.

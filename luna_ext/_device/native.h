@@ -364,7 +364,18 @@ static inline void luna_is_back(void) {
 
 #endif
 
-/* ---- dicts that all threads look into ---- */
+/* ---- objects that all threads use ---- */
+
+/*
+ * Without a GIL, threads that count references of one object at the same time wait for each other. So on the
+ * way of a lock and unlock nothing is counted of an object that slots share. Where Python itself counts, the
+ * object is made immortal: no reference is counted any more. For objects that live as long as the process.
+ */
+#ifdef Py_GIL_DISABLED
+#define luna_make_immortal(object) Py_SET_REFCNT((object), (Py_ssize_t)UINT32_MAX + 1)
+#else
+#define luna_make_immortal(object) ((void)(object))
+#endif
 
 /*
  * A new reference to a dict's value; NULL, and no exception: it has none. Where there is no GIL, dict.get()
@@ -384,54 +395,60 @@ static inline PyObject *luna_look_up(PyObject *dict, PyObject *key) {
 }
 
 /*
- * Whether the one dict has changed that luna_watch() was called with: 0 if nothing was put into it or taken
- * out of it since the last call; 1 also where that cannot be known. It reads only a number, which is many
- * times as fast as to look for a key that the dict does not have.
+ * Whether the one key may be in the one dict that luna_watch() was called with: 0, it surely is not. That
+ * reads only a number. To look for a key that a dict does not have takes many times as long, and where there
+ * is no GIL, threads wait for each other there: the dict's keys are counted, and some lookups lock the dict.
  */
-#if LUNA_GIL && PY_VERSION_HEX >= 0x030C0000
+static PyObject *luna_watched_key;
 
-static int luna_has_changed = 1;
-static int luna_is_watched;
+#if PY_VERSION_HEX >= 0x030C0000
 
-/* Python calls this before the change. The GIL is held until after it, so no luna_changed() comes between. */
+static int luna_key_may_be_there;
+
+/* Python calls this before the change, under whatever guards the dict. */
 static int luna_on_change(PyDict_WatchEvent event, PyObject *dict, PyObject *key, PyObject *value) {
-    (void)event, (void)dict, (void)key, (void)value;
-    luna_has_changed = 1;
+    (void)event, (void)dict, (void)value;
+    if (key == NULL || !PyUnicode_CheckExact(key) || PyUnicode_Compare(key, luna_watched_key) == 0) {
+        luna_shared_set(&luna_key_may_be_there, 1);
+    }
     return 0;
 }
 
-static inline void luna_watch(PyObject *dict) {
+static inline void luna_watch(PyObject *dict, PyObject *key) {
     int watcher = PyDict_AddWatcher(luna_on_change);
-    luna_is_watched = watcher >= 0 && PyDict_Watch(watcher, dict) == 0;
+    Py_INCREF(key);
+    luna_watched_key = key;
+    if (watcher < 0 || PyDict_Watch(watcher, dict) != 0 || PyDict_Contains(dict, key) != 0) {
+        luna_shared_set(&luna_key_may_be_there, 1);
+    }
     PyErr_Clear();
 }
 
-static inline int luna_changed(PyObject *dict) {
-    int changed = luna_has_changed;
-    (void)dict;
-    luna_has_changed = !luna_is_watched;
-    return changed;
-}
-
-#elif LUNA_GIL
-
-static uint64_t luna_version_seen;
-
-static inline void luna_watch(PyObject *dict) {
-    (void)dict;
-}
-
-static inline int luna_changed(PyObject *dict) {
-    uint64_t version = ((PyDictObject *)dict)->ma_version_tag;
-    int changed = version != luna_version_seen;
-    luna_version_seen = version;
-    return changed;
+static inline int luna_may_be_there(void) {
+    return luna_shared_get(&luna_key_may_be_there);
 }
 
 #else
 
-#define luna_watch(dict) ((void)(dict))
-#define luna_changed(dict) ((void)(dict), 1)
+static PyObject *luna_watched_dict;
+static uint64_t luna_version_seen;
+static int luna_key_was_there;
+
+static inline void luna_watch(PyObject *dict, PyObject *key) {
+    Py_INCREF(dict);
+    Py_INCREF(key);
+    luna_watched_dict = dict;
+    luna_watched_key = key;
+}
+
+static inline int luna_may_be_there(void) {
+    uint64_t version = ((PyDictObject *)luna_watched_dict)->ma_version_tag;
+    if (luna_unlikely(version != luna_version_seen)) {
+        luna_version_seen = version;
+        luna_key_was_there = PyDict_GetItemWithError(luna_watched_dict, luna_watched_key) != NULL;
+    }
+    return luna_key_was_there;
+}
 
 #endif
 

@@ -211,6 +211,8 @@ cdef class SlotMutex:
         cdef Verdict verdict
         cdef Backoff backoff
         cdef int kind
+        # The mutex keeps its client, whose references all threads would count in one cache line.
+        cdef PyObject *client = <PyObject *> self.client
         backoff.longest = 0
         if not luna_shared_get(&watching):
             watch_calls()
@@ -219,7 +221,7 @@ cdef class SlotMutex:
                 self._make_ready(share)
             if not begin_call(&self.record, self.client.generation, False, &self.back):
                 return self._wait_for_turn(number, share, wait, True)
-            if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds, &self.back):
+            if not lock_slot(<Client> client, self.slot_id, &rv, &nanoseconds, &self.back):
                 break_off_call(&self.record)
                 continue
             kind = luna_shared_get(&self.locks.kind)
@@ -527,6 +529,7 @@ cdef class SlotMutex:
         cdef Deadline deadline
         cdef Backoff backoff
         cdef double pause
+        cdef PyObject *client = <PyObject *> self.client
         if self.locks.kind == UNKNOWN and (
             after_a_moment
             or ((luna_shared_get(&self.locks.claims_out) != 0 or luna_shared_get(&self.locks.in_doubt))
@@ -536,7 +539,7 @@ cdef class SlotMutex:
         if self.client.generation != generation:
             # Finalised meanwhile, and the lock dropped with it.
             pass
-        elif not unlock_slot(self.client, self.slot_id, &rv):
+        elif not unlock_slot(<Client> client, self.slot_id, &rv):
             rv = CKR_CRYPTOKI_NOT_INITIALIZED
         elif rv != CKR_OK and says_busy(rv):
             deadline = deadline_in(BUSY_SECONDS)

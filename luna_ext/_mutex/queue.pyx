@@ -19,10 +19,8 @@ cdef dict thread_idents = {}
 # Of each task that has a number: the task -> the number. Weak, so that it keeps no task alive.
 cdef object task_numbers = weakref.WeakKeyDictionary()
 cdef dict loaded_modules = <dict> PyImport_GetModuleDict()
-luna_watch(loaded_modules)
 cdef str GREENLET = sys.intern("greenlet")
-# Whether `loaded_modules` had greenlet when it was last looked up.
-cdef bint greenlet_is_loaded = False
+luna_watch(loaded_modules, GREENLET)
 cdef str MARK = "luna_ext"
 
 
@@ -89,10 +87,7 @@ cdef inline uint64_t thread_number() except 0:
 
 cdef inline bint greenlets_may_run() noexcept:
     """Whether greenlet is imported in this process. Runs no byte code."""
-    global greenlet_is_loaded
-    if luna_changed(loaded_modules):
-        greenlet_is_loaded = loaded_module(GREENLET) is not None
-    return greenlet_is_loaded
+    return luna_may_be_there() and loaded_module(GREENLET) is not None
 
 
 cdef object loaded_module(str name):
@@ -105,21 +100,23 @@ cdef object loaded_module(str name):
     return module
 
 
+cdef object of_loaded_module(str module, str name):
+    """What a module calls by this name; None if it is not imported, or another thread is just importing
+    it and has not come to that.
+    """
+    return getattr(loaded_module(module), name, None)
+
+
 cdef uint64_t caller_number() except 0:
     """The number of the calling thread, or of the greenlet that it runs. Runs no byte code."""
     cdef uint64_t number = thread_number()
-    if not greenlets_may_run():
-        return number
-    return greenlet_number(loaded_module(GREENLET), number)
+    return greenlet_number(number) if greenlets_may_run() else number
 
 
-cdef uint64_t greenlet_number(object greenlet, uint64_t thread) except 0:
-    current = getattr(greenlet, "getcurrent", None)
-    if current is None:
-        # Another thread is just importing it.
-        return thread
-    current = current()
-    if current.parent is None:
+cdef uint64_t greenlet_number(uint64_t thread) except 0:
+    getcurrent = of_loaded_module(GREENLET, "getcurrent")
+    current = None if getcurrent is None else getcurrent()
+    if current is None or current.parent is None:
         return thread
     own = current.__dict__
     number = own.get(MARK)
@@ -132,15 +129,17 @@ cdef bint in_greenlet_hub() except -1:
     """Whether other greenlets would stand still while the calling thread waits."""
     if not greenlets_may_run():
         return False
-    gevent = loaded_module("gevent._hub_local")
-    if gevent is not None and gevent.get_hub_if_exists() is not None:
+    gevents_hub = of_loaded_module("gevent._hub_local", "get_hub_if_exists")
+    if gevents_hub is not None and gevents_hub() is not None:
         return True
-    eventlet = loaded_module("eventlet.hubs")
-    if eventlet is not None and hasattr(eventlet._threadlocal, "hub"):
+    if hasattr(of_loaded_module("eventlet.hubs", "_threadlocal"), "hub"):
         return True
-    current = loaded_module(GREENLET).getcurrent()
+    getcurrent = of_loaded_module(GREENLET, "getcurrent")
+    current = None if getcurrent is None else getcurrent()
+    if current is None or current.parent is None:
+        return False
     # gevent's pool of native threads runs its work in a greenlet, which waits for no other.
-    return current.parent is not None and type(current).__name__ != "_WorkerGreenlet"
+    return type(current).__name__ != "_WorkerGreenlet"
 
 
 cdef double patience_here(double seconds) except? -2:

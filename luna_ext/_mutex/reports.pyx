@@ -27,7 +27,7 @@ cdef tuple LOSSES = (
 
 cdef bint debug_may_be_on() noexcept:
     """Whether DEBUG records may be wanted; the logger is not asked, so no Python code runs."""
-    return PyDict_GetItemWithError(levels, DEBUG) != Py_False
+    return PyDict_GetItemWithError(<PyObject *> levels, <PyObject *> DEBUG) != Py_False
 
 
 cdef bint debug_is_on() except -1:
