@@ -2,8 +2,8 @@
 
 from libc.stdint cimport uint64_t
 
-from luna_ext._device cimport CK_RV, CK_SLOT_ID, Client, PyThread_type_lock, Share
-from luna_ext._mutex cimport Deadline, Leave, Locks, Loss, Request, SlotMutex, Wait, Waiter
+from luna_ext._device cimport CK_RV, CK_SLOT_ID, Client, Deadline, PyThread_type_lock, Share
+from luna_ext._mutex cimport Leave, Locks, Loss, Request, SlotMutex, Wait, Waiter
 
 
 cdef class Library:
@@ -73,6 +73,8 @@ cdef class Claim:
     cdef Share share                   # the Library's
     cdef bytes cluster_id              # NUL-terminated by Python
     cdef double timeout                # seconds to wait for a token to become free
+    cdef Deadline deadline             # of that wait; never, with a timeout of 0
+    cdef Deadline tries_until          # until when a device that is busy is asked again
     cdef Token token                   # what is claimed, while the block runs; or None
     cdef Departure departure           # the end of the `async with` block that runs, or None
     cdef bint entered                  # whether the block runs, or is being entered
@@ -84,7 +86,5 @@ cdef class Claim:
     cdef int _end(self) noexcept
     cdef Request _request(self, uint64_t number)
     cdef int _ask_and_wait(self, Request request) except -1
-    cdef int _sit_out(self, Request request, double seconds) except -1
     cdef bint _has_time(self) except -1
-    cdef double _seconds_left(self) except? -1
     cdef Token _token_of(self, Request request)

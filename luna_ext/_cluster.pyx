@@ -28,12 +28,15 @@ from luna_ext._device cimport (
     Client,
     Pin,
     PyThread_free_lock,
+    Deadline,
     PyThread_get_thread_ident,
     PyThread_release_lock,
     Share,
+    deadline_in,
     init_token,
     init_user_pin,
     labelled_token_info,
+    left_of,
     library_info,
     load_client,
     luna_make_immortal,
@@ -59,7 +62,6 @@ from luna_ext._mutex cimport (
     UNLOCK_DUE_LATER,
     WAITING,
     Backoff,
-    Deadline,
     Leave,
     Locks,
     Loss,
@@ -68,6 +70,7 @@ from luna_ext._mutex cimport (
     Request,
     SlotMutex,
     Waiter,
+    answer_by,
     audit_lock,
     audit_unlock,
     begin_leave_of,
@@ -76,12 +79,10 @@ from luna_ext._mutex cimport (
     call_on_worker,
     caller_number,
     close_client,
-    deadline_in,
     debug_may_be_on,
     finish_closing,
     forks,
     in_greenlet_hub,
-    left_of,
     locks_of,
     next_pause,
     note_place,
@@ -89,6 +90,7 @@ from luna_ext._mutex cimport (
     patience_here,
     run_on_worker,
     seen,
+    sit_out,
     task_number,
     tell_failed_release,
     tell_unlocked,
@@ -97,7 +99,6 @@ from luna_ext._mutex cimport (
 )
 
 from ._mutex import (
-    ANSWER_SECONDS,
     CLAIM,
     GREENLET_ADVICE,
     LOCK,
@@ -107,6 +108,7 @@ from ._mutex import (
     greenlet_error,
     log,
     settle,
+    warn_of_lock,
 )
 from .discovery import find_library
 from .errors import (

@@ -149,7 +149,7 @@ cdef class Client:
     cdef CA_UnlockClusteredSlot_t unlock_clustered_slot
     cdef int state                                # a State
     cdef bint initialised_here                    # whether our C_Initialize took effect, in this process
-    cdef int answers                              # initialised and, for all we know, not finalised
+    cdef int initialised                          # initialised and, for all we know, not finalised
     cdef uint64_t generation                      # number of the newest C_Initialize
     cdef luna_guard guard                         # of `shares`, and the states that follow from it
     cdef set shares                               # of the Libraries that have not closed
@@ -186,14 +186,22 @@ cdef class Pin:
     cdef bint _encode(self, str pin) except -1
 
 
+# Until when something may last.
+cdef struct Deadline:
+    double end              # seconds of luna_now(); infinite: without limit
+
+cdef Deadline deadline_in(double seconds) noexcept nogil
+cdef double left_of(Deadline deadline) noexcept nogil
+cdef int wait_for_none(int *number, Deadline deadline) noexcept
+
 cdef Client load_client(str path)
 cdef list loaded_clients()
 cdef void introduce(uint64_t number, bint is_main) noexcept nogil
 cdef bint on_main_thread() noexcept nogil
 cdef bint wait_on(PyThread_type_lock signal, double seconds) except -1
 cdef PyThread_type_lock new_signal() except NULL
-cdef double exit_deadline     # of an exit under way, in seconds of luna_now(); 0: none is
-cdef int begin_exit(double deadline) noexcept
+cdef int begin_exit(Deadline deadline) noexcept
+cdef bint exit_has_begun() noexcept
 cdef int hold_back_at_exit() except -1
 
 # These say whether the call was made (if not, the client is not ready, or does not answer any
@@ -216,6 +224,7 @@ cdef int init_token(Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label) 
 cdef int init_user_pin(Client client, CK_SLOT_ID slot_id, Pin so_pin, Pin user_pin) except -1
 
 cdef str name_of(int function)
+cdef double average_seconds(Client client, int function) noexcept nogil
 cdef object error_of(CK_RV rv, int function, object slot_id)
 # What the table in errors.py says of a code.
 cdef bint says_busy(CK_RV rv) noexcept nogil

@@ -8,6 +8,7 @@ from luna_ext._device cimport (
     CK_SLOT_ID,
     CK_UNASSIGNED_SLOT_INFO,
     Client,
+    Deadline,
     PyThread_type_lock,
     Share,
     luna_guard,
@@ -109,13 +110,9 @@ cdef struct Record:
     uint64_t suspected      # the lock call that an unlock has crossed after a moment; 0: none
     double unlocked_time    # when that unlock was answered, in seconds of luna_now()
     int working             # calls under way that rely on the hold; close() unlocks after them
-    bint evicted            # the Library was closed while such calls were under way
+    bint eviction_due       # the Library was closed while such calls were under way
     bint inherited          # the lock was held in the parent process, at the fork
-    PyThread_type_lock moment   # released when the lock call goes out or comes back; or NULL
-
-# Whether a wait may go on, and how long it has.
-cdef struct Deadline:
-    double end              # seconds of luna_now(); infinite: none
+    PyThread_type_lock call_signal  # released when the lock call goes out or comes back; or NULL
 
 # The pauses between the tries of a call that the device turns down.
 cdef struct Backoff:
@@ -160,7 +157,7 @@ cdef class SlotMutex:
     cdef Locks locks                 # of the client, for all its slots
     cdef Client client               # makes the device calls
     cdef readonly CK_SLOT_ID slot_id
-    cdef dict evicted                # (owner, Share) -> the Loss that took its lock off; or None
+    cdef dict evictions              # (owner, Share) -> the Loss that took its lock off; or None
     cdef Place noted                 # where the newest noted hold was taken, or None
     cdef uint64_t watched_call       # number of the lock call that the watcher saw last
     cdef double watched_since        # when the watcher saw it first, in seconds of luna_now()
@@ -210,7 +207,6 @@ cdef class SlotMutex:
     cdef int _wait_for_turn(
         self, uint64_t number, Share share, Wait *wait, bint before_all
     ) except -1
-    cdef int _sit_out(self, Waiter waiter, double seconds) except -1
     cdef int _fail_first(self, object error) except -1
     cdef int _pause(self, CK_RV rv, Share share, Wait *wait, Backoff *backoff) except -1
     cdef int _conclude_own_call(
@@ -273,7 +269,7 @@ cdef class Locks:
     cdef int learn(self, int kind) noexcept
     cdef int note_doubt(self) noexcept
     cdef bint is_in_doubt(self) noexcept
-    cdef double moment(self) noexcept
+    cdef double moment_seconds(self) noexcept
     cdef int calls_given_up(self) except -1
 
 
@@ -294,10 +290,10 @@ cdef double patience_here(double seconds) except? -2
 
 cdef Record seen(Record *record) noexcept nogil
 cdef Outcome outcome_of(Record *record, Seat *seat) noexcept nogil
-cdef Deadline deadline_in(double seconds) noexcept nogil
-cdef double left_of(Deadline deadline) noexcept nogil
+cdef Deadline answer_by(double timeout) noexcept nogil
 cdef double next_pause(Backoff *backoff) noexcept nogil
 
+cdef int sit_out(Waiter waiter, Wait *wait, Deadline deadline, object warn) except -1
 cdef int begin_wait(Wait *wait, bint by_device_call) except -1
 cdef int end_wait(Wait *wait, CK_SLOT_ID slot_id) except -1
 cdef int warn_of_wait(Wait *wait, object subject, object holder) except -1

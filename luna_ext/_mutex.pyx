@@ -17,7 +17,6 @@ from functools import partial
 cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.math cimport INFINITY
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -33,7 +32,6 @@ from luna_ext._device cimport (
     CKR_FUNCTION_FAILED,
     CKR_OK,
     CLOSING,
-    LUNA_DURATIONS,
     NOWAIT_LOCK,
     PY_LOCK_ACQUIRED,
     PYTHREAD_INVALID_THREAD_ID,
@@ -51,15 +49,18 @@ from luna_ext._device cimport (
     PyThread_start_new_thread,
     PyThread_type_lock,
     Share,
+    average_seconds,
     begin_exit,
     error_of,
-    exit_deadline,
+    deadline_in,
+    exit_has_begun,
+    left_of,
+    wait_for_none,
     hold_back_at_exit,
     introduce,
     loaded_clients,
     lock_slot,
     luna_count_get,
-    luna_counter,
     luna_guard,
     luna_guard_lock,
     luna_guard_unlock,

@@ -76,9 +76,7 @@ cdef class Claim:
                 place = note_place(task)
                 try:
                     request.queue_up()
-                    await self._settled(
-                        answered, -1 if self.timeout == 0 else self._seconds_left()
-                    )
+                    await self._settled(answered, left_of(self.deadline))
                 except BaseException:
                     request.give_up()
                     raise
@@ -118,6 +116,9 @@ cdef class Claim:
                 function="CA_GetUnassignedSlot",
             )
         begin_wait(&self.wait, False)
+        # With a timeout of 0 the device is asked once, and its answer is waited for.
+        self.deadline = deadline_in(self.timeout or -1)
+        self.tries_until = answer_by(self.timeout)
         self.refusal = None
         self.entered = True
         return 0
@@ -147,8 +148,11 @@ cdef class Claim:
         request.wait_in_thread()
         try:
             request.queue_up()
-            self._sit_out(
-                request, patience_here(-1 if self.timeout == 0 else self._seconds_left())
+            sit_out(
+                request,
+                &self.wait,
+                deadline_in(patience_here(left_of(self.deadline))),
+                self._warn,
             )
             if request.seat.outcome == WAITING and self._has_time() and in_greenlet_hub():
                 raise greenlet_error(
@@ -162,17 +166,7 @@ cdef class Claim:
         return 0
 
     cdef bint _has_time(self) except -1:
-        return self.timeout == 0 or self._seconds_left() > 0
-
-    cdef int _sit_out(self, Request request, double seconds) except -1:
-        cdef double patience = max(0.0, self.wait.began + LONG_WAIT_SECONDS - luna_now())
-        if seconds < 0 or seconds > patience + 0.1:
-            if wait_on(request.signal, patience):
-                return 0
-            self._warn()
-            seconds = -1 if seconds < 0 else self._seconds_left()
-        wait_on(request.signal, seconds)
-        return 0
+        return left_of(self.deadline) != 0
 
     async def _settled(self, future, seconds):
         patience = max(0.0, self.wait.began + LONG_WAIT_SECONDS - luna_now())
@@ -180,9 +174,6 @@ cdef class Claim:
 
     def _warn(self):
         warn_of_wait(&self.wait, self.cluster_id, None)
-
-    cdef double _seconds_left(self) except? -1:
-        return max(0.0, self.wait.began + self.timeout - luna_now())
 
     cdef Token _token_of(self, Request request):
         """The Token that the request was given; None if the device may be asked again."""
@@ -210,12 +201,12 @@ cdef class Claim:
 
     def _pause(self, double delay, bint in_thread):
         """Seconds until it is worth asking again; raises when the time is up."""
-        cdef double limit = self.timeout
-        if limit == 0 and meaning_of(self.refusal.rv) is not Meaning.NONE_LEFT:
-            limit = ANSWER_SECONDS
-        if in_thread:
-            limit = patience_here(limit)
-        cdef double left = self.wait.began + limit - luna_now()
+        cdef double left = left_of(self.tries_until)
+        cdef double waited = luna_now() - self.wait.began
+        if self.timeout == 0 and meaning_of(self.refusal.rv) is Meaning.NONE_LEFT:
+            left = 0
+        elif in_thread:
+            left = patience_here(waited + left) - waited
         if left <= 0:
             raise self._out_of_time()
         # The last pause must leave the device time to answer.

@@ -332,7 +332,7 @@ cdef class SlotLock:
             raise TypeError("a SlotLock comes from ClusterSlot.lock() or Token.lock()")
 
     def __enter__(self):
-        cdef Deadline deadline = deadline_in(self.timeout or ANSWER_SECONDS)
+        cdef Deadline deadline = answer_by(self.timeout)
         cdef double seconds = self.timeout
         cdef uint64_t began_in
         check_open(self.share, self.mutex.slot_id)
@@ -364,7 +364,7 @@ cdef class SlotLock:
     async def __aenter__(self):
         cdef Waiter waiter
         cdef Departure departure
-        cdef Deadline deadline = deadline_in(self.timeout or ANSWER_SECONDS)
+        cdef Deadline deadline = answer_by(self.timeout)
         check_open(self.share, self.mutex.slot_id)
         loop, task = running_task()
         self.mutex._need_functions(self.share)
@@ -385,7 +385,7 @@ cdef class SlotLock:
                 answered,
                 left_of(deadline),
                 LONG_WAIT_SECONDS,
-                partial(warn, waiter, self.mutex),
+                partial(warn_of_lock, waiter, self.mutex),
             )
         except BaseException:
             self.mutex.withdraw(waiter)
@@ -449,7 +449,3 @@ cdef class SlotLock:
 
     def __reduce__(self):
         raise TypeError("a SlotLock belongs to its process")
-
-
-def warn(Waiter waiter not None, SlotMutex mutex not None):
-    warn_of_wait(&waiter.wait, mutex.slot_id, mutex.describe_holder())

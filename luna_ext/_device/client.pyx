@@ -5,14 +5,17 @@
 cdef double SIGNAL_SECONDS = 0.5
 # No single wait is longer, because a C library may not accept longer ones.
 cdef double LONGEST_WAIT_SECONDS = 3600.0
+# Between two looks at a number that becomes 0 within milliseconds.
+cdef double SHORTEST_WAIT_SECONDS = 0.00005
 # How often close() looks whether the calls that are still out have been given up meanwhile.
 cdef double RECOUNT_SECONDS = 0.05
 
 # The loaded libraries by their handle. dlopen gives one handle per library, by whatever path,
 # so that two Library objects on one library share its Client and through it every lock.
 cdef dict _clients = {}
-# When an exit under way has to be over, in seconds of luna_now(), and the ident of the thread that runs it.
-cdef double exit_deadline = 0
+# When an exit under way has to be over, and the ident of the thread that runs it.
+cdef Deadline exit_deadline
+exit_deadline.end = INFINITY
 cdef unsigned long exiting_thread = 0
 cdef luna_guard share_guard
 cdef uint64_t last_share = 0
@@ -66,15 +69,37 @@ cdef bint on_main_thread() noexcept nogil:
     return luna_is_main() or (luna_number() == 0 and luna_leads_process())
 
 
+cdef Deadline deadline_in(double seconds) noexcept nogil:
+    """So many seconds from now; -1: never."""
+    cdef Deadline deadline
+    deadline.end = INFINITY if seconds < 0 else luna_now() + seconds
+    return deadline
+
+
+cdef double left_of(Deadline deadline) noexcept nogil:
+    """Seconds that are left, 0 at least; -1: no limit."""
+    if deadline.end == INFINITY:
+        return -1
+    return max(0.0, deadline.end - luna_now())
+
+
+cdef int wait_for_none(int *number, Deadline deadline) noexcept:
+    """Wait until the number, which other threads change, is 0, or until the deadline."""
+    while luna_shared_get(number) > 0 and left_of(deadline) != 0:
+        with nogil:
+            luna_pause(SHORTEST_WAIT_SECONDS)
+    return 0
+
+
 cdef bint wait_on(PyThread_type_lock signal, double seconds) except -1:
     """Wait until `signal` is released, for so many seconds at most; -1: without limit. Returns whether
     it was released.
 
     On the main thread signal handlers run meanwhile, and what they raise ends the wait.
     """
-    cdef double end = luna_now() + seconds
+    cdef Deadline deadline = deadline_in(seconds)
     cdef double longest = SIGNAL_SECONDS if on_main_thread() else LONGEST_WAIT_SECONDS
-    cdef double left = seconds
+    cdef double left = left_of(deadline)
     cdef PyLockStatus status
     while True:
         if left < 0 or left > longest:
@@ -85,12 +110,9 @@ cdef bint wait_on(PyThread_type_lock signal, double seconds) except -1:
             return True
         if PyErr_CheckSignals() != 0:
             luna_raise_pending()
-        if seconds >= 0:
-            left = end - luna_now()
-            if left <= 0:
-                return False
-        else:
-            left = -1
+        left = left_of(deadline)
+        if left == 0:
+            return False
 
 
 cdef PyThread_type_lock new_signal() except NULL:
@@ -123,7 +145,7 @@ cdef inline bint cleanup_begins(Client client) noexcept nogil:
     """
     cdef Traffic *traffic = &client.traffic[luna_shard()]
     luna_shared_add(&traffic.in_flight, 1)
-    if luna_shared_get(&client.answers):
+    if luna_shared_get(&client.initialised):
         return True
     call_ends(client)
     return False
@@ -329,7 +351,7 @@ cdef class Client:
             return rv
         self.initialised_here = rv == CKR_OK
         self.generation += 1
-        luna_shared_set(&self.answers, 1)
+        luna_shared_set(&self.initialised, 1)
         luna_shared_set(&self.state, READY)
         return CKR_OK
 
@@ -345,7 +367,7 @@ cdef class Client:
         if self.state == CLOSING and not self.shares and self.in_flight() == 0:
             if self.initialised_here:
                 self.initialised_here = False
-                luna_shared_set(&self.answers, 0)
+                luna_shared_set(&self.initialised, 0)
                 with nogil:
                     began = luna_ticks(self.tick)
                     rv = self.functions.C_Finalize(NULL)
@@ -366,7 +388,7 @@ cdef class Client:
         if self.in_flight() != 0 or not self.initialised_here:
             return False
         self.initialised_here = False
-        luna_shared_set(&self.answers, 0)
+        luna_shared_set(&self.initialised, 0)
         return True
 
     cdef int note_finalised(self) noexcept:
@@ -406,7 +428,7 @@ cdef class Client:
         elif self.state != FORKED or not self.shares:
             self.state = CLOSED
         self.initialised_here = False
-        self.answers = 0
+        self.initialised = 0
         memset(self.traffic, 0, LUNA_SHARDS * sizeof(Traffic))
         # The parent's threads may have held these locks at the fork; here they would stay locked.
         self._make_signals()
@@ -415,14 +437,16 @@ cdef class Client:
 # ---- the interpreter's exit ----
 
 
-cdef int begin_exit(double deadline) noexcept:
-    """The calling thread runs the interpreter's exit, which ends at the deadline (in seconds of
-    luna_now()) at the latest.
-    """
+cdef int begin_exit(Deadline deadline) noexcept:
+    """The calling thread runs the interpreter's exit, which ends at the deadline at the latest."""
     global exit_deadline, exiting_thread
     exit_deadline = deadline
     exiting_thread = PyThread_get_thread_ident()
     return 0
+
+
+cdef bint exit_has_begun() noexcept:
+    return exit_deadline.end != INFINITY
 
 
 cdef int hold_back_at_exit() except -1:
@@ -432,20 +456,18 @@ cdef int hold_back_at_exit() except -1:
     It waits no longer than the exit may last, because a handler of atexit may wait for this thread.
     """
     cdef PyThread_type_lock never
-    if exit_deadline == 0 or exiting_thread == PyThread_get_thread_ident():
+    if not exit_has_begun() or exiting_thread == PyThread_get_thread_ident():
         return 0
-    if luna_now() < exit_deadline:
-        never = new_signal()
-        try:
-            wait_on(never, exit_deadline - luna_now())
-        finally:
-            PyThread_free_lock(never)
+    never = new_signal()
+    try:
+        wait_on(never, left_of(exit_deadline))
+    finally:
+        PyThread_free_lock(never)
     return 0
 
 
 def _after_fork_in_child():
-    global exit_deadline
-    exit_deadline = 0
+    exit_deadline.end = INFINITY
     for client in loaded_clients():
         (<Client> client).after_fork()
 

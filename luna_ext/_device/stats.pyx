@@ -82,6 +82,19 @@ cdef size_t place_of(Traffic *traffic, uint64_t *number) noexcept nogil:
     return <size_t> (<char *> number - <char *> traffic)
 
 
+cdef double average_seconds(Client client, int function) noexcept nogil:
+    """How long a call of this C function takes; 0: none was made."""
+    cdef Traffic *traffic = client.traffic
+    cdef luna_counter *counter = &traffic.counters[function]
+    cdef uint64_t calls = 0
+    cdef int n
+    for n in range(LUNA_DURATIONS):
+        calls += total(traffic, place_of(traffic, &counter.durations[n]))
+    if calls == 0:
+        return 0
+    return 1e-9 * total(traffic, place_of(traffic, &counter.nanoseconds)) / calls
+
+
 cdef dict stats_of(Traffic *traffic):
     """FunctionStats of each function that was called, by name. Other threads may count meanwhile."""
     from .info import FunctionStats

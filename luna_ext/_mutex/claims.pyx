@@ -103,19 +103,12 @@ cdef class Locks:
                     luna_shared_set(&self.in_doubt, True)
         return luna_shared_get(&self.in_doubt)
 
-    cdef double moment(self) noexcept:
+    cdef double moment_seconds(self) noexcept:
         """Seconds that a lock call has to come back: many times as long as an unlock takes."""
-        cdef luna_counter *counter = &self.client.traffic.counters[<int> CA_UNLOCK_CLUSTERED_SLOT]
-        cdef uint64_t calls = 0
-        cdef int n
-        for n in range(LUNA_DURATIONS):
-            calls += luna_count_get(&counter.durations[n])
-        if calls == 0:
+        cdef double average = average_seconds(self.client, CA_UNLOCK_CLUSTERED_SLOT)
+        if average == 0:
             return UNMEASURED_MOMENT
-        return min(LONGEST_MOMENT, max(
-            SHORTEST_MOMENT,
-            CALLS_OF_A_MOMENT * 1e-9 * luna_count_get(&counter.nanoseconds) / calls,
-        ))
+        return min(LONGEST_MOMENT, max(SHORTEST_MOMENT, CALLS_OF_A_MOMENT * average))
 
     # ---- calls that were given up ----
 

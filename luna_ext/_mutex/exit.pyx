@@ -53,7 +53,7 @@ cdef int call_came_back(Locks locks) except -1:
 
 cdef int when_thread_ended(uint64_t number) except -1:
     """In a thread that ends: have its locks taken off, for it will never release them."""
-    if exit_deadline != 0 or luna_shared_get(&ended):
+    if exit_has_begun() or luna_shared_get(&ended):
         return 0
     for client in loaded_clients():
         if (<Client> client).locks is None:
@@ -88,9 +88,9 @@ cdef struct LastCalls:
 
 def shut_down_all():
     """The handler of atexit: unlock what is held and finalise the clients, within 2 seconds."""
-    cdef double deadline = luna_now() + EXIT_SECONDS - LAST_SECONDS
+    cdef Deadline deadline = deadline_in(EXIT_SECONDS - LAST_SECONDS)
     clients = loaded_clients()
-    begin_exit(deadline + LAST_SECONDS)
+    begin_exit(deadline_in(EXIT_SECONDS))
     messages = [message for client in clients for message in shut_down(client, deadline)]
     end_workers(deadline)
     for message in messages:
@@ -101,7 +101,7 @@ def shut_down_all():
             log.error("%s", warning)
 
 
-cdef list shut_down(Client client, double deadline):
+cdef list shut_down(Client client, Deadline deadline):
     """Unlock what is held and finalise, if the device answers. Returns the warnings' messages."""
     cdef SlotMutex mutex
     cdef Locks locks
@@ -123,16 +123,16 @@ cdef list shut_down(Client client, double deadline):
     if not slot_ids or unlock_until(client.unlock_clustered_slot, slot_ids, deadline):
         # A call that was given up is not waited for. It may take for ever, and while one is in
         # flight the library cannot be finalised.
-        while client.in_flight() > locks.calls_given_up() and luna_now() < deadline:
-            client.wait_for_calls(deadline - luna_now(), locks.calls_given_up())
+        while client.in_flight() > locks.calls_given_up() and left_of(deadline) != 0:
+            client.wait_for_calls(left_of(deadline), locks.calls_given_up())
         # Checked only now: a close() that waits for the same calls may have finalised meanwhile.
         if client.take_finalising() and finalize_until(client.functions.C_Finalize, deadline):
             client.note_finalised()
     return messages
 
 
-cdef bint unlock_until(CA_UnlockClusteredSlot_t unlock, list slot_ids, double deadline) except -1:
-    """Unlock the slots; whether that was done by the deadline (seconds of luna_now())."""
+cdef bint unlock_until(CA_UnlockClusteredSlot_t unlock, list slot_ids, Deadline deadline) except -1:
+    """Unlock the slots; whether that was done by the deadline."""
     cdef LastCalls *calls = new_calls(len(slot_ids))
     calls.unlock = unlock
     for index, slot_id in enumerate(slot_ids):
@@ -140,7 +140,7 @@ cdef bint unlock_until(CA_UnlockClusteredSlot_t unlock, list slot_ids, double de
     return make_until(calls, deadline)
 
 
-cdef bint finalize_until(C_Finalize_t finalize, double deadline) except -1:
+cdef bint finalize_until(C_Finalize_t finalize, Deadline deadline) except -1:
     """Finalise the client library; whether that was done by the deadline."""
     cdef LastCalls *calls = new_calls(0)
     calls.finalize = finalize
@@ -163,15 +163,17 @@ cdef LastCalls *new_calls(size_t count) except NULL:
 cdef void make_last_calls(void *argument) noexcept nogil:
     cdef LastCalls *calls = <LastCalls *> argument
     cdef size_t index
+    cdef Backoff backoff
     for index in range(calls.count):
+        backoff.longest = 0
         while says_busy(calls.unlock(calls.slots[index])):
-            luna_pause(0.02)
+            luna_pause(next_pause(&backoff))
     if calls.finalize != NULL:
         calls.finalize(NULL)
     PyThread_release_lock(calls.done)
 
 
-cdef bint make_until(LastCalls *calls, double deadline) except -1:
+cdef bint make_until(LastCalls *calls, Deadline deadline) except -1:
     """Make the calls; whether that was done by the deadline. If not, their thread keeps them."""
     cdef bint done
     PyThread_acquire_lock(calls.done, NOWAIT_LOCK)
@@ -180,7 +182,7 @@ cdef bint make_until(LastCalls *calls, double deadline) except -1:
     with nogil:
         done = PyThread_acquire_lock(calls.done, NOWAIT_LOCK)
         # Not a timed wait, of which ThreadSanitizer does not know every form that CPython has.
-        while not done and luna_now() < deadline:
+        while not done and left_of(deadline) != 0:
             luna_pause(0.0005)
             done = PyThread_acquire_lock(calls.done, NOWAIT_LOCK)
     if done:

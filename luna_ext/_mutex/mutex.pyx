@@ -80,8 +80,8 @@ cdef class SlotMutex:
         """
         cdef Waiter waiter
         cdef bint in_hub = in_greenlet_hub()
-        cdef Deadline deadline = deadline_in(seconds or ANSWER_SECONDS)
-        cdef double left
+        cdef Deadline deadline = answer_by(seconds)
+        cdef Deadline patience
         cdef uint64_t began_in
         cdef Outcome outcome
         self._need_functions(share)
@@ -96,10 +96,10 @@ cdef class SlotMutex:
             waiter.seat.patient = seconds < 0 and not in_hub
             begin_wait(&waiter.wait, False)
             self.refuse_reentry(waiter.seat.number, waiter.seat.home)
-            left = patience_here(left_of(deadline))
+            patience = deadline_in(patience_here(left_of(deadline)))
             self.ask(waiter)
             try:
-                self._sit_out(waiter, left)
+                sit_out(waiter, &waiter.wait, patience, partial(warn_of_lock, waiter, self))
             except BaseException:
                 self.withdraw(waiter)
                 raise
@@ -192,7 +192,7 @@ cdef class SlotMutex:
         line_up(&self.record, &waiter.seat, before_all)
         self.pass_turn()
         try:
-            self._sit_out(waiter, -1)
+            sit_out(waiter, &waiter.wait, deadline_in(-1), partial(warn_of_lock, waiter, self))
         except BaseException:
             self.withdraw(waiter)
             raise
@@ -286,22 +286,6 @@ cdef class SlotMutex:
         if not share.open:
             self.take_from_holder(hold)
             raise closed_error(self.slot_id, share.path)
-        return 0
-
-    cdef int _sit_out(self, Waiter waiter, double seconds) except -1:
-        """Wait until the waiter is woken, or for so long; -1: without limit.
-
-        A WARNING record says so when the wait becomes long.
-        """
-        cdef Deadline deadline = deadline_in(seconds)
-        cdef double patience
-        # A wait whose limit is about LONG_WAIT_SECONDS ends with an error instead.
-        if seconds < 0 or deadline.end - waiter.wait.began > LONG_WAIT_SECONDS + 0.1:
-            patience = max(0.0, waiter.wait.began + LONG_WAIT_SECONDS - luna_now())
-            if wait_on(waiter.signal, patience):
-                return 0
-            warn_of_wait(&waiter.wait, self.slot_id, self.describe_holder())
-        wait_on(waiter.signal, left_of(deadline))
         return 0
 
     cdef int refuse_reentry(self, uint64_t number, uint64_t home) except -1:
@@ -518,7 +502,7 @@ cdef class SlotMutex:
             if began != 0:
                 tell_unlocked(began, self.slot_id, False)
             return 0
-        if rv == CKR_CRYPTOKI_NOT_INITIALIZED and not luna_shared_get(&self.client.answers):
+        if rv == CKR_CRYPTOKI_NOT_INITIALIZED and not luna_shared_get(&self.client.initialised):
             hold_back_at_exit()
             raise lost_error(self.slot_id, "its library was closed")
         raise self._unlock_error(rv)
@@ -585,20 +569,20 @@ cdef class SlotMutex:
         lock is off.
         """
         cdef PyThread_type_lock signal = PyThread_allocate_lock()
-        cdef double moment = self.locks.moment()
+        cdef double seconds = self.locks.moment_seconds()
         if signal == NULL:
             end_moment(&self.record, &self.back)
             return 0
         PyThread_acquire_lock(signal, NOWAIT_LOCK)
         if await_call(&self.record, signal):
             with nogil:
-                PyThread_acquire_lock_timed(signal, <long long> (1e6 * moment), 0)
+                PyThread_acquire_lock_timed(signal, <long long> (1e6 * seconds), 0)
             # If that was for a call on trial to be sent, its moment begins now. It may have been sent just
             # after the wait, while this thread got the GIL.
             PyThread_acquire_lock(signal, NOWAIT_LOCK)
             if await_call(&self.record, signal):
                 with nogil:
-                    PyThread_acquire_lock_timed(signal, <long long> (1e6 * moment), 0)
+                    PyThread_acquire_lock_timed(signal, <long long> (1e6 * seconds), 0)
             end_moment(&self.record, &self.back)
         PyThread_free_lock(signal)
         return 0
@@ -654,7 +638,7 @@ cdef class SlotMutex:
         """After an unlock that no thread or task waits for."""
         if rv == CKR_OK:
             tell_unlocked(0, self.slot_id, True)
-        elif luna_shared_get(&self.client.answers) and exit_deadline == 0:
+        elif luna_shared_get(&self.client.initialised) and not exit_has_begun():
             # A client library that has been finalised has dropped its locks.
             log.error("the unlock of a lock without a holder failed: %s", self._unlock_error(rv))
         return call_came_back(self.locks)
@@ -684,15 +668,15 @@ cdef class SlotMutex:
 
     cdef int raise_evicted(self, uint64_t number, Share share, str function) except -1:
         """Raise for a holder whose lock was taken off while it held it."""
-        if self.evicted is not None and (number, share.number) in self.evicted:
+        if self.evictions is not None and (number, share.number) in self.evictions:
             raise lost_error(
-                self.slot_id, LOSSES[self.evicted[number, share.number]], function=function
+                self.slot_id, LOSSES[self.evictions[number, share.number]], function=function
             )
         return 0
 
     cdef int check_not_evicted(self, Share share, str function) except -1:
         """Raise if the caller's lock was taken off: by close(), or because its thread had ended."""
-        if self.evicted is None or (share.open and self.is_mine()):
+        if self.evictions is None or (share.open and self.is_mine()):
             return 0
         self.raise_evicted(caller_number(), share, function)
         task = current_task()
@@ -806,17 +790,17 @@ cdef class SlotMutex:
 
     cdef bint has_evicted(self, Share share) except -1:
         """Whether a lock that was held through this Share was ever taken off while it was held."""
-        if self.evicted is None:
+        if self.evictions is None:
             return False
-        return any([number == share.number for _, number in list(self.evicted)])
+        return any([number == share.number for _, number in list(self.evictions)])
 
     cdef int note_eviction(self, uint64_t owner, uint64_t share, Loss loss) except -1:
         made = {}
         luna_guard_lock(&self.record.guard)
-        if self.evicted is None:
-            self.evicted = made
+        if self.evictions is None:
+            self.evictions = made
         luna_guard_unlock(&self.record.guard)
-        self.evicted[owner, share] = <int> loss
+        self.evictions[owner, share] = <int> loss
         return 0
 
     cdef object close_share(self, Share share):
@@ -905,6 +889,11 @@ cdef Leave begin_leave_of(
     )
 
 
+def warn_of_lock(Waiter waiter not None, SlotMutex mutex not None):
+    """The waiter's wait for the mutex's lock has become long."""
+    warn_of_wait(&waiter.wait, mutex.slot_id, mutex.describe_holder())
+
+
 cdef int lock_for_waiters(object mutex) noexcept:
     (<SlotMutex> mutex)._lock_for_waiters(False)
     call_came_back((<SlotMutex> mutex).locks)
@@ -972,14 +961,11 @@ cdef int look_at_calls(object nothing) noexcept:
 
 cdef int stop_watching() noexcept:
     """End the watcher, before a fork. The next lock call starts it again."""
-    cdef double until = luna_now() + DISMISSAL_SECONDS
     if luna_shared_get(&watching):
         # Locked first, so that it can be released, even if the watcher did not notice an earlier stop.
         PyThread_acquire_lock(watch_stop, NOWAIT_LOCK)
         PyThread_release_lock(watch_stop)
-        while luna_shared_get(&watching) and luna_now() < until:
-            with nogil:
-                luna_pause(0.00005)
+        wait_for_none(&watching, deadline_in(DISMISSAL_SECONDS))
     return 0
 
 

@@ -3,7 +3,7 @@
 
 # How long a caller with a timeout of 0 waits for the device's answer. There is no try-lock in the
 # SDK, so only the answer shows that the lock was free.
-ANSWER_SECONDS = 0.25
+cdef double ANSWER_SECONDS = 0.25
 # The same for a greenlet, which stops all other greenlets of its thread meanwhile.
 cdef double GREENLET_SECONDS = 0.1
 # The pauses between tries of a call that the device turns down grow from the one to the other.
@@ -172,18 +172,11 @@ def current_task():
 # ---- time ----
 
 
-cdef Deadline deadline_in(double seconds) noexcept nogil:
-    """So many seconds from now; -1: never."""
-    cdef Deadline deadline
-    deadline.end = INFINITY if seconds < 0 else luna_now() + seconds
-    return deadline
-
-
-cdef double left_of(Deadline deadline) noexcept nogil:
-    """Seconds that are left, 0 at least; -1: no limit."""
-    if deadline.end == INFINITY:
-        return -1
-    return max(0.0, deadline.end - luna_now())
+cdef Deadline answer_by(double timeout) noexcept nogil:
+    """When a wait with this timeout is over; -1: never. 0: it does not wait for another holder, but only
+    the device's answer shows that the lock was free.
+    """
+    return deadline_in(timeout or ANSWER_SECONDS)
 
 
 cdef double next_pause(Backoff *backoff) noexcept nogil:
@@ -250,6 +243,18 @@ cdef class Waiter:
             with nogil:
                 PyThread_acquire_lock(self.signal, WAIT_LOCK)
         return self.error
+
+
+cdef int sit_out(Waiter waiter, Wait *wait, Deadline deadline, object warn) except -1:
+    """Wait until the waiter is woken, or until the deadline. If that becomes long, `warn` is called."""
+    cdef double long_from = wait.began + LONG_WAIT_SECONDS
+    # A wait whose limit is about LONG_WAIT_SECONDS ends with an error instead.
+    if deadline.end > long_from + 0.1:
+        if wait_on(waiter.signal, max(0.0, long_from - luna_now())):
+            return 0
+        warn()
+    wait_on(waiter.signal, left_of(deadline))
+    return 0
 
 
 def settle(future):

@@ -27,7 +27,7 @@ cdef inline void check(Record *record) noexcept nogil:
     holds(record.first != NULL or record.waiting == 0)
     holds(record.leaving >= 0 and record.working >= 0)
     holds(record.loss == NOT_LOST or record.owner != 0)
-    holds(not record.evicted or record.owner != 0)
+    holds(not record.eviction_due or record.owner != 0)
 
 
 cdef inline bint is_due(Record *record) noexcept nogil:
@@ -271,9 +271,9 @@ cdef inline void come_back(Record *record) noexcept nogil:
     """The lock call that was out has come back."""
     record.calling = False
     record.on_trial = False
-    if record.moment != NULL:
-        PyThread_release_lock(record.moment)
-        record.moment = NULL
+    if record.call_signal != NULL:
+        PyThread_release_lock(record.call_signal)
+        record.call_signal = NULL
 
 
 cdef void break_off_call(Record *record) noexcept nogil:
@@ -391,7 +391,7 @@ cdef Leave begin_leave(
         due = leave(record, generation, kind)
         loss[0] = record.loss
         record.loss = NOT_LOST
-        record.evicted = False
+        record.eviction_due = False
     check(record)
     luna_guard_unlock(&record.guard)
     return due
@@ -429,9 +429,9 @@ cdef bint send_trial(Record *record, uint64_t generation, int *back) noexcept no
         record.asked_after = record.unlocks - 1
         record.asked_in = generation
         back[0] = 0
-        if record.moment != NULL:
-            PyThread_release_lock(record.moment)
-            record.moment = NULL
+        if record.call_signal != NULL:
+            PyThread_release_lock(record.call_signal)
+            record.call_signal = NULL
     else:
         record.unsent = False
         record.on_trial = False
@@ -441,15 +441,15 @@ cdef bint send_trial(Record *record, uint64_t generation, int *back) noexcept no
     return may
 
 
-cdef bint await_call(Record *record, PyThread_type_lock moment) noexcept nogil:
-    """Have `moment` released when the lock call that is out comes back, or one that a worker is to
+cdef bint await_call(Record *record, PyThread_type_lock signal) noexcept nogil:
+    """Have `signal` released when the lock call that is out comes back, or one that a worker is to
     make goes out; False if there is none.
     """
     cdef bint out
     luna_guard_lock(&record.guard)
-    out = (record.calling or record.unsent) and record.moment == NULL
+    out = (record.calling or record.unsent) and record.call_signal == NULL
     if out:
-        record.moment = moment
+        record.call_signal = signal
     luna_guard_unlock(&record.guard)
     return out
 
@@ -459,7 +459,7 @@ cdef void end_moment(Record *record, int *back) noexcept nogil:
     now: not if its answer is there and its thread has only not come to hear it.
     """
     luna_guard_lock(&record.guard)
-    record.moment = NULL
+    record.call_signal = NULL
     record.unsent = False
     if not record.calling:
         record.on_trial = False
@@ -586,7 +586,7 @@ cdef bint work_ends(Record *record) noexcept nogil:
     # 0 already if a signal handler has forked in its midst, and this is the child.
     if record.working > 0:
         record.working -= 1
-        due = record.evicted and record.working == 0
+        due = record.eviction_due and record.working == 0
     check(record)
     luna_guard_unlock(&record.guard)
     return due
@@ -599,12 +599,12 @@ cdef bint evict(Record *record, uint64_t share, uint64_t *owner, uint64_t *hold)
     """
     cdef bint found
     luna_guard_lock(&record.guard)
-    found = record.owner != 0 and record.share == share and not record.evicted
+    found = record.owner != 0 and record.share == share and not record.eviction_due
     if found:
         owner[0] = record.owner
         hold[0] = record.hold
         if record.working != 0 and record.loss == NOT_LOST:
-            record.evicted = True
+            record.eviction_due = True
             hold[0] = 0
     check(record)
     luna_guard_unlock(&record.guard)

@@ -124,11 +124,9 @@ cdef int dismiss_idle_workers() noexcept:
     cdef int count = 0
     cdef int index
     cdef Worker *worker
-    cdef double until = luna_now() + LAST_STEP_SECONDS
-    while luna_shared_get(&at_work) > 0 and luna_now() < until:
-        with nogil:
-            luna_pause(0.00005)
-    until = luna_now() + DISMISSAL_SECONDS
+    cdef Deadline deadline
+    wait_for_none(&at_work, deadline_in(LAST_STEP_SECONDS))
+    deadline = deadline_in(DISMISSAL_SECONDS)
     luna_guard_lock(&pool_guard)
     worker = idle_workers
     idle_workers = NULL
@@ -143,7 +141,7 @@ cdef int dismiss_idle_workers() noexcept:
         worker = behind
     with nogil:
         for index in range(count):
-            while luna_thread_exists(ids[index]) and luna_now() < until:
+            while luna_thread_exists(ids[index]) and left_of(deadline) != 0:
                 luna_pause(0.00005)
     return 0
 
@@ -166,15 +164,12 @@ def start_thread(function):
     call_on_worker(function)
 
 
-cdef int end_workers(double deadline) except -1:
+cdef int end_workers(Deadline deadline) except -1:
     """Start no more workers. A thread that was created already needs the interpreter when it begins,
-    so it is waited for, until the deadline (seconds of luna_now()).
+    so it is waited for, until the deadline.
     """
     luna_shared_set(&ended, 1)
-    while luna_shared_get(&beginning) > 0 and luna_now() < deadline:
-        with nogil:
-            luna_pause(0.0005)
-    return 0
+    return wait_for_none(&beginning, deadline)
 
 
 cdef int forget_workers() except -1:
