@@ -84,6 +84,8 @@ cdef extern from "native.h":
 
     uint64_t luna_number() noexcept nogil
     bint luna_is_main() noexcept nogil
+    bint luna_is_worker() noexcept nogil
+    void luna_become_worker() noexcept nogil
     void luna_introduce(uint64_t number, bint is_main) noexcept nogil
     int luna_shard() noexcept nogil
     bint luna_leads_process() noexcept nogil
@@ -196,6 +198,7 @@ cdef int wait_for_none(int *number, Deadline deadline) noexcept
 
 cdef Client load_client(str path)
 cdef list loaded_clients()
+cdef void become_worker() noexcept nogil
 cdef void introduce(uint64_t number, bint is_main) noexcept nogil
 cdef bint on_main_thread() noexcept nogil
 cdef bint wait_on(PyThread_type_lock signal, double seconds) except -1

@@ -50,6 +50,7 @@ from luna_ext._device cimport (
     PyThread_type_lock,
     Share,
     average_seconds,
+    become_worker,
     begin_exit,
     error_of,
     deadline_in,

@@ -320,6 +320,45 @@ def test_a_handler_of_atexit_hears_at_once_that_the_exit_has_taken_its_lock_off(
     assert done.stdout.split() == ["lost", "True"]
 
 
+LATE = {
+    "acquire": "slot.acquire()",
+    "timed": "slot.lock(timeout=20).__enter__()",
+    "token": "token.lock(timeout=20).__enter__()",
+    "claim": "luna.claim('cluster-1').__enter__()",
+    "timed claim": "luna.claim('cluster-1', timeout=20).__enter__()",
+    "async": "asyncio.run(slot.lock().__aenter__())",
+    "tokens": "list(luna.tokens())",
+}
+
+
+@pytest.mark.parametrize("statement", LATE.values(), ids=LATE)
+def test_a_handler_of_atexit_that_comes_too_late_hears_it_at_once(cluster, statement):
+    body = f"""
+        import asyncio, atexit, os, time
+
+        def late():
+            begin = time.monotonic()
+            try:
+                {statement}
+            except luna_ext.LibraryClosedError:
+                print("closed")
+            print(time.monotonic() - begin < 1)
+
+        atexit.register(late)
+        import luna_ext
+        from luna_ext.stub import STATE_VARIABLE, Cluster
+
+        luna = Cluster(os.environ[STATE_VARIABLE]).library()
+        slot = luna.slot(1)
+        token = luna.token("keyring2")
+        # So there is a worker: no thread can be started any more then.
+        with slot: pass
+    """
+    command = [sys.executable, "-c", textwrap.dedent(body)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.stdout.split() == ["closed", "True"]
+
+
 def test_sigterm_with_a_handler_that_raises_releases(luna, owner_of, run):
     body = """
         import signal

@@ -184,7 +184,7 @@ cdef class Claim:
             raise self._out_of_time()
         if outcome == FAILED:
             if not may_change(request.error):
-                raise request.error
+                raise request.failure()
             self.refusal = request.error
             return None
         request.mutex.confirm_claim(request, &self.wait)

@@ -255,7 +255,7 @@ cdef bint run_within(object function, Deadline deadline) except -1:
     finally:
         errands.discard(errand)
     if luna_shared_get(&errand.finished) and errand.error is not None:
-        raise errand.error
+        raise errand.failure()
     return luna_shared_get(&errand.finished)
 
 
@@ -435,7 +435,7 @@ cdef class SlotLock:
         if not luna_shared_get(&errand.finished):
             raise self._timed_out()
         if errand.error is not None:
-            raise errand.error
+            raise errand.failure()
 
     def _timed_out(self):
         slot_id = self.mutex.slot_id

@@ -64,6 +64,11 @@ cdef void introduce(uint64_t number, bint is_main) noexcept nogil:
     luna_introduce(number, is_main)
 
 
+cdef void become_worker() noexcept nogil:
+    """The calling thread makes calls for other threads."""
+    luna_become_worker()
+
+
 cdef bint on_main_thread() noexcept nogil:
     """Whether Python runs signal handlers on the calling thread; it may have no number yet."""
     return luna_is_main() or (luna_number() == 0 and luna_leads_process())
@@ -451,12 +456,13 @@ cdef bint exit_has_begun() noexcept:
 
 cdef int hold_back_at_exit() except -1:
     """Called before a thread gets the error that the exit has ended its lock or call: the thread waits
-    here until the exit is over, so that it does not print the error to stderr.
+    here until the exit is over, so that it does not print the error to stderr. A worker does not: the
+    thread that gets the error from it does, unless that is the one that runs the exit.
 
     It waits no longer than the exit may last, because a handler of atexit may wait for this thread.
     """
     cdef PyThread_type_lock never
-    if not exit_has_begun() or exiting_thread == PyThread_get_thread_ident():
+    if not exit_has_begun() or luna_is_worker() or exiting_thread == PyThread_get_thread_ident():
         return 0
     never = new_signal()
     try:

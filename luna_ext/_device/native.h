@@ -459,6 +459,11 @@ static LUNA_THREAD_LOCAL uint64_t luna_thread_number;
 /* Whether it is the main thread, on which Python runs signal handlers; set with the number. */
 static LUNA_THREAD_LOCAL int luna_thread_is_main;
 
+/* Whether it makes calls for other threads, which get their errors. */
+static LUNA_THREAD_LOCAL int luna_thread_is_worker;
+
+static inline int luna_is_worker(void) { return luna_thread_is_worker; }
+static inline void luna_become_worker(void) { luna_thread_is_worker = 1; }
 static inline uint64_t luna_number(void) { return luna_thread_number; }
 static inline int luna_is_main(void) { return luna_thread_is_main; }
 static inline void luna_introduce(uint64_t number, int is_main) {

@@ -237,7 +237,8 @@ cdef class Waiter:
         return True
 
     cdef object failure(self):
-        """The exception of FAILED."""
+        """The exception of FAILED, which the calling thread is to raise."""
+        hold_back_at_exit()
         if self.error is None and self.signal != NULL:
             # The thread that has ended the wait sets `error` next, and then wakes the waiter.
             with nogil:

@@ -87,6 +87,7 @@ cdef void live(void *argument) noexcept with gil:
     global idle_workers, idle_count
     cdef Worker *worker = <Worker *> argument
     cdef bint kept = True
+    become_worker()
     luna_shared_add(&beginning, -1)
     worker.thread_id = luna_thread_id()
     while kept:
