@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from luna_ext.stub import Cluster, LoggedCall
 
 LOCK = "CA_LockClusteredSlot"
@@ -22,6 +24,9 @@ NONE_LEFT = 0x6
 DEVICE_ERROR = 0x30
 AGAIN = 0x80000041
 BUSY = 0x80001604
+
+ON_BOTH = pytest.mark.usefixtures("regrant")
+"""Runs the test on a device that gives claims what their own process holds, and on one that does not."""
 
 NO_MORE_THREADS = "threading.stack_size(1 << 46)"
 """A program's line after which no thread can be started, for there is no room for its stack.

@@ -14,6 +14,7 @@ from support import (
     DEVICE_ERROR,
     LOCK,
     NONE_LEFT,
+    ON_BOTH,
     TOKEN_INFO,
     UNLOCK,
     assert_stays,
@@ -106,6 +107,7 @@ def test_many_closes_wait_for_the_calls_of_many_threads(
     assert cluster.log()[-1].function == "C_Finalize"
 
 
+@ON_BOTH
 def test_a_claim_in_flight_is_waited_for_and_not_kept(cluster, call, wait_until_inside):
     luna = cluster.library()
     cluster.latency(0.3, CLAIM)
@@ -225,6 +227,7 @@ def test_what_close_overtakes_is_unlocked_without_a_finalize(cluster, hold_elsew
     assert nothing_is_locked(cluster)
 
 
+@ON_BOTH
 @pytest.mark.usefixtures("luna")  # stays open, so that the assignment's calls still go through
 def test_close_unlocks_a_claim_after_its_assignment(cluster, call, wait_until_inside):
     mine = cluster.library()
@@ -259,6 +262,7 @@ def test_a_given_up_lock_call_that_fails_finalises_when_it_returns(cluster, hold
     wait_until(lambda: finalisations(cluster) == [0])
 
 
+@ON_BOTH
 def test_a_given_up_claim_that_gets_nothing_finalises_when_it_returns(cluster):
     cluster.latency(0.5, CLAIM)
     cluster.fault(CLAIM, NONE_LEFT)
@@ -527,6 +531,7 @@ def test_who_hears_of_a_failed_finalisation_may_open_the_library(cluster, succee
     assert succeed(body) == []
 
 
+@ON_BOTH
 def test_storms_of_open_and_close_with_locks(cluster, call):
     """Each thread opens, locks in all ways, closes; sometimes the Library of another thread.
 

@@ -12,7 +12,7 @@ import time
 import weakref
 
 import pytest
-from support import CLAIM, LOCK, let_others_run_until
+from support import CLAIM, LOCK, ON_BOTH, let_others_run_until
 
 import luna_ext
 
@@ -24,6 +24,7 @@ FORMS = {
     "timed claim": lambda luna: luna.claim("cluster-1", timeout=30),
 }
 pytestmark = [
+    ON_BOTH,
     pytest.mark.luna_cluster(keyrings=1),
     # asyncio tells of each task that is collected before it has ended.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

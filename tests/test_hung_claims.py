@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import ON_BOTH
 
-# On devices that give claims what their own process holds, and on others.
-ON_BOTH = pytest.mark.usefixtures("regrant")
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "claims_beside_locks.py"
 
 # A claim that is given up, and will not be answered before the process ends.

@@ -23,6 +23,7 @@ from support import (
     DEVICE_ERROR,
     LOCK,
     NO_MORE_THREADS,
+    ON_BOTH,
     TOKEN_INFO,
     UNLOCK,
     have_returned,
@@ -203,6 +204,7 @@ CALLS = {
 }
 
 
+@ON_BOTH
 @pytest.mark.signals
 @pytest.mark.parametrize(
     ("name", "function"),
@@ -324,6 +326,7 @@ def test_ctrl_c_while_the_device_is_asked_again_leaks_nothing_and_loses_no_waite
         settled(slot)
 
 
+@ON_BOTH
 @pytest.mark.signals
 @pytest.mark.luna_cluster(keyrings=1)
 def test_ctrl_c_together_with_the_token_that_a_claim_waits_for_leaks_nothing(
@@ -427,6 +430,7 @@ def test_signals_at_any_moment_leak_nothing_and_hit_no_other(luna, cluster, call
     assert nothing_is_locked(cluster)
 
 
+@ON_BOTH
 @pytest.mark.signals
 def test_a_signal_handler_may_use_another_slot_after_a_failed_claim(luna, cluster, owner_of):
     cluster.fault(CLAIM, 0x30, times=1)
@@ -511,6 +515,7 @@ def run(*mains):
     assert complaints == []
 
 
+@ON_BOTH
 @pytest.mark.usefixtures("slow_device")
 @pytest.mark.luna_cluster(keyrings=1)
 @pytest.mark.parametrize(
@@ -529,6 +534,7 @@ def test_a_task_that_ends_at_any_moment_leaks_nothing(luna, settled, name, end):
     settled(luna.slot(1))
 
 
+@ON_BOTH
 @pytest.mark.luna_cluster(keyrings=1)
 @pytest.mark.parametrize("name", ASYNC)
 def test_a_task_that_is_cancelled_after_any_number_of_steps_leaks_nothing(luna, settled, name):
@@ -546,6 +552,7 @@ def test_a_task_that_is_cancelled_after_any_number_of_steps_leaks_nothing(luna, 
     settled(luna.slot(1))
 
 
+@ON_BOTH
 @pytest.mark.luna_cluster(keyrings=1)
 @pytest.mark.parametrize(
     ("name", "function"),
@@ -612,6 +619,7 @@ def test_a_task_that_is_cancelled_behind_another_loses_no_waiter(luna, settled, 
     settled(luna.slot(1))
 
 
+@ON_BOTH
 @pytest.mark.usefixtures("slow_device")
 @pytest.mark.luna_cluster(keyrings=1)
 @pytest.mark.parametrize("name", ["slot.lock", "token.lock", "claim"])
@@ -639,6 +647,7 @@ def test_a_task_that_is_cancelled_behind_a_thread_loses_no_waiter(luna, call, se
     settled(slot)
 
 
+@ON_BOTH
 @pytest.mark.usefixtures("slow_device", "contender")
 @pytest.mark.luna_cluster(keyrings=1)
 @pytest.mark.parametrize("name", ["slot.lock(timeout)", "claim"])

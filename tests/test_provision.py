@@ -17,6 +17,7 @@ from support import (
     GENERAL_ERROR,
     INIT_PIN,
     INIT_TOKEN,
+    ON_BOTH,
     TOKEN_INFO,
     UNLOCK,
     logged,
@@ -64,6 +65,7 @@ def slots_of(cluster, function):
     return [call.slot_id for call in cluster.log() if call.function == function]
 
 
+@ON_BOTH
 def test_each_label_gets_a_token(luna, provision, labelled):
     report = provision(user_pin=USER_PIN)
     assert list(report.assigned) == LABELS
@@ -137,6 +139,7 @@ def test_a_client_that_lacks_a_function_is_not_begun_with(cluster, old_client, m
     assert not any(call.function.startswith("CA_") for call in cluster.log())
 
 
+@ON_BOTH
 def test_one_failure_does_not_stop_the_others(cluster, provision, labelled):
     cluster.fault(INIT_TOKEN, DEVICE_ERROR, times=1)
     report = provision()
@@ -147,6 +150,7 @@ def test_one_failure_does_not_stop_the_others(cluster, provision, labelled):
     assert list(provision().assigned) == [label]
 
 
+@ON_BOTH
 @pytest.mark.parametrize("workers", [1, 9])
 def test_a_token_that_fails_is_met_by_one_label_alone(cluster, provision, labelled, workers):
     """Else a broken one could be claimed again and again, and fail them all."""
@@ -191,6 +195,7 @@ def test_a_pin_that_has_worked_is_not_given_up(cluster, provision, labelled):
     assert len(labelled()) == 5
 
 
+@ON_BOTH
 def test_more_labels_than_tokens(provision, labelled):
     report = provision([f"label-{number}" for number in range(11)])
     assert len(report.assigned) == 8
@@ -238,6 +243,7 @@ def test_another_host_may_have_got_the_last_token_for_the_label(
     assert waiting.result().skipped == {LABELS[0]: 1}
 
 
+@ON_BOTH
 def test_an_unlock_that_fails_is_told(luna, cluster, provision):
     cluster.fault(UNLOCK, DEVICE_ERROR, times=1)
     report = provision()
@@ -289,6 +295,7 @@ def test_close_does_not_unlock_while_a_user_pin_is_set(
     assert unlocking.time >= setting.time + setting.duration
 
 
+@ON_BOTH
 @pytest.mark.luna_cluster(keyrings=1)
 def test_a_token_that_failed_is_kept_until_the_last_worker_has_ended(cluster, provision):
     cluster.fault(INIT_TOKEN, GENERAL_ERROR, times=1)
@@ -411,6 +418,7 @@ def at_once(program):
     return run
 
 
+@ON_BOTH
 @pytest.mark.luna_cluster(keyrings=20)
 def test_two_hosts_without_a_guard_find_what_came_up_twice(cluster, at_once, labelled):
     cluster.latency(0.2, CLAIM)
@@ -425,6 +433,7 @@ def test_two_hosts_without_a_guard_find_what_came_up_twice(cluster, at_once, lab
     assert {label: sorted(slot_ids) for label, slot_ids in told.items()} == twice
 
 
+@ON_BOTH
 @pytest.mark.luna_cluster(keyrings=20)
 def test_a_guard_lets_no_label_come_up_twice(luna, cluster, at_once, labelled):
     with luna.claim("cluster-1") as token:
@@ -437,6 +446,7 @@ def test_a_guard_lets_no_label_come_up_twice(luna, cluster, at_once, labelled):
     assert sorted(len(skipped) for _, skipped, _ in reports) == [0, len(LABELS), len(LABELS)]
 
 
+@ON_BOTH
 @pytest.mark.luna_cluster(keyrings=40)
 def test_killed_at_any_moment_and_run_again_it_comes_to_an_end(luna, cluster, program, labelled):
     cluster.latency(0.002)
@@ -526,6 +536,7 @@ luna.close()
 """
 
 
+@ON_BOTH
 @pytest.mark.parametrize("at", ["claim", "assign"])
 def test_whatever_ends_a_worker_leaves_no_token_locked(cluster, succeed, at):
     """The token is not left locked until the worker's thread has ended either, which would be an ERROR."""
