@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from support import UNLOCK, assert_stays
+from support import UNLOCK, assert_stays, nothing_is_locked, wait_until
 
 import luna_ext
 
@@ -78,10 +78,7 @@ def test_a_new_thread_with_a_dead_ones_ident_is_no_reentry(luna, cluster, left_l
 
 
 def wait_until_unlocked(luna, cluster):
-    deadline = time.monotonic() + 10
-    while luna.slot(1).locked() or cluster.tokens()[0].owner is not None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: not luna.slot(1).locked() and cluster.tokens()[0].owner is None)
 
 
 def test_the_lock_of_a_thread_that_has_ended_comes_off_and_is_told_of(
@@ -94,10 +91,7 @@ def test_the_lock_of_a_thread_that_has_ended_comes_off_and_is_told_of(
     thread.start()
     thread.join()
     wait_until_unlocked(luna, cluster)
-    deadline = time.monotonic() + 10
-    while not told:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: told)
     errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
     for text in (*errors, *told):
         assert "slot 1 was still locked" in text
@@ -139,10 +133,7 @@ def test_a_claim_of_a_thread_that_has_ended_comes_off(luna, cluster):
     thread = threading.Thread(target=luna.claim("cluster-1").__enter__)
     thread.start()
     thread.join()
-    deadline = time.monotonic() + 10
-    while any(token.owner for token in cluster.tokens()):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: nothing_is_locked(cluster))
     assert not any(slot.locked() for slot in luna.slots())
 
 

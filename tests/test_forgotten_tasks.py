@@ -8,11 +8,10 @@ import asyncio
 import gc
 import logging
 import os
-import time
 import weakref
 
 import pytest
-from support import CLAIM, LOCK, ON_BOTH, let_others_run_until
+from support import CLAIM, LOCK, ON_BOTH, let_others_run_until, wait_until
 
 import luna_ext
 
@@ -55,11 +54,11 @@ def leave_behind(coroutine, until, loop_of=asyncio.new_event_loop):
 
 
 def collect_until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
+    def holds_after_a_collection():
         gc.collect()
-        time.sleep(0.005)
+        return condition()
+
+    wait_until(holds_after_a_collection)
 
 
 @pytest.fixture
@@ -108,10 +107,7 @@ def test_a_lock_that_was_granted_to_a_task_that_did_not_hear_of_it_comes_off(
         # Two turns of the loop, in which the device is asked; then the loop stands still.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        deadline = time.monotonic() + 10
-        while free():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: not free())
 
     task = leave_behind(enter(), granted)
     collect_until(lambda: task() is None and free())

@@ -11,11 +11,10 @@ import json
 import logging
 import os
 import signal
-import time
 from functools import partial
 
 import pytest
-from support import UNLOCK
+from support import UNLOCK, wait_until
 
 FORMS = ["slot", "lock", "timed-lock", "token", "token.lock", "claim", "timed-claim"]
 ASYNC_FORMS = ["lock", "timed-lock", "token.lock", "claim", "timed-claim"]
@@ -66,10 +65,7 @@ def held_by_us(cluster):
 
 
 def wait_until_free(cluster):
-    deadline = time.monotonic() + 10
-    while held_by_us(cluster):
-        assert time.monotonic() < deadline, held_by_us(cluster)
-        time.sleep(0.005)
+    wait_until(lambda: not held_by_us(cluster))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import os
 import time
 
 import pytest
-from support import LOCK, TOKEN_INFO, UNLOCK
+from support import LOCK, TOKEN_INFO, UNLOCK, have_returned, wait_until
 
 import luna_ext
 
@@ -32,10 +32,7 @@ GRANTS = pytest.mark.parametrize("grants", ["once", "counted"])
 
 
 def calls_are_answered(cluster):
-    deadline = time.monotonic() + 10
-    while any(entry.rv is None for entry in cluster.log()):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: have_returned(cluster.log()))
 
 
 def comes_off_once(cluster):
@@ -44,10 +41,7 @@ def comes_off_once(cluster):
     def answered(function):
         return sum((entry.function, entry.rv) == (function, 0) for entry in cluster.log())
 
-    deadline = time.monotonic() + 10
-    while not answered(UNLOCK):
-        assert time.monotonic() < deadline, cluster.log()
-        time.sleep(0.005)
+    wait_until(lambda: answered(UNLOCK))
     calls_are_answered(cluster)
     assert answered(LOCK) == answered(UNLOCK) == 1
     assert not any(token.owner == os.getpid() for token in cluster.tokens())
