@@ -2,7 +2,15 @@
 
 from libc.stdint cimport uint64_t
 
-from luna_ext._device cimport CK_RV, CK_SLOT_ID, Client, Deadline, PyThread_type_lock, Share
+from luna_ext._device cimport (
+    CK_RV,
+    CK_SLOT_ID,
+    Client,
+    Deadline,
+    Pin,
+    PyThread_type_lock,
+    Share,
+)
 from luna_ext._mutex cimport Leave, Locks, Loss, Request, SlotMutex, Wait, Waiter
 
 
@@ -34,6 +42,7 @@ cdef class Token:
     cdef uint64_t claimed                      # the number of the hold that claim() began, or 0
 
     cdef int check_label(self, bytes now) except -1
+    cdef int _init_token(self, bytes raw_label, Pin so) except -1
 
 
 cdef class SlotLock:
@@ -77,7 +86,7 @@ cdef class Claim:
     cdef Deadline tries_until          # until when a device that is busy is asked again
     cdef Token token                   # what is claimed, while the block runs; or None
     cdef Departure departure           # the end of the `async with` block that runs, or None
-    cdef bint entered                  # whether the block runs, or is being entered
+    cdef int entered                   # whether the block runs, or is being entered
     cdef Wait wait                     # the wait for a token, from the call of __enter__ on
     cdef object refusal                # error of the last try: none left, or busy; None: no try yet
 

@@ -91,6 +91,24 @@ class Library:
 
         At most CA_GetSlotId, CA_GetUnassignedSlot, CA_LockClusteredSlot, CA_UnlockClusteredSlot.
         """
+    def reconnect(self) -> None:
+        """Initialise the client library anew (C_Finalize and C_Initialize), whoever has initialised it.
+
+        The device drops all locks of this process by that, also those that could not be unlocked and those
+        of other Library objects on the same client library. Their holders get a `LockLostError` from
+        `ensure_held()` and at the end of their block. Threads and tasks that wait for a lock go on
+        waiting. Sessions that other code of this process has with the library end as well.
+
+        A new Library does the same by itself if the device does not know this process any more.
+
+        Raises
+        ------
+        DeviceError
+            Calls of this process are still at the device after a second. Nothing was done; if the device
+            never answers them, only a restart of the process helps.
+        LibraryClosedError, CryptokiError
+            The Library is closed, or what C_Initialize answers. The next call tries it again.
+        """
     def slot(self, slot_id: int) -> ClusterSlot:
         """The slot with this ID: always the same object. Does not ask the device.
 
@@ -199,6 +217,34 @@ class Library:
             For the arguments.
         LibraryClosedError
             The Library is closed.
+        """
+    def pkcs11(self) -> Any:
+        """python-pkcs11 on this Library's client library: a ``pkcs11.lib``.
+
+        Its `initialize()`, `finalize()`, `reinitialize()` and `unload()` do nothing: the Library sees to
+        that. It keeps the Library alive, and works in a forked child and after `reconnect()`; its
+        sessions end there. ``pkcs11.lib(path)`` gives an object of the same kind afterwards.
+
+        Raises
+        ------
+        ImportError
+            python-pkcs11 is not installed, or too old (extra ``pkcs11``).
+        LibraryClosedError
+            The Library is closed; later also from the methods of the object.
+        """
+    def pykcs11(self) -> Any:
+        """PyKCS11 on this Library's client library: a ``PyKCS11.PyKCS11Lib``.
+
+        It finalises nothing when it is collected or unloaded; nor do other PyKCS11Lib objects for the same
+        path that are made afterwards. It keeps the Library alive, and works in a forked child and after
+        `reconnect()`; its sessions end there.
+
+        Raises
+        ------
+        ImportError
+            PyKCS11 is not installed, or too old (extra ``pykcs11``).
+        LibraryClosedError
+            The Library is closed; later also from the methods of the object.
         """
     def stats(self) -> dict[str, FunctionStats]:
         """How often this process has called each C function, and for how long.
@@ -348,6 +394,21 @@ class Token:
             ...
     """
     def __new__(cls, key: object = None) -> Self: ...
+    def pkcs11(self) -> Any:
+        """python-pkcs11's token of this slot, a ``pkcs11.Token``, on the Library's client library::
+
+            with luna.token("payments-01") as token:
+                with token.pkcs11().open(user_pin=...) as session: ...
+
+        Raises
+        ------
+        ImportError
+            python-pkcs11 is not installed, or too old (extra ``pkcs11``).
+        LibraryClosedError, SlotIdInvalidError
+            The Library is closed, or the client knows no such slot any more.
+        pkcs11.PKCS11Error
+            What C_GetTokenInfo answers.
+        """
     def __enter__(self) -> Self: ...
     def __exit__(
         self,

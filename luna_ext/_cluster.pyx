@@ -24,7 +24,9 @@ from luna_ext._device cimport (
     CK_SLOT_ID,
     CKR_FUNCTION_FAILED,
     CKR_OK,
+    CKR_SESSION_EXISTS,
     CLOSING,
+    READY,
     Client,
     Pin,
     PyThread_free_lock,
@@ -33,8 +35,10 @@ from luna_ext._device cimport (
     PyThread_release_lock,
     Share,
     deadline_in,
+    close_canary,
     init_token,
     init_user_pin,
+    is_lost,
     labelled_token_info,
     left_of,
     library_info,
@@ -43,6 +47,7 @@ from luna_ext._device cimport (
     luna_now,
     luna_shared_get,
     luna_shared_set,
+    luna_shared_set_once,
     new_signal,
     on_main_thread,
     slot_ids,
@@ -50,6 +55,7 @@ from luna_ext._device cimport (
     slots_with_label,
     token_label,
     wait_on,
+    want_canary,
 )
 from luna_ext._mutex cimport (
     FAILED,
@@ -122,12 +128,17 @@ from .errors import (
     LunaError,
     Meaning,
     NoUnassignedTokenError,
+    SlotIdInvalidError,
     TokenChangedError,
     TokenNotFoundError,
     meaning_of,
 )
 from .labels import decode_label, encode_label
 
+# How long assign() waits while the token still has sessions, in which another program has just worked.
+cdef double SESSIONS_SECONDS = 0.5
+# How long reconnect() waits for calls that are at the device.
+cdef double DRAIN_SECONDS = 1.0
 # How long a new Library waits for calls of an earlier one that were given up.
 cdef double REOPEN_SECONDS = 1.0
 

@@ -60,6 +60,8 @@ cdef extern from "native.h":
     void luna_shared_set(int *place, int value) noexcept nogil
     int luna_shared_add(int *place, int amount) noexcept nogil
     int luna_shared_take(int *place) noexcept nogil
+    # From 0 to 1: whether this thread has done it.
+    bint luna_shared_set_once(int *place) noexcept nogil
     void luna_mark(int *place) noexcept nogil
     bint luna_is_marked(int *place) noexcept nogil
 
@@ -71,6 +73,7 @@ cdef extern from "native.h":
         uint64_t *errors
 
     uint64_t luna_count_get(uint64_t *place) noexcept nogil
+    void luna_count_add(uint64_t *place, uint64_t amount) noexcept nogil
     void luna_count(luna_counter *counter, uint64_t nanoseconds, uint64_t rv) noexcept nogil
 
     void luna_calls_device() noexcept nogil
@@ -107,6 +110,7 @@ cdef enum Function:
     C_INIT_PIN
     C_OPEN_SESSION
     C_CLOSE_SESSION
+    C_GET_SESSION_INFO
     C_LOGIN
     C_LOGOUT
     CA_GET_SLOT_ID
@@ -117,10 +121,11 @@ cdef enum Function:
 
 
 cdef enum State:
-    CLOSED       # no Library is open
-    READY        # the only state in which a call may begin
-    CLOSING      # the last Library was closed, calls may still be in flight
-    FORKED       # a child that has not called C_Initialize yet
+    CLOSED          # no Library is open
+    READY           # the only state in which a call may begin
+    CLOSING         # the last Library was closed, calls may still be in flight
+    DUE             # C_Initialize is: in a forked child, or after one that failed
+    RECONNECTING    # calls wait until the library is finalised and initialised anew
 
 
 # What the threads of one shard count of their calls. Without the GIL threads are spread over several
@@ -130,12 +135,27 @@ cdef struct Traffic:
     luna_counter counters[<int> FUNCTION_COUNT]   # by function
 
 
+# A session of our own that shows whether the library was finalised, and with it each lock dropped.
+cdef struct Canary:
+    CK_SESSION_HANDLE session
+    CK_SLOT_ID slot_id      # on which it is open
+    uint64_t generation     # of C_Initialize, in which it was opened; 0: there is none
+    uint64_t sought_in      # the generation in which one was asked for
+
+
+# What is known of the canary.
+cdef enum Life:
+    NO_CANARY       # there is none, or the device does not say
+    ALIVE
+    GONE
+
+
 cdef class Share:
     """One Library's part in a Client."""
     cdef readonly Client client   # the client library that the Library uses
     cdef readonly str path        # absolute; the path by which this Library found it
     cdef uint64_t number          # never used again, so that it can be kept without the Share
-    cdef bint open                # whether its Library is still open
+    cdef int open                 # whether its Library is still open
     cdef bint poll                # contention="poll": an error that may mean contention is tried again
 
 
@@ -153,7 +173,9 @@ cdef class Client:
     cdef bint initialised_here                    # whether our C_Initialize took effect, in this process
     cdef int initialised                          # initialised and, for all we know, not finalised
     cdef uint64_t generation                      # number of the newest C_Initialize
-    cdef luna_guard guard                         # of `shares`, and the states that follow from it
+    cdef int suspect                              # an answer has meant that the device knows us no more
+    cdef Canary canary                            # our own session in this generation
+    cdef luna_guard guard                         # of `shares` and `canary`, and what follows from them
     cdef set shares                               # of the Libraries that have not closed
     cdef PyThread_type_lock transition            # held while one thread initialises or finalises
     cdef PyThread_type_lock idle                  # wakes the threads that wait for the last call
@@ -173,9 +195,13 @@ cdef class Client:
     cdef bint take_finalising(self) noexcept
     cdef int note_finalised(self) noexcept
     cdef Share join(self, str path)
+    cdef int reconnect(self, double seconds) except -1
     cdef int part(self, Share share) except -1
     cdef int _begin_change(self) except -1
     cdef CK_RV _initialise(self) noexcept
+    cdef int _drain(self, Deadline deadline) noexcept
+    cdef CK_RV _call_finalize(self) noexcept
+    cdef int _drop_canary(self) noexcept
     cdef int _end_change(self) noexcept
 
 
@@ -216,6 +242,12 @@ cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv) noexcept
 cdef bint next_unassigned(
     Client client, const CK_CHAR *cluster_id, CK_UNASSIGNED_SLOT_INFO *info, CK_RV *rv
 ) noexcept
+# The same, and the answer is the session's handle.
+cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept
+cdef Life ask_canary(Client client) noexcept
+cdef bint close_canary(Client client, CK_SLOT_ID slot_id) noexcept
+cdef void want_canary(Client client) noexcept nogil
+cdef bint is_lost(Client client) noexcept
 # All others raise.
 cdef object library_info(Client client)
 cdef list slot_ids(Client client, bint token_present)

@@ -16,6 +16,7 @@ from libc.string cimport memcpy, memset
 
 from .errors import (
     CryptokiError,
+    DeviceError,
     LibraryClosedError,
     LibraryLoadError,
     Meaning,

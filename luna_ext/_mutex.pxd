@@ -134,6 +134,7 @@ cdef class Waiter:
     cdef object loop                 # weak: the task's event loop
     cdef object future               # weak: what the task awaits
     cdef object task                 # weak: the task
+    cdef luna_guard guard            # of these three
     cdef object error                # the exception of FAILED
 
     cdef int prepare(self, uint64_t number, uint64_t home, Share share) except -1
@@ -154,6 +155,8 @@ cdef class SlotMutex:
     """The lock of one slot in this process."""
     cdef Record record
     cdef int back                    # a mark: the lock call has its answer, heard or not
+    cdef bint is_unassigned          # whether a claim holds it, and has not assigned its token
+    cdef uint64_t held_since         # luna_ticks() when the present hold was granted
     cdef Locks locks                 # of the client, for all its slots
     cdef Client client               # makes the device calls
     cdef readonly CK_SLOT_ID slot_id
@@ -190,6 +193,7 @@ cdef class SlotMutex:
     cdef int check_not_evicted(self, Share share, str function) except -1
     cdef bint task_is_gone(self) except -1
     cdef bytes ensure_held(self, Share share)
+    cdef bytes _label_while_held(self, uint64_t hold)
     cdef int begin_work(self) noexcept
     cdef int end_work(self) except -1
     cdef int keep_place(self, Place place) noexcept
@@ -203,6 +207,8 @@ cdef class SlotMutex:
     cdef int take_from_holder(self, uint64_t hold) except -1
     cdef object close_share(self, Share share)
 
+    cdef bint _is_long(self, uint64_t call, double now) noexcept
+    cdef bint _was_told_of_call(self) noexcept
     cdef int _own_call(self, uint64_t number, Share share, Wait *wait) except -1
     cdef int _wait_for_turn(
         self, uint64_t number, Share share, Wait *wait, bint before_all
@@ -240,6 +246,7 @@ cdef class Request(Waiter):
     cdef int make(self) except -1
     cdef int make_here(self, Wait *wait) except -1
     cdef bint make_sure(self) except -1
+    cdef int _hold_begins(self) noexcept
     cdef int queue_up(self) except -1
     cdef int give_up(self) except -1
 
@@ -259,6 +266,7 @@ cdef class Locks:
     cdef int in_doubt                   # whether a slot was in doubt when that was last looked at
     cdef int given_up                   # claims at the device that no thread or task waits for
     cdef bint looking_after             # whether a worker looks for servers that are stuck
+    cdef CK_RV no_canary                # why there is no canary, until that is told; or CKR_OK
     cdef bint publishes                 # whether a thread writes the files for `luna-ext watch`
 
     cdef SlotMutex mutex(self, CK_SLOT_ID slot_id)
@@ -266,6 +274,9 @@ cdef class Locks:
     cdef SlotMutex _keep(self, SlotMutex mutex, CK_SLOT_ID slot_id)
     cdef list all(self)
     cdef int serve_next(self) noexcept
+    cdef int look_for_canary(self, CK_SLOT_ID slot_id) noexcept
+    cdef bint is_finalised(self) noexcept
+    cdef int lose_all(self) except -1
     cdef int learn(self, int kind) noexcept
     cdef int note_doubt(self) noexcept
     cdef bint is_in_doubt(self) noexcept

@@ -19,7 +19,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from luna_ext._device cimport (
     CA_GET_UNASSIGNED_SLOT,
@@ -31,6 +31,7 @@ from luna_ext._device cimport (
     CKR_DEVICE_ERROR,
     CKR_FUNCTION_FAILED,
     CKR_OK,
+    CKR_SESSION_HANDLE_INVALID,
     CLOSING,
     NOWAIT_LOCK,
     PY_LOCK_ACQUIRED,
@@ -38,6 +39,8 @@ from luna_ext._device cimport (
     READY,
     WAIT_LOCK,
     CA_UnlockClusteredSlot_t,
+    ALIVE,
+    GONE,
     Client,
     PyErr_CheckSignals,
     PyThread_acquire_lock,
@@ -49,18 +52,23 @@ from luna_ext._device cimport (
     PyThread_start_new_thread,
     PyThread_type_lock,
     Share,
+    ask_canary,
     average_seconds,
     become_worker,
     begin_exit,
+    close_canary,
     error_of,
     deadline_in,
     exit_has_begun,
     left_of,
+    open_canary,
     wait_for_none,
+    want_canary,
     hold_back_at_exit,
     introduce,
     loaded_clients,
     lock_slot,
+    luna_count_add,
     luna_count_get,
     luna_guard,
     luna_guard_lock,
@@ -78,6 +86,7 @@ from luna_ext._device cimport (
     luna_is_marked,
     luna_shared_get,
     luna_shared_set,
+    luna_since,
     luna_shared_take,
     luna_thread_exists,
     luna_thread_id,

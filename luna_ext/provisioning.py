@@ -143,9 +143,10 @@ def provision(
     without a try. A token that could not be assigned stays locked until the end, so that this call
     does not try it again for another label.
 
-    For each label it makes 7 device calls, with a user PIN 12: CA_GetSlotId, CA_GetUnassignedSlot,
-    C_GetTokenInfo, C_InitToken, C_GetTokenInfo, (C_OpenSession, C_Login, C_InitPIN, C_Logout,
-    C_CloseSession,) CA_UnlockClusteredSlot, CA_GetSlotId.
+    For each label it makes 8 device calls, with a user PIN 13: CA_GetSlotId, CA_GetUnassignedSlot,
+    C_GetTokenInfo, C_GetSessionInfo, C_InitToken, C_GetTokenInfo, (C_OpenSession, C_Login, C_InitPIN,
+    C_Logout, C_CloseSession,) CA_UnlockClusteredSlot, CA_GetSlotId. If that takes longer than 50 ms,
+    C_GetSessionInfo comes once more.
     """
     if isinstance(labels, str | bytes):
         raise TypeError("labels is an iterable of labels, not a single one")

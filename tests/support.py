@@ -16,12 +16,14 @@ UNLOCK = "CA_UnlockClusteredSlot"
 CLAIM = "CA_GetUnassignedSlot"
 FIND = "CA_GetSlotId"
 TOKEN_INFO = "C_GetTokenInfo"
+SESSION_INFO = "C_GetSessionInfo"
 INIT_TOKEN = "C_InitToken"
 INIT_PIN = "C_InitPIN"
 
 GENERAL_ERROR = 0x5
 NONE_LEFT = 0x6
 DEVICE_ERROR = 0x30
+SESSION_HANDLE_INVALID = 0xB3
 AGAIN = 0x80000041
 BUSY = 0x80001604
 
@@ -98,6 +100,13 @@ def have_returned(calls: list[LoggedCall]) -> bool:
 def finalisations(cluster: Cluster) -> list[int | None]:
     """What C_Finalize has answered, to whatever process; None: it has not returned."""
     return [call.rv for call in cluster.log() if call.function == "C_Finalize"]
+
+
+def let_device_forget_us(cluster: Cluster) -> None:
+    """The next ensure_held() is answered as if the device did not know this application any more."""
+    # Both answers: one passing error is no loss. And the library's own session is not there to ask for.
+    cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=2)
+    cluster.fault(SESSION_INFO, DEVICE_ERROR, times=1)
 
 
 def nothing_is_locked(cluster: Cluster) -> bool:

@@ -10,13 +10,12 @@ import threading
 import pytest
 import uvloop
 from support import (
-    DEVICE_ERROR,
     GENERAL_ERROR,
     LOCK,
-    TOKEN_INFO,
     UNLOCK,
     assert_stays,
     hold_loop_until_it_is_told,
+    let_device_forget_us,
     let_others_run_until,
     nothing_is_locked,
     wait_until,
@@ -419,7 +418,7 @@ def test_a_lost_lock_of_a_task_goes_to_those_who_wait(luna, cluster, call, wait_
         async with slot.lock():
             waiting.extend([call(lambda: use(slot)), call(lambda: use(slot.lock(timeout=20)))])
             wait_until_queued(slot, 2)
-            cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
+            let_device_forget_us(cluster)
             with pytest.raises(luna_ext.LockLostError):
                 slot.ensure_held()
 

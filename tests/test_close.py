@@ -19,6 +19,7 @@ from support import (
     UNLOCK,
     assert_stays,
     finalisations,
+    let_device_forget_us,
     logged,
     nothing_is_locked,
     wait_until,
@@ -674,7 +675,7 @@ def test_close_over_a_lock_that_is_lost_passes_the_turn(cluster, call, wait_unti
 
         def lose():
             slot.acquire()
-            cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
+            let_device_forget_us(cluster)
             with pytest.raises(luna_ext.LockLostError):
                 slot.ensure_held()
             lost.set()
@@ -714,7 +715,7 @@ def test_a_loss_that_is_found_out_after_a_close_is_not_the_next_holders(
     with cluster.library() as other:
         luna = cluster.library()
         cluster.latency(0.4, TOKEN_INFO)
-        cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
+        let_device_forget_us(cluster)
         holding = call(lambda: acquire_and_ensure(luna.slot(1)))
         wait_until_inside(TOKEN_INFO)
         with pytest.warns(ResourceWarning, match="slot 1 was still locked"):

@@ -5,7 +5,7 @@ import ctypes
 from typing import NamedTuple
 
 import pytest
-from support import CLAIM, DEVICE_ERROR, FIND, LOCK, TOKEN_INFO, UNLOCK
+from support import CLAIM, DEVICE_ERROR, FIND, LOCK, SESSION_INFO, TOKEN_INFO, UNLOCK
 
 import luna_ext
 from luna_ext.errors import rv_name
@@ -86,8 +86,9 @@ def left_out(rv):
     return None if rv == SLOT_ID_INVALID else CODES[rv]
 
 
-def sign_of_life(rv):
-    return luna_ext.LockLostError if rv in CONNECTION_LOST else CODES[rv]
+def asked_once_more(rv):
+    """One passing error is no lost lock."""
+    return None if rv in CONNECTION_LOST else CODES[rv]
 
 
 class Step(NamedTuple):
@@ -108,7 +109,8 @@ def steps(*calls):
 
 LOCKED = (LOCK, asked_again)
 CHECKED = (TOKEN_INFO, raised)
-ALIVE = (TOKEN_INFO, sign_of_life)
+# The session shows whether the library was finalised; test_same_connection has its answers.
+ALIVE = ((TOKEN_INFO, asked_once_more), (SESSION_INFO, None))
 UNLOCKED = (UNLOCK, not_released)
 CLAIMED = (CLAIM, asked_again_or_none_left)
 LISTED = (LIST, more_room)
@@ -176,7 +178,7 @@ OPERATIONS = {
     "token": (lambda given: given.luna.token("keyring1"), [(FIND, raised)]),
     "tokens": (
         lambda given: given.luna.tokens(),
-        [LISTED, LISTED, *3 * [(TOKEN_INFO, left_out)]],
+        [LISTED, LISTED, *4 * [(TOKEN_INFO, left_out)]],
     ),
     "claim": (lambda given: enter(given.luna.claim("cluster-1")), [CLAIMED, UNLOCKED]),
     "timed claim": (
@@ -206,10 +208,10 @@ OPERATIONS = {
         lambda given: enter_async(given.slot.lock(timeout=5)),
         [LOCKED, UNLOCKED],
     ),
-    "slot.ensure_held": (lambda given: hold_and_ensure(given.slot), [LOCKED, ALIVE, UNLOCKED]),
+    "slot.ensure_held": (lambda given: hold_and_ensure(given.slot), [LOCKED, *ALIVE, UNLOCKED]),
     "async slot.ensure_held": (
         lambda given: hold_async_and_ensure(given.slot.lock()),
-        [LOCKED, ALIVE, UNLOCKED],
+        [LOCKED, *ALIVE, UNLOCKED],
     ),
     "token.info": (lambda given: given.token.info, [CHECKED]),
     "with token": (lambda given: enter(given.token), [LOCKED, CHECKED, UNLOCKED]),
@@ -223,21 +225,21 @@ OPERATIONS = {
     ),
     "token.ensure_held": (
         lambda given: hold_and_ensure(given.token),
-        [LOCKED, CHECKED, ALIVE, UNLOCKED],
+        [LOCKED, CHECKED, *ALIVE, UNLOCKED],
     ),
     "assign": (
         lambda given: assign(given.luna),
-        [CLAIMED, ALIVE, INITIALISED, CHECKED, UNLOCKED],
+        [CLAIMED, *ALIVE, INITIALISED, CHECKED, UNLOCKED],
     ),
     "assign with a user PIN": (
         lambda given: assign(given.luna, user_pin="87654321"),
-        [CLAIMED, ALIVE, INITIALISED, CHECKED, *USER_PIN_SET, UNLOCKED],
+        [CLAIMED, *ALIVE, INITIALISED, CHECKED, *USER_PIN_SET, UNLOCKED],
     ),
 }
 # The operations that end with an unlock.
 UNLOCKING = [name for name, (_, calls) in OPERATIONS.items() if UNLOCKED in calls]
 
-pytestmark = pytest.mark.luna_cluster(keyrings=3)
+pytestmark = pytest.mark.luna_cluster(keyrings=4)
 
 
 def case(name, step, rv):
@@ -246,6 +248,12 @@ def case(name, step, rv):
 
 
 def prepare(luna):
+    # The library's own session is opened with the first lock, and stays on a token that was assigned.
+    assigned = False
+    while not assigned:
+        with luna.claim("cluster-1") as token:
+            if token.slot.slot_id == 4:
+                assigned = token.assign("elsewhere", so_pin="12345678")
     return Given(luna, luna.slot(1), luna.token("keyring1"))
 
 
@@ -282,6 +290,7 @@ def test_the_table_has_all_calls_of_an_operation(cluster, luna, name):
         case(name, step, rv)
         for name, (_, calls) in OPERATIONS.items()
         for step in steps(*calls)
+        if step.outcome is not None
         for rv in CODES
     ],
 )
@@ -326,6 +335,7 @@ def test_a_failed_unlock_is_told_from_a_lost_lock_by_the_next_call(cluster, luna
     given = prepare(luna)
     cluster.fault(UNLOCK, 0x6, times=1)
     cluster.fault(TOKEN_INFO, rv, every=asked_before + 1, times=1)
+    cluster.fault(SESSION_INFO, DEVICE_ERROR)
     error = outcome_of(operation, given)
     assert type(error) is (
         luna_ext.LockLostError if rv in CONNECTION_LOST else luna_ext.LockReleaseError
@@ -336,6 +346,20 @@ def test_a_failed_unlock_is_told_from_a_lost_lock_by_the_next_call(cluster, luna
     assert held_here(luna) == []
     luna.close()
     assert held_on_device(cluster) == []
+
+
+@pytest.mark.parametrize("rv", CONNECTION_LOST, ids=hex)
+def test_a_device_that_answers_twice_that_it_knows_us_no_more_has_dropped_the_lock(
+    cluster, luna, rv
+):
+    given = prepare(luna)
+    cluster.fault(TOKEN_INFO, rv, times=2)
+    cluster.fault(SESSION_INFO, DEVICE_ERROR, times=1)
+    error = outcome_of(OPERATIONS["slot.ensure_held"][0], given)
+    assert type(error) is luna_ext.LockLostError
+    assert (error.rv, error.function) == (rv, TOKEN_INFO)
+    assert held_on_device(cluster) == [1]
+    luna.close()
 
 
 @pytest.mark.parametrize("name", ["with token", "token.lock", "async token.lock"])
@@ -430,6 +454,7 @@ def test_a_library_that_cannot_be_initialised_can_be_opened_later(cluster, rv):
     assert [call.function for call in cluster.log()] == [
         "C_Initialize",
         "C_Initialize",
+        "C_OpenSession",
         LOCK,
         UNLOCK,
         "C_Finalize",

@@ -41,21 +41,19 @@ except luna_ext.LockReleaseError as error:
 cluster.fault("CA_UnlockClusteredSlot", 0x30, times=0)
 assert not slot.locked()
 """
-# The advice, word for word: "close all its Library objects, and open a new one".
+# The advice, word for word: "Library.reconnect() does that, and drops all its locks".
 ADVICE = """
-assert "close all its Library objects, and open a new one" in said, said
-for library in (luna, *others):
-    library.close()
+assert "Library.reconnect() does that, and drops all its locks" in said, said
+luna.reconnect()
 assert owner() is None
-luna = cluster.library()
-slot = luna.slot(1)
 assert slot.acquire(timeout=10)
 slot.ensure_held()
 assert owner() == os.getpid()
 slot.release()
 use()
 assert owner() is None
-luna.close()
+for library in (luna, *others):
+    library.close()
 """
 ONE = pytest.mark.luna_cluster(keyrings=1)
 
@@ -67,9 +65,7 @@ def failing(form, relock, lost_reply=False, times=1):
 @ONE
 @pytest.mark.parametrize("relock", ["granted", "wait", "error"])
 @pytest.mark.parametrize("form", FORMS)
-def test_closing_all_libraries_and_opening_a_new_one_makes_the_slot_usable(
-    cluster, succeed, form, relock
-):
+def test_to_reconnect_makes_the_slot_usable(cluster, succeed, form, relock):
     assert succeed(failing(form, relock) + "assert owner() == os.getpid()" + ADVICE) == []
 
 

@@ -11,7 +11,17 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from support import AGAIN, BUSY, DEVICE_ERROR, GENERAL_ERROR, LOCK, TOKEN_INFO, UNLOCK, wait_until
+from support import (
+    AGAIN,
+    BUSY,
+    DEVICE_ERROR,
+    GENERAL_ERROR,
+    LOCK,
+    TOKEN_INFO,
+    UNLOCK,
+    let_device_forget_us,
+    wait_until,
+)
 
 import luna_ext
 from luna_ext.stub import Cluster
@@ -412,7 +422,7 @@ def test_a_busy_device_has_lost_nothing(luna, cluster, code):
 
 def test_a_lost_lock_is_not_unlocked_under_its_next_holder(luna, cluster, owner_of, calls_of):
     slot = luna.slot(1)
-    cluster.fault("C_GetTokenInfo", DEVICE_ERROR, times=1)
+    let_device_forget_us(cluster)
     before = calls_of(UNLOCK)
     with pytest.raises(luna_ext.LockLostError), slot, pytest.raises(luna_ext.LockLostError):
         slot.ensure_held()

@@ -18,7 +18,7 @@ from support import (
     INIT_PIN,
     INIT_TOKEN,
     ON_BOTH,
-    TOKEN_INFO,
+    SESSION_HANDLE_INVALID,
     UNLOCK,
     logged,
 )
@@ -95,8 +95,10 @@ def test_so_many_device_calls_a_label_as_the_docstring_says(luna, provision, use
     provision(LABELS[:1], user_pin=user_pin)
     before = {name: stats.calls for name, stats in luna.stats().items()}
     provision(LABELS[1:], user_pin=user_pin)
-    made = sum(stats.calls - before.get(name, 0) for name, stats in luna.stats().items())
-    assert made == 5 * (7 if user_pin is None else 12)
+    made = {name: stats.calls - before.get(name, 0) for name, stats in luna.stats().items()}
+    # On a busy machine a label may take long, and then it is asked for once more.
+    assert made.pop("C_GetSessionInfo") >= 5
+    assert sum(made.values()) == 5 * (7 if user_pin is None else 12)
 
 
 @pytest.mark.parametrize(
@@ -273,12 +275,14 @@ def without_user_pin(luna):
         return token.assign(LABELS[0], so_pin=SO_PIN)
 
 
-def test_a_user_pin_is_not_set_where_the_lock_is_lost(cluster, provision, without_user_pin):
-    # The calls before it ask whether there is one, check the label, and ask again.
-    cluster.fault(TOKEN_INFO, DEVICE_ERROR, every=4, times=1)
+def test_a_user_pin_is_not_set_where_the_lock_is_lost(luna, cluster, provision, without_user_pin):
+    # The calls before it ask whether there is one, and check the label.
+    cluster.fault("C_GetSessionInfo", SESSION_HANDLE_INVALID, times=1)
     report = provision(LABELS[:1], user_pin=USER_PIN)
     assert isinstance(report.failed[LABELS[0]], luna_ext.LockLostError)
-    assert logged(cluster, "C_OpenSession") == []
+    assert logged(cluster, "C_Login") == []
+    # Else it would be left to the other code that seems to have initialised the library to finalise it.
+    luna.reconnect()
 
 
 def test_close_does_not_unlock_while_a_user_pin_is_set(

@@ -49,7 +49,7 @@ cdef class Claim:
                 if luna_now() - self.wait.began > LONG_WAIT_SECONDS:
                     self._warn()
         finally:
-            self.entered = self.token is not None
+            luna_shared_set(&self.entered, self.token is not None)
 
     def __exit__(self, exc_type, exc_value, traceback):
         cdef Token token = self._running()
@@ -88,7 +88,7 @@ cdef class Claim:
                     return self.token
                 await self._settled(loop.create_future(), self._pause(next_pause(&backoff), False))
         finally:
-            self.entered = self.token is not None
+            luna_shared_set(&self.entered, self.token is not None)
 
     def __aexit__(self, exc_type, exc_value, traceback):
         # No coroutine: a signal handler could run between its call and its first line.
@@ -110,17 +110,21 @@ cdef class Claim:
         self.share.client.need(CA_GET_UNASSIGNED_SLOT, self.share.path)
         self.share.client.need(CA_UNLOCK_CLUSTERED_SLOT, self.share.path)
         sys.audit("luna_ext.claim", self.cluster_id.decode())
-        if self.entered:
+        # Of several threads that enter at the same moment only one does.
+        if not luna_shared_set_once(&self.entered):
             raise LockReentryError(
                 "this claim's block is running already; call claim() once more for another token",
                 function="CA_GetUnassignedSlot",
             )
-        begin_wait(&self.wait, False)
+        try:
+            begin_wait(&self.wait, False)
+        except BaseException:
+            luna_shared_set(&self.entered, False)
+            raise
         # With a timeout of 0 the device is asked once, and its answer is waited for.
         self.deadline = deadline_in(self.timeout or -1)
         self.tries_until = answer_by(self.timeout)
         self.refusal = None
-        self.entered = True
         return 0
 
     cdef Token _running(self):
@@ -134,7 +138,7 @@ cdef class Claim:
 
     cdef int _end(self) noexcept:
         self.token = None
-        self.entered = False
+        luna_shared_set(&self.entered, False)
         return 0
 
     cdef Request _request(self, uint64_t number):

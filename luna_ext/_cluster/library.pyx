@@ -102,7 +102,7 @@ cdef class Library:
 
     def _release_all(self, bint wait):
         cdef ClusterSlot slot
-        self.share.open = False
+        luna_shared_set(&self.share.open, False)
         failure = None
         places = []
         for each in list(self.slots_by_id.values()):
@@ -175,6 +175,27 @@ cdef class Library:
         At most CA_GetSlotId, CA_GetUnassignedSlot, CA_LockClusteredSlot, CA_UnlockClusteredSlot.
         """
         return self.client.cluster_functions()
+
+    def reconnect(self):
+        """Initialise the client library anew (C_Finalize and C_Initialize), whoever has initialised it.
+
+        The device drops all locks of this process by that, also those that could not be unlocked and those
+        of other Library objects on the same client library. Their holders get a `LockLostError` from
+        `ensure_held()` and at the end of their block. Threads and tasks that wait for a lock go on
+        waiting. Sessions that other code of this process has with the library end as well.
+
+        A new Library does the same by itself if the device does not know this process any more.
+
+        Raises
+        ------
+        DeviceError
+            Calls of this process are still at the device after a second. Nothing was done; if the device
+            never answers them, only a restart of the process helps.
+        LibraryClosedError, CryptokiError
+            The Library is closed, or what C_Initialize answers. The next call tries it again.
+        """
+        self._check_open()
+        self.locks.reconnect(DRAIN_SECONDS)
 
     def slot(self, slot_id):
         """The slot with this ID: always the same object. Does not ask the device.
@@ -368,6 +389,48 @@ cdef class Library:
         self._check_open()
         return new_claim(self, cluster_id, timeout)
 
+    def pkcs11(self):
+        """python-pkcs11 on this Library's client library: a ``pkcs11.lib``.
+
+        Its `initialize()`, `finalize()`, `reinitialize()` and `unload()` do nothing: the Library sees to
+        that. It keeps the Library alive, and works in a forked child and after `reconnect()`; its
+        sessions end there. ``pkcs11.lib(path)`` gives an object of the same kind afterwards.
+
+        Raises
+        ------
+        ImportError
+            python-pkcs11 is not installed, or too old (extra ``pkcs11``).
+        LibraryClosedError
+            The Library is closed; later also from the methods of the object.
+        """
+        from .neighbours import pkcs11_of
+
+        return pkcs11_of(self, self._make_ready)
+
+    def pykcs11(self):
+        """PyKCS11 on this Library's client library: a ``PyKCS11.PyKCS11Lib``.
+
+        It finalises nothing when it is collected or unloaded; nor do other PyKCS11Lib objects for the same
+        path that are made afterwards. It keeps the Library alive, and works in a forked child and after
+        `reconnect()`; its sessions end there.
+
+        Raises
+        ------
+        ImportError
+            PyKCS11 is not installed, or too old (extra ``pykcs11``).
+        LibraryClosedError
+            The Library is closed; later also from the methods of the object.
+        """
+        from .neighbours import pykcs11_of
+
+        return pykcs11_of(self, self._make_ready)
+
+    def _make_ready(self):
+        """Before other code calls the client library: in a forked child it is initialised anew."""
+        self._check_open()
+        if luna_shared_get(&self.client.state) != READY:
+            self.locks.make_ready()
+
     def stats(self):
         """How often this process has called each C function, and for how long.
 
@@ -407,17 +470,21 @@ cdef Share open_client(Locks locks, str path):
     cdef Client client = locks.client
     # First: if a signal handler raised after join(), no Library would ever end the share.
     locks.publish()
-    if client.state == CLOSING:
+    if luna_shared_get(&client.suspect) and client.is_open() and is_lost(client):
+        locks.reconnect(DRAIN_SECONDS)
+    if luna_shared_get(&client.state) == CLOSING:
         finish_closing(locks)
         # Calls that were given up are waited for as well, so that none of them, when it comes back,
         # meets the new Library.
         wait_for_given_up(locks, REOPEN_SECONDS)
+        if luna_shared_get(&client.suspect) and is_lost(client):
+            locks.reconnect(0)
     return client.join(path)
 
 
 cdef int wait_for_given_up(Locks locks, double seconds) except -1:
     cdef Deadline deadline = deadline_in(seconds)
-    while locks.client.state == CLOSING and left_of(deadline) > 0:
+    while luna_shared_get(&locks.client.state) == CLOSING and left_of(deadline) > 0:
         locks.client.wait_for_calls(left_of(deadline), 0)
         call_came_back(locks)
     return 0

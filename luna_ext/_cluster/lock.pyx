@@ -33,7 +33,7 @@ cdef double seconds_of(object timeout) except? -1:
 
 
 cdef int check_open(Share share, CK_SLOT_ID slot_id) except -1:
-    if not share.open:
+    if not luna_shared_get(&share.open):
         raise closed_error(slot_id, share.path)
     return 0
 

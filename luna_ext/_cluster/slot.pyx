@@ -169,7 +169,7 @@ cdef class ClusterSlot:
         # The slot keeps its Share. A reference more would be counted in a cache line that all threads of
         # the Library share.
         cdef PyObject *share = <PyObject *> self.share
-        if not self.share.open:
+        if not luna_shared_get(&self.share.open):
             check_open(self.share, self.mutex.slot_id)
         self.mutex.acquire(<Share> share)
         return self

@@ -148,7 +148,7 @@ cdef class Token:
         cdef Client client = self.slot.mutex.client
         slot_id = self.slot.slot_id
         try:
-            init_token(client, slot_id, so, raw_label)
+            self._init_token(raw_label, so)
         except CryptokiError as error:
             self._note_label(error)
             raise
@@ -176,6 +176,33 @@ cdef class Token:
             )
             raise
 
+    cdef int _init_token(self, bytes raw_label, Pin so) except -1:
+        cdef Client client = self.slot.mutex.client
+        cdef Deadline deadline = deadline_in(SESSIONS_SECONDS)
+        cdef Backoff backoff
+        cdef double pause
+        backoff.longest = 0
+        # No token with a session can be initialised, and this process's own is the canary.
+        cdef bint had_canary = close_canary(client, self.slot.slot_id)
+        try:
+            while True:
+                try:
+                    init_token(client, self.slot.slot_id, so, raw_label)
+                    break
+                except CryptokiError as error:
+                    pause = next_pause(&backoff)
+                    # Nothing was done. Another process closes its canary when it has given a claim back.
+                    if error.rv != CKR_SESSION_EXISTS or pause >= left_of(deadline):
+                        raise
+                time.sleep(pause)
+        finally:
+            if had_canary:
+                want_canary(client)
+        self.slot.mutex.is_unassigned = False
+        if had_canary:
+            self.slot.mutex.locks.look_for_canary(self.slot.slot_id)
+        return 0
+
     def _set_user_pin(self, so_pin, user_pin):
         """The last part of assign(), for a token whose assignment was interrupted before it.
 
@@ -191,6 +218,35 @@ cdef class Token:
             init_user_pin(self.slot.mutex.client, mutex.slot_id, so, user)
         finally:
             mutex.end_work()
+
+    def pkcs11(self):
+        """python-pkcs11's token of this slot, a ``pkcs11.Token``, on the Library's client library::
+
+            with luna.token("payments-01") as token:
+                with token.pkcs11().open(user_pin=...) as session: ...
+
+        Raises
+        ------
+        ImportError
+            python-pkcs11 is not installed, or too old (extra ``pkcs11``).
+        LibraryClosedError, SlotIdInvalidError
+            The Library is closed, or the client knows no such slot any more.
+        pkcs11.PKCS11Error
+            What C_GetTokenInfo answers.
+        """
+        from .neighbours import pkcs11_token
+
+        try:
+            return pkcs11_token(
+                self.slot.library, self.slot.slot_id, self.slot.library._make_ready
+            )
+        except KeyError:
+            raise SlotIdInvalidError(
+                f"slot {self.slot.slot_id}: the client knows no such slot any more; look for the label "
+                "again",
+                function="C_GetSlotList",
+                slot_id=self.slot.slot_id,
+            ) from None
 
     def __enter__(self):
         cdef ClusterSlot slot = self.slot

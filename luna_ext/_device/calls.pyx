@@ -39,6 +39,8 @@ cdef inline bint make_call(
         luna_comes_back()
     luna_is_back()
     count_call(client, function, nanoseconds[0], rv[0])
+    if rv[0] != CKR_OK and says_lost(rv[0]):
+        luna_shared_set(&client.suspect, 1)
     call_ends(client)
     return True
 
@@ -113,6 +115,248 @@ cdef bint next_unassigned(
     return make_call(
         client, CA_GET_UNASSIGNED_SLOT, make_claim, &arguments, False, rv, &nanoseconds, NULL
     )
+
+
+# ---- the canary ----
+
+cdef enum:
+    # A module whose first session has a number as small as this may count anew from 1 when it is
+    # initialised again. Then the canary is a later session, which another user has not at once.
+    COUNTED_HANDLES = 64
+    LEAST_SESSIONS = 4
+    MOST_SESSIONS = 12
+    # How many slots are asked whether the device still knows this application.
+    SLOTS_TO_ASK = 3
+
+
+cdef struct SessionArguments:
+    CK_SLOT_ID slot_id
+    CK_SESSION_HANDLE session
+    CK_SESSION_INFO info
+
+
+# As read-only session it would keep the security officer from logging in.
+cdef CK_FLAGS CANARY_FLAGS = CKF_SERIAL_SESSION | CKF_RW_SESSION
+
+
+cdef CK_RV make_open_canary(Client client, void *arguments) noexcept nogil:
+    cdef SessionArguments *open = <SessionArguments *> arguments
+    return client.functions.C_OpenSession(open.slot_id, CANARY_FLAGS, NULL, NULL, &open.session)
+
+
+cdef CK_RV make_close_canary(Client client, void *arguments) noexcept nogil:
+    return client.functions.C_CloseSession((<SessionArguments *> arguments).session)
+
+
+cdef CK_RV make_get_session_info(Client client, void *arguments) noexcept nogil:
+    cdef SessionArguments *about = <SessionArguments *> arguments
+    return client.functions.C_GetSessionInfo(about.session, &about.info)
+
+
+cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
+    """Open the canary on this slot, unless one was asked for in this generation. Returns why there is
+    none; CKR_OK also where that is not known yet, or another thread opens it.
+    """
+    cdef SessionArguments arguments
+    cdef CK_SESSION_HANDLE[MOST_SESSIONS] sessions
+    cdef uint64_t generation, nanoseconds
+    cdef int count = 0
+    cdef int wanted, index
+    cdef CK_RV rv = CKR_OK
+    cdef bint due
+    luna_guard_lock(&client.guard)
+    generation = client.generation
+    due = client.canary.sought_in != generation
+    client.canary.sought_in = generation
+    luna_guard_unlock(&client.guard)
+    if not due:
+        return CKR_OK
+    wanted = LEAST_SESSIONS + <int> (luna_ticks(0) // 64 % (MOST_SESSIONS - LEAST_SESSIONS + 1))
+    arguments.slot_id = slot_id
+    while count < wanted:
+        arguments.session = 0
+        if not make_call(
+            client, C_OPEN_SESSION, make_open_canary, &arguments, False, &rv,
+            &nanoseconds, NULL
+        ) or rv != CKR_OK:
+            break
+        sessions[count] = arguments.session
+        count += 1
+        if arguments.session > COUNTED_HANDLES:
+            break
+    for index in range(count - 1):
+        arguments.session = sessions[index]
+        make_call(
+            client, C_CLOSE_SESSION, make_close_canary, &arguments, True, &rv, &nanoseconds,
+            NULL
+        )
+    luna_guard_lock(&client.guard)
+    if count > 0 and client.generation == generation:
+        client.canary.session = sessions[count - 1]
+        client.canary.slot_id = slot_id
+        client.canary.generation = generation
+        rv = CKR_OK
+    elif says_nothing_of_sessions(rv):
+        # The next lock call, perhaps of another slot, tries it again.
+        client.canary.sought_in = 0
+        rv = CKR_OK
+    luna_guard_unlock(&client.guard)
+    return rv
+
+
+cdef bint says_nothing_of_sessions(CK_RV rv) noexcept nogil:
+    """Whether the answer says more of the slot, or of the moment, than of sessions."""
+    return is_no_token(rv) or says_busy(rv) or says_lost(rv)
+
+
+cdef bint is_no_token(CK_RV rv) noexcept nogil:
+    """Whether the client knows no such slot, or no token in it."""
+    return (
+        rv == CKR_SLOT_ID_INVALID or rv == CKR_TOKEN_NOT_PRESENT or rv == CKR_TOKEN_NOT_RECOGNIZED
+    )
+
+
+cdef Life ask_canary(Client client) noexcept:
+    """Whether the library has been finalised since the canary was opened (C_GetSessionInfo). If so, a new
+    generation begins here, in which nothing is held.
+    """
+    cdef SessionArguments arguments
+    cdef Canary canary
+    cdef uint64_t nanoseconds
+    cdef InfoArguments about
+    cdef CK_TOKEN_INFO info
+    cdef CK_RV rv = CKR_OK
+    cdef Life life
+    luna_guard_lock(&client.guard)
+    canary = client.canary
+    luna_guard_unlock(&client.guard)
+    if canary.generation == 0 or canary.generation != client.generation:
+        return NO_CANARY
+    memset(&arguments, 0, sizeof(arguments))
+    arguments.session = canary.session
+    if not make_call(
+        client, C_GET_SESSION_INFO, make_get_session_info, &arguments, True, &rv, &nanoseconds, NULL
+    ) or says_busy(rv):
+        return NO_CANARY
+    if rv != CKR_OK and says_lost(rv) and rv != CKR_CRYPTOKI_NOT_INITIALIZED:
+        # The device does not answer at all, which says nothing of the session.
+        return NO_CANARY
+    if (
+        rv == CKR_OK
+        and arguments.info.slotID == canary.slot_id
+        and arguments.info.flags == CANARY_FLAGS
+    ):
+        return ALIVE
+    about.slot_id = canary.slot_id
+    about.info = &info
+    if make_call(
+        client, C_GET_TOKEN_INFO, make_get_token_info, &about, True, &rv, &nanoseconds, NULL
+    ) and is_no_token(rv):
+        # It went with its token. The next lock call opens another.
+        luna_guard_lock(&client.guard)
+        if client.canary.session == canary.session:
+            client.canary.generation = 0
+            client.canary.sought_in = 0
+        luna_guard_unlock(&client.guard)
+        return NO_CANARY
+    life = NO_CANARY
+    luna_guard_lock(&client.guard)
+    # Unless it was closed by close_canary() meanwhile.
+    if client.canary.generation == canary.generation and client.canary.session == canary.session:
+        life = GONE
+        client.canary.generation = 0
+        if client.generation == canary.generation:
+            client.generation += 1
+            # Another user of the process has initialised the library, and finalises it.
+            client.initialised_here = False
+    luna_guard_unlock(&client.guard)
+    return life
+
+
+cdef bint close_canary(Client client, CK_SLOT_ID slot_id) noexcept:
+    """Close the canary if it is on this slot: no token with a session can be initialised. Whether it was;
+    then none is opened before want_canary().
+    """
+    cdef SessionArguments arguments
+    cdef uint64_t nanoseconds
+    cdef CK_RV rv = CKR_OK
+    cdef bint here
+    luna_guard_lock(&client.guard)
+    here = client.canary.generation != 0 and client.canary.slot_id == slot_id
+    arguments.session = client.canary.session
+    if here:
+        client.canary.generation = 0
+    luna_guard_unlock(&client.guard)
+    if here:
+        make_call(
+            client, C_CLOSE_SESSION, make_close_canary, &arguments, True, &rv, &nanoseconds,
+            NULL
+        )
+    return here
+
+
+cdef void want_canary(Client client) noexcept nogil:
+    """The next lock call opens one."""
+    luna_guard_lock(&client.guard)
+    client.canary.sought_in = 0
+    luna_guard_unlock(&client.guard)
+
+
+cdef bint is_lost(Client client) noexcept:
+    """Ask a device that may have forgotten this application: does it answer as if it had? Also when no new
+    call may begin.
+    """
+    cdef CK_SLOT_ID[SLOTS_TO_ASK] slots
+    cdef CK_TOKEN_INFO info
+    cdef InfoArguments about
+    cdef uint64_t nanoseconds
+    cdef CK_RV rv = CKR_OK
+    cdef int count, index
+    cdef Life life
+    luna_shared_set(&client.suspect, 0)
+    count = some_slots(client, slots, &rv)
+    if says_lost(rv):
+        return True
+    life = ask_canary(client)
+    if life != NO_CANARY:
+        return life == GONE
+    # One slot alone may be out of order, and the connection is not.
+    about.info = &info
+    for index in range(count):
+        about.slot_id = slots[index]
+        if not make_call(
+            client, C_GET_TOKEN_INFO, make_get_token_info, &about, True, &rv, &nanoseconds, NULL
+        ) or not says_lost(rv):
+            return False
+    return count > 0
+
+
+cdef int some_slots(Client client, CK_SLOT_ID *slots, CK_RV *rv) noexcept:
+    """Slots with a token, from all over the list; how many."""
+    cdef ListArguments arguments
+    cdef uint64_t nanoseconds
+    cdef CK_ULONG room, count, index
+    arguments.token_present = CK_TRUE
+    arguments.slots = NULL
+    arguments.count = 0
+    if not make_call(
+        client, C_GET_SLOT_LIST, make_get_slot_list, &arguments, True, rv, &nanoseconds, NULL
+    ) or rv[0] != CKR_OK or arguments.count == 0 or arguments.count > MOST_SLOTS:
+        return 0
+    room = arguments.count
+    arguments.slots = <CK_SLOT_ID *> malloc(room * sizeof(CK_SLOT_ID))
+    if arguments.slots == NULL:
+        return 0
+    count = 0
+    if make_call(
+        client, C_GET_SLOT_LIST, make_get_slot_list, &arguments, True, rv, &nanoseconds, NULL
+    ) and rv[0] == CKR_OK:
+        room = min(arguments.count, room)
+        count = min(room, <CK_ULONG> SLOTS_TO_ASK)
+        for index in range(count):
+            slots[index] = arguments.slots[0 if count == 1 else index * (room - 1) // (count - 1)]
+    free(arguments.slots)
+    return <int> count
 
 
 # ---- information from the client and the device ----

@@ -279,11 +279,13 @@ cdef class Client:
     cdef Share join(self, str path):
         """Initialise the library unless that was done; returns a Share for a new Library."""
         cdef CK_RV rv
+        cdef int state
         share = Share(self, path)
         self._begin_change()
         # While a call that was given up is out, which may be for ever, the client is CLOSING: it was
         # not finalised, so it can be used as it is.
-        rv = self._initialise() if self.state == CLOSED or self.state == FORKED else CKR_OK
+        state = luna_shared_get(&self.state)
+        rv = self._initialise() if state == CLOSED or state == DUE else CKR_OK
         if rv == CKR_OK:
             luna_guard_lock(&self.guard)
             self.shares.add(share)
@@ -296,31 +298,35 @@ cdef class Client:
 
     cdef int part(self, Share share) except -1:
         """End a share. With the last one no call may begin any more; finalize() is what is left."""
-        share.open = False
+        luna_shared_set(&share.open, False)
         luna_guard_lock(&self.guard)
         self.shares.discard(share)
-        if not self.shares and self.state == READY:
+        if not self.shares and luna_shared_get(&self.state) == READY:
             luna_shared_set(&self.state, CLOSING)
-        elif not self.shares and self.state == FORKED:
+        elif not self.shares and luna_shared_get(&self.state) == DUE:
             luna_shared_set(&self.state, CLOSED)
         luna_guard_unlock(&self.guard)
         return 0
 
     def is_open(self):
         """Whether calls are possible, after a fork perhaps by initialising anew."""
-        return self.state == READY or self.state == FORKED
+        cdef int state = luna_shared_get(&self.state)
+        return state != CLOSED and state != CLOSING
 
     cdef int make_ready(self) except -1:
-        """When a call may not begin: a fork's first call initialises anew, any other is refused."""
+        """When a call may not begin: where C_Initialize is due, the first call makes it; while the library
+        is being reconnected it waits; any other is refused.
+        """
         cdef CK_RV rv = CKR_OK
-        if self.state == FORKED:
+        cdef int state = luna_shared_get(&self.state)
+        if state == DUE or state == RECONNECTING:
             self._begin_change()
-            if self.state == FORKED:
+            if luna_shared_get(&self.state) == DUE:
                 rv = self._initialise()
             self._end_change()
             if rv != CKR_OK:
                 raise error_of(rv, C_INITIALIZE, None)
-        if self.state != READY:
+        if luna_shared_get(&self.state) != READY:
             self.refuse()
         return 0
 
@@ -356,28 +362,106 @@ cdef class Client:
             return rv
         self.initialised_here = rv == CKR_OK
         self.generation += 1
+        luna_shared_set(&self.suspect, 0)
         luna_shared_set(&self.initialised, 1)
         luna_shared_set(&self.state, READY)
         return CKR_OK
+
+    cdef int reconnect(self, double seconds) except -1:
+        """Call C_Finalize, whoever has initialised the library, and C_Initialize. All locks are dropped by
+        that. The calls that are out have so many seconds to come back.
+        """
+        cdef Deadline deadline = deadline_in(seconds)
+        cdef CK_RV finalized = CKR_OK
+        cdef CK_RV rv = CKR_OK
+        cdef int before, out
+        self._begin_change()
+        before = luna_shared_get(&self.state)
+        out = 0
+        if before == READY or before == CLOSING:
+            luna_shared_set(&self.state, RECONNECTING)
+            out = self._drain(deadline)
+            if out == 0:
+                luna_shared_set(&self.initialised, 0)
+                # An unlock may have begun just before.
+                out = self._drain(deadline)
+            if out != 0:
+                luna_shared_set(&self.initialised, 1)
+                luna_shared_set(&self.state, before)
+            else:
+                self.initialised_here = False
+                finalized = self._call_finalize()
+        if out == 0 and before != CLOSED:
+            rv = self._initialise()
+            luna_guard_lock(&self.guard)
+            if rv != CKR_OK:
+                luna_shared_set(&self.state, DUE if self.shares else CLOSED)
+            elif not self.shares:
+                luna_shared_set(&self.state, CLOSING)
+            luna_guard_unlock(&self.guard)
+        self._end_change()
+        if before == CLOSED:
+            self.refuse()
+        if out != 0:
+            raise DeviceError(
+                f"the library {self.path!r} cannot be initialised anew: {out} of this process's calls "
+                "are still at the device, and C_Finalize must not be called beside them. Try again "
+                "when they have come back; if the device never answers them, only a restart of this "
+                "process helps",
+                function="C_Finalize",
+            )
+        if rv != CKR_OK:
+            raise error_of(rv, C_INITIALIZE, None)
+        if not self.initialised_here and finalized != CKR_OK:
+            raise error_of(finalized, C_FINALIZE, None)
+        return 0
+
+    cdef int _drain(self, Deadline deadline) noexcept:
+        """Wait until no call is out; how many still are at the deadline. No signal handler runs meanwhile.
+        """
+        cdef double left = left_of(deadline)
+        while self.in_flight() > 0 and left != 0:
+            luna_shared_set(&self.awaited, 1)
+            if self.in_flight() > 0:
+                left = min(left, RECOUNT_SECONDS)
+                with nogil:
+                    PyThread_acquire_lock_timed(self.idle, <long long> (left * 1e6), 0)
+            left = left_of(deadline)
+        return self.in_flight()
+
+    cdef int _drop_canary(self) noexcept:
+        with nogil:
+            self.functions.C_CloseSession(self.canary.session)
+        self.canary.generation = 0
+        self.canary.sought_in = 0
+        return 0
+
+    cdef CK_RV _call_finalize(self) noexcept:
+        cdef CK_RV rv
+        cdef uint64_t began, lasted
+        with nogil:
+            began = luna_ticks(self.tick)
+            rv = self.functions.C_Finalize(NULL)
+            lasted = luna_since(began, self.tick)
+        count_call(self, C_FINALIZE, lasted, rv)
+        return rv
 
     cdef CK_RV finalize(self) except? 0xFFFFFFFF:
         """Finalise if there is no Share and no call is out. Returns C_Finalize's answer; CKR_OK if it was
         not called.
         """
         cdef CK_RV rv = CKR_OK
-        cdef uint64_t began, lasted
-        if self.state != CLOSING or self.shares or self.in_flight() != 0:
+        if luna_shared_get(&self.state) != CLOSING or self.shares or self.in_flight() != 0:
             return CKR_OK
         self._begin_change()
-        if self.state == CLOSING and not self.shares and self.in_flight() == 0:
+        if luna_shared_get(&self.state) == CLOSING and not self.shares and self.in_flight() == 0:
             if self.initialised_here:
                 self.initialised_here = False
                 luna_shared_set(&self.initialised, 0)
-                with nogil:
-                    began = luna_ticks(self.tick)
-                    rv = self.functions.C_Finalize(NULL)
-                    lasted = luna_since(began, self.tick)
-                count_call(self, C_FINALIZE, lasted, rv)
+                rv = self._call_finalize()
+            elif self.canary.generation != 0:
+                # Other code goes on with the library, and without our session.
+                self._drop_canary()
             luna_shared_set(&self.state, CLOSED)
         self._end_change()
         return rv
@@ -428,9 +512,9 @@ cdef class Client:
         """In the child: nothing is held, nothing in flight; the first call initialises anew."""
         # If another thread of the parent was inside close() at the fork, no thread finishes that here.
         self.shares = {share for share in self.shares if (<Share> share).open}
-        if self.state == READY and self.shares:
-            self.state = FORKED
-        elif self.state != FORKED or not self.shares:
+        if self.is_open() and self.shares:
+            self.state = DUE
+        elif luna_shared_get(&self.state) != DUE or not self.shares:
             self.state = CLOSED
         self.initialised_here = False
         self.initialised = 0

@@ -25,6 +25,8 @@ cdef extern from "layout.h":
     const CK_RV CKR_DEVICE_ERROR
     const CK_RV CKR_TOKEN_NOT_PRESENT
     const CK_RV CKR_TOKEN_NOT_RECOGNIZED
+    const CK_RV CKR_SESSION_HANDLE_INVALID
+    const CK_RV CKR_SESSION_EXISTS
     const CK_RV CKR_BUFFER_TOO_SMALL
     const CK_RV CKR_CRYPTOKI_NOT_INITIALIZED
     const CK_RV CKR_CRYPTOKI_ALREADY_INITIALIZED
@@ -68,6 +70,10 @@ cdef extern from "layout.h":
         CK_VERSION firmwareVersion
         CK_CHAR utcTime[16]
 
+    ctypedef struct CK_SESSION_INFO:
+        CK_SLOT_ID slotID
+        CK_FLAGS flags
+
     ctypedef struct CK_C_INITIALIZE_ARGS:
         CK_FLAGS flags
 
@@ -91,6 +97,8 @@ cdef extern from "layout.h":
         CK_RV (*C_OpenSession)(CK_SLOT_ID slotID, CK_FLAGS flags, void *pApplication,
                                void *Notify, CK_SESSION_HANDLE *phSession) noexcept nogil
         CK_RV (*C_CloseSession)(CK_SESSION_HANDLE hSession) noexcept nogil
+        CK_RV (*C_GetSessionInfo)(CK_SESSION_HANDLE hSession,
+                                  CK_SESSION_INFO *pInfo) noexcept nogil
         CK_RV (*C_Login)(CK_SESSION_HANDLE hSession, CK_USER_TYPE userType,
                          CK_UTF8CHAR *pPin, CK_ULONG ulPinLen) noexcept nogil
         CK_RV (*C_Logout)(CK_SESSION_HANDLE hSession) noexcept nogil

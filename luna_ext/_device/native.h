@@ -214,6 +214,7 @@ typedef PyMutex luna_guard;
 #define luna_shared_set(place, value) __atomic_store_n((place), (value), __ATOMIC_SEQ_CST)
 #define luna_shared_add(place, amount) __atomic_add_fetch((place), (amount), __ATOMIC_SEQ_CST)
 #define luna_shared_take(place) __atomic_exchange_n((place), 0, __ATOMIC_SEQ_CST)
+#define luna_shared_set_once(place) (__atomic_exchange_n((place), 1, __ATOMIC_SEQ_CST) == 0)
 #define luna_count_get(place) __atomic_load_n((place), __ATOMIC_RELAXED)
 #define luna_count_set(place, value) __atomic_store_n((place), (value), __ATOMIC_RELAXED)
 #define luna_count_add(place, amount) ((void)__atomic_fetch_add((place), (amount), __ATOMIC_RELAXED))
@@ -228,6 +229,11 @@ typedef char luna_guard;
 #define luna_shared_get(place) (*(place))
 #define luna_shared_set(place, value) ((void)(*(place) = (value)))
 #define luna_shared_add(place, amount) (*(place) += (amount))
+static inline int luna_shared_set_once(int *place) {
+    int was_set = *place;
+    *place = 1;
+    return !was_set;
+}
 static inline int luna_shared_take(int *place) {
     int taken = *place;
     *place = 0;

@@ -11,6 +11,7 @@ NAMES = (
     "C_InitPIN",
     "C_OpenSession",
     "C_CloseSession",
+    "C_GetSessionInfo",
     "C_Login",
     "C_Logout",
     "CA_GetSlotId",

@@ -69,6 +69,45 @@ cdef class Locks:
             self.publishes = True
             holders.publish(self.client.path, self.holds, start_thread)
 
+    # ---- the same connection ----
+
+    cdef int look_for_canary(self, CK_SLOT_ID slot_id) noexcept:
+        """Before the first lock call of a generation: open the canary, on the slot that is to be locked. A
+        token that no program holds may be claimed, and none can be initialised that has a session.
+        """
+        cdef CK_RV rv = open_canary(self.client, slot_id)
+        if rv != CKR_OK:
+            self.no_canary = rv
+            run_on_worker(tell_of_no_canary, self)
+        return 0
+
+    cdef bint is_finalised(self) noexcept:
+        """Whether the canary shows that the library was finalised: all holds are lost then."""
+        if ask_canary(self.client) != GONE:
+            return False
+        # Their holders' waiters go on. Not on this thread, which may be in the midst of a release.
+        run_on_worker(lose_all_holds, self)
+        return True
+
+    cdef int lose_all(self) except -1:
+        """End the holds of earlier generations: their locks are gone, and their holders get to know it at
+        their next call.
+        """
+        cdef SlotMutex mutex
+        cdef Record now
+        for each in self.all():
+            mutex = <SlotMutex> each
+            now = seen(&mutex.record)
+            if now.owner != 0 and now.generation != self.client.generation:
+                mutex.note_eviction(now.owner, now.share, FINALISED)
+                mutex.take_from_holder(now.hold)
+        return 0
+
+    def reconnect(self, seconds):
+        """Initialise the library anew; all holds are lost."""
+        self.client.reconnect(seconds)
+        self.lose_all()
+
     # ---- the kind of the device ----
 
     cdef int learn(self, int kind) noexcept:
@@ -78,7 +117,7 @@ cdef class Locks:
         luna_shared_set(&self.in_doubt, False)
         for each in self.all():
             mutex = <SlotMutex> each
-            if mutex.record.doubt and end_doubt(
+            if seen(&mutex.record).doubt and end_doubt(
                 &mutex.record, self.client.generation, kind == GIVES_ONCE
             ):
                 if not run_on_worker(unlock_late, mutex):
@@ -222,7 +261,7 @@ cdef class Request(Waiter):
         for _ in range(MOST_TRIES):
             # Made beforehand: from the answer on, nothing may run the garbage collector.
             mutex = self.locks._new()
-            if not self.share.open:
+            if not luna_shared_get(&self.share.open):
                 raise closed_to_claims(self.share)
             if luna_shared_get(&client.state) != READY:
                 self.locks.make_ready()
@@ -246,19 +285,26 @@ cdef class Request(Waiter):
             if rv != CKR_OK:
                 break
             if arrival == CLAIMED:
-                return 0
+                return self._hold_begins()
             if arrival == RETURNED:
                 # A lock call may be out, whose answer the unlock must not cross either.
                 self.mutex._tell_late(self.mutex.take_off(True, client.generation))
                 return 0
             if arrival == UNPROVEN and self.make_sure():
-                return 0
+                return self._hold_begins()
             # What this process holds is its holder's, whatever the device says; to unlock it here
             # would take it away from there.
             if self.seat.outcome != WAITING:
                 return 0
             rv = CKR_FUNCTION_FAILED
         self._refuse(error_of(rv, CA_GET_UNASSIGNED_SLOT, None))
+        return 0
+
+    cdef int _hold_begins(self) noexcept:
+        """The claim holds the slot."""
+        self.mutex.held_since = luna_ticks(self.locks.client.tick)
+        self.mutex.is_unassigned = True
+        self.locks.look_for_canary(self.mutex.slot_id)
         return 0
 
     def _keep_or_unlock(self, SlotMutex mutex not None):
@@ -293,16 +339,16 @@ cdef class Request(Waiter):
         luna_guard_lock(&self.locks.guard)
         if self.seat.outcome == WAITING:
             self.calling = True
-            self.locks.claims += 1
-            self.locks.claims_out += 1
-            claim = self.locks.claims
+            luna_count_add(&self.locks.claims, 1)
+            luna_shared_add(&self.locks.claims_out, 1)
+            claim = luna_count_get(&self.locks.claims)
         luna_guard_unlock(&self.locks.guard)
         return claim
 
     cdef int _end(self) noexcept:
         luna_guard_lock(&self.locks.guard)
         self.calling = False
-        self.locks.claims_out -= 1
+        luna_shared_add(&self.locks.claims_out, -1)
         if self.abandoned:
             self.abandoned = False
             self.locks.given_up -= 1
@@ -360,7 +406,7 @@ cdef class Request(Waiter):
                 return True
             mutex.give_back(hold)
             return self.seat.outcome != WAITING
-        if self.locks.kind == GIVES_ONCE and self._own_after_all():
+        if luna_shared_get(&self.locks.kind) == GIVES_ONCE and self._own_after_all():
             return True
         if begin_doubt(
             &mutex.record, self.locks.client.generation, asked != mutex.record.calls
@@ -429,6 +475,22 @@ cdef class Request(Waiter):
             self.seat.outcome = WITHDRAWN
             self.mutex.give_back(self.seat.hold)
         return 0
+
+
+cdef int tell_of_no_canary(object locks) noexcept:
+    """On a worker, which runs no signal handlers."""
+    log.warning(
+        "%s: no session could be opened (C_OpenSession: %s). If other code of this process finalises the "
+        "library and initialises it again, that will not be noticed",
+        (<Locks> locks).client.path,
+        rv_name((<Locks> locks).no_canary),
+    )
+    return 0
+
+
+cdef int lose_all_holds(object locks) noexcept:
+    (<Locks> locks).lose_all()
+    return 0
 
 
 cdef int serve_claims(object locks) noexcept:

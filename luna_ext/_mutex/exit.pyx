@@ -28,7 +28,7 @@ cdef int finish_closing(Locks locks) except -1:
     finalises the client when it comes back.
     """
     cdef Client client = locks.client
-    while client.state == CLOSING and not client.shares:
+    while luna_shared_get(&client.state) == CLOSING and not client.shares:
         client.wait_for_calls(-1, locks.calls_given_up())
         call_came_back(locks)
         if client.in_flight() <= locks.calls_given_up():
@@ -41,7 +41,7 @@ cdef int call_came_back(Locks locks) except -1:
     that close() left behind.
     """
     cdef CK_RV rv = CKR_OK
-    if locks.client.state == CLOSING:
+    if luna_shared_get(&locks.client.state) == CLOSING:
         rv = locks.client.finalize()
     if rv != CKR_OK:
         log.warning("C_Finalize of %s: %s", locks.client.path, rv_name(rv))
@@ -105,7 +105,8 @@ cdef list shut_down(Client client, Deadline deadline):
     """Unlock what is held and finalise, if the device answers. Returns the warnings' messages."""
     cdef SlotMutex mutex
     cdef Locks locks
-    if client.state != READY and client.state != CLOSING:
+    cdef int state = luna_shared_get(&client.state)
+    if state != READY and state != CLOSING:
         return []
     client.refuse_new_calls()
     locks = locks_of(client)

@@ -5,6 +5,9 @@
 # done here: per slot there is one holder, at most one lock call on its way to the device, and a
 # queue.
 
+# After a hold of this length the canary is asked before the unlock: one round trip more, a fiftieth of the
+# hold at most where that takes a millisecond.
+cdef uint64_t LONG_HOLD_NANOSECONDS = 50000000
 # How long an unlock call is repeated while the device answers that it is busy.
 cdef double BUSY_SECONDS = 2.0
 # The limits of a "moment", in seconds: so long an unlock waits, once for a client, for a lock call that
@@ -122,7 +125,7 @@ cdef class SlotMutex:
 
     cdef Waiter ask(self, Waiter waiter):
         """Queue up for a lock that a worker gets. In the end the caller has to withdraw() or release."""
-        if not waiter.share.open:
+        if not luna_shared_get(&waiter.share.open):
             raise closed_error(self.slot_id, waiter.share.path)
         # The queue's own reference.
         Py_INCREF(waiter)
@@ -154,7 +157,7 @@ cdef class SlotMutex:
         except BaseException:
             self.withdraw(waiter)
             raise
-        if not waiter.share.open:
+        if not luna_shared_get(&waiter.share.open):
             if step_out(&self.record, &waiter.seat) == GRANTED:
                 self.take_from_holder(waiter.seat.hold)
             raise closed_error(self.slot_id, waiter.share.path)
@@ -186,7 +189,7 @@ cdef class SlotMutex:
         waiter.wait_in_thread()
         waiter.wait = wait[0]
         waiter.seat.own_call = True
-        if not share.open:
+        if not luna_shared_get(&share.open):
             raise closed_error(self.slot_id, share.path)
         Py_INCREF(waiter)
         line_up(&self.record, &waiter.seat, before_all)
@@ -217,8 +220,10 @@ cdef class SlotMutex:
         if not luna_shared_get(&watching):
             watch_calls()
         while True:
-            if not share.open or luna_shared_get(&self.client.state) != READY:
+            if not luna_shared_get(&share.open) or luna_shared_get(&self.client.state) != READY:
                 self._make_ready(share)
+            if self.client.canary.sought_in != self.client.generation:
+                self.locks.look_for_canary(self.slot_id)
             if not begin_call(&self.record, self.client.generation, False, &self.back):
                 return self._wait_for_turn(number, share, wait, True)
             if not lock_slot(<Client> client, self.slot_id, &rv, &nanoseconds, &self.back):
@@ -233,6 +238,7 @@ cdef class SlotMutex:
             if kind != luna_shared_get(&self.locks.kind):
                 self.locks.learn(luna_shared_get(&self.locks.kind))
             if verdict == OWNED:
+                self.held_since = luna_ticks(self.client.tick)
                 break
             if verdict == IGNORED:
                 self._note_doubt()
@@ -240,13 +246,13 @@ cdef class SlotMutex:
                 wait.began = luna_now() - 1e-9 * nanoseconds
             if verdict == REFUSED:
                 self._pause(rv, share, wait, &backoff)
-        if wait.began != 0 or nanoseconds > LONG_WAIT_NANOSECONDS or not share.open:
+        if wait.began != 0 or nanoseconds > LONG_WAIT_NANOSECONDS or not luna_shared_get(&share.open):
             self._conclude_own_call(number, share, wait, nanoseconds)
         return 0
 
     def _make_ready(self, Share share):
         try:
-            if not share.open:
+            if not luna_shared_get(&share.open):
                 raise closed_error(self.slot_id, share.path)
             self.locks.make_ready()
         except BaseException:
@@ -277,16 +283,38 @@ cdef class SlotMutex:
         cdef uint64_t hold = self.record.hold
         if wait.began == 0:
             wait.began = luna_now() - 1e-9 * nanoseconds
-        wait.warned = wait.warned or self.watched_told and self.watched_call == self.record.calls
+        wait.warned = wait.warned or self._was_told_of_call()
         try:
             end_wait(wait, self.slot_id)
         except BaseException:
             self.give_back(hold)
             raise
-        if not share.open:
+        if not luna_shared_get(&share.open):
             self.take_from_holder(hold)
             raise closed_error(self.slot_id, share.path)
         return 0
+
+    cdef bint _is_long(self, uint64_t call, double now) noexcept:
+        """For the watcher: whether this lock call has become long, which it hears once."""
+        cdef bint tell = False
+        luna_guard_lock(&self.record.guard)
+        if self.watched_call != call:
+            self.watched_call = call
+            self.watched_since = now
+            self.watched_told = False
+        elif not self.watched_told:
+            tell = now - self.watched_since > LONG_WAIT_SECONDS - WATCH_SECONDS / 2
+            self.watched_told = tell
+        luna_guard_unlock(&self.record.guard)
+        return tell
+
+    cdef bint _was_told_of_call(self) noexcept:
+        """Whether the watcher has warned of the newest lock call."""
+        cdef bint told
+        luna_guard_lock(&self.record.guard)
+        told = self.watched_told and self.watched_call == self.record.calls
+        luna_guard_unlock(&self.record.guard)
+        return told
 
     cdef int refuse_reentry(self, uint64_t number, uint64_t home) except -1:
         """Raise if a wait of this caller would never end."""
@@ -386,6 +414,8 @@ cdef class SlotMutex:
                 except BaseException as error:
                     self._fail_first(error)
                     return 0
+            if self.client.canary.sought_in != self.client.generation:
+                self.locks.look_for_canary(self.slot_id)
             if not trial and not begin_call(
                 &self.record, self.client.generation, True, &self.back
             ):
@@ -404,6 +434,7 @@ cdef class SlotMutex:
             if kind != luna_shared_get(&self.locks.kind):
                 self.locks.learn(luna_shared_get(&self.locks.kind))
             if verdict == OWNED:
+                self.held_since = luna_ticks(self.client.tick)
                 hold = seat.hold
                 if not wake_unlinked(seat, None):
                     # The loop of the task is closed, or the task is gone.
@@ -488,7 +519,12 @@ cdef class SlotMutex:
     ) except -1:
         """Write the DEBUG record of a release; raise the error if it failed."""
         if due == NOT_MINE:
-            self.raise_evicted(number, share, UNLOCK)
+            try:
+                self.raise_evicted(number, share, UNLOCK)
+            finally:
+                # The end of that hold is told once; the same thread may lock again.
+                if luna_shared_get(&share.open) and self.evictions is not None:
+                    self.evictions.pop((number, share.number), None)
             self.check_mine(UNLOCK)
             raise not_owned_error(
                 self.slot_id,
@@ -502,6 +538,9 @@ cdef class SlotMutex:
             if began != 0:
                 tell_unlocked(began, self.slot_id, False)
             return 0
+        if rv == CKR_SESSION_HANDLE_INVALID:
+            hold_back_at_exit()
+            raise lost_error(self.slot_id, LOSSES[<int> FINALISED])
         if rv == CKR_CRYPTOKI_NOT_INITIALIZED and not luna_shared_get(&self.client.initialised):
             hold_back_at_exit()
             raise lost_error(self.slot_id, "its library was closed")
@@ -514,7 +553,7 @@ cdef class SlotMutex:
         cdef Backoff backoff
         cdef double pause
         cdef PyObject *client = <PyObject *> self.client
-        if self.locks.kind == UNKNOWN and (
+        if luna_shared_get(&self.locks.kind) == UNKNOWN and (
             after_a_moment
             or ((luna_shared_get(&self.locks.claims_out) != 0 or luna_shared_get(&self.locks.in_doubt))
                 and self._make_trial())
@@ -523,6 +562,12 @@ cdef class SlotMutex:
         if self.client.generation != generation:
             # Finalised meanwhile, and the lock dropped with it.
             pass
+        elif (
+            luna_since(self.held_since, self.client.tick) > LONG_HOLD_NANOSECONDS
+            and self.locks.is_finalised()
+        ):
+            # By other code, and another process may have the lock by now.
+            rv = CKR_SESSION_HANDLE_INVALID
         elif not unlock_slot(<Client> client, self.slot_id, &rv):
             rv = CKR_CRYPTOKI_NOT_INITIALIZED
         elif rv != CKR_OK and says_busy(rv):
@@ -541,6 +586,11 @@ cdef class SlotMutex:
                     rv = CKR_OK
         end_leave(&self.record, luna_count_get(&self.locks.claims))
         self.pass_turn()
+        if self.is_unassigned:
+            # Another program may claim the token now, and assign it.
+            self.is_unassigned = False
+            if close_canary(self.client, self.slot_id):
+                want_canary(self.client)
         return rv
 
     cdef bint _make_trial(self) noexcept:
@@ -589,7 +639,7 @@ cdef class SlotMutex:
 
     cdef int _note_doubt(self) noexcept:
         """A lock call's grant has proved nothing. Most often the next call settles that at once."""
-        if self.locks.kind == UNKNOWN and self.record.doubt:
+        if luna_shared_get(&self.locks.kind) == UNKNOWN and seen(&self.record).doubt:
             self.locks.note_doubt()
             if not luna_shared_get(&self.doubted):
                 luna_shared_set(&self.doubted, run_on_worker(tell_of_doubt, self))
@@ -608,10 +658,14 @@ cdef class SlotMutex:
     def _unlock_error(self, CK_RV rv):
         """Why an unlock failed: is the connection gone, and the lock with it?"""
         cause = error_of(rv, CA_UNLOCK_CLUSTERED_SLOT, self.slot_id)
+        if self.locks.is_finalised():
+            lost = lost_error(self.slot_id, LOSSES[<int> FINALISED], rv=rv)
+            lost.__cause__ = cause
+            return lost
         try:
             token_label(self.client, self.slot_id)
         except CryptokiError as error:
-            if means_lost(error):
+            if means_lost(error) and ask_canary(self.client) != ALIVE:
                 why = f"the unlock failed ({cause.rv_name}), the next call too ({error.rv_name})"
                 lost = lost_error(self.slot_id, why, rv=rv)
                 lost.__cause__ = cause
@@ -638,7 +692,11 @@ cdef class SlotMutex:
         """After an unlock that no thread or task waits for."""
         if rv == CKR_OK:
             tell_unlocked(0, self.slot_id, True)
-        elif luna_shared_get(&self.client.initialised) and not exit_has_begun():
+        elif (
+            rv != CKR_SESSION_HANDLE_INVALID
+            and luna_shared_get(&self.client.initialised)
+            and not exit_has_begun()
+        ):
             # A client library that has been finalised has dropped its locks.
             log.error("the unlock of a lock without a holder failed: %s", self._unlock_error(rv))
         return call_came_back(self.locks)
@@ -656,11 +714,13 @@ cdef class SlotMutex:
         return task is not None and owner == task_numbers.get(task, 0)
 
     cdef int check_mine(self, str function) except -1:
+        cdef Record now
         if self.is_mine():
             return 0
-        if self.record.inherited:
+        now = seen(&self.record)
+        if now.inherited:
             holder = "the parent process held it at the fork, this process does not"
-        elif self.record.owner != 0:
+        elif now.owner != 0:
             holder = "another thread or task of this process holds it"
         else:
             holder = "it is not locked by this process"
@@ -676,7 +736,7 @@ cdef class SlotMutex:
 
     cdef int check_not_evicted(self, Share share, str function) except -1:
         """Raise if the caller's lock was taken off: by close(), or because its thread had ended."""
-        if self.evictions is None or (share.open and self.is_mine()):
+        if self.evictions is None or (luna_shared_get(&share.open) and self.is_mine()):
             return 0
         self.raise_evicted(caller_number(), share, function)
         task = current_task()
@@ -696,18 +756,11 @@ cdef class SlotMutex:
         if now.loss == NOT_LOST and now.generation != self.client.generation:
             lose(&self.record, hold, FINALISED)
         if seen(&self.record).loss == NOT_LOST:
-            try:
-                label = token_label(self.client, self.slot_id)
-            except CryptokiError as error:
-                if not means_lost(error):
-                    raise
-                lose(&self.record, hold, DEVICE_GONE)
-                raise lost_error(
-                    self.slot_id,
-                    f"{LOSSES[<int> DEVICE_GONE]} ({error.rv_name})",
-                    rv=error.rv,
-                    function=error.function,
-                ) from error
+            label = self._label_while_held(hold)
+            if self.locks.is_finalised():
+                self.locks.lose_all()
+                hold_back_at_exit()
+                raise lost_error(self.slot_id, LOSSES[<int> FINALISED])
         now = seen(&self.record)
         if now.hold != hold or not self.is_mine():
             raise lost_error(self.slot_id, LOSSES[<int> LIBRARY_CLOSED])
@@ -715,6 +768,28 @@ cdef class SlotMutex:
             hold_back_at_exit()
             raise lost_error(self.slot_id, LOSSES[<int> now.loss])
         return label
+
+    cdef bytes _label_while_held(self, uint64_t hold):
+        """The token's label; raises LockLostError if the device does not know this application any more.
+        One passing error is no loss: the question is put once more.
+        """
+        try:
+            return token_label(self.client, self.slot_id)
+        except CryptokiError as error:
+            if not means_lost(error):
+                raise
+        try:
+            return token_label(self.client, self.slot_id)
+        except CryptokiError as error:
+            if not means_lost(error) or ask_canary(self.client) == ALIVE:
+                raise
+            lose(&self.record, hold, DEVICE_GONE)
+            raise lost_error(
+                self.slot_id,
+                f"{LOSSES[<int> DEVICE_GONE]} ({error.rv_name})",
+                rv=error.rv,
+                function=error.function,
+            ) from error
 
     cdef int begin_work(self) noexcept:
         """Device calls begin that rely on the lock: until end_work(), close() must not take it off."""
@@ -991,13 +1066,6 @@ cdef bint look_once(double now) noexcept:
             if not record.calling or record.caller == 0:
                 continue
             out = True
-            if mutex.watched_call != record.calls:
-                mutex.watched_call = record.calls
-                mutex.watched_since = now
-                mutex.watched_told = False
-            elif not mutex.watched_told and (
-                now - mutex.watched_since > LONG_WAIT_SECONDS - WATCH_SECONDS / 2
-            ):
-                mutex.watched_told = True
+            if mutex._is_long(record.calls, now):
                 tell_of_wait(mutex.slot_id, LONG_WAIT_SECONDS, None)
     return out

@@ -217,20 +217,31 @@ cdef class Waiter:
         """The task awaits the future. All are kept weakly: a task that nothing else keeps can never
         run again, and has to be collected.
         """
-        self.task = weakref.ref(task)
-        self.loop = weakref.ref(loop)
-        self.future = weakref.ref(future)
+        cdef object task_reference = weakref.ref(task)
+        cdef object loop_reference = weakref.ref(loop)
+        cdef object future_reference = weakref.ref(future)
+        # The thread that ends the wait may look at them just now. None is freed under the guard: they were
+        # None before.
+        luna_guard_lock(&self.guard)
+        self.task = task_reference
+        self.loop = loop_reference
+        self.future = future_reference
+        luna_guard_unlock(&self.guard)
 
     cdef bint wake(self) except -1:
         """Wake the thread or task, whose wait has ended. False: the task can never run again."""
         if self.signal != NULL:
             PyThread_release_lock(self.signal)
             return True
-        loop = None if self.loop is None else self.loop()
-        if loop is None or self.future is None or self.future() is None:
+        luna_guard_lock(&self.guard)
+        loop = self.loop
+        future = self.future
+        luna_guard_unlock(&self.guard)
+        loop = None if loop is None else loop()
+        if loop is None or future is None or future() is None:
             return False
         try:
-            loop.call_soon_threadsafe(settle, self.future)
+            loop.call_soon_threadsafe(settle, future)
         except RuntimeError:
             # The loop is closed.
             return False

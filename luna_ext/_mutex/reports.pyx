@@ -178,8 +178,8 @@ def lost_error(slot_id, reason, *, rv=None, function=UNLOCK):
 
 def release_error(cause):
     error = LockReleaseError(
-        f"{cause}. The lock may stay set until this process disconnects: close all its Library "
-        "objects, and open a new one",
+        f"{cause}. The lock may stay set until this process disconnects: Library.reconnect() does that, "
+        "and drops all its locks",
         rv=cause.rv,
         function=cause.function,
         slot_id=cause.slot_id,

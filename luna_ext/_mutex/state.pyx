@@ -44,8 +44,10 @@ cdef inline bint is_idle(Record *record) noexcept nogil:
 cdef Record seen(Record *record) noexcept nogil:
     """The state as it is at one moment; its pointers are not to be followed."""
     cdef Record copy
+    # But for the guard, for which other threads reach meanwhile.
+    cdef size_t start = <size_t> (<char *> &record.first - <char *> record)
     luna_guard_lock(&record.guard)
-    copy = record[0]
+    memcpy(&copy.first, &record.first, sizeof(Record) - start)
     luna_guard_unlock(&record.guard)
     return copy
 

@@ -17,7 +17,7 @@ from actors import Actor, Loop, MainThread, TaskActor
 from hypothesis.errors import StopTest
 from hypothesis.stateful import RuleBasedStateMachine
 from lock_model import SLOTS, THEM, US, Model, Party
-from support import CLAIM, LOCK, TOKEN_INFO, UNLOCK
+from support import CLAIM, LOCK, SESSION_INFO, TOKEN_INFO, UNLOCK
 from surroundings import Surroundings
 
 import luna_ext
@@ -72,7 +72,7 @@ class Driver(RuleBasedStateMachine):
 
     def break_off(self, error: BaseException | None) -> None:
         """No call may be left that would disturb the next sequence."""
-        for function in (LOCK, UNLOCK, CLAIM, TOKEN_INFO):
+        for function in (LOCK, UNLOCK, CLAIM, TOKEN_INFO, SESSION_INFO):
             self.cluster.fault(function, 0, times=0)
         if error is None:
             self.elsewhere.close()
@@ -344,7 +344,9 @@ class Driver(RuleBasedStateMachine):
         # After a reconnection only: then the device has no lock of ours.
         if in_the_way := model.answer(slot) == "wait":
             self.elsewhere.unlock(slot)
-        with self.cluster.library() as luna, contextlib.suppress(luna_ext.DeviceError):
+        # Not a new Library: that would initialise anew if the connection is lost.
+        luna = self.open_libraries()[0]
+        with contextlib.suppress(luna_ext.DeviceError):
             while not luna.slot(slot).acquire(False):
                 assert time.monotonic() < deadline
                 time.sleep(0.001)

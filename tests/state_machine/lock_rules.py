@@ -7,7 +7,17 @@ from driving import ACTORS, OWN_CALLS, SHORT, Driver
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 from lock_model import SLOTS, US, Party
-from support import AGAIN, BUSY, CLAIM, DEVICE_ERROR, LOCK, TOKEN_INFO, UNLOCK
+from support import (
+    AGAIN,
+    BUSY,
+    CLAIM,
+    DEVICE_ERROR,
+    LOCK,
+    SESSION_INFO,
+    TOKEN_INFO,
+    UNLOCK,
+    let_device_forget_us,
+)
 
 import luna_ext
 
@@ -207,6 +217,7 @@ class LockRules(Driver):
             if slot in model.lost:
                 expected = luna_ext.LockLostError
         if fault:
-            self.cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
+            let_device_forget_us(self.cluster)
         self.expect(idle, self.slot(library, slot).ensure_held, expected)
-        self.cluster.fault(TOKEN_INFO, 0, times=0)
+        for function in (TOKEN_INFO, SESSION_INFO):
+            self.cluster.fault(function, 0, times=0)

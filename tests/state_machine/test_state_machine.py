@@ -210,7 +210,8 @@ class Machine(LockRules):
     @precondition(lambda self: len(self.open_libraries()) < 2)
     @rule(library=LIBRARY)
     def open(self, library: int) -> None:
-        if self.libraries[library].closed:
+        # Beside an open one, a new Library would initialise anew if the connection is lost.
+        if self.libraries[library].closed and (self.model.connected or not self.open_libraries()):
             if not self.open_libraries():
                 self.model.connected = True
             self.open_library(library)

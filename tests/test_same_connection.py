@@ -1,0 +1,354 @@
+"""A lock is held only on the connection on which it was granted: the client library may be finalised and
+initialised again by other code of the process, or by `reconnect()`.
+"""
+
+import asyncio
+import ctypes
+import logging
+import os
+import textwrap
+import time
+
+import pytest
+from support import (
+    DEVICE_ERROR,
+    GENERAL_ERROR,
+    INIT_TOKEN,
+    LOCK,
+    SESSION_INFO,
+    TOKEN_INFO,
+    UNLOCK,
+    logged,
+    nothing_is_locked,
+    wait_until,
+)
+
+import luna_ext
+from luna_ext.stub import library_path
+
+OPEN_SESSION = "C_OpenSession"
+# After a block as long as this the library looks whether it was finalised.
+LONG_BLOCK = 0.1
+
+FORMS = {
+    "slot": lambda luna: luna.slot(1),
+    "lock": lambda luna: luna.slot(1).lock(timeout=5),
+    "token": lambda luna: luna.token("keyring1"),
+    "token.lock": lambda luna: luna.token("keyring1").lock(timeout=5),
+    "claim": lambda luna: luna.claim("cluster-1"),
+}
+EACH_FORM = pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
+
+
+@pytest.fixture
+def reinitialise(cluster):
+    """What another user of the process may do, such as a wrapper object that is collected and made anew.
+
+    Asked for before `luna`, so that it finalises the library when `luna` is closed.
+    """
+    module = ctypes.CDLL(library_path())
+
+    def reinitialise():
+        assert module.C_Finalize(None) == 0
+        assert module.C_Initialize(None) == 0
+
+    yield reinitialise
+    module.C_Finalize(None)
+
+
+def held_slot(luna):
+    return next(slot for slot in luna.slots() if slot.locked())
+
+
+def lock_once(slot):
+    with slot.lock(timeout=30):
+        return slot.locked()
+
+
+@EACH_FORM
+def test_who_asks_hears_of_it(reinitialise, luna, cluster, make):
+    with pytest.raises(luna_ext.LockLostError), make(luna):
+        slot = held_slot(luna)
+        reinitialise()
+        with pytest.raises(luna_ext.LockLostError, match="finalised"):
+            slot.ensure_held()
+        assert not slot.locked()
+    assert logged(cluster, UNLOCK) == []
+
+
+@EACH_FORM
+def test_the_end_of_a_long_block_tells_and_leaves_the_next_holder_alone(
+    reinitialise, luna, cluster, make, hold_elsewhere
+):
+    with pytest.raises(luna_ext.LockLostError, match="finalised"), make(luna):
+        slot = held_slot(luna)
+        reinitialise()
+        other = hold_elsewhere(slot.slot_id)
+        time.sleep(LONG_BLOCK)
+    assert logged(cluster, UNLOCK) == []
+    assert cluster.tokens()[slot.slot_id - 1].owner == other.pid
+
+
+@pytest.mark.parametrize("claims", [False, True])
+def test_the_end_of_a_long_block_in_a_task_tells(reinitialise, luna, cluster, claims):
+    async def main():
+        make = luna.claim("cluster-1") if claims else luna.slot(1).lock()
+        with pytest.raises(luna_ext.LockLostError, match="finalised"):
+            async with make:
+                reinitialise()
+                await asyncio.sleep(LONG_BLOCK)
+
+    asyncio.run(main())
+    assert logged(cluster, UNLOCK) == []
+
+
+def test_it_is_told_once(reinitialise, luna):
+    slot = luna.slot(1)
+    slot.acquire()
+    reinitialise()
+    for _ in range(2):
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+    with pytest.raises(luna_ext.LockLostError):
+        slot.release()
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        slot.release()
+    with slot:
+        slot.ensure_held()
+
+
+def test_the_waiters_of_a_lost_lock_go_on(reinitialise, luna, cluster, call, wait_until_queued):
+    slot, other = luna.slot(1), luna.slot(2)
+    slot.acquire()
+    other.acquire()
+    waiting = call(lambda: lock_once(slot))
+    wait_until_queued(slot, 1)
+    reinitialise()
+    # It is found out on another slot.
+    with pytest.raises(luna_ext.LockLostError):
+        other.ensure_held()
+    assert waiting.result(30)
+    for lost in (slot, other):
+        with pytest.raises(luna_ext.LockLostError):
+            lost.release()
+
+
+def test_a_short_block_costs_no_call_more(luna, cluster):
+    with luna.slot(1):
+        pass
+    before = len(cluster.log())
+    for _ in range(5):
+        with luna.slot(1):
+            pass
+    assert [entry.function for entry in cluster.log()[before:]] == [LOCK, UNLOCK] * 5
+
+
+def test_a_long_block_costs_one_call_more(luna, cluster):
+    with luna.slot(1):
+        time.sleep(LONG_BLOCK)
+    assert len(logged(cluster, SESSION_INFO)) == 1
+    assert len(logged(cluster, UNLOCK)) == 1
+
+
+def test_a_device_without_a_free_session_is_told_of_once(luna, cluster, caplog):
+    cluster.fault(OPEN_SESSION, 0xB1)
+    for slot in luna.slots():
+        with slot:
+            slot.ensure_held()
+    wait_until(lambda: caplog.records)
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "CKR_SESSION_COUNT" in record.getMessage()
+    assert len(logged(cluster, OPEN_SESSION)) == 1
+
+
+def test_a_slot_that_is_not_there_leaves_it_to_the_next_lock(luna, cluster):
+    with pytest.raises(luna_ext.SlotIdInvalidError), luna.slot(99):
+        pass
+    with luna.slot(1):
+        assert [entry.slot_id for entry in logged(cluster, OPEN_SESSION)] == [99, 1]
+
+
+def test_another_program_may_assign_what_a_claim_has_given_back(luna, succeed):
+    with luna.claim("cluster-1"):
+        pass
+    assigning = """
+        for number in range(8):
+            with luna.claim("cluster-1") as token:
+                print(token.assign(f"label{number}", so_pin="12345678").label)
+    """
+    assert len(succeed(assigning)) == 8
+
+
+def test_assign_is_not_hindered_by_the_librarys_own_session(luna, cluster):
+    for number in range(4):
+        with luna.claim("cluster-1") as token:
+            assigned = token.assign(f"label{number}", so_pin="12345678", user_pin="87654321")
+            assigned.ensure_held()
+            time.sleep(LONG_BLOCK)
+    assert len(logged(cluster, INIT_TOKEN)) == 4
+    assert nothing_is_locked(cluster)
+
+
+def test_one_passing_error_is_no_loss(luna, cluster):
+    with luna.slot(1) as slot:
+        cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
+        slot.ensure_held()
+    assert len(logged(cluster, UNLOCK)) == 1
+
+
+def test_errors_while_the_session_lives_are_no_loss(luna, cluster):
+    with luna.slot(1) as slot:
+        cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=2)
+        with pytest.raises(luna_ext.DeviceError):
+            slot.ensure_held()
+        slot.ensure_held()
+    assert len(logged(cluster, UNLOCK)) == 1
+
+
+def test_a_connection_that_is_gone_is_a_loss(luna, cluster):
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
+        cluster.disconnect(os.getpid())
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+    assert logged(cluster, UNLOCK) == []
+
+
+# ---- reconnect() ----
+
+
+@EACH_FORM
+def test_reconnect_loses_what_is_held(luna, cluster, make):
+    with pytest.raises(luna_ext.LockLostError), make(luna):
+        slot = held_slot(luna)
+        luna.reconnect()
+        assert nothing_is_locked(cluster)
+        assert not slot.locked()
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+    assert logged(cluster, UNLOCK) == []
+    with luna.slot(1) as slot:
+        slot.ensure_held()
+
+
+def test_reconnect_takes_off_what_an_unlock_has_left(luna, cluster):
+    cluster.switch("relock", "wait")
+    cluster.fault(UNLOCK, GENERAL_ERROR, times=1)
+    with pytest.raises(luna_ext.LockReleaseError, match=r"reconnect\(\)"), luna.slot(1):
+        pass
+    assert not nothing_is_locked(cluster)
+    luna.reconnect()
+    assert nothing_is_locked(cluster)
+    with luna.slot(1).lock(timeout=20):
+        pass
+
+
+def test_reconnect_lets_waiters_go_on(luna, cluster, call, wait_until_queued):
+    slot = luna.slot(1)
+    slot.acquire()
+    waiting = call(lambda: lock_once(slot))
+    wait_until_queued(slot, 1)
+    luna.reconnect()
+    assert waiting.result(30)
+    with pytest.raises(luna_ext.LockLostError):
+        slot.release()
+
+
+def test_reconnect_beside_a_call_at_the_device_does_nothing(luna, cluster, call, wait_until_inside):
+    cluster.latency(2, TOKEN_INFO)
+    slot = luna.slot(2)
+    slot.acquire()
+    reading = call(lambda: luna.slot(1).token_info)
+    wait_until_inside(TOKEN_INFO)
+    with pytest.raises(luna_ext.DeviceError, match="restart"):
+        luna.reconnect()
+    cluster.latency(0, TOKEN_INFO)
+    assert reading.result(30).label == "keyring1"
+    slot.ensure_held()
+    slot.release()
+    luna.reconnect()
+
+
+def test_reconnect_of_a_closed_library(luna):
+    luna.close()
+    with pytest.raises(luna_ext.LibraryClosedError):
+        luna.reconnect()
+
+
+def test_a_reconnect_that_fails_is_tried_again_by_the_next_call(luna, cluster):
+    cluster.fault("C_Initialize", DEVICE_ERROR, times=2)
+    with pytest.raises(luna_ext.DeviceError):
+        luna.reconnect()
+    with pytest.raises(luna_ext.DeviceError):
+        luna.slots()
+    assert len(luna.slots()) == 8
+    with luna.slot(1):
+        pass
+
+
+def test_reconnect_also_takes_over_what_other_code_has_initialised(reinitialise, luna):
+    reinitialise()
+    luna.reconnect()
+    with luna.slot(1) as slot:
+        slot.ensure_held()
+
+
+# ---- what a new Library does by itself ----
+
+
+def test_a_new_library_recovers_beside_an_old_one(luna, cluster):
+    cluster.disconnect(os.getpid())
+    with pytest.raises(luna_ext.DeviceError, match="open a new Library"):
+        luna.slots()
+    with cluster.library() as new:
+        assert len(new.slots()) == 8
+        assert len(luna.slots()) == 8
+
+
+def test_a_new_library_works_after_other_code_has_finalised(luna, cluster):
+    assert ctypes.CDLL(luna.path).C_Finalize(None) == 0
+    with pytest.raises(luna_ext.NotInitializedError, match="open a new Library"):
+        luna.slots()
+    with cluster.library() as new, new.slot(1):
+        assert len(luna.slots()) == 8
+
+
+def test_a_new_library_leaves_a_connection_alone_that_works(luna, cluster):
+    with luna.slot(1) as slot:
+        cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
+        with pytest.raises(luna_ext.DeviceError):
+            luna.slot(2).token_info.label  # noqa: B018
+        cluster.library().close()
+        slot.ensure_held()
+    assert len(logged(cluster, UNLOCK)) == 1
+
+
+def test_one_token_that_is_out_of_order_is_no_lost_connection(luna, cluster):
+    """Not even where there is no session to ask for."""
+    cluster.fault(OPEN_SESSION, 0xB1)
+    with luna.slot(1) as slot:
+        cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=2)
+        with pytest.raises(luna_ext.DeviceError):
+            luna.slot(2).token_info.label  # noqa: B018
+        cluster.library().close()
+        slot.ensure_held()
+
+
+def test_a_new_library_beside_a_hung_call_says_that_only_a_restart_helps(cluster, succeed):
+    """A call that the device never answers, and that its caller has given up."""
+    body = f"""
+        cluster.latency(3600, {LOCK!r})
+        with contextlib.suppress(luna_ext.LockTimeoutError), slot.lock(timeout=0.1):
+            pass
+        for function in ("C_GetSlotList", "C_GetTokenInfo", "C_GetSessionInfo"):
+            cluster.fault(function, {DEVICE_ERROR})
+        with contextlib.suppress(luna_ext.DeviceError):
+            luna.slots()
+        luna.close()
+        try:
+            cluster.library()
+        except luna_ext.DeviceError as error:
+            print("restart" in str(error), flush=True)
+        os._exit(0)
+    """
+    assert succeed("import contextlib\n" + textwrap.dedent(body)) == ["True"]
