@@ -113,15 +113,15 @@ static CK_RV initialise_configured(CK_FUNCTION_LIST_PTR module, const char *file
 static const char *initialise(CK_FUNCTION_LIST_PTR module, const char *path)
 {
     char *absolute = platform_absolute(path);
-    char *file = absolute == NULL ? NULL : with_suffix(absolute, ".conf");
     char *directory = absolute == NULL ? NULL : with_suffix(absolute, ".tokens");
+    char *file = directory == NULL ? NULL : with_suffix(directory, "/softhsm2.conf");
     const char *wrong = NULL;
-    if (file == NULL || directory == NULL) {
+    if (file == NULL) {
         wrong = "the state file's absolute path cannot be found out";
     } else if (strpbrk(directory, "#=\r\n") != NULL || strlen(directory) > 900U) {
         wrong = "SoftHSM2 cannot be told of a directory whose path has a #, a = or 900 characters";
     } else if (!write_configuration(file, directory)) {
-        wrong = "the directory and the file beside the state file cannot be written";
+        wrong = "the directory beside the state file, or the file in it, cannot be written";
     } else {
         CK_RV rv = initialise_configured(module, file);
         if (rv == CKR_CRYPTOKI_ALREADY_INITIALIZED) {
