@@ -20,6 +20,7 @@ SOFTHSM = next(
 )
 SO_PIN, USER_PIN = b"officer-1", b"user-1"
 KEY_LABEL, EC_PARAMS, CLASS, TOKEN, PRIVATE = 0x3, 0x180, 0x0, 0x1, 0x2
+ALWAYS_AUTHENTICATE = 0x202
 PUBLIC_KEY, PRIVATE_KEY = 2, 3
 EC_KEY_PAIR_GEN, ECDSA = 0x1040, 0x1041
 SECP256R1 = bytes.fromhex("06082a8648ce3d030107")
@@ -64,13 +65,14 @@ class CryptoModule(Module):
         assert self.login(session, USER, USER_PIN) == OK
         return session
 
-    def make_key(self, session, label=b"key"):
+    def make_key(self, session, label=b"key", more=None):
+        """The handles of public and private key; `more`: attributes of the private one."""
         public, private = ctypes.c_ulong(), ctypes.c_ulong()
         rv = self.C_GenerateKeyPair(
             session,
             ctypes.byref(Mechanism(EC_KEY_PAIR_GEN)),
             *template({KEY_LABEL: label, TOKEN: YES, EC_PARAMS: SECP256R1}),
-            *template({KEY_LABEL: label, TOKEN: YES, PRIVATE: YES}),
+            *template({KEY_LABEL: label, TOKEN: YES, PRIVATE: YES, **(more or {})}),
             ctypes.byref(public),
             ctypes.byref(private),
         )

@@ -11,21 +11,28 @@ from pathlib import Path
 
 import pytest
 from crypto_client import (
+    ALWAYS_AUTHENTICATE,
     DIGEST,
+    ECDSA,
     SO_PIN,
     SOFTHSM,
     USER_PIN,
+    YES,
     CryptoModule,
+    Mechanism,
 )
 from foreign_clients import SECONDS
 from pkcs11_client import (
+    CONTEXT_SPECIFIC,
     DEVICE_ERROR,
     FUNCTION_NOT_SUPPORTED,
     OK,
+    OPERATION_NOT_INITIALIZED,
     PIN_INCORRECT,
     SESSION_EXISTS,
     SESSION_HANDLE_INVALID,
     USER,
+    USER_NOT_LOGGED_IN,
 )
 
 import luna_ext
@@ -36,7 +43,6 @@ pytestmark = [
     pytest.mark.luna_cluster(backend=SOFTHSM, keyrings=4),
 ]
 USER_PIN_INITIALIZED, TOKEN_INITIALIZED = 0x8, 0x400
-USER_NOT_LOGGED_IN = 0x101
 
 
 @pytest.fixture
@@ -97,6 +103,19 @@ def test_private_keys_are_there_for_the_user_alone(module, session):
     assert module.sign(session, module.key_pair(session)[1])[0] == OK
 
 
+def test_a_key_may_want_the_pin_at_each_use(module, session):
+    assert module.login(session, CONTEXT_SPECIFIC, USER_PIN) == OPERATION_NOT_INITIALIZED
+    _, private = module.make_key(session, b"careful", {ALWAYS_AUTHENTICATE: YES})
+
+    assert module.sign(session, private)[0] == USER_NOT_LOGGED_IN
+    module.C_SignInit(session, ctypes.byref(Mechanism(ECDSA)), private)
+    assert module.login(session, CONTEXT_SPECIFIC, b"wrong") == PIN_INCORRECT
+    assert module.login(session, CONTEXT_SPECIFIC, USER_PIN) == OK
+    place, length = ctypes.create_string_buffer(128), ctypes.c_ulong(128)
+    assert module.C_Sign(session, DIGEST, 32, place, ctypes.byref(length)) == OK
+    assert length.value == 64
+
+
 def test_keys_are_found_again_in_their_slots(module):
     for slot_id in (3, 1, 4):
         module.assign(slot_id)
@@ -124,8 +143,8 @@ def test_mechanisms_are_the_backend_s(module):
     mechanisms = (ctypes.c_ulong * count.value)()
     assert module.C_GetMechanismList(1, mechanisms, ctypes.byref(count)) == OK
     info = (ctypes.c_ulong * 3)()
-    assert module.C_GetMechanismInfo(1, 0x1041, info) == OK
-    assert 0x1041 in mechanisms
+    assert module.C_GetMechanismInfo(1, ECDSA, info) == OK
+    assert ECDSA in mechanisms
 
 
 def test_sessions_are_those_of_the_stand_in(module, session):
@@ -259,6 +278,23 @@ def test_twins_that_were_half_made_are_completed(module, cluster):
     assert module.C_Initialize(None) == OK
 
     module.make_key(module.user_session(2))
+
+
+def test_damaged_twins_are_replaced_by_empty_ones(module, cluster):
+    for slot_id in (1, 2):
+        module.assign(slot_id)
+        module.make_key(module.user_session(slot_id))
+    assert module.C_Finalize(None) == OK
+    # SoftHSM2 writes this file at each login; a process may be killed meanwhile.
+    for file in Path(f"{cluster.path}.tokens").glob("*/token.object"):
+        os.truncate(file, 100)
+
+    assert module.C_Initialize(None) == OK
+
+    for slot_id in (1, 2):
+        session = module.user_session(slot_id)
+        assert module.find(session) == []
+        module.make_key(session)
 
 
 # ---- faults, latencies, the log, lost connections ----
