@@ -236,16 +236,15 @@ static CK_RV make_twin(CK_FUNCTION_LIST_PTR module, struct state_file *file, uin
     CK_SLOT_ID_PTR list = list_slots(module, &count);
     CK_RV rv = CKR_DEVICE_ERROR;
     /* A slot that was offered just now is the last. */
-    while (list != NULL && count > 0 && rv != CKR_OK) {
+    while (list != NULL && count > 0) {
         CK_TOKEN_INFO info;
         CK_SLOT_ID slot = list[--count];
-        if (module->C_GetTokenInfo(slot, &info) != CKR_OK ||
-            (info.flags & CKF_TOKEN_INITIALIZED) != 0)
-            continue;
-        rv = make_empty(module, file, keyring, slot);
-        slots[keyring] = slot;
-        if (rv != CKR_OK)
+        if (module->C_GetTokenInfo(slot, &info) == CKR_OK &&
+            (info.flags & CKF_TOKEN_INITIALIZED) == 0) {
+            rv = make_empty(module, file, keyring, slot);
+            slots[keyring] = slot;
             break;
+        }
     }
     free(list);
     return rv;
@@ -262,7 +261,7 @@ static const char *provide_twins(CK_FUNCTION_LIST_PTR module, struct state_file 
     }
     if (rv == CKR_OK)
         return NULL;
-    (void)snprintf(defect, sizeof defect, "a token of its own for each keyring: 0x%08lX", rv);
+    (void)snprintf(defect, sizeof defect, "it has no token for each keyring: 0x%08lX", rv);
     return defect;
 }
 

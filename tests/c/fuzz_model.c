@@ -109,7 +109,7 @@ struct model_entry model_fault(enum function_id function)
         return open;
     fault->struck++;
     return (struct model_entry){.enters = rule->lost_reply != 0, .lost = rule->lost_reply != 0,
-                         .rv = rule->rv};
+                                .rv = rule->rv};
 }
 
 struct model_entry model_gate(enum function_id function)
