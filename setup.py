@@ -104,7 +104,7 @@ stub = Extension(
     extra_compile_args=[*stub_flags, *compiling],
     # It must not be unloaded: then it could not close its files in a forked child, and with them its
     # locks.
-    extra_link_args=[] if WINDOWS else ["-pthread", "-Wl,-z,nodelete", *linking],
+    extra_link_args=[] if WINDOWS else ["-pthread", "-ldl", "-Wl,-z,nodelete", *linking],
     libraries=["advapi32"] if WINDOWS else [],
 )
 

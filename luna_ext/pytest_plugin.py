@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from ._cluster import Library
-from .stub import STATE_VARIABLE, Cluster
+from .stub import BACKEND_VARIABLE, STATE_VARIABLE, Cluster
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,6 +33,8 @@ def luna_cluster(
     options = {} if marker is None else marker.kwargs
     with Cluster(**options) as cluster:
         monkeypatch.setenv(STATE_VARIABLE, cluster.path)
+        if cluster.backend is not None:
+            monkeypatch.setenv(BACKEND_VARIABLE, cluster.backend)
         yield cluster
 
 

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend.h"
 #include "fault.h"
 #include "keyring_lock.h"
 #include "log.h"
@@ -36,6 +37,12 @@ static void forget(void)
     platform_mutex_reset(&life_mutex);
     for (uint32_t i = 0; i < GATES; i++)
         atomic_store(&application.gates[i].word, 0);
+    backend_forget();
+}
+
+static void watch_forks(void)
+{
+    platform_on_fork(backend_hold, backend_resume, forget);
 }
 
 uint32_t application_choose_gate(void)
@@ -87,25 +94,31 @@ static bool forbidden(void)
     return forbids;
 }
 
-static CK_RV open_cluster(struct state_file *file)
+/* `path`: the state file's, to be freed. */
+static CK_RV open_cluster(struct state_file *file, char **path)
 {
     if (forbidden()) {
         explain("LUNA_EXT_FORBID_STUB", "forbids the stand-in");
         return CKR_DEVICE_ERROR;
     }
-    char *path = platform_environment("LUNA_STUB_STATE");
+    *path = platform_environment("LUNA_STUB_STATE");
     const char *reason = "is not set";
-    bool opened = path != NULL && state_open(path, file, &reason) == 0;
+    bool opened = *path != NULL && state_open(*path, file, &reason) == 0;
     if (!opened)
-        explain(path == NULL ? "LUNA_STUB_STATE" : path, reason);
-    free(path);
+        explain(*path == NULL ? "LUNA_STUB_STATE" : *path, reason);
     return opened ? CKR_OK : CKR_DEVICE_ERROR;
 }
 
-static bool enter_cluster(struct state_file *file, void (*prepare)(void))
+static bool enter_cluster(struct state_file *file, const char *path, void (*prepare)(void))
 {
+    const char *reason = backend_start(file, path);
+    if (reason != NULL) {
+        explain("LUNA_STUB_BACKEND", reason);
+        return false;
+    }
     if (!registry_enter(file)) {
         explain(file->state->header.cluster_id, "has no place for another application, or its file no locks");
+        backend_stop();
         return false;
     }
     application.entry = &file->state->applications[registry_index(file->self)];
@@ -147,32 +160,40 @@ static CK_RV end(const struct life_call *call, CK_RV rv)
     return answer;
 }
 
-static CK_RV start(CK_RV argument_rv, void (*prepare)(void))
+static CK_RV start_here(const char *path, void (*prepare)(void))
 {
-    struct life_call call;
-    if (application_started()) {
-        begin(&call, FUNCTION_C_Initialize);
-        return end(&call, argument_rv != CKR_OK ? argument_rv : CKR_CRYPTOKI_ALREADY_INITIALIZED);
-    }
-    if (argument_rv != CKR_OK)
-        return argument_rv;
     struct state_file *file = &application.file;
-    CK_RV rv = open_cluster(file);
-    if (rv != CKR_OK)
-        return rv;
+    struct life_call call;
     begin(&call, FUNCTION_C_Initialize);
-    bool entered = call.fault != FAULT_INSTEAD && enter_cluster(file, prepare);
+    bool entered = call.fault != FAULT_INSTEAD && enter_cluster(file, path, prepare);
     if (entered)
         open_gates();
-    rv = end(&call, entered ? CKR_OK : CKR_DEVICE_ERROR);
+    CK_RV rv = end(&call, entered ? CKR_OK : CKR_DEVICE_ERROR);
     if (!entered)
         state_close(file);
     return rv;
 }
 
+static CK_RV start(CK_RV argument_rv, void (*prepare)(void))
+{
+    if (application_started()) {
+        struct life_call call;
+        begin(&call, FUNCTION_C_Initialize);
+        return end(&call, argument_rv != CKR_OK ? argument_rv : CKR_CRYPTOKI_ALREADY_INITIALIZED);
+    }
+    if (argument_rv != CKR_OK)
+        return argument_rv;
+    char *path = NULL;
+    CK_RV rv = open_cluster(&application.file, &path);
+    if (rv == CKR_OK)
+        rv = start_here(path, prepare);
+    free(path);
+    return rv;
+}
+
 CK_RV application_start(CK_RV argument_rv, void (*prepare)(void))
 {
-    platform_on_fork(forget);
+    watch_forks();
     platform_mutex_lock(&life_mutex);
     CK_RV rv = start(argument_rv, prepare);
     platform_mutex_unlock(&life_mutex);
@@ -189,6 +210,7 @@ static CK_RV stop(CK_RV argument_rv)
     if (call.fault == FAULT_INSTEAD || argument_rv != CKR_OK)
         return end(&call, argument_rv);
     close_gates();
+    backend_stop();
     keyring_release_all(file, file->self);
     registry_leave(file);
     CK_RV rv = end(&call, CKR_OK);
@@ -198,7 +220,7 @@ static CK_RV stop(CK_RV argument_rv)
 
 CK_RV application_stop(CK_RV argument_rv)
 {
-    platform_on_fork(forget);
+    watch_forks();
     platform_mutex_lock(&life_mutex);
     CK_RV rv = stop(argument_rv);
     platform_mutex_unlock(&life_mutex);

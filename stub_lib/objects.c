@@ -1,5 +1,5 @@
 /*
- * objects.c: the object search of PKCS #11 on tokens that hold no objects.
+ * objects.c: the object search of PKCS #11. Without a backend it finds nothing.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -20,7 +20,8 @@ static CK_RV find_init(CK_SESSION_HANDLE handle, const CK_ATTRIBUTE *attributes,
 
 CK_RV C_FindObjectsInit(CK_SESSION_HANDLE hSession, CK_ATTRIBUTE_PTR pTemplate, CK_ULONG ulCount)
 {
-    RETURN_SESSION_CALL(C_FindObjectsInit, hSession, find_init(hSession, pTemplate, ulCount));
+    RETURN_BACKEND_CALL(C_FindObjectsInit, hSession, (twin, pTemplate, ulCount),
+                        SESSION_ANSWER(hSession, find_init(hSession, pTemplate, ulCount)));
 }
 
 static CK_RV find(CK_SESSION_HANDLE handle, const CK_OBJECT_HANDLE *objects, CK_ULONG_PTR count)
@@ -39,8 +40,8 @@ static CK_RV find(CK_SESSION_HANDLE handle, const CK_OBJECT_HANDLE *objects, CK_
 CK_RV C_FindObjects(CK_SESSION_HANDLE hSession, CK_OBJECT_HANDLE_PTR phObject,
                     CK_ULONG ulMaxObjectCount, CK_ULONG_PTR pulObjectCount)
 {
-    (void)ulMaxObjectCount;
-    RETURN_SESSION_CALL(C_FindObjects, hSession, find(hSession, phObject, pulObjectCount));
+    RETURN_BACKEND_CALL(C_FindObjects, hSession, (twin, phObject, ulMaxObjectCount, pulObjectCount),
+                        SESSION_ANSWER(hSession, find(hSession, phObject, pulObjectCount)));
 }
 
 static CK_RV find_final(CK_SESSION_HANDLE handle)
@@ -56,5 +57,6 @@ static CK_RV find_final(CK_SESSION_HANDLE handle)
 
 CK_RV C_FindObjectsFinal(CK_SESSION_HANDLE hSession)
 {
-    RETURN_SESSION_CALL(C_FindObjectsFinal, hSession, find_final(hSession));
+    RETURN_BACKEND_CALL(C_FindObjectsFinal, hSession, (twin),
+                        SESSION_ANSWER(hSession, find_final(hSession)));
 }

@@ -1,6 +1,6 @@
 /*
  * pins.c: what needs or sets a PIN: C_InitToken, C_InitPIN, C_SetPIN, C_Login, and C_Logout.
- * Labels, PINs and wrong tries are the cluster's, logins are this application's.
+ * Labels, PINs and wrong tries are the cluster's, logins are this application's; the backend follows.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -39,18 +39,20 @@ static CK_RV try_pin(struct token_pin *pin, const CK_UTF8CHAR *value, CK_ULONG l
 
 /* ---- C_InitToken ---- */
 
-static CK_RV change_token(struct token_record *record, const CK_UTF8CHAR *pin, CK_ULONG length,
-                          const CK_UTF8CHAR *label)
+static CK_RV change_token(struct token_record *record, uint32_t keyring, const CK_UTF8CHAR *pin,
+                          CK_ULONG length, const CK_UTF8CHAR *label)
 {
-    if (record->initialised != 0) {
-        CK_RV rv = try_pin(&record->so_pin, pin, length);
-        if (rv != CKR_OK)
-            return rv;
-    } else {
-        if (!length_in_range(length))
-            return CKR_PIN_INCORRECT; /* CKR_PIN_LEN_RANGE is no answer of C_InitToken */
+    CK_RV rv = CKR_OK;
+    if (record->initialised != 0)
+        rv = try_pin(&record->so_pin, pin, length);
+    else if (!length_in_range(length))
+        rv = CKR_PIN_INCORRECT; /* CKR_PIN_LEN_RANGE is no answer of C_InitToken */
+    if (rv == CKR_OK)
+        rv = backend_erase(application_file(), keyring);
+    if (rv != CKR_OK)
+        return rv;
+    if (record->initialised == 0)
         set_pin(&record->so_pin, pin, length);
-    }
     memcpy(record->label, label, STATE_LABEL_SIZE);
     memset(&record->user_pin, 0, sizeof record->user_pin);
     record->initialised = 1;
@@ -69,10 +71,11 @@ static CK_RV init_token(CK_SLOT_ID slot_id, const CK_UTF8CHAR *pin, CK_ULONG len
     if (!state_write_begin(file))
         return CKR_DEVICE_ERROR;
     CK_RV rv = CKR_SESSION_EXISTS;
-    if (!registry_any_in_session(file, state_keyring_index(file, slot_id))) {
+    uint32_t index = state_keyring_index(file, slot_id);
+    if (!registry_any_in_session(file, index)) {
         struct token_record record;
         state_read_token(&keyring->token, &record);
-        rv = change_token(&record, pin, length, label);
+        rv = change_token(&record, index, pin, length, label);
         state_write_token(&keyring->token, &record);
     }
     state_write_end(file);
@@ -164,10 +167,11 @@ static CK_RV check_login(const struct token_use *token, enum login login)
     return CKR_OK;
 }
 
-static CK_RV login_to(struct token_use *token, struct state_keyring *keyring, enum login login,
+static CK_RV login_to(const struct session *session, CK_USER_TYPE user_type, enum login login,
                       const CK_UTF8CHAR *pin, CK_ULONG length)
 {
     struct state_file *file = application_file();
+    struct state_keyring *keyring = state_keyring(file, session->slot_id);
     if (!state_write_begin(file))
         return CKR_DEVICE_ERROR;
     struct token_record record;
@@ -180,9 +184,11 @@ static CK_RV login_to(struct token_use *token, struct state_keyring *keyring, en
         if (wanted->failures != failures)
             state_write_token(&keyring->token, &record);
     }
+    if (rv == CKR_OK)
+        rv = backend_login(session->twin, user_type);
     state_write_end(file);
     if (rv == CKR_OK)
-        token->login = login;
+        session_token(session->slot_id)->login = login;
     return rv;
 }
 
@@ -194,17 +200,18 @@ static CK_RV log_in(CK_SESSION_HANDLE handle, CK_USER_TYPE user_type, const CK_U
         return CKR_SESSION_HANDLE_INVALID;
     if (pin == NULL)
         return CKR_ARGUMENTS_BAD;
-    if (user_type == CKU_CONTEXT_SPECIFIC)
-        return CKR_OPERATION_NOT_INITIALIZED;
+    const struct token_use *token = session_token(session->slot_id);
+    if (user_type == CKU_CONTEXT_SPECIFIC) {
+        /* For a key that wants the PIN at each use, which only a backend has. */
+        bool possible = backend_used() && token->login != LOGIN_NONE;
+        return possible ? login_to(session, user_type, token->login, pin, length)
+                        : CKR_OPERATION_NOT_INITIALIZED;
+    }
     if (user_type != CKU_SO && user_type != CKU_USER)
         return CKR_USER_TYPE_INVALID;
     enum login login = user_type == CKU_SO ? LOGIN_SO : LOGIN_USER;
-    struct token_use *token = session_token(session->slot_id);
     CK_RV rv = check_login(token, login);
-    if (rv != CKR_OK)
-        return rv;
-    struct state_keyring *keyring = state_keyring(application_file(), session->slot_id);
-    return login_to(token, keyring, login, pin, length);
+    return rv == CKR_OK ? login_to(session, user_type, login, pin, length) : rv;
 }
 
 CK_RV C_Login(CK_SESSION_HANDLE hSession, CK_USER_TYPE userType, CK_UTF8CHAR_PTR pPin,
@@ -222,6 +229,7 @@ static CK_RV log_out(CK_SESSION_HANDLE handle)
     if (token->login == LOGIN_NONE)
         return CKR_USER_NOT_LOGGED_IN;
     token->login = LOGIN_NONE;
+    backend_logout(session->twin);
     return CKR_OK;
 }
 

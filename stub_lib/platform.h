@@ -73,7 +73,21 @@ int64_t platform_thread(void); /* as the system numbers it, and threading.get_na
 /* The value of an environment variable, in the encoding of paths; free() it. NULL: not set. */
 char *platform_environment(const char *name);
 bool platform_random(void *buffer, size_t size);
-/* Called in the child of every fork, when all platform_files are closed there. */
-void platform_on_fork(void (*child)(void));
+/* Called at every fork: before it, after it in the parent, and in the child when all platform_files are
+   closed there. Forks do not overlap. */
+void platform_on_fork(void (*before)(void), void (*parent)(void), void (*child)(void));
+
+/* ---- another module, and what it is configured by ---- */
+
+/* A function of a shared library, which stays loaded. NULL, with the reason in words. */
+typedef void (*platform_function)(void);
+platform_function platform_load(const char *path, const char *function, const char **reason);
+/* To be freed; NULL: there is no such file. */
+char *platform_absolute(const char *path);
+/* 0 or an errno value. For their owner only; to make a directory that exists is no error. */
+int platform_make_directory(const char *path);
+int platform_write(const char *path, const char *text);
+/* NULL: it is not to be set. */
+void platform_set_environment(const char *name, const char *value);
 
 #endif

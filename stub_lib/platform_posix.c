@@ -56,6 +56,8 @@ static _Thread_local int64_t thread_number;
 
 static platform_mutex files_mutex = PLATFORM_MUTEX_INITIALIZER;
 static struct platform_file *files;
+static void (*fork_before)(void);
+static void (*fork_parent)(void);
 static void (*fork_child)(void);
 
 /* A fork between open() and the entry in the list would give the child a descriptor that is never
@@ -63,10 +65,14 @@ static void (*fork_child)(void);
 static void before_fork(void)
 {
     platform_mutex_lock(&files_mutex);
+    if (fork_before != NULL)
+        fork_before();
 }
 
 static void after_fork_in_parent(void)
 {
+    if (fork_parent != NULL)
+        fork_parent();
     platform_mutex_unlock(&files_mutex);
 }
 
@@ -94,9 +100,11 @@ __attribute__((constructor)) static void watch_forks(void)
     (void)pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 }
 
-void platform_on_fork(void (*child)(void))
+void platform_on_fork(void (*before)(void), void (*parent)(void), void (*child)(void))
 {
     platform_mutex_lock(&files_mutex);
+    fork_before = before;
+    fork_parent = parent;
     fork_child = child;
     platform_mutex_unlock(&files_mutex);
 }

@@ -37,8 +37,10 @@ void platform_mutex_reset(platform_mutex *mutex)
 }
 
 /* Nothing forks here. */
-void platform_on_fork(void (*child)(void))
+void platform_on_fork(void (*before)(void), void (*parent)(void), void (*child)(void))
 {
+    (void)before;
+    (void)parent;
     (void)child;
 }
 

@@ -1,5 +1,5 @@
 /*
- * random.c: the random number functions of PKCS #11, out of the system's generator.
+ * random.c: the random number functions of PKCS #11, out of the system's generator or the backend's.
  *
  * SPDX-License-Identifier: MIT
  */
@@ -14,8 +14,8 @@ static CK_RV seed_random(CK_SESSION_HANDLE handle, const CK_BYTE *seed)
 
 CK_RV C_SeedRandom(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pSeed, CK_ULONG ulSeedLen)
 {
-    (void)ulSeedLen;
-    RETURN_SESSION_CALL(C_SeedRandom, hSession, seed_random(hSession, pSeed));
+    RETURN_BACKEND_CALL(C_SeedRandom, hSession, (twin, pSeed, ulSeedLen),
+                        SESSION_ANSWER(hSession, seed_random(hSession, pSeed)));
 }
 
 static CK_RV generate_random(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG length)
@@ -29,5 +29,6 @@ static CK_RV generate_random(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG l
 
 CK_RV C_GenerateRandom(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pRandomData, CK_ULONG ulRandomLen)
 {
-    RETURN_SESSION_CALL(C_GenerateRandom, hSession, generate_random(hSession, pRandomData, ulRandomLen));
+    RETURN_BACKEND_CALL(C_GenerateRandom, hSession, (twin, pRandomData, ulRandomLen),
+                        SESSION_ANSWER(hSession, generate_random(hSession, pRandomData, ulRandomLen)));
 }

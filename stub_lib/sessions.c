@@ -50,6 +50,18 @@ uint64_t session_slot(CK_SESSION_HANDLE handle)
     return session == NULL ? CALL_NO_SLOT : session->slot_id;
 }
 
+bool session_twin(CK_SESSION_HANDLE handle, CK_SESSION_HANDLE_PTR twin, struct call *call)
+{
+    sessions_lock();
+    const struct session *session = session_find(handle);
+    if (session != NULL) {
+        *twin = session->twin;
+        call->slot_id = session->slot_id;
+    }
+    sessions_unlock();
+    return session != NULL;
+}
+
 struct token_use *session_token(CK_SLOT_ID slot_id)
 {
     return &tokens[state_keyring_index(application_file(), slot_id)];
@@ -79,6 +91,12 @@ static bool tell_first_session(CK_SLOT_ID slot_id)
     return true;
 }
 
+static void tell_last_session(CK_SLOT_ID slot_id)
+{
+    struct state_file *file = application_file();
+    registry_set_in_session(file, state_keyring_index(file, slot_id), false);
+}
+
 static CK_RV open_session(CK_SLOT_ID slot_id, CK_FLAGS flags, CK_SESSION_HANDLE_PTR handle,
                           bool reply_lost)
 {
@@ -99,10 +117,17 @@ static CK_RV open_session(CK_SLOT_ID slot_id, CK_FLAGS flags, CK_SESSION_HANDLE_
         return CKR_SESSION_COUNT;
     if (token->sessions == 0 && !tell_first_session(slot_id))
         return CKR_DEVICE_ERROR;
+    CK_SESSION_HANDLE twin = CK_INVALID_HANDLE;
+    CK_RV rv = backend_open_session(state_keyring_index(application_file(), slot_id), flags, &twin);
+    if (rv != CKR_OK) {
+        if (token->sessions == 0)
+            tell_last_session(slot_id);
+        return rv;
+    }
     CK_SESSION_HANDLE next = ++opened * SESSIONS_MAX + place;
     if (next == CK_INVALID_HANDLE)
         next = ++opened * SESSIONS_MAX + place;
-    sessions[place] = (struct session){.handle = next, .slot_id = slot_id,
+    sessions[place] = (struct session){.handle = next, .twin = twin, .slot_id = slot_id,
                                        .read_write = read_write};
     token->sessions++;
     if (read_write)
@@ -125,13 +150,13 @@ CK_RV C_OpenSession(CK_SLOT_ID slotID, CK_FLAGS flags, CK_VOID_PTR pApplication,
 static void close_session(struct session *session)
 {
     struct token_use *token = session_token(session->slot_id);
+    backend_close_session(session->twin);
     token->sessions--;
     if (session->read_write)
         token->rw_sessions--;
     if (token->sessions == 0) {
         token->login = LOGIN_NONE;
-        struct state_file *file = application_file();
-        registry_set_in_session(file, state_keyring_index(file, session->slot_id), false);
+        tell_last_session(session->slot_id);
     }
     session->handle = CK_INVALID_HANDLE;
 }

@@ -141,35 +141,51 @@ CK_RV C_GetTokenInfo(CK_SLOT_ID slotID, CK_TOKEN_INFO_PTR pInfo)
     RETURN_LOCKED_CALL(C_GetTokenInfo, slotID, get_token_info(slotID, pInfo));
 }
 
-/* ---- mechanisms: none ---- */
+/* ---- mechanisms: the backend's, or none ---- */
 
-static CK_RV get_mechanism_list(CK_SLOT_ID slot_id, CK_ULONG_PTR count)
+static CK_RV get_mechanism_list(CK_SLOT_ID slot_id, CK_MECHANISM_TYPE_PTR mechanisms,
+                                CK_ULONG_PTR count)
 {
     if (count == NULL)
         return CKR_ARGUMENTS_BAD;
-    if (state_keyring(application_file(), slot_id) == NULL)
+    struct state_file *file = application_file();
+    if (state_keyring(file, slot_id) == NULL)
         return CKR_SLOT_ID_INVALID;
-    *count = 0;
-    return CKR_OK;
+    if (!backend_used()) {
+        *count = 0;
+        return CKR_OK;
+    }
+    CK_SLOT_ID twin = backend_slot(state_keyring_index(file, slot_id));
+    backend_enter();
+    CK_RV rv = backend->C_GetMechanismList(twin, mechanisms, count);
+    backend_leave();
+    return rv;
 }
 
 CK_RV C_GetMechanismList(CK_SLOT_ID slotID, CK_MECHANISM_TYPE_PTR pMechanismList,
                          CK_ULONG_PTR pulCount)
 {
-    (void)pMechanismList;
-    RETURN_CALL(C_GetMechanismList, slotID, get_mechanism_list(slotID, pulCount));
+    RETURN_CALL(C_GetMechanismList, slotID, get_mechanism_list(slotID, pMechanismList, pulCount));
 }
 
-static CK_RV get_mechanism_info(CK_SLOT_ID slot_id, CK_MECHANISM_INFO_PTR info)
+static CK_RV get_mechanism_info(CK_SLOT_ID slot_id, CK_MECHANISM_TYPE type,
+                                CK_MECHANISM_INFO_PTR info)
 {
     if (info == NULL)
         return CKR_ARGUMENTS_BAD;
-    bool known = state_keyring(application_file(), slot_id) != NULL;
-    return known ? CKR_MECHANISM_INVALID : CKR_SLOT_ID_INVALID;
+    struct state_file *file = application_file();
+    if (state_keyring(file, slot_id) == NULL)
+        return CKR_SLOT_ID_INVALID;
+    if (!backend_used())
+        return CKR_MECHANISM_INVALID;
+    CK_SLOT_ID twin = backend_slot(state_keyring_index(file, slot_id));
+    backend_enter();
+    CK_RV rv = backend->C_GetMechanismInfo(twin, type, info);
+    backend_leave();
+    return rv;
 }
 
 CK_RV C_GetMechanismInfo(CK_SLOT_ID slotID, CK_MECHANISM_TYPE type, CK_MECHANISM_INFO_PTR pInfo)
 {
-    (void)type;
-    RETURN_CALL(C_GetMechanismInfo, slotID, get_mechanism_info(slotID, pInfo));
+    RETURN_CALL(C_GetMechanismInfo, slotID, get_mechanism_info(slotID, type, pInfo));
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from click.shell_completion import get_completion_class
 from .._cluster import Library
 from ..discovery import ENVIRONMENT_VARIABLE
 from ..errors import rv_named
-from ..stub import STATE_VARIABLE, Cluster, library_path
+from ..stub import BACKEND_VARIABLE, STATE_VARIABLE, Cluster, library_path
 from .bench import Crew
 from .console import Settings, examples, json_option, print_json, print_table, settings
 
@@ -62,7 +63,15 @@ def stub() -> None:
 @click.option("--cluster-id", default="cluster-1", show_default=True)
 @click.option("--label", default="keyring", show_default=True, help="What the labels begin with.")
 @click.option("--first-slot", type=click.IntRange(0), default=1, show_default=True)
-def create(path: str, keyrings: int, cluster_id: str, label: str, first_slot: int) -> None:
+@click.option(
+    "--backend",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    metavar="MODULE",
+    help="The PKCS #11 module that does the cryptography, such as SoftHSM2's.",
+)
+def create(
+    path: str, keyrings: int, cluster_id: str, label: str, first_slot: int, backend: str | None
+) -> None:
     """Make a cluster, and print what puts it into a shell's environment."""
     if os.path.exists(path):
         raise click.ClickException(f"{path} is there already; `luna-ext stub destroy` removes it")
@@ -71,6 +80,8 @@ def create(path: str, keyrings: int, cluster_id: str, label: str, first_slot: in
     )
     click.echo(f"export {ENVIRONMENT_VARIABLE}={shlex.quote(library_path())}")
     click.echo(f"export {STATE_VARIABLE}={shlex.quote(cluster.path)}")
+    if backend is not None:
+        click.echo(f"export {BACKEND_VARIABLE}={shlex.quote(backend)}")
 
 
 @stub.command(
@@ -141,9 +152,11 @@ def fault(
 @stub.command(epilog=examples("luna-ext stub destroy --state /tmp/cluster"))
 @_state
 def destroy(path: str) -> None:
-    """Remove the cluster."""
+    """Remove the cluster, and what its backend has kept."""
     # Opened first, so that no file is removed that is not a state file.
-    os.unlink(_existing(path).path)
+    state = os.path.realpath(_existing(path).path)
+    os.unlink(state)
+    shutil.rmtree(f"{state}.tokens", ignore_errors=True)
 
 
 @click.command(epilog=examples("luna-ext demo"))

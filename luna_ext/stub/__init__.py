@@ -23,6 +23,7 @@ from .control import (
     Token,
     file_path,
     microseconds,
+    module_path,
     real,
     text,
     whole,
@@ -32,6 +33,7 @@ from .guard import ExpectedStandIn, check_stand_in
 __all__ = ["Cluster", "ClusterToken", "LoggedCall", "library_path"]
 
 STATE_VARIABLE = "LUNA_STUB_STATE"
+BACKEND_VARIABLE = "LUNA_STUB_BACKEND"
 NANOSECONDS = 1_000_000_000
 
 
@@ -98,6 +100,10 @@ class Cluster:
         What the keyrings' original labels begin with.
     first_slot : int
         The first slot ID; the others follow.
+    backend : str or os.PathLike, optional
+        Another PKCS #11 module, such as SoftHSM2's, that keeps the objects of the keyrings and does
+        their cryptography: "/usr/lib/softhsm/libsofthsm2.so". Without it there is none, unless
+        LUNA_STUB_BACKEND in the environment names one.
 
     Raises
     ------
@@ -111,7 +117,9 @@ class Cluster:
     Notes
     -----
     A process is one application of one cluster at a time: `library()` says which by setting
-    LUNA_STUB_STATE in this process's environment, and child processes inherit it.
+    LUNA_STUB_STATE in this process's environment, and child processes inherit it. So it is with the
+    backend and LUNA_STUB_BACKEND, which `destroy()` or the end of the ``with`` block sets back. The
+    backend's objects are in a directory beside the state file.
     """
 
     def __init__(
@@ -122,10 +130,13 @@ class Cluster:
         keyrings: int = 8,
         label: str = "keyring",
         first_slot: int = 1,
+        backend: str | os.PathLike[str] | None = None,
     ) -> None:
         check_stand_in(library_path(), warn=False)
         self._temporary: str | None = None
         self._made_by = os.getpid()
+        self.backend = None if backend is None else module_path(backend)
+        self._backend_before: tuple[str | None] | None = None
         if path is None:
             self._temporary = tempfile.mkdtemp(prefix="luna_stub-")
             path = os.path.join(self._temporary, "cluster")
@@ -169,8 +180,15 @@ class Cluster:
     def destroy(self) -> None:
         """Remove the temporary directory; a state file that was named by its path is kept.
 
-        A forked child leaves it to its parent.
+        A forked child leaves it to its parent. LUNA_STUB_BACKEND is again as it was before `library()`.
         """
+        if self._backend_before is not None:
+            (before,) = self._backend_before
+            self._backend_before = None
+            if before is None:
+                os.environ.pop(BACKEND_VARIABLE, None)
+            else:
+                os.environ[BACKEND_VARIABLE] = before
         if self._temporary is not None and self._made_by == os.getpid():
             shutil.rmtree(self._temporary, ignore_errors=True)
 
@@ -187,9 +205,13 @@ class Cluster:
         RuntimeError
             A Library of this process is still open on another cluster.
         LibraryLoadError, DeviceError
-            As `Library`: the stand-in is forbidden, or cannot use the state file.
+            As `Library`: the stand-in is forbidden, or cannot use the state file or the backend.
         """
         os.environ[STATE_VARIABLE] = self.path
+        if self.backend is not None:
+            if self._backend_before is None:
+                self._backend_before = (os.environ.get(BACKEND_VARIABLE),)
+            os.environ[BACKEND_VARIABLE] = self.backend
         library = Library(ExpectedStandIn(library_path()), contention=contention)
         try:
             self._control.call("entered")

@@ -85,6 +85,14 @@ def file_path(path: str | os.PathLike[str]) -> str:
     return decoded
 
 
+def module_path(path: str | os.PathLike[str]) -> str:
+    """The absolute path of a file that exists: a name alone would be searched for elsewhere."""
+    decoded = os.path.abspath(os.fsdecode(path))
+    if not os.path.isfile(decoded):
+        raise FileNotFoundError(errno.ENOENT, "there is no such PKCS #11 module", decoded)
+    return decoded
+
+
 def text(name: str, value: str) -> bytes:
     if not isinstance(value, str):
         raise TypeError(f"{name} is a str, not {value!r}")

@@ -150,15 +150,15 @@ void model_disconnect(enum who who);
 struct state *fuzz_state(void);
 
 /* What becomes of a call, before it has looked at its arguments. */
-struct gate {
+struct model_entry {
     bool enters; /* else rv is its answer */
     bool lost;   /* enters, but rv is its answer all the same */
     CK_RV rv;
 };
 
-struct gate model_gate(enum function_id function);
+struct model_entry model_gate(enum function_id function);
 /* For C_Initialize and C_Finalize, which ask for nothing else. */
-struct gate model_fault(enum function_id function);
+struct model_entry model_fault(enum function_id function);
 
 /* ---- calls ---- */
 
@@ -166,7 +166,7 @@ struct gate model_fault(enum function_id function);
    answer to a call that enters. */
 struct fuzz_call {
     enum function_id function;
-    struct gate gate;
+    struct model_entry gate;
     bool armed; /* a fault may be set, so any answer is possible if the model does not know */
     bool logged;
 };

@@ -55,7 +55,7 @@ static void initialize_with(CK_C_INITIALIZE_ARGS *arguments)
 {
     struct fuzz_call call = call_starts(FUNCTION_C_Initialize);
     CK_RV rv = C_Initialize(arguments);
-    call.gate = (struct gate){.enters = true};
+    call.gate = (struct model_entry){.enters = true};
     CK_RV normal = model.valid ? normal_initialize(arguments, &call) : CKR_OK;
     call_ended(&call, rv, normal);
 }
@@ -100,7 +100,7 @@ static void call_finalize(void)
     bool started = model_us()->entered;
     CK_RV rv = C_Finalize(reserved ? &something : NULL);
     CK_RV normal = CKR_OK;
-    call.gate = (struct gate){.enters = true};
+    call.gate = (struct model_entry){.enters = true};
     if (!started) {
         normal = CKR_CRYPTOKI_NOT_INITIALIZED;
     } else if (model.valid) {

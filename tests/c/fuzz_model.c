@@ -96,11 +96,11 @@ struct state *fuzz_state(void)
 
 /* ---- what becomes of a call ---- */
 
-struct gate model_fault(enum function_id function)
+struct model_entry model_fault(enum function_id function)
 {
     struct model_fault *fault = &model.faults[function];
     const luna_stub_rule *rule = &fault->rule;
-    const struct gate open = {.enters = true};
+    const struct model_entry open = {.enters = true};
     if (rule->times == 0 || rule->probability == 0.0)
         return open;
     if (++fault->met % rule->every != 0)
@@ -108,17 +108,17 @@ struct gate model_fault(enum function_id function)
     if (rule->times > 0 && fault->struck == (uint64_t)rule->times)
         return open;
     fault->struck++;
-    return (struct gate){.enters = rule->lost_reply != 0, .lost = rule->lost_reply != 0,
-                         .rv = rule->rv};
+    return (struct model_entry){.enters = rule->lost_reply != 0, .lost = rule->lost_reply != 0,
+                                .rv = rule->rv};
 }
 
-struct gate model_gate(enum function_id function)
+struct model_entry model_gate(enum function_id function)
 {
     bool anywhere = function == FUNCTION_C_GetFunctionList; /* works wherever it is called */
     if (!model_us()->entered)
-        return (struct gate){.enters = anywhere, .rv = call_not_initialised(function)};
+        return (struct model_entry){.enters = anywhere, .rv = call_not_initialised(function)};
     if (model_us()->disconnected && !anywhere)
-        return (struct gate){.rv = CKR_DEVICE_ERROR};
+        return (struct model_entry){.rv = CKR_DEVICE_ERROR};
     return model_fault(function);
 }
 

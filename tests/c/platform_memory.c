@@ -338,8 +338,11 @@ bool platform_random(void *buffer, size_t size)
     return !fails();
 }
 
-void platform_on_fork(void (*child)(void))
+/* There is no backend to hold. */
+void platform_on_fork(void (*before)(void), void (*parent)(void), void (*child)(void))
 {
+    (void)before;
+    (void)parent;
     fork_child = child;
 }
 

@@ -127,18 +127,18 @@ build/fuzz/seeds:
 
 build/asan/storm: $(STORM_SOURCES) $(C_HEADERS)
 	mkdir -p $(@D)
-	$(SANITIZER_CC) $(STRICT) $(SANITIZE) $(STORM_SOURCES) -o $@
+	$(SANITIZER_CC) $(STRICT) $(SANITIZE) $(STORM_SOURCES) -ldl -o $@
 
 build/asan/storm-plain: $(STORM_SOURCES) $(C_HEADERS)
 	mkdir -p $(@D)
-	$(SANITIZER_CC) $(STRICT) $(STORM_SOURCES) -o $@
+	$(SANITIZER_CC) $(STRICT) $(STORM_SOURCES) -ldl -o $@
 
 build/tsan/storm: $(STORM_SOURCES) $(C_HEADERS)
 	mkdir -p $(@D)
-	$(SANITIZER_CC) $(STRICT) -fsanitize=thread $(STORM_SOURCES) -o $@
+	$(SANITIZER_CC) $(STRICT) -fsanitize=thread $(STORM_SOURCES) -ldl -o $@
 
 # A log of so few entries goes round within one run, and a run's file is made in no time.
 build/fuzz/fuzz: $(FUZZ_SOURCES) $(C_HEADERS)
 	mkdir -p $(@D)
 	$(FUZZER_CC) $(STRICT) -DSTATE_LOG_ENTRIES=64 -fno-omit-frame-pointer -fsanitize=fuzzer \
-		$(SANITIZE) $(FUZZ_SOURCES) -o $@
+		$(SANITIZE) $(FUZZ_SOURCES) -ldl -o $@

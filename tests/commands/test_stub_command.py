@@ -33,6 +33,15 @@ def test_create_prints_what_a_shell_needs(command, state):
     assert library_path() in done.stdout
 
 
+def test_create_names_a_backend(command, state, tmp_path):
+    module = tmp_path / "a module.so"
+    assert command("stub", "create", "--state", state, "--backend", module).returncode == 2
+    module.touch()
+    done = command("stub", "create", "--state", state, "--backend", module)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == f"export LUNA_STUB_BACKEND='{module}'"
+
+
 def test_create_leaves_what_is_there(command, state):
     state.write_text("something else")
     done = command("stub", "create", "--state", state)
@@ -90,8 +99,11 @@ def test_a_fault_that_cannot_be(command, arguments, says):
 
 def test_destroy(command, state):
     command("stub", "create", "--state", state)
+    of_backend = state.with_name(f"{state.name}.tokens")
+    of_backend.mkdir()
     assert command("stub", "destroy", "--state", state).returncode == 0
     assert not state.exists()
+    assert not of_backend.exists()
     for name in ("destroy", "status"):
         done = command("stub", name, "--state", state)
         assert done.returncode == 1

@@ -50,6 +50,7 @@ def stand_in_program(tmp_path_factory):
         command += ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
         command += [f"-I{ROOT / 'include'}", f"-I{ROOT / 'stub_lib'}", "-o", str(program)]
         command += [str(file) for file in files if "_windows" not in file.stem]
+        command += ["-ldl"]
         subprocess.run(command, check=True)
         return program
 
