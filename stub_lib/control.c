@@ -210,7 +210,8 @@ int luna_stub_switch(const char *path, const char *name, const char *value)
 
 /* ---- applications and their locks ---- */
 
-int luna_stub_disconnect(const char *path, int64_t pid)
+static int for_each_of(const char *path, int64_t pid,
+                       void (*change)(struct state_file *file, uint64_t owner))
 {
     struct state_file file;
     int error = open_state(path, &file);
@@ -221,12 +222,22 @@ int luna_stub_disconnect(const char *path, int64_t pid)
         uint64_t owner = registry_at(&file, index);
         if (owner == 0 || registry_pid(&file, owner) != pid)
             continue;
-        registry_disconnect(&file, owner);
+        change(&file, owner);
         keyring_release_all(&file, owner);
         error = 0;
     }
     state_close(&file);
     return error;
+}
+
+int luna_stub_disconnect(const char *path, int64_t pid)
+{
+    return for_each_of(path, pid, registry_disconnect);
+}
+
+int luna_stub_reinitialise(const char *path, int64_t pid)
+{
+    return for_each_of(path, pid, registry_restart);
 }
 
 static int64_t owner_pid(struct state_file *file, struct state_keyring *keyring)

@@ -90,6 +90,10 @@ LUNA_STUB_API int luna_stub_switch(const char *path, const char *name, const cha
    until C_Finalize and C_Initialize. ESRCH: it has none. */
 LUNA_STUB_API int luna_stub_disconnect(const char *path, int64_t pid);
 
+/* All applications of that process, as if other code of it had called C_Finalize and C_Initialize: their
+   locks and sessions are gone, and no call says so. ESRCH: it has none. */
+LUNA_STUB_API int luna_stub_reinitialise(const char *path, int64_t pid);
+
 /* *count: keyrings in the cluster; the first `room` of them are filled in. */
 LUNA_STUB_API int luna_stub_snapshot(const char *path, luna_stub_token *tokens, uint32_t room,
                                      uint32_t *count);

@@ -85,6 +85,11 @@ void registry_disconnect(struct state_file *file, uint64_t owner)
                  registry_generation(owner));
 }
 
+void registry_restart(struct state_file *file, uint64_t owner)
+{
+    atomic_fetch_add(&file->state->applications[registry_index(owner)].restarts, 1U);
+}
+
 /* ---- sessions ---- */
 
 static _Atomic uint64_t *session_word(struct state_file *file, uint32_t index, uint32_t keyring)

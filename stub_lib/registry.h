@@ -40,6 +40,7 @@ int64_t registry_pid(struct state_file *file, uint64_t owner);
 /* The word of the application in this entry of the table; 0: it has no living one. */
 uint64_t registry_at(struct state_file *file, uint32_t index);
 void registry_disconnect(struct state_file *file, uint64_t owner);
+void registry_restart(struct state_file *file, uint64_t owner);
 
 /* Whether this application has a session with the keyring's token. To set that, and to ask whether any
    application has one, needs state_write_begin(). */

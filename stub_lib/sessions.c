@@ -19,6 +19,7 @@ _Static_assert(sizeof(CK_SESSION_INFO) == 4 * sizeof(CK_ULONG), "CK_SESSION_INFO
 static platform_mutex sessions_mutex = PLATFORM_MUTEX_INITIALIZER;
 static struct session sessions[SESSIONS_MAX];
 static struct token_use tokens[STATE_MAX_KEYRINGS];
+static uint64_t restarts; /* of this application, that the sessions know of */
 static CK_ULONG opened; /* makes a closed session's handle differ from its successor's */
 
 void sessions_forget(void)
@@ -26,11 +27,22 @@ void sessions_forget(void)
     platform_mutex_reset(&sessions_mutex);
     memset(sessions, 0, sizeof sessions);
     memset(tokens, 0, sizeof tokens);
+    restarts = atomic_load(&application.entry->restarts);
 }
+
+static void close_session(struct session *session);
 
 void sessions_lock(void)
 {
     platform_mutex_lock(&sessions_mutex);
+    uint64_t now = atomic_load(&application.entry->restarts);
+    if (now == restarts)
+        return;
+    restarts = now;
+    for (uint32_t i = 0; i < SESSIONS_MAX; i++) {
+        if (sessions[i].handle != CK_INVALID_HANDLE)
+            close_session(&sessions[i]);
+    }
 }
 
 void sessions_unlock(void)

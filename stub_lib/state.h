@@ -11,7 +11,7 @@
 #include "functions.h"
 #include "platform.h"
 
-#define STATE_VERSION 3U
+#define STATE_VERSION 4U
 #define STATE_MAX_KEYRINGS 3500U
 #define STATE_APPLICATIONS 1024U
 #ifndef STATE_LOG_ENTRIES
@@ -135,6 +135,7 @@ struct state_application {
     _Atomic uint32_t generation;   /* steps with every owner of the entry */
     _Atomic uint32_t disconnected; /* the generation that lost its connection */
     _Atomic int64_t pid;
+    _Atomic uint64_t restarts; /* how often it was initialised anew without its knowledge */
     _Atomic uint64_t in_session[STATE_KEYRING_BITS]; /* the keyrings that it has sessions with */
 };
 

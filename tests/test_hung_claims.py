@@ -98,7 +98,8 @@ def test_a_failed_unlock_beside_a_hung_claim_is_an_error_of_its_own_block(
     body = f"""{HUNG}
 {given_up}
 cluster.fault("CA_UnlockClusteredSlot", 0x30)
-cluster.fault("C_GetTokenInfo", 0x30, times={-1 if lost else 0})
+for function in ("C_GetTokenInfo", "C_GetSessionInfo"):
+    cluster.fault(function, 0x30, times={-1 if lost else 0})
 import logging
 logging.getLogger("luna_ext").addHandler(logging.NullHandler())
 try:

@@ -214,6 +214,18 @@ def test_a_connection_that_is_gone_is_a_loss(luna, cluster):
     assert logged(cluster, UNLOCK) == []
 
 
+@EACH_FORM
+def test_a_client_that_connects_anew_by_itself_is_noticed(luna, cluster, make):
+    with pytest.raises(luna_ext.LockLostError), make(luna):
+        slot = held_slot(luna)
+        cluster.reinitialise(os.getpid())
+        assert nothing_is_locked(cluster)
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+    assert logged(cluster, UNLOCK) == []
+    luna.reconnect()
+
+
 # ---- reconnect() ----
 
 

@@ -384,6 +384,26 @@ class Cluster:
         """
         self._control.call("disconnect", ctypes.c_int64(whole("pid", pid, 1, 2**63 - 1)))
 
+    def reinitialise(self, pid: int) -> None:
+        """Initialise a process's client library anew without its knowledge.
+
+        As if other code of that process had called C_Finalize and C_Initialize: its locks and sessions
+        are gone, and its calls go on answering CKR_OK.
+
+        Parameters
+        ----------
+        pid : int
+            The process ID.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `pid` is not a process ID.
+        ProcessLookupError
+            No such process has initialised the stand-in on this cluster.
+        """
+        self._control.call("reinitialise", ctypes.c_int64(whole("pid", pid, 1, 2**63 - 1)))
+
     def tokens(self) -> list[ClusterToken]:
         """All keyrings, each with the process that holds its lock: a list of ClusterToken."""
         count = ctypes.c_uint32(0)
