@@ -57,6 +57,17 @@ cdef class SlotLock:
     cdef int _check_label(self, Deadline deadline) except -1
 
 
+cdef class LockAll:
+    cdef tuple targets                # as the caller has named them: ClusterSlots and Tokens
+    cdef tuple in_order               # the same by their slot IDs, the order in which they are locked
+    cdef double timeout               # seconds, for all together; -1: none
+    cdef list held                    # the SlotLocks of the block that runs, or None
+
+    cdef list _new_locks(self)
+    cdef int _set_timeout(self, SlotLock lock, Deadline deadline) except -1
+    cdef list _entered(self)
+
+
 cdef class Departure(Waiter):
     """The end of an ``async with`` block: what ``__aexit__`` gives to be awaited."""
     cdef SlotMutex mutex              # what is released

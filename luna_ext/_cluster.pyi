@@ -1,7 +1,7 @@
 """What users hold: the library, its slots and tokens, their locks and claims."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Awaitable, Generator, Iterable
 from types import GenericAlias, TracebackType
 from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, final
 
@@ -217,6 +217,38 @@ class Library:
             For the arguments.
         LibraryClosedError
             The Library is closed.
+        """
+    def lock_all(
+        self, targets: Iterable[ClusterSlot | Token], *, timeout: float | None = None
+    ) -> LockAll:
+        """Several slots and tokens as one lock, for ``with`` and ``async with``: all or none.
+
+        They are locked one after the other by their slot IDs, the same order for every program, so that no
+        two wait for each other, and released in reverse. The label of each token is checked.
+
+        Parameters
+        ----------
+        targets : iterable of ClusterSlot and Token
+            Of this Library; each slot once.
+        timeout : float, optional
+            Seconds to wait at most, for all together. None: without limit. 0: do not wait for another
+            holder.
+
+        Raises
+        ------
+        LockTimeoutError, LockReentryError, TokenChangedError, DeviceError, CryptokiError
+            From the ``with`` statement, as from `ClusterSlot.lock()` and `Token.lock()`; `slot_id` says
+            which one failed. None is locked then.
+        LockReleaseError, LockLostError
+            At the end: the first that failed, the others as notes. All are released that can be.
+        TypeError, ValueError, OverflowError
+            For the arguments: not a slot or token, of another Library, or a slot that is named twice.
+        LibraryClosedError
+            The Library is closed.
+
+        Notes
+        -----
+        Where the clients of two hosts number the slots differently, use a timeout.
         """
     def pkcs11(self) -> Any:
         """python-pkcs11 on this Library's client library: a ``pkcs11.lib``.
@@ -550,3 +582,25 @@ class Departure:
 
 def check_pins(so_pin: str | bytes | bytearray, user_pin: str | bytes | bytearray | None) -> None:
     """Raise the TypeError or ValueError that `Token.assign()` raises for these PINs."""
+
+@final
+class LockAll:
+    """What `Library.lock_all()` gives: its ``with`` or ``async with`` holds all of the locks, or none.
+
+    One object may be used many times, and by several threads and tasks.
+    """
+    def __enter__(self) -> tuple[ClusterSlot | Token, ...]: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+    async def __aenter__(self) -> tuple[ClusterSlot | Token, ...]: ...
+    def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Awaitable[None]: ...
+    def __reduce__(self) -> NoReturn: ...

@@ -109,6 +109,7 @@ from ._mutex import (
     GREENLET_ADVICE,
     LOCK,
     TOKEN_INFO,
+    UNLOCK,
     closed_error,
     current_task,
     greenlet_error,
@@ -146,10 +147,11 @@ include "_cluster/lock.pyx"
 include "_cluster/slot.pyx"
 include "_cluster/token.pyx"
 include "_cluster/claim.pyx"
+include "_cluster/lock_all.pyx"
 include "_cluster/library.pyx"
 
 # Python counts references of a method at each call of it; see luna_make_immortal().
 cdef object _class, _method
-for _class in (ClusterSlot, SlotLock, Token, Claim):
+for _class in (ClusterSlot, SlotLock, Token, Claim, LockAll):
     for _method in vars(_class).values():
         luna_make_immortal(_method)

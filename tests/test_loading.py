@@ -305,6 +305,7 @@ CALLS_OF_A_LIBRARY = {
     "token": lambda luna: luna.token("keyring1"),
     "tokens": lambda luna: luna.tokens(),
     "claim": lambda luna: luna.claim("cluster-1"),
+    "lock_all": lambda luna: luna.lock_all([]),
     "reconnect": lambda luna: luna.reconnect(),
     "pkcs11": lambda luna: luna.pkcs11(),
     "pykcs11": lambda luna: luna.pykcs11(),

@@ -36,6 +36,10 @@ def library() -> None:
         assert_type(stats["C_GetInfo"].total_seconds, float)
         assert_type(stats["C_GetInfo"].max_seconds, float)
         assert_type(stats["C_GetInfo"].histogram, tuple[int, ...])
+        luna.reconnect()
+        assert_type(luna.lock_all([luna.slot(1), luna.token("label")]), luna_ext.LockAll)
+        with luna.lock_all(luna.slots(), timeout=1.5) as held:
+            assert_type(held, tuple[luna_ext.ClusterSlot | luna_ext.Token, ...])
         with luna.claim("cluster-1", timeout=1.5) as token:
             assert_type(token, luna_ext.Token)
             assert_type(token.assign("new", so_pin="1", user_pin=b"2"), luna_ext.Token)

@@ -389,6 +389,39 @@ cdef class Library:
         self._check_open()
         return new_claim(self, cluster_id, timeout)
 
+    def lock_all(self, targets, *, timeout=None):
+        """Several slots and tokens as one lock, for ``with`` and ``async with``: all or none.
+
+        They are locked one after the other by their slot IDs, the same order for every program, so that no
+        two wait for each other, and released in reverse. The label of each token is checked.
+
+        Parameters
+        ----------
+        targets : iterable of ClusterSlot and Token
+            Of this Library; each slot once.
+        timeout : float, optional
+            Seconds to wait at most, for all together. None: without limit. 0: do not wait for another
+            holder.
+
+        Raises
+        ------
+        LockTimeoutError, LockReentryError, TokenChangedError, DeviceError, CryptokiError
+            From the ``with`` statement, as from `ClusterSlot.lock()` and `Token.lock()`; `slot_id` says
+            which one failed. None is locked then.
+        LockReleaseError, LockLostError
+            At the end: the first that failed, the others as notes. All are released that can be.
+        TypeError, ValueError, OverflowError
+            For the arguments: not a slot or token, of another Library, or a slot that is named twice.
+        LibraryClosedError
+            The Library is closed.
+
+        Notes
+        -----
+        Where the clients of two hosts number the slots differently, use a timeout.
+        """
+        self._check_open()
+        return new_lock_all(self, targets, timeout)
+
     def pkcs11(self):
         """python-pkcs11 on this Library's client library: a ``pkcs11.lib``.
 

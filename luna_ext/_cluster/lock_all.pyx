@@ -1,0 +1,172 @@
+# LockAll: several slots and tokens, in one order for everybody, all or none.
+
+# Only this file has the key, so that users cannot make a LockAll by calling its class.
+cdef object _ALL_KEY = object()
+
+
+cdef LockAll new_lock_all(Library library, object targets, object timeout):
+    cdef LockAll lock_all = LockAll.__new__(LockAll, _ALL_KEY)
+    cdef ClusterSlot slot
+    by_slot = {}
+    lock_all.targets = tuple(targets)
+    for target in lock_all.targets:
+        if not isinstance(target, ClusterSlot | Token):
+            raise TypeError(
+                f"lock_all() locks slots and tokens of a Library, not {type(target).__name__}"
+            )
+        slot = <ClusterSlot> (target.slot if isinstance(target, Token) else target)
+        if slot.library is not library:
+            raise ValueError(f"slot {slot.slot_id} belongs to another Library; lock it through that one")
+        if slot.slot_id in by_slot:
+            raise ValueError(f"slot {slot.slot_id} is named twice, and could not be locked twice")
+        by_slot[slot.slot_id] = target
+    lock_all.in_order = tuple([by_slot[slot_id] for slot_id in sorted(by_slot)])
+    lock_all.timeout = -1 if timeout is None else seconds_of(timeout)
+    return lock_all
+
+
+@cython.final
+cdef class LockAll:
+    """What `Library.lock_all()` gives: its ``with`` or ``async with`` holds all of the locks, or none.
+
+    One object may be used many times, and by several threads and tasks.
+    """
+
+    def __cinit__(self, key=None):
+        if key is not _ALL_KEY:
+            raise TypeError("a LockAll comes from Library.lock_all()")
+
+    def __enter__(self):
+        cdef Deadline deadline = deadline_in(self.timeout)
+        cdef list locks = self._new_locks()
+        cdef Py_ssize_t count
+        cdef uint64_t began_in
+        while True:
+            began_in = forks
+            count = 0
+            try:
+                for lock in locks:
+                    self._set_timeout(<SlotLock> lock, deadline)
+                    (<SlotLock> lock).__enter__()
+                    count += 1
+            except BaseException as error:
+                release_all(locks, count, type(error), error)
+                self._say_that_none_is(error)
+                raise
+            if forks == began_in:
+                self.held = locks
+                return self.targets
+            # A signal handler has forked meanwhile, and this is the child: some are the parent's.
+            release_all(locks, count, None, None)
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        cdef list locks = self._entered()
+        failure = release_all(locks, len(locks), exc_type, exc_value)
+        self._end(locks, failure)
+        if failure is not None:
+            raise failure
+
+    async def __aenter__(self):
+        cdef Deadline deadline = deadline_in(self.timeout)
+        cdef list locks = self._new_locks()
+        cdef Py_ssize_t count = 0
+        try:
+            for lock in locks:
+                self._set_timeout(<SlotLock> lock, deadline)
+                await lock.__aenter__()
+                count += 1
+        except BaseException as error:
+            # Begun at once; what cannot be released is told in the log.
+            for departure in leave_all(locks, count, type(error), error):
+                try:
+                    await departure
+                except LunaError:
+                    pass
+            self._say_that_none_is(error)
+            raise
+        self.held = locks
+        return self.targets
+
+    def __aexit__(self, exc_type, exc_value, traceback):
+        # No coroutine: a signal handler could run between its call and its first line.
+        cdef list locks = self._entered()
+        return self._departed(locks, leave_all(locks, len(locks), exc_type, exc_value))
+
+    async def _departed(self, locks, departures):
+        failure = None
+        for departure in departures:
+            try:
+                await departure
+            except LunaError as error:
+                failure = first_of(failure, error)
+        self._end(locks, failure)
+        if failure is not None:
+            raise failure
+
+    cdef list _new_locks(self):
+        """One SlotLock for each target, made before any is locked."""
+        cdef list locks = []
+        cdef ClusterSlot slot
+        cdef Token token
+        for target in self.in_order:
+            token = <Token> target if isinstance(target, Token) else None
+            slot = token.slot if token is not None else <ClusterSlot> target
+            locks.append(new_lock(slot.mutex, slot.share, None, target, token))
+        return locks
+
+    cdef int _set_timeout(self, SlotLock lock, Deadline deadline) except -1:
+        lock.timeout = 0 if self.timeout == 0 else left_of(deadline)
+        if lock.timeout == 0 and self.timeout != 0:
+            raise lock._timed_out()
+        return 0
+
+    cdef list _entered(self):
+        """The locks of the block that runs."""
+        cdef list locks = self.held
+        if locks is None:
+            raise LockNotOwnedError(
+                "these locks are not held; there is nothing to release", function=UNLOCK
+            )
+        return locks
+
+    def _end(self, locks, failure):
+        # Not if another thread has called this, whose block it is not; nor if another has entered by now.
+        if self.held is locks and not isinstance(failure, LockNotOwnedError):
+            self.held = None
+
+    def _say_that_none_is(self, error):
+        if len(self.in_order) > 1 and isinstance(error, LunaError):
+            error.add_note(f"luna_ext: none of the {len(self.in_order)} slots is locked")
+
+    def __reduce__(self):
+        raise TypeError("a LockAll belongs to its process")
+
+
+cdef object release_all(list locks, Py_ssize_t count, object exc_type, object exc_value):
+    """Release the first `count` of these, in reverse. Returns the error if an unlock failed and no other
+    exception leaves the block.
+    """
+    failure = None
+    while count > 0:
+        count -= 1
+        try:
+            (<SlotLock> locks[count]).__exit__(exc_type, exc_value, None)
+        except BaseException as error:
+            failure = first_of(failure, error)
+    return failure
+
+
+cdef object first_of(object failure, object error):
+    """The first of two errors, with the other one as a note."""
+    if failure is None:
+        return error
+    failure.add_note(f"luna_ext: {error}")
+    return failure
+
+
+cdef list leave_all(list locks, Py_ssize_t count, object exc_type, object exc_value):
+    """Begin the release of the first `count` of these, in reverse; what is to be awaited for each."""
+    cdef list departures = [None] * count
+    for index in range(count):
+        departures[index] = (<SlotLock> locks[count - 1 - index]).__aexit__(exc_type, exc_value, None)
+    return departures

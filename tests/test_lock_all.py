@@ -1,0 +1,242 @@
+"""Several slots and tokens at a time: all or none, in one order for every program."""
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import threading
+
+import pytest
+from support import DEVICE_ERROR, GENERAL_ERROR, LOCK, UNLOCK, logged, nothing_is_locked
+
+import luna_ext
+
+
+def owners(cluster):
+    return [token.slot_id for token in cluster.tokens() if token.owner == os.getpid()]
+
+
+def enter(block):
+    with block:
+        pass
+
+
+def enter_async(block):
+    async def main():
+        async with block:
+            pass
+
+    asyncio.run(main())
+
+
+EACH_FORM = pytest.mark.parametrize("enter", [enter, enter_async])
+
+
+def test_all_are_held_and_given_back_in_reverse(luna, cluster):
+    token = luna.token("keyring5")
+    targets = [luna.slot(7), token, luna.slot(2)]
+    with luna.lock_all(targets) as held:
+        assert held == tuple(targets)
+        assert owners(cluster) == [2, 5, 7]
+        for one in held:
+            one.ensure_held()
+    assert [call.slot_id for call in logged(cluster, LOCK)] == [2, 5, 7]
+    assert [call.slot_id for call in logged(cluster, UNLOCK)] == [7, 5, 2]
+    assert nothing_is_locked(cluster)
+
+
+def test_tasks_hold_them_too(luna, cluster):
+    async def main():
+        async with luna.lock_all([luna.slot(3), luna.slot(1)], timeout=20) as (third, first):
+            assert owners(cluster) == [1, 3]
+            third.ensure_held()
+            first.ensure_held()
+
+    asyncio.run(main())
+    assert nothing_is_locked(cluster)
+
+
+@EACH_FORM
+def test_none_is_held_if_one_is_not_free(luna, cluster, hold_elsewhere, enter):
+    hold_elsewhere(2)
+    with pytest.raises(luna_ext.LockTimeoutError, match="slot 2") as caught:
+        enter(luna.lock_all(map(luna.slot, (1, 2, 3)), timeout=0.3))
+    assert caught.value.slot_id == 2
+    assert "none of the 3 slots is locked" in caught.value.__notes__[0]
+    assert owners(cluster) == []
+    assert 3 not in [call.slot_id for call in logged(cluster, LOCK)]
+
+
+@EACH_FORM
+def test_a_timeout_of_0_waits_for_no_holder(luna, cluster, hold_here, enter):
+    holder = hold_here(luna.slot(3))
+    with pytest.raises(luna_ext.LockTimeoutError, match="slot 3"):
+        enter(luna.lock_all(map(luna.slot, (1, 2, 3)), timeout=0))
+    holder.leave()
+    enter(luna.lock_all(map(luna.slot, (1, 2, 3)), timeout=0))
+    assert nothing_is_locked(cluster)
+
+
+def test_one_timeout_is_for_all(luna, cluster):
+    cluster.latency(0.4, LOCK)
+    with pytest.raises(luna_ext.LockTimeoutError):
+        enter(luna.lock_all(luna.slots(), timeout=1))
+    assert len(logged(cluster, LOCK)) <= 3
+
+
+@EACH_FORM
+def test_none_is_held_if_a_token_has_another_label_by_now(luna, cluster, enter):
+    token = luna.token("keyring4")
+    assign_slot_4(luna)
+    with pytest.raises(luna_ext.TokenChangedError) as caught:
+        enter(luna.lock_all([luna.slot(1), token, luna.slot(8)]))
+    assert caught.value.slot_id == 4
+    assert nothing_is_locked(cluster)
+
+
+def assign_slot_4(luna):
+    while True:
+        with luna.claim("cluster-1") as token:
+            if token.slot.slot_id == 4:
+                token.assign("new", so_pin="12345678")
+                return
+
+
+@EACH_FORM
+def test_none_is_held_if_the_device_refuses_one(luna, cluster, enter):
+    cluster.fault(LOCK, GENERAL_ERROR, every=2, times=1)
+    with pytest.raises(luna_ext.CryptokiError) as caught:
+        enter(luna.lock_all(map(luna.slot, (1, 2, 3))))
+    assert caught.value.slot_id == 2
+    assert nothing_is_locked(cluster)
+
+
+@EACH_FORM
+def test_an_unlock_that_fails_does_not_keep_the_others(luna, cluster, enter):
+    cluster.fault(UNLOCK, DEVICE_ERROR, every=2, times=1)
+    with pytest.raises(luna_ext.LockReleaseError) as caught:
+        enter(luna.lock_all(map(luna.slot, (1, 2, 3))))
+    assert caught.value.slot_id == 2
+    assert owners(cluster) == [2]
+    luna.reconnect()
+
+
+def test_an_exception_of_the_body_goes_on(luna, cluster):
+    with pytest.raises(ValueError, match="body"), luna.lock_all(luna.slots()):
+        raise ValueError("body")
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda luna: [luna.slot(1), luna.slot(1)], ValueError),
+        (lambda luna: [luna.slot(1), luna.token("keyring1")], ValueError),
+        (lambda luna: [1, 2], TypeError),
+        (lambda luna: [luna.slot(1).lock()], TypeError),
+        (lambda luna: 5, TypeError),
+    ],
+)
+def test_bad_targets_do_not_reach_the_device(luna, cluster, make, error):
+    with pytest.raises(error):
+        luna.lock_all(make(luna))
+    assert logged(cluster, LOCK) == []
+
+
+def test_a_slot_of_another_library_is_refused(luna, cluster):
+    with cluster.library() as other, pytest.raises(ValueError, match="another Library"):
+        luna.lock_all([luna.slot(1), other.slot(2)])
+
+
+def test_none_at_all_is_no_lock(luna, cluster):
+    with luna.lock_all([]) as held:
+        assert held == ()
+    assert logged(cluster, LOCK) == []
+
+
+def test_one_object_serves_many_threads(luna, cluster, call):
+    locks = luna.lock_all([luna.slot(2), luna.slot(1)])
+    inside = []
+
+    def work():
+        for _ in range(20):
+            with locks:
+                inside.append(threading.get_ident())
+                assert inside == [threading.get_ident()]
+                inside.pop()
+
+    for thread in [call(work) for _ in range(4)]:
+        thread.result(60)
+    assert nothing_is_locked(cluster)
+
+
+def test_another_thread_cannot_end_the_block(luna, cluster, call):
+    locks = luna.lock_all([luna.slot(1), luna.slot(2)])
+    with locks:
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            call(lambda: locks.__exit__(None, None, None)).result()
+        assert owners(cluster) == [1, 2]
+    assert nothing_is_locked(cluster)
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        locks.__exit__(None, None, None)
+
+
+@pytest.mark.signals
+def test_ctrl_c_while_it_waits_leaves_none_locked(cluster, luna, hold_elsewhere):
+    """The signal comes when the wait for the second has begun."""
+    hold_elsewhere(2)
+    program = """
+import os, signal, sys, threading
+from luna_ext.stub import STATE_VARIABLE, Cluster
+cluster = Cluster(os.environ[STATE_VARIABLE])
+with cluster.library() as luna:
+    def interrupt():
+        while not any(call.pid == os.getpid() and call.slot_id == 2 for call in cluster.log()):
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=interrupt).start()
+    try:
+        with luna.lock_all([luna.slot(1), luna.slot(2)]):
+            os._exit(99)
+    except KeyboardInterrupt:
+        print([token.slot_id for token in cluster.tokens() if token.owner == os.getpid()])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["[]"]
+
+
+CROWD = """
+import os, random, sys
+from luna_ext.stub import STATE_VARIABLE, Cluster
+chance = random.Random(int(sys.argv[1]))
+with Cluster(os.environ[STATE_VARIABLE]).library() as luna:
+    for _ in range(int(sys.argv[2])):
+        slots = chance.sample(range(1, 7), chance.randint(1, 4))
+        with luna.lock_all(map(luna.slot, slots)):
+            for slot in slots:
+                with open(f"{sys.argv[3]}/{slot}", "x"):
+                    pass
+            for slot in slots:
+                os.unlink(f"{sys.argv[3]}/{slot}")
+"""
+
+
+def test_many_programs_with_overlapping_sets_come_to_an_end(cluster, tmp_path, monkeypatch):
+    """Each names its slots in an order of its own. A file that is there already shows a second holder."""
+    monkeypatch.setenv("LUNA_STUB_STATE", cluster.path)
+    seed = random.randrange(1000)
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", CROWD, str(seed + number), "200", str(tmp_path)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(6)
+    ]
+    for program in programs:
+        _, said = program.communicate(timeout=50)
+        assert (program.returncode, said) == (0, ""), f"seed {seed}"
+    assert nothing_is_locked(cluster)
