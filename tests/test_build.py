@@ -72,6 +72,12 @@ typedef struct CK_TOKEN_INFO {
   CK_VERSION hardwareVersion, firmwareVersion;
   CK_CHAR utcTime[16];
 } CK_TOKEN_INFO;
+typedef struct CK_SESSION_INFO {
+    CK_SLOT_ID slotID;
+    CK_ULONG state;
+    CK_FLAGS flags;
+    CK_ULONG ulDeviceError;
+} CK_SESSION_INFO;
 typedef struct CK_C_INITIALIZE_ARGS {
   CK_RV (*CreateMutex)(CK_VOID_PTR *);
   CK_RV (*DestroyMutex)(CK_VOID_PTR);
