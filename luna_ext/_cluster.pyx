@@ -89,6 +89,7 @@ from luna_ext._mutex cimport (
     finish_closing,
     forks,
     in_greenlet_hub,
+    join_lineage,
     locks_of,
     next_pause,
     note_place,

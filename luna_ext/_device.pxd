@@ -38,6 +38,7 @@ cdef extern from "native.h":
     double luna_measure_tick() noexcept nogil
     uint64_t luna_ticks(double tick) noexcept nogil
     uint64_t luna_since(uint64_t began, double tick) noexcept nogil
+    uint64_t luna_between(uint64_t began, uint64_t ended, double tick) noexcept nogil
 
     ctypedef char *luna_path_t
     luna_path_t luna_path_of(object path) except NULL
@@ -236,9 +237,9 @@ cdef int hold_back_at_exit() except -1
 # These say whether the call was made (if not, the client is not ready, or does not answer any
 # more), and cannot raise: their callers have to act on the answer at once.
 cdef bint lock_slot(
-    Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds, int *back
+    Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds, int *back, uint64_t *clock
 ) noexcept
-cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv) noexcept
+cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *clock) noexcept
 cdef bint next_unassigned(
     Client client, const CK_CHAR *cluster_id, CK_UNASSIGNED_SLOT_INFO *info, CK_RV *rv
 ) noexcept

@@ -151,6 +151,13 @@ cdef class Place:
     cdef uint64_t hold               # the hold that began there
 
 
+cdef class Lineage:
+    """Which thread, task or greenlet a context belongs to, and which ones started it. Never changed."""
+    cdef uint64_t number             # of the thread, task or greenlet that has asked for a lock
+    cdef int length                  # of the chain to the oldest
+    cdef Lineage parent              # what the context had before: of what has started it; or None
+
+
 cdef class SlotMutex:
     """The lock of one slot in this process."""
     cdef Record record
@@ -189,6 +196,7 @@ cdef class SlotMutex:
     cdef int pass_turn(self) noexcept
 
     cdef bint is_mine(self) except -1
+    cdef bint is_relied_on(self) except -1
     cdef int check_mine(self, str function) except -1
     cdef int check_not_evicted(self, Share share, str function) except -1
     cdef bint task_is_gone(self) except -1
@@ -266,6 +274,7 @@ cdef class Locks:
     cdef int in_doubt                   # whether a slot was in doubt when that was last looked at
     cdef int given_up                   # claims at the device that no thread or task waits for
     cdef bint looking_after             # whether a worker looks for servers that are stuck
+    cdef uint64_t long_hold             # in luna_ticks(): a hold after which the canary is asked
     cdef CK_RV no_canary                # why there is no canary, until that is told; or CKR_OK
     cdef bint publishes                 # whether a thread writes the files for `luna-ext watch`
 
@@ -295,6 +304,7 @@ cdef int call_on_worker(object function) except -1
 cdef Locks locks_of(Client client)
 cdef uint64_t caller_number() except 0
 cdef uint64_t task_number(object task) except 0
+cdef int join_lineage(uint64_t number) except -1
 cdef uint64_t thread_number() except 0
 cdef bint in_greenlet_hub() except -1
 cdef double patience_here(double seconds) except? -2

@@ -12,6 +12,7 @@ import threading
 import warnings
 import weakref
 from collections import deque
+from contextvars import ContextVar
 from functools import partial
 
 cimport cython
@@ -86,7 +87,6 @@ from luna_ext._device cimport (
     luna_is_marked,
     luna_shared_get,
     luna_shared_set,
-    luna_since,
     luna_shared_take,
     luna_thread_exists,
     luna_thread_id,
@@ -121,6 +121,7 @@ cdef extern from "Python.h":
     PyObject *PyThreadState_GetDict() noexcept
     PyObject *PyImport_GetModuleDict() noexcept
     PyObject *PyDict_GetItemWithError(PyObject *dict, PyObject *key) noexcept
+    int PyContextVar_Get(PyObject *var, PyObject *default, PyObject **value) noexcept
     PyObject *Py_False
 
     ctypedef struct PyFrameObject:

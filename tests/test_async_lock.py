@@ -1,6 +1,7 @@
 """`async with slot.lock()`."""
 
 import asyncio
+import contextvars
 import gc
 import os
 import subprocess
@@ -81,8 +82,10 @@ def test_another_task_does_not_own_the_lock(luna):
             slot.acquire()
 
     async def main():
+        # In a context of its own: what the holder starts may rely on the lock.
+        context = contextvars.Context()
         async with slot.lock():
-            await asyncio.create_task(other())
+            await asyncio.create_task(other(), context=context)
 
     asyncio.run(main())
 

@@ -117,8 +117,8 @@ def test_an_unlock_that_fails_does_not_keep_the_others(luna, cluster, enter):
     cluster.fault(UNLOCK, DEVICE_ERROR, every=2, times=1)
     with pytest.raises(luna_ext.LockReleaseError) as caught:
         enter(luna.lock_all(map(luna.slot, (1, 2, 3))))
-    assert caught.value.slot_id == 2
-    assert owners(cluster) == [2]
+    # A task's unlock calls are made at a time, so any may be the second.
+    assert owners(cluster) == [caught.value.slot_id]
     luna.reconnect()
 
 

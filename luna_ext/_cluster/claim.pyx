@@ -143,6 +143,7 @@ cdef class Claim:
 
     cdef Request _request(self, uint64_t number):
         cdef Request request = Request.__new__(Request)
+        join_lineage(number)
         request.prepare(number, thread_number(), self.share)
         request.cluster_id = self.cluster_id
         request.locks = self.library.locks

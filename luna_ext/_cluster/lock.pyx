@@ -368,6 +368,7 @@ cdef class SlotLock:
         check_open(self.share, self.mutex.slot_id)
         loop, task = running_task()
         self.mutex._need_functions(self.share)
+        join_lineage(task_number(task))
         audit_lock(self.mutex.slot_id)
         waiter = Waiter.__new__(Waiter)
         waiter.prepare(task_number(task), thread_number(), self.share)

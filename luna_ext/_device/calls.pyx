@@ -21,21 +21,26 @@ ctypedef CK_RV (*Making)(Client client, void *arguments) noexcept nogil
 
 cdef inline bint make_call(
     Client client, int function, Making make, void *arguments, bint cleanup, CK_RV *rv,
-    uint64_t *nanoseconds, int *back
+    uint64_t *nanoseconds, int *back, uint64_t *clock
 ) noexcept:
     """Make a device call without the GIL; whether it was made. Cannot raise. `back`, if there is one,
     is marked when the answer is there, which the thread may hear of much later, when it has the GIL.
+    `clock`, if there is one, has luna_ticks() as the call begins, or 0, and afterwards as it has ended: so
+    a caller needs no look at the clock of its own.
     """
-    cdef uint64_t began
+    cdef uint64_t began, ended
     if not (cleanup_begins(client) if cleanup else call_begins(client)):
         return False
     with nogil:
         luna_calls_device()
-        began = luna_ticks(client.tick)
+        began = clock[0] if clock != NULL and clock[0] != 0 else luna_ticks(client.tick)
         rv[0] = make(client, arguments)
         if back != NULL:
             luna_mark(back)
-        nanoseconds[0] = luna_since(began, client.tick)
+        ended = luna_ticks(client.tick)
+        nanoseconds[0] = luna_between(began, ended, client.tick)
+        if clock != NULL:
+            clock[0] = ended
         luna_comes_back()
     luna_is_back()
     count_call(client, function, nanoseconds[0], rv[0])
@@ -51,7 +56,7 @@ cdef CK_RV answer_of(
     """Make a call and return the device's answer; raises if the library is closed."""
     cdef CK_RV rv = CKR_OK
     cdef uint64_t nanoseconds
-    while not make_call(client, function, make, arguments, False, &rv, &nanoseconds, NULL):
+    while not make_call(client, function, make, arguments, False, &rv, &nanoseconds, NULL, NULL):
         client.make_ready()
     return rv
 
@@ -78,18 +83,18 @@ cdef inline CK_RV make_unlock(Client client, void *arguments) noexcept nogil:
 
 
 cdef bint lock_slot(
-    Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds, int *back
+    Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds, int *back, uint64_t *clock
 ) noexcept:
     """CA_LockClusteredSlot; also how long it took, so that no caller has to ask the clock."""
     return make_call(
-        client, CA_LOCK_CLUSTERED_SLOT, make_lock, &slot_id, False, rv, nanoseconds, back
+        client, CA_LOCK_CLUSTERED_SLOT, make_lock, &slot_id, False, rv, nanoseconds, back, clock
     )
 
 
-cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv) noexcept:
+cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *clock) noexcept:
     cdef uint64_t nanoseconds
     return make_call(
-        client, CA_UNLOCK_CLUSTERED_SLOT, make_unlock, &slot_id, True, rv, &nanoseconds, NULL
+        client, CA_UNLOCK_CLUSTERED_SLOT, make_unlock, &slot_id, True, rv, &nanoseconds, NULL, clock
     )
 
 
@@ -113,7 +118,7 @@ cdef bint next_unassigned(
     arguments.info = info
     memset(info, 0, sizeof(CK_UNASSIGNED_SLOT_INFO))
     return make_call(
-        client, CA_GET_UNASSIGNED_SLOT, make_claim, &arguments, False, rv, &nanoseconds, NULL
+        client, CA_GET_UNASSIGNED_SLOT, make_claim, &arguments, False, rv, &nanoseconds, NULL, NULL
     )
 
 
@@ -177,7 +182,7 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
         arguments.session = 0
         if not make_call(
             client, C_OPEN_SESSION, make_open_canary, &arguments, False, &rv,
-            &nanoseconds, NULL
+            &nanoseconds, NULL, NULL
         ) or rv != CKR_OK:
             break
         sessions[count] = arguments.session
@@ -188,7 +193,7 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
         arguments.session = sessions[index]
         make_call(
             client, C_CLOSE_SESSION, make_close_canary, &arguments, True, &rv, &nanoseconds,
-            NULL
+            NULL, NULL
         )
     luna_guard_lock(&client.guard)
     if count > 0 and client.generation == generation:
@@ -235,7 +240,7 @@ cdef Life ask_canary(Client client) noexcept:
     memset(&arguments, 0, sizeof(arguments))
     arguments.session = canary.session
     if not make_call(
-        client, C_GET_SESSION_INFO, make_get_session_info, &arguments, True, &rv, &nanoseconds, NULL
+        client, C_GET_SESSION_INFO, make_get_session_info, &arguments, True, &rv, &nanoseconds, NULL, NULL
     ) or says_busy(rv):
         return NO_CANARY
     if rv != CKR_OK and says_lost(rv) and rv != CKR_CRYPTOKI_NOT_INITIALIZED:
@@ -250,7 +255,7 @@ cdef Life ask_canary(Client client) noexcept:
     about.slot_id = canary.slot_id
     about.info = &info
     if make_call(
-        client, C_GET_TOKEN_INFO, make_get_token_info, &about, True, &rv, &nanoseconds, NULL
+        client, C_GET_TOKEN_INFO, make_get_token_info, &about, True, &rv, &nanoseconds, NULL, NULL
     ) and is_no_token(rv):
         # It went with its token. The next lock call opens another.
         luna_guard_lock(&client.guard)
@@ -290,7 +295,7 @@ cdef bint close_canary(Client client, CK_SLOT_ID slot_id) noexcept:
     if here:
         make_call(
             client, C_CLOSE_SESSION, make_close_canary, &arguments, True, &rv, &nanoseconds,
-            NULL
+            NULL, NULL
         )
     return here
 
@@ -325,7 +330,7 @@ cdef bint is_lost(Client client) noexcept:
     for index in range(count):
         about.slot_id = slots[index]
         if not make_call(
-            client, C_GET_TOKEN_INFO, make_get_token_info, &about, True, &rv, &nanoseconds, NULL
+            client, C_GET_TOKEN_INFO, make_get_token_info, &about, True, &rv, &nanoseconds, NULL, NULL
         ) or not says_lost(rv):
             return False
     return count > 0
@@ -340,7 +345,7 @@ cdef int some_slots(Client client, CK_SLOT_ID *slots, CK_RV *rv) noexcept:
     arguments.slots = NULL
     arguments.count = 0
     if not make_call(
-        client, C_GET_SLOT_LIST, make_get_slot_list, &arguments, True, rv, &nanoseconds, NULL
+        client, C_GET_SLOT_LIST, make_get_slot_list, &arguments, True, rv, &nanoseconds, NULL, NULL
     ) or rv[0] != CKR_OK or arguments.count == 0 or arguments.count > MOST_SLOTS:
         return 0
     room = arguments.count
@@ -349,7 +354,7 @@ cdef int some_slots(Client client, CK_SLOT_ID *slots, CK_RV *rv) noexcept:
         return 0
     count = 0
     if make_call(
-        client, C_GET_SLOT_LIST, make_get_slot_list, &arguments, True, rv, &nanoseconds, NULL
+        client, C_GET_SLOT_LIST, make_get_slot_list, &arguments, True, rv, &nanoseconds, NULL, NULL
     ) and rv[0] == CKR_OK:
         room = min(arguments.count, room)
         count = min(room, <CK_ULONG> SLOTS_TO_ASK)
@@ -641,9 +646,9 @@ cdef int init_user_pin(Client client, CK_SLOT_ID slot_id, Pin so_pin, Pin user_p
             arguments.length = user_pin.length
             require(client, C_INIT_PIN, make_init_pin, &arguments, slot_id)
         finally:
-            make_call(client, C_LOGOUT, make_logout, &arguments, True, &rv, &nanoseconds, NULL)
+            make_call(client, C_LOGOUT, make_logout, &arguments, True, &rv, &nanoseconds, NULL, NULL)
     finally:
         make_call(
-            client, C_CLOSE_SESSION, make_close_session, &arguments, True, &rv, &nanoseconds, NULL
+            client, C_CLOSE_SESSION, make_close_session, &arguments, True, &rv, &nanoseconds, NULL, NULL
         )
     return 0

@@ -132,14 +132,18 @@ static inline uint64_t luna_ticks(double tick) {
 
 #endif
 
-/* Nanoseconds since then. */
-static inline uint64_t luna_since(uint64_t began, double tick) {
-    uint64_t ticks = luna_ticks(tick) - began;
+/* Nanoseconds from the one to the other. */
+static inline uint64_t luna_between(uint64_t began, uint64_t ended, double tick) {
+    uint64_t ticks = ended - began;
     /* Two processors' counters may differ by a few ticks. */
     if (ticks > UINT64_MAX / 2) {
         return 0;
     }
     return tick > 0 ? (uint64_t)((double)ticks * tick) : ticks;
+}
+
+static inline uint64_t luna_since(uint64_t began, double tick) {
+    return luna_between(began, luna_ticks(tick), tick);
 }
 
 /* ---- the loader. There is no close: a client library's threads may still run in it ---- */

@@ -20,6 +20,9 @@ cdef class Locks:
         self.client = client
         self.mutexes = {}
         self.kind = UNKNOWN
+        self.long_hold = <uint64_t> (
+            LONG_HOLD_NANOSECONDS / client.tick if client.tick > 0 else LONG_HOLD_NANOSECONDS
+        )
         self._begin_anew()
 
     def _begin_anew(self):
@@ -314,7 +317,7 @@ cdef class Request(Waiter):
             return self.locks._keep(mutex, self.info.slotID)
         except MemoryError:
             # No table knows the claim's lock: it comes off now, or never.
-            unlock_slot(self.locks.client, self.info.slotID, &rv)
+            unlock_slot(self.locks.client, self.info.slotID, &rv, NULL)
             self._end()
             raise
 

@@ -71,6 +71,7 @@ cdef class SlotMutex:
             me = caller_number()
         if self.client.lock_clustered_slot == NULL or self.client.unlock_clustered_slot == NULL:
             self._need_functions(share)
+        join_lineage(me)
         audit_lock(self.slot_id)
         begin_wait(&wait, True)
         if take_turn_at_once(&self.record, me):
@@ -88,6 +89,7 @@ cdef class SlotMutex:
         cdef uint64_t began_in
         cdef Outcome outcome
         self._need_functions(share)
+        join_lineage(caller_number())
         audit_lock(self.slot_id)
         if seconds == 0 and not self.is_free():
             return False
@@ -211,6 +213,7 @@ cdef class SlotMutex:
         """Make the lock call on this thread, whose turn it is."""
         cdef CK_RV rv = CKR_OK
         cdef uint64_t nanoseconds = 0
+        cdef uint64_t now
         cdef Verdict verdict
         cdef Backoff backoff
         cdef int kind
@@ -226,7 +229,8 @@ cdef class SlotMutex:
                 self.locks.look_for_canary(self.slot_id)
             if not begin_call(&self.record, self.client.generation, False, &self.back):
                 return self._wait_for_turn(number, share, wait, True)
-            if not lock_slot(<Client> client, self.slot_id, &rv, &nanoseconds, &self.back):
+            now = 0
+            if not lock_slot(<Client> client, self.slot_id, &rv, &nanoseconds, &self.back, &now):
                 break_off_call(&self.record)
                 continue
             kind = luna_shared_get(&self.locks.kind)
@@ -238,7 +242,7 @@ cdef class SlotMutex:
             if kind != luna_shared_get(&self.locks.kind):
                 self.locks.learn(luna_shared_get(&self.locks.kind))
             if verdict == OWNED:
-                self.held_since = luna_ticks(self.client.tick)
+                self.held_since = now
                 break
             if verdict == IGNORED:
                 self._note_doubt()
@@ -401,6 +405,7 @@ cdef class SlotMutex:
         cdef Seat *seat = NULL
         cdef CK_RV rv = CKR_OK
         cdef uint64_t nanoseconds
+        cdef uint64_t now
         cdef Verdict verdict
         cdef Backoff backoff
         cdef double pause
@@ -420,7 +425,8 @@ cdef class SlotMutex:
                 &self.record, self.client.generation, True, &self.back
             ):
                 break
-            if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds, &self.back):
+            now = 0
+            if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds, &self.back, &now):
                 break_off_call(&self.record)
                 trial = False
                 continue
@@ -434,7 +440,7 @@ cdef class SlotMutex:
             if kind != luna_shared_get(&self.locks.kind):
                 self.locks.learn(luna_shared_get(&self.locks.kind))
             if verdict == OWNED:
-                self.held_since = luna_ticks(self.client.tick)
+                self.held_since = now
                 hold = seat.hold
                 if not wake_unlinked(seat, None):
                     # The loop of the task is closed, or the task is gone.
@@ -553,22 +559,24 @@ cdef class SlotMutex:
         cdef Backoff backoff
         cdef double pause
         cdef PyObject *client = <PyObject *> self.client
+        cdef uint64_t now = luna_ticks(self.client.tick)
+        cdef bint was_long = now - self.held_since > self.locks.long_hold
         if luna_shared_get(&self.locks.kind) == UNKNOWN and (
             after_a_moment
             or ((luna_shared_get(&self.locks.claims_out) != 0 or luna_shared_get(&self.locks.in_doubt))
                 and self._make_trial())
         ):
             self._wait_a_moment()
+            now = 0
+        if was_long:
+            now = 0
         if self.client.generation != generation:
             # Finalised meanwhile, and the lock dropped with it.
             pass
-        elif (
-            luna_since(self.held_since, self.client.tick) > LONG_HOLD_NANOSECONDS
-            and self.locks.is_finalised()
-        ):
+        elif was_long and self.locks.is_finalised():
             # By other code, and another process may have the lock by now.
             rv = CKR_SESSION_HANDLE_INVALID
-        elif not unlock_slot(<Client> client, self.slot_id, &rv):
+        elif not unlock_slot(<Client> client, self.slot_id, &rv, &now):
             rv = CKR_CRYPTOKI_NOT_INITIALIZED
         elif rv != CKR_OK and says_busy(rv):
             deadline = deadline_in(BUSY_SECONDS)
@@ -580,7 +588,7 @@ cdef class SlotMutex:
                     luna_pause(pause)
                 pause = next_pause(&backoff)
                 if self.client.generation != generation or not unlock_slot(
-                    self.client, self.slot_id, &rv
+                    self.client, self.slot_id, &rv, NULL
                 ):
                     # Finalised meanwhile, and the lock dropped with it.
                     rv = CKR_OK
@@ -713,9 +721,14 @@ cdef class SlotMutex:
         task = current_task()
         return task is not None and owner == task_numbers.get(task, 0)
 
+    cdef bint is_relied_on(self) except -1:
+        """Whether the calling code may rely on the lock: it holds it, or the holder has started it."""
+        cdef uint64_t owner = seen(&self.record).owner
+        return self.is_mine() or (owner != 0 and is_of_lineage(owner))
+
     cdef int check_mine(self, str function) except -1:
         cdef Record now
-        if self.is_mine():
+        if self.is_relied_on():
             return 0
         now = seen(&self.record)
         if now.inherited:
@@ -736,8 +749,13 @@ cdef class SlotMutex:
 
     cdef int check_not_evicted(self, Share share, str function) except -1:
         """Raise if the caller's lock was taken off: by close(), or because its thread had ended."""
-        if self.evictions is None or (luna_shared_get(&share.open) and self.is_mine()):
+        cdef Lineage lineage
+        if self.evictions is None or (luna_shared_get(&share.open) and self.is_relied_on()):
             return 0
+        lineage = present_lineage()
+        while lineage is not None:
+            self.raise_evicted(lineage.number, share, function)
+            lineage = lineage.parent
         self.raise_evicted(caller_number(), share, function)
         task = current_task()
         if task is not None:
@@ -762,7 +780,7 @@ cdef class SlotMutex:
                 hold_back_at_exit()
                 raise lost_error(self.slot_id, LOSSES[<int> FINALISED])
         now = seen(&self.record)
-        if now.hold != hold or not self.is_mine():
+        if now.hold != hold or not self.is_relied_on():
             raise lost_error(self.slot_id, LOSSES[<int> LIBRARY_CLOSED])
         if now.loss != NOT_LOST:
             hold_back_at_exit()

@@ -159,6 +159,73 @@ cdef uint64_t task_number(object task) except 0:
     return number
 
 
+# ---- what a holder has started ----
+
+# The Lineage of each context. A context that is copied, as asyncio does for a task or a thread that a task
+# starts, takes it along: so what a holder has started can be told from others.
+cdef object lineages = ContextVar("luna_ext")
+# Older ones are forgotten: tasks may start each other for ever.
+cdef int LONGEST_LINEAGE = 16
+
+
+@cython.final
+cdef class Lineage:
+    pass
+
+
+cdef Lineage present_lineage():
+    cdef PyObject *found = NULL
+    if PyContextVar_Get(<PyObject *> lineages, NULL, &found) != 0:
+        luna_raise_pending()
+    if found == NULL:
+        return None
+    lineage = <Lineage> found
+    Py_DECREF(lineage)
+    return lineage
+
+
+cdef Lineage new_lineage(uint64_t number, Lineage parent):
+    cdef Lineage lineage = Lineage.__new__(Lineage)
+    lineage.number = number
+    lineage.parent = parent
+    lineage.length = 1 if parent is None else parent.length + 1
+    return lineage
+
+
+cdef inline int join_lineage(uint64_t number) except -1:
+    """Before a lock is asked for: whatever this thread, task or greenlet starts may rely on it."""
+    cdef PyObject *found = NULL
+    cdef bint joined
+    # Most often that has been done.
+    if PyContextVar_Get(<PyObject *> lineages, NULL, &found) == 0 and found != NULL:
+        joined = (<Lineage> found).number == number
+        Py_DECREF(<object> found)
+        if joined:
+            return 0
+    return join_lineage_anew(number)
+
+
+cdef int join_lineage_anew(uint64_t number) except -1:
+    cdef Lineage present = present_lineage()
+    if present is not None:
+        if is_of_lineage(number):
+            return 0
+        if present.length == LONGEST_LINEAGE:
+            present = new_lineage(present.number, None)
+    lineages.set(new_lineage(number, present))
+    return 0
+
+
+cdef bint is_of_lineage(uint64_t number) except -1:
+    """Whether the calling code was started by this thread, task or greenlet, or by what it has started."""
+    cdef Lineage lineage = present_lineage()
+    while lineage is not None:
+        if lineage.number == number:
+            return True
+        lineage = lineage.parent
+    return False
+
+
 def current_task():
     """The asyncio task that this thread is running, or None; asyncio is not imported for it."""
     asyncio = loaded_module("asyncio")

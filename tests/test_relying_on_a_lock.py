@@ -1,0 +1,179 @@
+"""Who may rely on a lock: its holder, and what the holder starts. Only the block that locks releases."""
+
+import asyncio
+import concurrent.futures
+import contextvars
+import threading
+import unittest
+
+import pytest
+from support import INIT_TOKEN, logged, nothing_is_locked
+
+import luna_ext
+
+SO_PIN = "12345678"
+
+
+def in_pool(function):
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(contextvars.copy_context().run, function).result()
+
+
+def test_a_thread_that_a_task_starts_may_rely_on_its_lock(luna, cluster):
+    async def main():
+        async with luna.slot(1).lock() as slot:
+            await asyncio.to_thread(slot.ensure_held)
+        async with luna.token("keyring2").lock() as token:
+            await asyncio.to_thread(token.ensure_held)
+        async with luna.claim("cluster-1") as token:
+            new = await asyncio.to_thread(token.assign, "new", so_pin=SO_PIN)
+            await asyncio.to_thread(new.ensure_held)
+
+    asyncio.run(main())
+    assert len(logged(cluster, INIT_TOKEN)) == 1
+    assert nothing_is_locked(cluster)
+
+
+def test_a_child_task_may_rely_on_its_parents_lock(luna):
+    async def grandchild():
+        await asyncio.to_thread(luna.slot(1).ensure_held)
+        luna.slot(1).ensure_held()
+
+    async def child():
+        luna.slot(1).ensure_held()
+        async with luna.slot(2).lock() as slot:
+            slot.ensure_held()
+        await asyncio.create_task(grandchild())
+
+    async def main():
+        async with luna.slot(1).lock(), asyncio.TaskGroup() as group:
+            group.create_task(child())
+            group.create_task(child())
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("on_main", [True, False])
+def test_a_thread_of_a_pool_may_rely_on_it_in_a_copied_context(luna, call, on_main):
+    def work():
+        with luna.slot(1) as slot:
+            in_pool(slot.ensure_held)
+        with luna.slot(1).lock(timeout=20) as slot:
+            in_pool(slot.ensure_held)
+        with luna.claim("cluster-1") as token:
+            in_pool(token.ensure_held)
+        slot.acquire()
+        in_pool(slot.ensure_held)
+        slot.release()
+
+    if on_main:
+        work()
+    else:
+        call(work).result(30)
+
+
+def test_a_thread_that_was_first_used_in_anothers_context_starts_its_own(luna):
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with luna.slot(1) as slot:
+            pool.submit(contextvars.copy_context().run, slot.ensure_held).result()
+
+        def lock_and_copy():
+            with luna.slot(2) as second:
+                in_pool(second.ensure_held)
+
+        pool.submit(lock_and_copy).result()
+
+
+def test_others_may_not(luna, call):
+    async def stranger():
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            luna.slot(1).ensure_held()
+
+    async def main():
+        # Begun before any lock: it was not started by a holder.
+        other = asyncio.create_task(stranger(), context=contextvars.Context())
+        async with luna.slot(1).lock() as slot:
+            await other
+            with pytest.raises(luna_ext.LockNotOwnedError):
+                call(slot.ensure_held).result()
+
+    asyncio.run(main())
+    with luna.slot(1) as slot, pytest.raises(luna_ext.LockNotOwnedError):
+        call(slot.ensure_held).result()
+
+
+def test_after_the_block_nothing_may(luna):
+    with luna.slot(1) as slot:
+        context = contextvars.copy_context()
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        context.run(slot.ensure_held)
+
+
+def test_releasing_stays_with_the_block(luna, cluster):
+    async def main():
+        async with luna.slot(1).lock() as slot:
+            with pytest.raises(luna_ext.LockNotOwnedError):
+                await asyncio.to_thread(slot.release)
+            slot.ensure_held()
+
+    asyncio.run(main())
+    with luna.slot(1) as slot:
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            in_pool(slot.release)
+        slot.ensure_held()
+    assert nothing_is_locked(cluster)
+
+
+def test_what_a_holder_has_started_hears_that_the_lock_is_lost(luna):
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
+        context = contextvars.copy_context()
+        luna.reconnect()
+        with pytest.raises(luna_ext.LockLostError):
+            context.run(slot.ensure_held)
+        with pytest.raises(luna_ext.LockLostError):
+            in_pool(slot.ensure_held)
+
+
+def test_tasks_that_start_each_other_for_ever_keep_their_parents_lock(luna):
+    async def main(left):
+        async with luna.slot(left % 8 + 1).lock() as slot:
+            await asyncio.to_thread(slot.ensure_held)
+            child = asyncio.create_task(main(left - 1)) if left else None
+        if child is not None:
+            await child
+
+    asyncio.run(main(100))
+
+
+def test_a_context_that_asyncio_keeps_for_a_test_case(luna, cluster):
+    """Each part of such a test runs in a task of its own."""
+
+    class Case(unittest.IsolatedAsyncioTestCase):
+        async def asyncSetUp(self):
+            self.slot = await self.enterAsyncContext(luna.slot(1).lock())
+
+        async def test_it_is_held(self):
+            self.slot.ensure_held()
+            await asyncio.to_thread(self.slot.ensure_held)
+
+    result = unittest.TestResult()
+    Case("test_it_is_held").run(result)
+    assert (result.testsRun, result.errors, result.failures) == (1, [], [])
+    assert nothing_is_locked(cluster)
+
+
+def test_threads_that_are_only_started_beside_a_holder_may_not(luna):
+    heard = []
+
+    def ask():
+        try:
+            luna.slot(1).ensure_held()
+        except luna_ext.LockNotOwnedError:
+            heard.append("not owned")
+
+    with luna.slot(1):
+        # A thread has an empty context, unless Python is told otherwise.
+        thread = threading.Thread(target=lambda: contextvars.Context().run(ask))
+        thread.start()
+        thread.join()
+    assert heard == ["not owned"]
