@@ -36,6 +36,8 @@ from luna_ext._device cimport (
     Share,
     deadline_in,
     close_canary,
+    do_in_child,
+    hear_of_fork,
     init_token,
     init_user_pin,
     is_lost,

@@ -47,6 +47,8 @@ cdef extern from "native.h":
     void *luna_symbol(void *handle, const char *name) noexcept nogil
     void luna_open_error(char *text, size_t room) noexcept nogil
 
+    int luna_at_fork_in_child(void (*handler)() noexcept nogil) noexcept
+
     bint LUNA_GIL
     enum:
         LUNA_SHARDS
@@ -126,6 +128,7 @@ cdef enum State:
     READY           # the only state in which a call may begin
     CLOSING         # the last Library was closed, calls may still be in flight
     DUE             # C_Initialize is: in a forked child, or after one that failed
+    FORKED          # a child, and nothing was done for that yet: C code has forked
     RECONNECTING    # calls wait until the library is finalised and initialised anew
 
 
@@ -172,6 +175,7 @@ cdef class Client:
     cdef CA_UnlockClusteredSlot_t unlock_clustered_slot
     cdef int state                                # a State
     cdef bint initialised_here                    # whether our C_Initialize took effect, in this process
+    cdef bint inherited                           # in a child: whether it was initialised at the fork
     cdef int initialised                          # initialised and, for all we know, not finalised
     cdef uint64_t generation                      # number of the newest C_Initialize
     cdef int suspect                              # an answer has meant that the device knows us no more
@@ -200,6 +204,8 @@ cdef class Client:
     cdef int part(self, Share share) except -1
     cdef int _begin_change(self) except -1
     cdef CK_RV _initialise(self) noexcept
+    cdef bint _is_parents(self) noexcept
+    cdef int _raise_initialising(self, CK_RV rv) except -1
     cdef int _drain(self, Deadline deadline) noexcept
     cdef CK_RV _call_finalize(self) noexcept
     cdef int _drop_canary(self) noexcept
@@ -223,6 +229,8 @@ cdef Deadline deadline_in(double seconds) noexcept nogil
 cdef double left_of(Deadline deadline) noexcept nogil
 cdef int wait_for_none(int *number, Deadline deadline) noexcept
 
+cdef int do_in_child(object hook) except -1
+cdef int hear_of_fork() except -1
 cdef Client load_client(str path)
 cdef list loaded_clients()
 cdef void become_worker() noexcept nogil

@@ -76,6 +76,7 @@ cdef class Library:
         process still uses the client library, or other code has initialised it. If C_Finalize
         fails, a WARNING record says so.
         """
+        hear_of_fork()
         if self.opened:
             self._close(True)
         else:

@@ -264,8 +264,7 @@ def _after_fork_in_child():
         PyThread_release_lock((<Errand> errand).signal)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+do_in_child(_after_fork_in_child)
 
 
 def try_on_worker(function):

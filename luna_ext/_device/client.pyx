@@ -46,6 +46,7 @@ cdef Client load_client(str path):
     client = _clients.get(key)
     if client is None:
         client = _clients.setdefault(key, Client.__new__(Client, path, key, _CLIENT_KEY))
+        watch_forks(<Client> client)
     return <Client> client
 
 
@@ -115,6 +116,9 @@ cdef bint wait_on(PyThread_type_lock signal, double seconds) except -1:
             return True
         if PyErr_CheckSignals() != 0:
             luna_raise_pending()
+        if unheard_fork:
+            # A signal handler has forked in C.
+            hear_of_fork()
         left = left_of(deadline)
         if left == 0:
             return False
@@ -293,7 +297,7 @@ cdef class Client:
             luna_guard_unlock(&self.guard)
         self._end_change()
         if rv != CKR_OK:
-            raise error_of(rv, C_INITIALIZE, None)
+            self._raise_initialising(rv)
         return share
 
     cdef int part(self, Share share) except -1:
@@ -319,13 +323,16 @@ cdef class Client:
         """
         cdef CK_RV rv = CKR_OK
         cdef int state = luna_shared_get(&self.state)
+        if state == FORKED:
+            hear_of_fork()
+            state = luna_shared_get(&self.state)
         if state == DUE or state == RECONNECTING:
             self._begin_change()
             if luna_shared_get(&self.state) == DUE:
                 rv = self._initialise()
             self._end_change()
             if rv != CKR_OK:
-                raise error_of(rv, C_INITIALIZE, None)
+                self._raise_initialising(rv)
         if luna_shared_get(&self.state) != READY:
             self.refuse()
         return 0
@@ -358,14 +365,42 @@ cdef class Client:
             lasted = luna_since(began, self.tick)
         count_call(self, C_INITIALIZE, lasted, rv)
         # If other code in this process did it, finalising is left to that code.
-        if rv != CKR_OK and rv != CKR_CRYPTOKI_ALREADY_INITIALIZED:
+        if rv != CKR_OK and (rv != CKR_CRYPTOKI_ALREADY_INITIALIZED or self._is_parents()):
             return rv
+        self.inherited = False
         self.initialised_here = rv == CKR_OK
         self.generation += 1
         luna_shared_set(&self.suspect, 0)
         luna_shared_set(&self.initialised, 1)
         luna_shared_set(&self.state, READY)
         return CKR_OK
+
+    cdef bint _is_parents(self) noexcept:
+        """In a forked child, where C_Initialize says that it was called before: whether that was in the
+        parent, so that the client library has not noticed the fork. Then it would act as the parent.
+        """
+        cdef CK_SESSION_INFO info
+        cdef CK_RV rv
+        if not self.inherited:
+            return False
+        if self.canary.generation != self.generation:
+            # Nothing shows that other code of this process has called it.
+            return True
+        with nogil:
+            rv = self.functions.C_GetSessionInfo(self.canary.session, &info)
+        return rv == CKR_OK
+
+    cdef int _raise_initialising(self, CK_RV rv) except -1:
+        """Raise what C_Initialize has answered."""
+        if rv == CKR_CRYPTOKI_ALREADY_INITIALIZED:
+            raise CryptokiError(
+                f"C_Initialize in a forked child: {rv_name(rv)} (0x{rv:X}): the library {self.path!r} has "
+                "not noticed the fork, and would act as the parent process, whose locks it could take "
+                "off. Open the Library after the fork, in each process anew",
+                rv=rv,
+                function="C_Initialize",
+            )
+        raise error_of(rv, C_INITIALIZE, None)
 
     cdef int reconnect(self, double seconds) except -1:
         """Call C_Finalize, whoever has initialised the library, and C_Initialize. All locks are dropped by
@@ -411,7 +446,7 @@ cdef class Client:
                 function="C_Finalize",
             )
         if rv != CKR_OK:
-            raise error_of(rv, C_INITIALIZE, None)
+            self._raise_initialising(rv)
         if not self.initialised_here and finalized != CKR_OK:
             raise error_of(finalized, C_FINALIZE, None)
         return 0
@@ -511,11 +546,14 @@ cdef class Client:
     def after_fork(self):
         """In the child: nothing is held, nothing in flight; the first call initialises anew."""
         # If another thread of the parent was inside close() at the fork, no thread finishes that here.
+        cdef int state = luna_shared_get(&self.state)
         self.shares = {share for share in self.shares if (<Share> share).open}
         if self.is_open() and self.shares:
             self.state = DUE
         elif luna_shared_get(&self.state) != DUE or not self.shares:
             self.state = CLOSED
+        # A library that this process has finalised by a C_Finalize of its own is none that it inherits.
+        self.inherited = self.inherited or self.generation != 0 and state != CLOSED
         self.initialised_here = False
         self.initialised = 0
         memset(self.traffic, 0, LUNA_SHARDS * sizeof(Traffic))
@@ -556,11 +594,64 @@ cdef int hold_back_at_exit() except -1:
     return 0
 
 
+# ---- forks ----
+
+cdef enum:
+    MOST_CLIENTS = 64
+
+# Of the clients, for the handler that runs in a child before any Python code does.
+cdef int *states[MOST_CLIENTS]
+cdef int *marks_of_initialised[MOST_CLIENTS]
+cdef int watched_clients = 0
+# Whether this is a child that its hooks were not called in.
+cdef int unheard_fork = 0
+# What has to be done in a child, in the order in which it has to be done.
+cdef list child_hooks = []
+
+
+cdef int watch_forks(Client client) noexcept:
+    global watched_clients
+    if watched_clients < MOST_CLIENTS:
+        states[watched_clients] = &client.state
+        marks_of_initialised[watched_clients] = &client.initialised
+        watched_clients += 1
+    return 0
+
+
+cdef void note_fork() noexcept nogil:
+    """In a child, also of a fork that Python does not hear of: no call may begin before the hooks."""
+    global unheard_fork
+    cdef int index
+    unheard_fork = 1
+    for index in range(watched_clients):
+        marks_of_initialised[index][0] = 0
+        if states[index][0] == READY or states[index][0] == RECONNECTING:
+            states[index][0] = FORKED
+
+
+cdef int do_in_child(object hook) except -1:
+    """Have the hook called in each forked child, after those that were registered before."""
+    child_hooks.append(hook)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=hook)
+    return 0
+
+
+cdef int hear_of_fork() except -1:
+    """If this is a child, and Python has not called the hooks: call them."""
+    if unheard_fork:
+        for hook in child_hooks:
+            hook()
+    return 0
+
+
 def _after_fork_in_child():
+    global unheard_fork
+    unheard_fork = 0
     exit_deadline.end = INFINITY
     for client in loaded_clients():
         (<Client> client).after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+do_in_child(_after_fork_in_child)
+luna_at_fork_in_child(note_fork)

@@ -191,6 +191,18 @@ static inline void luna_open_error(char *text, size_t room) {
 
 #endif
 
+/* ---- forks that Python does not hear of ---- */
+
+/* The handler runs in each forked child, on its only thread. */
+#ifdef _WIN32
+#define luna_at_fork_in_child(handler) ((void)(handler), 0)
+#else
+#include <pthread.h>
+static inline int luna_at_fork_in_child(void (*handler)(void)) {
+    return pthread_atfork(NULL, NULL, handler);
+}
+#endif
+
 /* ---- guards and shared numbers ---- */
 
 /*

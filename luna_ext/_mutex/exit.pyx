@@ -89,6 +89,8 @@ cdef struct LastCalls:
 def shut_down_all():
     """The handler of atexit: unlock what is held and finalise the clients, within 2 seconds."""
     cdef Deadline deadline = deadline_in(EXIT_SECONDS - LAST_SECONDS)
+    # What the parent holds is not unlocked here.
+    hear_of_fork()
     clients = loaded_clients()
     begin_exit(deadline_in(EXIT_SECONDS))
     messages = [message for client in clients for message in shut_down(client, deadline)]
@@ -199,13 +201,26 @@ atexit.register(shut_down_all)
 # ---- the fork ----
 
 
+# The number of the thread that has forked. In the child it has none at first, so that the next look for it
+# comes to introduce_thread().
+cdef uint64_t number_at_fork = 0
+
+
+cdef void forget_number() noexcept nogil:
+    """In a child, also of a fork that Python does not hear of."""
+    global number_at_fork
+    if luna_number() != 0:
+        number_at_fork = luna_number()
+    luna_introduce(0, False)
+
+
 def _after_fork_in_child():
     global forks, watching, watch_stop
     forks += 1
     watching = 0
     watch_stop = new_signal()
     forget_workers()
-    number = luna_number()
+    number = number_at_fork
     if number != 0:
         # The child's only thread is its main thread, whatever it was in the parent.
         introduce_here(number, True)
@@ -220,5 +235,7 @@ def _before_fork():
 
 
 # In the child, after the device layer's own, which has been registered before.
+do_in_child(_after_fork_in_child)
+luna_at_fork_in_child(forget_number)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork)

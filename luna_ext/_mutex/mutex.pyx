@@ -654,6 +654,9 @@ cdef class SlotMutex:
         return 0
 
     cdef int _tell_of_doubt(self, object why) except -1:
+        if exit_has_begun():
+            # C_Finalize drops what may be set.
+            return 0
         log.error(
             "slot %d: it was granted while this process unlocked it, and whether this process holds "
             "its lock could not be made sure (%s). It is left alone; the lock may stay set until this "
@@ -713,18 +716,23 @@ cdef class SlotMutex:
 
     cdef bint is_mine(self) except -1:
         """Whether the calling thread, task or greenlet holds the lock."""
+        # First: in a child that has not heard of its fork, this ends what the parent holds.
+        cdef uint64_t number = caller_number()
         cdef uint64_t owner = seen(&self.record).owner
         if owner == 0:
             return False
-        if owner == caller_number():
+        if owner == number:
             return True
         task = current_task()
         return task is not None and owner == task_numbers.get(task, 0)
 
     cdef bint is_relied_on(self) except -1:
         """Whether the calling code may rely on the lock: it holds it, or the holder has started it."""
-        cdef uint64_t owner = seen(&self.record).owner
-        return self.is_mine() or (owner != 0 and is_of_lineage(owner))
+        cdef uint64_t owner
+        if self.is_mine():
+            return True
+        owner = seen(&self.record).owner
+        return owner != 0 and is_of_lineage(owner)
 
     cdef int check_mine(self, str function) except -1:
         cdef Record now
@@ -876,6 +884,7 @@ cdef class SlotMutex:
 
     def holds(self):
         """The number of the present hold; 0 if there is none."""
+        hear_of_fork()
         cdef Record now = seen(&self.record)
         return now.hold if now.owner != 0 else 0
 

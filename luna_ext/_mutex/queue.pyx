@@ -48,7 +48,11 @@ cdef set marks = set()
 cdef uint64_t introduce_thread() except 0:
     """Give the calling thread its number."""
     cdef ThreadMark mark
-    cdef uint64_t number = new_number()
+    cdef uint64_t number
+    hear_of_fork()
+    if luna_number() != 0:
+        return luna_number()
+    number = new_number()
     cdef unsigned long ident = PyThread_get_thread_ident()
     cdef bint is_main = luna_leads_process() or ident == threading.main_thread().ident
     own = <object> PyThreadState_GetDict()

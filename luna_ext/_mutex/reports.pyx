@@ -110,7 +110,8 @@ cdef int tell_unlocked(double began, CK_SLOT_ID slot_id, bint unwanted) except -
 
 
 cdef int tell_failed_release(object error) except -1:
-    if isinstance(error, LockReleaseError | LockLostError):
+    # The exit tells of the locks that it takes off by warnings of its own.
+    if isinstance(error, LockReleaseError | LockLostError) and not exit_has_begun():
         log.error("%s", error)
     return 0
 

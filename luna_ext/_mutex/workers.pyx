@@ -39,6 +39,9 @@ cdef bint run_on_worker(Work work, object subject) noexcept:
     """
     global idle_workers, idle_count
     cdef Worker *worker
+    if luna_number() == 0:
+        # In a child whose fork Python has not heard of, the idle workers are the parent's.
+        hear_of_fork_quietly()
     luna_guard_lock(&pool_guard)
     worker = idle_workers
     if worker != NULL:
@@ -53,6 +56,11 @@ cdef bint run_on_worker(Work work, object subject) noexcept:
         PyThread_release_lock(worker.wake)
         return True
     return start_worker(work, subject)
+
+
+cdef int hear_of_fork_quietly() noexcept:
+    hear_of_fork()
+    return 0
 
 
 cdef bint start_worker(Work work, object subject) noexcept:

@@ -1,0 +1,207 @@
+"""Forks that Python does not hear of, as uWSGI and other C code make them; and client libraries that do not
+notice a fork.
+"""
+
+import pytest
+from support import UNLOCK, nothing_is_locked
+
+# The child runs `in_child`, and its exit code is printed. PyDLL keeps the GIL, as C code does that forks.
+FORK = """
+import ctypes
+fork_in_c = ctypes.PyDLL(None).fork
+
+def fork(in_child, ends=os._exit):
+    sys.stdout.flush()
+    pid = fork_in_c()
+    if pid == 0:
+        signal.alarm(40)
+        code = 99
+        try:
+            code = in_child() or 0
+        except BaseException as error:
+            print("child:", repr(error), flush=True)
+        sys.stdout.flush()
+        ends(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+def owner():
+    return cluster.tokens()[0].owner
+"""
+
+
+def test_a_child_holds_nothing_and_its_first_call_initialises_anew(cluster, succeed):
+    body = f"""{FORK}
+parent = os.getpid()
+
+def child():
+    assert not slot.locked()
+    assert len(luna.slots()) == 8
+    assert slot.acquire(timeout=0.2) is False
+    with luna.slot(2).lock(timeout=20):
+        luna.slot(2).ensure_held()
+    assert owner() == parent
+
+with slot:
+    fork(child)
+    slot.ensure_held()
+    assert owner() == parent
+assert owner() is None
+"""
+    assert succeed(body) == ["0"]
+    assert nothing_is_locked(cluster)
+
+
+FORMS = {
+    "slot": "slot",
+    "lock": "slot.lock(timeout=20)",
+    "token": "luna.token('keyring1')",
+    "claim": "luna.claim('cluster-1')",
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_an_inherited_block_ends_in_the_child_without_an_unlock(cluster, run, form):
+    body = f"""{FORK}
+with {form}:
+    pid = fork_in_c()
+    held = [token.slot_id for token in cluster.tokens() if token.owner is not None]
+if pid == 0:
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+unlocks = [call.pid for call in cluster.log() if call.function == {UNLOCK!r}]
+assert unlocks == [os.getpid()], unlocks
+"""
+    done = run(body)
+    assert done.returncode == 0, done
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.parametrize("ends", ["sys.exit", "os._exit"])
+def test_the_end_of_a_child_leaves_the_parents_locks_alone(cluster, run, ends):
+    body = f"""{FORK}
+with slot:
+    pid = fork_in_c()
+    if pid == 0:
+        {ends}(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    slot.ensure_held()
+    assert owner() == os.getpid()
+assert [call.pid for call in cluster.log() if call.function == "C_Finalize"] == []
+"""
+    done = run(body)
+    assert done.returncode == 0, done
+    assert nothing_is_locked(cluster)
+
+
+def test_a_child_that_closes_its_library_leaves_the_parents_locks_alone(cluster, succeed):
+    body = f"""{FORK}
+with slot:
+    fork(luna.close)
+    slot.ensure_held()
+    assert owner() == os.getpid()
+"""
+    assert succeed(body) == ["0"]
+
+
+def test_children_of_children(cluster, succeed):
+    body = f"""{FORK}
+def grandchild():
+    assert not slot.locked()
+    with luna.slot(3) as third:
+        third.ensure_held()
+
+def child():
+    fork(grandchild)
+    with luna.slot(2) as second:
+        second.ensure_held()
+        fork(grandchild)
+        second.ensure_held()
+
+with slot:
+    fork(child)
+    slot.ensure_held()
+"""
+    assert succeed(body) == ["0", "0", "0"]
+    assert nothing_is_locked(cluster)
+
+
+def test_a_signal_handler_may_fork_in_c_while_a_lock_is_waited_for(
+    cluster, succeed, hold_elsewhere
+):
+    """The child waits anew, and gives up on time; the parent gets the lock."""
+    holder = hold_elsewhere(1)
+    body = f"""{FORK}
+children = []
+
+def handler(*_):
+    children.append(fork_in_c())
+
+signal.signal(signal.SIGUSR1, handler)
+
+def send():
+    wait_until_inside("CA_LockClusteredSlot")
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+in_thread(send)
+entered = slot.acquire(timeout=2)
+if children == [0]:
+    print(entered, slot.locked(), flush=True)
+    os._exit(0)
+os.waitpid(children[0], 0)
+print(entered)
+"""
+    assert succeed(body) == ["False", "False", "False"]
+    holder.release()
+
+
+# ---- client libraries that do not notice a fork ----
+
+UNAWARE = """
+cluster.fault("C_Initialize", 0x191)
+def child():
+    for _ in range(2):
+        try:
+            luna.slots()
+        except luna_ext.CryptokiError as error:
+            print("after the fork, in each process anew" in str(error))
+    try:
+        with slot:
+            pass
+    except luna_ext.CryptokiError as error:
+        print(error.rv_name)
+    try:
+        cluster.library()
+    except luna_ext.CryptokiError as error:
+        print(error.rv_name)
+"""
+
+
+@pytest.mark.parametrize("how", ["fork(child)", "in_python(child)"])
+def test_a_client_library_that_does_not_notice_forks_is_refused_in_the_child(succeed, how):
+    body = f"""{FORK}{UNAWARE}
+def in_python(child):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        child()
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+{how}
+"""
+    code = "CKR_CRYPTOKI_ALREADY_INITIALIZED"
+    assert succeed(body)[:4] == ["True", "True", code, code]
+
+
+def test_other_code_of_the_child_may_have_initialised_the_library(succeed):
+    """The session that the parent kept is not there, so it is a new application."""
+    body = f"""{FORK}
+def child():
+    assert ctypes.CDLL(luna.path).C_Initialize(None) == 0
+    with slot:
+        slot.ensure_held()
+
+with slot:
+    pass
+fork(child)
+"""
+    assert succeed(body) == ["0"]
