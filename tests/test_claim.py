@@ -13,6 +13,7 @@ from support import (
     CLAIM,
     DEVICE_ERROR,
     LOCK,
+    NONE_LEFT,
     UNLOCK,
     have_returned,
     logged,
@@ -54,6 +55,19 @@ def test_claims_give_different_tokens_and_then_none(luna, cluster):
     assert (caught.value.rv, caught.value.function) == (0x6, CLAIM)
     for claim in claims:
         claim.__exit__(None, None, None)
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.luna_cluster(keyrings=16)
+def test_a_claim_beside_locks_on_all_tokens_gets_none(luna, cluster, regrant):
+    """The device says so, or gives it what this process holds as often as it asks."""
+    with contextlib.ExitStack() as held:
+        for slot in luna.slots():
+            held.enter_context(slot)
+        with pytest.raises(luna_ext.NoUnassignedTokenError):
+            luna.claim("cluster-1").__enter__()
+    answers = [one.rv for one in logged(cluster, CLAIM)]
+    assert answers == ([0] * 16 if regrant == "on" else [NONE_LEFT])
     assert nothing_is_locked(cluster)
 
 

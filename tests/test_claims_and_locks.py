@@ -495,6 +495,21 @@ os._exit(0)
     assert on_device("refuses", body) == ["9"]
 
 
+def test_a_device_that_has_shown_its_kind_is_not_asked_for_it_again(on_device):
+    body = """
+cluster.latency(3600, CLAIM)
+in_thread(luna.claim("cluster-1", timeout=3000).__enter__)
+wait_until_inside(CLAIM)
+for slot_id in range(1, 9):
+    with luna.slot(slot_id):
+        pass
+print(len(cluster_calls(LOCK)), flush=True)
+os._exit(0)
+"""
+    # One for each slot, and one on trial.
+    assert on_device("grants again", body) == ["9"]
+
+
 @pytest.mark.luna_cluster(keyrings=2)
 @pytest.mark.parametrize(
     ("device", "came_off"),
@@ -655,6 +670,51 @@ claiming.join(40)
 assert ends == ["claimed"] * 2
 """
     assert on_device("grants again, and to claims", body) == []
+
+
+@ONE
+def test_an_answer_that_was_there_before_the_unlock_has_not_waited_for_it(on_device):
+    """The thread of the lock call on trial hears of it after the one that unlocks, for a third one has kept
+    the GIL. Of those that wait for the GIL it goes to who has begun to wait first, and each begins anew
+    after a switch interval: the answer's at 0.2 s and 0.7 s; that of the unlock at 0.5 s, when its moment
+    is over, and it still waits since then when the GIL comes free at 0.9 s.
+    """
+    body = """
+import ctypes
+slot.acquire()
+slot.release()
+cluster.latency(2, CLAIM)
+slot.acquire()
+claiming = in_thread(claim_safely)
+wait_until_inside(CLAIM)
+cluster.latency(0.2, LOCK)
+
+def keep_the_gil():
+    wait_until_inside(LOCK)
+    sys.setswitchinterval(0.5)
+    begun.set()
+    ctypes.PyDLL(None).usleep(900_000)
+    sys.setswitchinterval(0.005)
+
+begun = threading.Event()
+keeping = in_thread(keep_the_gil)
+slot.release()
+assert begun.is_set()
+for thread in (keeping, claiming):
+    thread.join(40)
+cluster.latency(0, LOCK)
+# A claim whose grant an unlock takes off again.
+cluster.latency(0, CLAIM)
+cluster.latency(0.3, CLAIM, after=True)
+slot.acquire()
+claiming = in_thread(claim_safely)
+wait_until(lambda: len(cluster_calls(CLAIM)) == 2)
+time.sleep(0.1)
+slot.release()
+claiming.join(40)
+print(*ends)
+"""
+    assert on_device("grants again, and to claims", body) == ["claimed", "claimed"]
 
 
 @pytest.mark.luna_cluster(keyrings=2)

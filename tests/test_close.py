@@ -6,12 +6,15 @@ import ctypes
 import os
 import signal
 import threading
+import time
 
 import pytest
 from support import (
     AGAIN,
     CLAIM,
     DEVICE_ERROR,
+    INIT_PIN,
+    INIT_TOKEN,
     LOCK,
     NONE_LEFT,
     ON_BOTH,
@@ -19,6 +22,7 @@ from support import (
     UNLOCK,
     assert_stays,
     finalisations,
+    have_returned,
     let_device_forget_us,
     logged,
     nothing_is_locked,
@@ -250,6 +254,54 @@ def test_close_unlocks_a_claim_after_its_assignment(cluster, call, wait_until_in
         assigning.result()
 
 
+def test_a_close_in_an_assignment_logs_the_so_out(cluster, call, wait_until_inside):
+    """The session may not be the application's only one, and a login is that of all of them."""
+    luna = cluster.library()
+
+    def assign():
+        with luna.claim("cluster-1") as token:
+            token.assign("new", so_pin="12345678", user_pin="87654321")
+
+    cluster.latency(0.5, INIT_PIN)
+    assigning = call(assign)
+    wait_until_inside(INIT_PIN)
+    with pytest.warns(ResourceWarning, match="still locked"):
+        luna.close()
+    with pytest.raises(luna_ext.LockLostError):
+        assigning.result()
+    assert [one.rv for one in logged(cluster, "C_Logout")] == [0]
+
+
+@pytest.mark.usefixtures("luna")  # stays open, so that the assignment's calls still go through
+def test_what_a_close_has_put_off_for_an_assignment_is_over_for_the_next_holder(
+    cluster, call, owner_of, wait_until_inside
+):
+    """Its lock comes off at once when its Library is closed, and not at the end of an assignment."""
+    first, second = cluster.library(), cluster.library()
+    claimed = []
+
+    def assign():
+        with first.claim("cluster-1") as token:
+            claimed.append(token.slot.slot_id)
+            token.assign("new", so_pin="12345678")
+
+    cluster.latency(0.3, INIT_TOKEN)
+    assigning = call(assign)
+    wait_until_inside(INIT_TOKEN)
+    with pytest.warns(ResourceWarning, match="still locked"):
+        first.close()
+    with pytest.raises(luna_ext.LockLostError):
+        assigning.result()
+    (slot_id,) = claimed
+    slot = second.slot(slot_id)
+    slot.acquire()
+    with pytest.warns(ResourceWarning, match="still locked"):
+        second.close()
+    assert owner_of(slot_id) is None
+    with pytest.raises(luna_ext.LockLostError):
+        slot.release()
+
+
 def give_up_a_lock_call(luna):
     assert luna.slot(1).acquire(timeout=0.05) is False
 
@@ -274,6 +326,24 @@ def test_a_given_up_claim_that_gets_nothing_finalises_when_it_returns(cluster):
     wait_until(lambda: finalisations(cluster) == [0])
 
 
+def test_a_given_up_claim_that_came_back_keeps_no_close_from_waiting_for_a_lock_call(
+    cluster, call, wait_until_inside
+):
+    """It counts no more among the calls that are not waited for."""
+    luna = cluster.library()
+    cluster.latency(0.3, CLAIM)
+    with pytest.raises(luna_ext.LockTimeoutError):
+        luna.claim("cluster-1", timeout=0.05).__enter__()
+    wait_until(lambda: logged(cluster, UNLOCK) and have_returned(cluster.log()))
+    cluster.latency(0.5, LOCK)
+    locking = call(luna.slot(1).acquire)
+    wait_until_inside(LOCK)
+    luna.close()
+    assert (finalisations(cluster), in_order(cluster)) == ([0], True)
+    with pytest.raises(luna_ext.LibraryClosedError):
+        locking.result()
+
+
 def test_a_library_that_is_opened_beside_a_given_up_call_is_finalised(cluster, hold_elsewhere):
     holder = hold_elsewhere(1)
     luna = cluster.library()
@@ -283,6 +353,26 @@ def test_a_library_that_is_opened_beside_a_given_up_call_is_finalised(cluster, h
     holder.release()
     again.close()
     wait_until(lambda: [entry.rv for entry in logged(cluster, "C_Finalize")] == [0])
+
+
+def test_a_library_that_opens_while_others_wait_to_finalise_is_not_finalised(cluster, call):
+    first, last = cluster.library(), cluster.library()
+    first.close()
+    cluster.latency(1, "C_Finalize")
+    closing = call(last.close)
+    wait_until(lambda: logged(cluster, "C_Finalize"))
+    # It waits for that, and so do the closes behind it, which have seen that something is to be finalised.
+    opening = call(cluster.library)
+    assert_stays(opening.is_alive)
+    again = [call(first.close) for _ in range(8)]
+    closing.result()
+    cluster.latency(0, "C_Finalize")
+    with opening.result() as luna:
+        for thread in again:
+            thread.result()
+        with luna.slot(1):
+            luna.slot(1).ensure_held()
+        assert finalisations(cluster) == [0]
 
 
 # ---- a device that is busy when the library is closed ----
@@ -628,6 +718,26 @@ def test_close_fails_those_who_wait_behind_another_library(cluster, call, wait_u
                 caller.result()
 
 
+def test_a_wait_whose_time_ends_just_when_close_fails_it_tells_of_the_close(
+    luna, cluster, call, hold_here, wait_until_queued, monkeypatch
+):
+    """The wait has failed by then, and what it fails with is still being made."""
+    closing = cluster.library()
+    hold_here(luna.slot(1))
+    make = luna_ext.LibraryClosedError.__init__
+
+    def make_slowly(self, *arguments, **options):
+        time.sleep(1.2)
+        make(self, *arguments, **options)
+
+    monkeypatch.setattr(luna_ext.LibraryClosedError, "__init__", make_slowly)
+    waiting = call(lambda: closing.slot(1).acquire(timeout=1))
+    wait_until_queued(luna.slot(1), 1)
+    closing.close()
+    with pytest.raises(luna_ext.LibraryClosedError):
+        waiting.result()
+
+
 @pytest.mark.parametrize("on", ["the main thread", "another thread"])
 def test_a_library_that_an_audit_hook_closes_is_not_waited_through(succeed, on):
     """The hook is called before the lock is asked for, so the close could not yet end the wait."""
@@ -752,6 +862,21 @@ def test_a_holder_whose_library_was_closed_hears_of_it_every_time(cluster):
         with pytest.raises(luna_ext.LockLostError):
             slot.ensure_held()
         again.slot(1).ensure_held()
+
+
+@pytest.mark.usefixtures("luna")  # stays open, so that the device could still be asked
+def test_a_task_whose_library_was_closed_hears_of_the_loss(cluster):
+    async def main():
+        luna = cluster.library()
+        slot = luna.slot(1)
+        with pytest.raises(luna_ext.LockLostError):
+            async with slot.lock():
+                with pytest.warns(ResourceWarning, match="slot 1 was still locked"):
+                    luna.close()
+                with pytest.raises(luna_ext.LockLostError):
+                    slot.ensure_held()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(

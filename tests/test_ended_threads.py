@@ -2,6 +2,7 @@
 
 import logging
 import os
+import subprocess
 import threading
 import time
 
@@ -157,6 +158,34 @@ def test_what_a_thread_leaves_behind_may_still_release(luna, cluster, caplog):
 
 
 @pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")
+def test_what_a_thread_leaves_behind_has_time_to_release(luna, owner_of):
+    """Its block still has something to do when the thread has ended."""
+    local, owners = threading.local(), []
+
+    def block():
+        with luna.slot(1):
+            try:
+                yield
+            finally:
+                time.sleep(0.05)
+                owners.append(owner_of(1))
+
+    def work():
+        # A thread's things go in the order in which they came: what tells of its end is there since
+        # its first lock, so that the generator is closed after that.
+        with luna.slot(2):
+            pass
+        local.generator = block()
+        next(local.generator)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    wait_until(lambda: owners and not luna.slot(1).locked())
+    assert owners == [os.getpid()]
+
+
+@pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")
 def test_the_next_holder_keeps_the_lock_that_came_off_just_after_its_thread_had_ended(
     luna, cluster, owner_of
 ):
@@ -169,3 +198,63 @@ def test_the_next_holder_keeps_the_lock_that_came_off_just_after_its_thread_had_
     with luna.slot(1) as slot:
         assert_stays(lambda: slot.locked() and owner_of(1) == os.getpid(), 0.6)
         slot.ensure_held()
+
+
+@pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")
+def test_a_generator_of_an_ended_thread_leaves_the_next_holder_its_lock(
+    luna, call, hold_here, owner_of
+):
+    def block():
+        with luna.slot(1):
+            yield
+
+    slot, generator = luna.slot(1), block()
+    call(lambda: next(generator)).result()
+    # The lock of the thread, which has ended, comes off.
+    wait_until(lambda: not slot.locked())
+    holder = hold_here(slot)
+    generator.close()
+    assert slot.locked()
+    assert owner_of(1) == os.getpid()
+    holder.leave()
+
+
+THREAD_OF_C_CODE = """
+#include <pthread.h>
+static void (*function)(int);
+static void *run(void *nothing) { function(1); function(2); return nothing; }
+int call_twice(void (*given)(int)) {
+    pthread_t thread;
+    function = given;
+    return pthread_create(&thread, NULL, run, NULL) || pthread_join(thread, NULL);
+}
+"""
+
+
+def test_the_lock_of_a_thread_of_c_code_that_came_to_python_twice_comes_off(
+    cluster, succeed, tmp_path
+):
+    """Python takes it for a new thread each time it calls, and for one that ends each time it returns."""
+    source, library = tmp_path / "thread.c", tmp_path / "thread.so"
+    source.write_text(THREAD_OF_C_CODE)
+    command = ["cc", "-shared", "-fPIC", "-pthread", str(source), "-o", str(library)]
+    subprocess.run(command, check=True)
+    body = f"""
+        import ctypes, logging, warnings
+        warnings.simplefilter("ignore", ResourceWarning)
+        logging.getLogger("luna_ext").addHandler(logging.NullHandler())
+
+        def use(times):
+            with slot:
+                pass
+            if times == 2:
+                slot.acquire()
+
+        callback = ctypes.CFUNCTYPE(None, ctypes.c_int)(use)
+        assert ctypes.CDLL({str(library)!r}).call_twice(callback) == 0
+        wait_until(lambda: not slot.locked())
+        with slot.lock(timeout=20):
+            print("locked")
+        luna.close()
+    """
+    assert succeed(body) == ["locked"]

@@ -549,6 +549,35 @@ def test_a_claim_of_the_parent_keeps_no_lock_of_the_child(succeed):
     assert succeed(FORKING + textwrap.dedent(body)) == ["0"]
 
 
+def test_a_claim_that_the_parent_has_given_up_does_not_count_in_the_child(succeed):
+    """There close() would not wait for as many calls."""
+    body = f"""
+        def finalisations():
+            mine = [entry for entry in cluster.log() if entry.pid == os.getpid()]
+            return [entry.rv for entry in mine if entry.function == "C_Finalize"]
+
+        def lock():
+            try:
+                slot.acquire()
+            except luna_ext.LibraryClosedError:
+                pass
+
+        def close_beside_a_lock_call():
+            cluster.latency(0.5, {LOCK!r})
+            in_thread(lock)
+            wait_until_inside({LOCK!r})
+            luna.close()
+            assert finalisations() == [0]
+
+        cluster.latency(3600, {CLAIM!r})
+        try:
+            luna.claim("cluster-1", timeout=0.1).__enter__()
+        except luna_ext.LockTimeoutError:
+            end_with_a_child(close_beside_a_lock_call)
+    """
+    assert succeed(FORKING + textwrap.dedent(body), options=MAY_FORK) == ["0"]
+
+
 def test_a_child_cannot_assign_what_its_parent_has_claimed(succeed):
     """Not under a lock of its own either: the parent's claim has ended in between."""
     body = """

@@ -104,6 +104,32 @@ def test_a_generator_that_does_not_hold_any_more_takes_nothing_from_the_next_hol
     holding.result()
 
 
+@ONE
+def test_a_generator_takes_nothing_from_who_holds_through_another_library(
+    luna, cluster, call, hold_here, owner_of
+):
+    """The thread of the generator lives, but has released the lock by itself."""
+    generator = block(luna, "slot")
+    released, end = threading.Event(), threading.Event()
+
+    def enter_and_release():
+        next(generator)
+        luna.slot(1).release()
+        released.set()
+        assert end.wait(30)
+
+    entering = call(enter_and_release)
+    assert released.wait(10)
+    with cluster.library() as other:
+        holder = hold_here(other.slot(1))
+        generator.close()
+        assert other.slot(1).locked()
+        assert owner_of(1) == os.getpid()
+        holder.leave()
+    end.set()
+    entering.result()
+
+
 def block_of(lock):
     with lock:
         yield

@@ -245,6 +245,34 @@ def test_a_device_that_hangs_does_not_stop_the_greenlets(in_greenlets, cluster):
 
 
 @pytest.mark.parametrize("patched", ["not"], indirect=True)
+def test_a_greenlet_that_would_wait_does_not_stop_those_of_another_thread_than_main(
+    in_greenlets, hold_elsewhere
+):
+    hold_elsewhere(1)
+    body = """
+    import threading
+    def others():
+        for way in WAYS.values():
+            error = quick(lambda: refused(way))
+            assert isinstance(error, luna_ext.LunaError), error
+            assert advice.search(str(error)), error
+            sleep(0.01)
+        print(type(error).__name__)
+
+    def run():
+        spawn(tick)
+        sleep(0.05)
+        result(spawn(others))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    wait_until(lambda: not thread.is_alive())
+    assert not slot.locked()
+    """
+    assert in_greenlets(body) == ["LockReentryError"]
+
+
+@pytest.mark.parametrize("patched", ["not"], indirect=True)
 def test_a_greenlet_that_gets_no_thread_does_not_stop_the_others(in_greenlets, cluster):
     """A thread that waits without a limit would make the call itself."""
     cluster.latency(2, LOCK)

@@ -149,6 +149,46 @@ end(left())
     assert succeed(body) == ["[]"]
 
 
+def test_a_claim_that_is_queued_behind_stuck_ones_is_served_each_time(cluster, succeed):
+    """Also after a while in which none was queued."""
+    body = f"""{HUNG}
+# Sixteen are made at once; who looks after the stuck ones has one more made.
+for _ in range(17):
+    in_thread(luna.claim("cluster-1", timeout=3000).__enter__)
+wait_until_inside("CA_GetUnassignedSlot", 17)
+# No event tells that he has seen that no more are queued, and is gone.
+time.sleep(0.6)
+cluster.latency(0, "CA_GetUnassignedSlot")
+with luna.claim("cluster-1", timeout=20) as token:
+    token.ensure_held()
+end(left())
+"""
+    assert succeed(body) == ["[]"]
+
+
+def test_closing_one_library_fails_no_queued_claim_of_another(cluster, succeed):
+    body = f"""{HUNG}
+other = cluster.library()
+
+async def claim():
+    async with luna.claim("cluster-1", timeout=1):
+        pass
+
+async def main():
+    # Sixteen are made at once, the others are queued.
+    claims = [asyncio.ensure_future(claim()) for _ in range(30)]
+    while sum(entry.function == "CA_GetUnassignedSlot" for entry in cluster.log()) < 16:
+        await asyncio.sleep(0)
+    other.close()
+    ended = await asyncio.gather(*claims, return_exceptions=True)
+    end(*{{type(error).__name__ for error in ended}})
+
+asyncio.run(main())
+"""
+    # Not with -X dev, in which asyncio tells of whatever takes long.
+    assert succeed(body, options=("-W", "error")) == ["LockTimeoutError"]
+
+
 @ON_BOTH
 def test_claims_that_come_back_late_give_back_what_they_got(cluster, succeed):
     body = f"""{HUNG}

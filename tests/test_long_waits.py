@@ -11,6 +11,8 @@ import time
 import pytest
 from support import CLAIM, LOCK, NO_MORE_THREADS, TOKEN_INFO, wait_until
 
+import luna_ext
+
 
 class Stop(BaseException):
     """What a signal handler of these tests raises."""
@@ -270,6 +272,53 @@ def test_a_long_wait_that_no_thread_can_look_after_is_told_of_at_its_end(succeed
     """
     said = " ".join(succeed(body))
     assert re.fullmatch(r"slot 1: locked, after a wait of \d\.\d+ s", said), said
+
+
+def test_a_claim_whose_long_wait_was_told_of_still_ends_in_time(succeed):
+    body = f"""
+        import logging
+        logging.getLogger("luna_ext").addHandler(logging.StreamHandler(sys.stdout))
+        cluster.latency(3600, {CLAIM!r})
+        begin = time.monotonic()
+        try:
+            luna.claim("cluster-1", timeout=5.4).__enter__()
+        except luna_ext.LockTimeoutError:
+            print(5.4 <= time.monotonic() - begin < 9, flush=True)
+        os._exit(0)
+    """
+    *said, in_time = succeed(body)
+    assert " ".join(said).startswith("cluster 'cluster-1': still waiting"), said
+    assert in_time == "True"
+
+
+def test_a_handler_that_locks_the_slot_whose_long_wait_it_is_told_of_is_refused(
+    cluster, hold_elsewhere, call
+):
+    """It would wait for the thread that it runs in, which tells of it between two lock calls."""
+    cluster.switch("contention", "error")
+    holder = hold_elsewhere(1)
+    answers = []
+
+    def lock_as_well(record):
+        if "still waiting" in record.getMessage():
+            try:
+                answers.append(slot.acquire(timeout=1))
+            except luna_ext.LunaError as error:
+                answers.append(type(error).__name__)
+        return True
+
+    logger = logging.getLogger("luna_ext")
+    logger.addFilter(lock_as_well)
+    try:
+        with cluster.library(contention="poll") as luna:
+            slot = luna.slot(1)
+            waiting = call(lambda: wait_in_a_thread(slot))
+            wait_until(lambda: answers)
+            holder.release()
+            waiting.result()
+    finally:
+        logger.removeFilter(lock_as_well)
+    assert answers == ["LockReentryError"]
 
 
 def test_a_long_wait_for_a_holder_of_this_process_names_it(luna, caplog, call):

@@ -55,7 +55,13 @@ def test_client_that_tells_the_truth_is_believed(ask):
 
 
 @pytest.mark.parametrize(
-    "change", ["too many to begin with", "too few to begin with", "none to begin with"]
+    "change",
+    [
+        "too many to begin with",
+        "too few to begin with",
+        "too few to begin with, and never how many",
+        "none to begin with",
+    ],
 )
 def test_slots_may_come_and_go_between_the_count_and_the_list(ask, change):
     assert ask(change) == SLOTS

@@ -133,6 +133,37 @@ def test_a_filter_that_raises_leaves_nothing_locked(luna, cluster, way, text):
     assert nothing_is_locked(cluster)
 
 
+def test_a_filter_that_raises_leaves_nothing_locked_by_a_thread_that_lives_on(luna, cluster, call):
+    """It has made the lock call itself; its end would take the lock off as well."""
+
+    def object_to(record):
+        if "locked after" in record.getMessage() and threading.current_thread() is entering:
+            raise Objection
+        return True
+
+    def enter():
+        assert begin.wait(10)
+        with pytest.raises(Objection):
+            hold(luna)
+        wait_until(lambda: not luna.slot(1).locked())
+
+    begin = threading.Event()
+    entering = call(enter)
+    logger = logging.getLogger("luna_ext")
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addFilter(object_to)
+    begin.set()
+    try:
+        assert entering.result(40) is None
+    finally:
+        logger.removeFilter(object_to)
+        logger.setLevel(level)
+    with luna.slot(1).lock(timeout=10):
+        pass
+    assert nothing_is_locked(cluster)
+
+
 def test_a_filter_that_raises_leaves_nothing_locked_where_no_thread_can_be_had(cluster, succeed):
     """What was claimed comes off on the thread that has claimed it."""
     body = f"""

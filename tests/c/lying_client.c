@@ -80,7 +80,7 @@ static CK_RV count_falsely(CK_ULONG *count)
     *count = MATCHES;
     if (it_is("too many to begin with"))
         *count = MATCHES + 30U;
-    else if (it_is("too few to begin with"))
+    else if (it_is("too few to begin with") || it_is("too few to begin with, and never how many"))
         *count = 1;
     else if (it_is("none to begin with"))
         *count = 0;
@@ -101,6 +101,8 @@ static CK_RV list_falsely(CK_SLOT_ID *slots, CK_ULONG *count)
         return CKR_OK;
     for (CK_ULONG i = 0; i < room; i++)
         slots[i] = POISON;
+    if (it_is("too few to begin with, and never how many") && room < MATCHES)
+        return CKR_BUFFER_TOO_SMALL;
     if (it_is("too small, but enough")) {
         *count = less(room, MATCHES);
         return CKR_BUFFER_TOO_SMALL;
