@@ -136,6 +136,10 @@ if {grants!r} == "once":
 def test_a_claim_is_not_given_a_token_that_another_process_has_assigned_meanwhile(on_device):
     """Its grant was that of a lock that came off before its answer was there."""
     body = """
+# Without a session of the library's own: it would be on this token, which could not be assigned then.
+import logging
+logging.disable(logging.WARNING)
+cluster.fault("C_OpenSession", 0xB1)
 cluster.latency(0.5, CLAIM, after=True)
 def claim():
     try:
@@ -150,7 +154,8 @@ wait_until_inside(CLAIM)
 slot.release()
 cluster.latency(0, CLAIM, after=True)
 program = '''
-import os
+import logging, os
+logging.disable(logging.WARNING)
 from luna_ext.stub import STATE_VARIABLE, Cluster
 with Cluster(os.environ[STATE_VARIABLE]).library() as luna, luna.claim("cluster-1") as token:
     token.assign("taken", so_pin="12345678")

@@ -348,7 +348,8 @@ def test_a_failed_or_lost_release_is_an_error_record(luna, cluster, caplog, lost
     def spoil():
         cluster.fault(UNLOCK, DEVICE_ERROR, times=1)
         if lost:
-            cluster.fault("C_GetTokenInfo", DEVICE_ERROR, times=1)
+            for function in ("C_GetTokenInfo", "C_GetSessionInfo"):
+                cluster.fault(function, DEVICE_ERROR)
 
     async def in_task():
         async with luna.slot(1).lock():

@@ -1,5 +1,6 @@
 """uWSGI, whose master loads the application with an open Library, and forks its workers in C."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -68,6 +69,7 @@ class Server:
                 },
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
         wait_until(lambda: os.path.exists(self.address) or self.process.poll() is not None)
         assert self.process.poll() is None, self.log.read_text()
@@ -84,13 +86,10 @@ class Server:
         return int(body)
 
     def stop(self):
-        # At once, whatever the workers do.
-        self.process.send_signal(signal.SIGINT)
-        try:
+        # The master and its workers at once, whatever they do.
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(30)
-        finally:
-            self.process.kill()
-            self.process.wait()
 
 
 @pytest.fixture
@@ -122,7 +121,8 @@ def test_sigterm_frees_the_lock_that_a_worker_holds(cluster, serve, options):
     server = serve(options)
 
     def hold():
-        with pytest.raises(AssertionError):
+        # There may be an answer of no status, or none.
+        with contextlib.suppress(AssertionError, OSError):
             server.request("/hold")
 
     holding = threading.Thread(target=hold)
@@ -134,4 +134,5 @@ def test_sigterm_frees_the_lock_that_a_worker_holds(cluster, serve, options):
     wait_until(lambda: cluster.tokens()[0].owner != holder)
     # The device hears of a process's end at once; the rest is for a slow machine.
     assert time.monotonic() - began < 2 + 2
+    server.stop()
     holding.join(30)
