@@ -1,6 +1,7 @@
 """Claims whose caller may stop waiting for them: with a timeout, and with `async with`."""
 
 import asyncio
+import contextvars
 import os
 import signal
 import threading
@@ -64,7 +65,8 @@ def test_async_with_holds_the_token_for_the_task(luna, cluster, owner_of):
         async with claim as token:
             assert token.label == f"keyring{token.slot.slot_id}"
             assert owner_of(token.slot.slot_id) == os.getpid()
-            await asyncio.create_task(other(token))
+            # In a context of its own: what the holder starts may rely on the lock.
+            await asyncio.create_task(other(token), context=contextvars.Context())
             with pytest.raises(luna_ext.LockReentryError):
                 await claim.__aenter__()
             new = token.assign("payments-01", so_pin="12345678")
