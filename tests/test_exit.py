@@ -331,8 +331,9 @@ LATE = {
 }
 
 
+@pytest.mark.parametrize("used", ["with slot: pass", ""], ids=["used before", "never used"])
 @pytest.mark.parametrize("statement", LATE.values(), ids=LATE)
-def test_a_handler_of_atexit_that_comes_too_late_hears_it_at_once(cluster, statement):
+def test_a_handler_of_atexit_that_comes_too_late_hears_it_at_once(cluster, statement, used):
     body = f"""
         import asyncio, atexit, os, time
 
@@ -351,8 +352,8 @@ def test_a_handler_of_atexit_that_comes_too_late_hears_it_at_once(cluster, state
         luna = Cluster(os.environ[STATE_VARIABLE]).library()
         slot = luna.slot(1)
         token = luna.token("keyring2")
-        # So there is a worker: no thread can be started any more then.
-        with slot: pass
+        # If it was used, there is a worker. No thread can be started any more.
+        {used}
     """
     command = [sys.executable, "-c", textwrap.dedent(body)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60)

@@ -444,6 +444,8 @@ cdef class Request(Waiter):
         self.locks.requests.add(self)
         self.locks.queue.append(self)
         if self.locks.serve_next() < 0:
+            if exit_has_begun():
+                raise closed_to_claims(self.share)
             raise RuntimeError("can't start new thread")
         luna_guard_lock(&self.locks.guard)
         look_after = len(self.locks.queue) > 0 and not self.locks.looking_after

@@ -395,7 +395,12 @@ cdef class SlotMutex:
         cdef Seat *seat = take_first(&self.record, FAILED, True)
         give_turn_back(&self.record)
         if seat != NULL:
-            wake_unlinked(seat, RuntimeError("can't start new thread"))
+            # The exit starts no more threads, and has closed the library.
+            wake_unlinked(
+                seat,
+                closed_error(self.slot_id, self.client.path) if exit_has_begun()
+                else RuntimeError("can't start new thread"),
+            )
         return seat != NULL
 
     cdef int _lock_for_waiters(self, bint trial) except -1:
