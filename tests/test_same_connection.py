@@ -335,6 +335,21 @@ def test_a_new_library_leaves_a_connection_alone_that_works(luna, cluster):
     assert len(logged(cluster, UNLOCK)) == 1
 
 
+def test_a_new_library_leaves_it_to_other_code_that_has_initialised_anew(
+    reinitialise, luna, cluster
+):
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
+        reinitialise()
+        cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
+        with pytest.raises(luna_ext.DeviceError):
+            luna.slot(2).token_info.label  # noqa: B018
+        before = len(logged(cluster, "C_Finalize"))
+        cluster.library().close()
+        assert not slot.locked()
+        assert len(logged(cluster, "C_Finalize")) == before
+    assert logged(cluster, UNLOCK) == []
+
+
 def test_one_token_that_is_out_of_order_is_no_lost_connection(luna, cluster):
     """Not even where there is no session to ask for."""
     cluster.fault(OPEN_SESSION, 0xB1)

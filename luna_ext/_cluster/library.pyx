@@ -504,8 +504,11 @@ cdef Share open_client(Locks locks, str path):
     cdef Client client = locks.client
     # First: if a signal handler raised after join(), no Library would ever end the share.
     locks.publish()
-    if luna_shared_get(&client.suspect) and client.is_open() and is_lost(client):
-        locks.reconnect(DRAIN_SECONDS)
+    if luna_shared_get(&client.suspect) and client.is_open():
+        if is_lost(client):
+            locks.reconnect(DRAIN_SECONDS)
+        else:
+            locks.lose_all()
     if luna_shared_get(&client.state) == CLOSING:
         finish_closing(locks)
         # Calls that were given up are waited for as well, so that none of them, when it comes back,
