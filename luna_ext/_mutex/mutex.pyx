@@ -681,7 +681,7 @@ cdef class SlotMutex:
         try:
             token_label(self.client, self.slot_id)
         except CryptokiError as error:
-            if means_lost(error) and ask_canary(self.client) != ALIVE:
+            if means_lost(error):
                 why = f"the unlock failed ({cause.rv_name}), the next call too ({error.rv_name})"
                 lost = lost_error(self.slot_id, why, rv=rv)
                 lost.__cause__ = cause
