@@ -45,9 +45,35 @@ cdef Client load_client(str path):
     key = <size_t> handle
     client = _clients.get(key)
     if client is None:
+        others = loaded_clients()
         client = _clients.setdefault(key, Client.__new__(Client, path, key, _CLIENT_KEY))
         watch_forks(<Client> client)
+        warn_of_copies(path, others)
     return <Client> client
+
+
+cdef int warn_of_copies(str path, list others) except -1:
+    """The same client library in two files is loaded twice, and initialised twice."""
+    if not others:
+        return 0
+    # Imported only here: most processes load one client library.
+    import filecmp
+    import warnings
+
+    for other in others:
+        try:
+            same = filecmp.cmp(path, (<Client> other).path, shallow=False)
+        except OSError:
+            # The file of a library that is loaded may be gone by now.
+            continue
+        if same:
+            warnings.warn(
+                f"{path!r} is a copy of {(<Client> other).path!r}, which this process has loaded: the "
+                "device may not keep their locks apart. Use one of them",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return 0
 
 
 cdef list loaded_clients():
