@@ -281,7 +281,12 @@ def test_the_table_has_all_calls_of_an_operation(cluster, luna, name):
     before = len(cluster.log())
     operation(given)
     made = [call.function for call in cluster.log()[before:]]
-    assert made == [function for function, _ in calls]
+    expected = [function for function, _ in calls]
+    # A block that takes long on a busy machine asks for the session once more.
+    assert made.count(SESSION_INFO) >= expected.count(SESSION_INFO)
+    assert [function for function in made if function != SESSION_INFO] == [
+        function for function in expected if function != SESSION_INFO
+    ]
 
 
 @pytest.mark.parametrize(

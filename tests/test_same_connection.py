@@ -136,11 +136,15 @@ def test_the_waiters_of_a_lost_lock_go_on(reinitialise, luna, cluster, call, wai
 def test_a_short_block_costs_no_call_more(luna, cluster):
     with luna.slot(1):
         pass
-    before = len(cluster.log())
     for _ in range(5):
+        before = len(cluster.log())
+        began = time.monotonic()
         with luna.slot(1):
             pass
-    assert [entry.function for entry in cluster.log()[before:]] == [LOCK, UNLOCK] * 5
+        made = [entry.function for entry in cluster.log()[before:]]
+        if time.monotonic() - began < LONG_BLOCK / 4:
+            break
+    assert made == [LOCK, UNLOCK]
 
 
 def test_a_long_block_costs_one_call_more(luna, cluster):
