@@ -166,6 +166,22 @@ def test_a_device_without_a_free_session_is_told_of_once(luna, cluster, caplog):
     assert len(logged(cluster, OPEN_SESSION)) == 1
 
 
+@pytest.mark.parametrize("index", [12, 15], ids=["C_OpenSession", "C_GetSessionInfo"])
+def test_a_client_without_a_function_for_sessions_is_locked_without_one(luna, caplog, index):
+    functions = ctypes.c_void_p()
+    assert ctypes.CDLL(luna.path).C_GetFunctionList(ctypes.byref(functions)) == 0
+    # Behind the version, in the standard's order.
+    entry = ctypes.c_void_p.from_address(functions.value + ctypes.sizeof(functions) * (index + 1))
+    kept, entry.value = entry.value, None
+    try:
+        with luna.slot(2) as slot:
+            slot.ensure_held()
+            time.sleep(LONG_BLOCK)
+    finally:
+        entry.value = kept
+    wait_until(lambda: "CKR_FUNCTION_NOT_SUPPORTED" in caplog.text)
+
+
 def test_a_slot_that_is_not_there_leaves_it_to_the_next_lock(luna, cluster):
     with pytest.raises(luna_ext.SlotIdInvalidError), luna.slot(99):
         pass

@@ -169,6 +169,7 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
     cdef int wanted, index
     cdef CK_RV rv = CKR_OK
     cdef bint due
+    cdef bint made = True
     luna_guard_lock(&client.guard)
     generation = client.generation
     due = client.canary.sought_in != generation
@@ -176,14 +177,16 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
     luna_guard_unlock(&client.guard)
     if not due:
         return CKR_OK
+    if client.functions.C_OpenSession == NULL or client.functions.C_GetSessionInfo == NULL:
+        return CKR_FUNCTION_NOT_SUPPORTED
     wanted = LEAST_SESSIONS + <int> (luna_ticks(0) // 64 % (MOST_SESSIONS - LEAST_SESSIONS + 1))
     arguments.slot_id = slot_id
     while count < wanted:
         arguments.session = 0
-        if not make_call(
-            client, C_OPEN_SESSION, make_open_canary, &arguments, False, &rv,
-            &nanoseconds, NULL, NULL
-        ) or rv != CKR_OK:
+        made = make_call(
+            client, C_OPEN_SESSION, make_open_canary, &arguments, False, &rv, &nanoseconds, NULL, NULL
+        )
+        if not made or rv != CKR_OK:
             break
         sessions[count] = arguments.session
         count += 1
@@ -201,7 +204,7 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
         client.canary.slot_id = slot_id
         client.canary.generation = generation
         rv = CKR_OK
-    elif says_nothing_of_sessions(rv):
+    elif not made or says_nothing_of_sessions(rv):
         # The next lock call, perhaps of another slot, tries it again.
         client.canary.sought_in = 0
         rv = CKR_OK
