@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from ._cluster import Library
 
-__all__ = ["pkcs11_of", "pkcs11_token", "pykcs11_of"]
+__all__ = ["keep_pykcs11", "pkcs11_of", "pkcs11_token", "pykcs11_of"]
 
 # The oldest versions that the tests run with.
 OLDEST = {"python-pkcs11": (0, 10), "PyKCS11": (1, 5, 18)}
@@ -119,6 +121,18 @@ def pkcs11_token(library: Library, slot_id: int, make_ready: Callable[[], None])
     return slots[slot_id].get_token()
 
 
+def keep_pykcs11(path: str) -> None:
+    """Let no object of PyKCS11 on this client library be the last one, which would finalise it.
+
+    Called when a Library opens and PyKCS11 is imported.
+    """
+    pykcs11 = sys.modules["PyKCS11"]
+    loaded = getattr(getattr(pykcs11, "PyKCS11Lib", None), "_loaded_libs", {})
+    same = [name for name in loaded if os.path.realpath(name) == os.path.realpath(path)]
+    for name in {path, *same} - _keepers.keys():
+        _keepers[name] = pykcs11.PyKCS11Lib().load(name)
+
+
 def pykcs11_of(library: Library, make_ready: Callable[[], None]) -> Any:
     """A ``PyKCS11.PyKCS11Lib`` on the Library's client library; see `Library.pykcs11()`."""
     pykcs11 = _neighbour("PyKCS11", "PyKCS11", "pykcs11")
@@ -137,6 +151,5 @@ def pykcs11_of(library: Library, make_ready: Callable[[], None]) -> Any:
             self._lib = lib
 
     make_ready()
-    if library.path not in _keepers:
-        _keepers[library.path] = pykcs11.PyKCS11Lib().load(library.path)
+    keep_pykcs11(library.path)
     return PyKCS11OfLibrary().load(library.path)

@@ -195,3 +195,27 @@ def test_pykcs11_says_that_the_library_is_closed(luna, pykcs11):
     luna.close()
     with pytest.raises(luna_ext.LibraryClosedError):
         lib.getSlotList()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_objects_of_pykcs11_that_the_application_makes_end_no_lock(cluster, succeed, pykcs11, when):
+    """Where PyKCS11 is imported before a Library opens."""
+    making = "own = PyKCS11.PyKCS11Lib()\nown.load(library_path())\n"
+    body = f"""
+import gc
+import PyKCS11
+from luna_ext.stub import library_path
+luna.close()
+{making if when == "before" else ""}
+luna = cluster.library()
+{making if when == "after" else ""}
+with luna.slot(1) as slot:
+    assert len(own.getSlotList()) == 8
+    own.unload()
+    del own
+    gc.collect()
+    slot.ensure_held()
+print("held")
+luna.close()
+"""
+    assert succeed(body) == ["held"]

@@ -57,6 +57,10 @@ cdef class Library:
         self.share = open_client(self.locks, self.path)
         self.share.poll = contention == "poll"
         self.opened = True
+        if "PyKCS11" in sys.modules:
+            from .neighbours import keep_pykcs11
+
+            keep_pykcs11(self.path)
 
     def __enter__(self):
         self._check_open()
