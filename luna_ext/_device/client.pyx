@@ -58,7 +58,7 @@ cdef int warn_of_copies(str path, list others) except -1:
         return 0
     # Imported only here: most processes load one client library.
     import filecmp
-    import warnings
+    import logging
 
     for other in others:
         try:
@@ -67,11 +67,11 @@ cdef int warn_of_copies(str path, list others) except -1:
             # The file of a library that is loaded may be gone by now.
             continue
         if same:
-            warnings.warn(
-                f"{path!r} is a copy of {(<Client> other).path!r}, which this process has loaded: the "
-                "device may not keep their locks apart. Use one of them",
-                RuntimeWarning,
-                stacklevel=2,
+            logging.getLogger("luna_ext").warning(
+                "%r is a copy of %r, which this process has loaded: the device may not keep their locks "
+                "apart. Use one of them",
+                path,
+                (<Client> other).path,
             )
     return 0
 
