@@ -65,6 +65,7 @@ cdef class LockAll:
 
     cdef list _new_locks(self)
     cdef int _set_timeout(self, SlotLock lock, Deadline deadline) except -1
+    cdef object _out_of_time(self, SlotLock lock)
     cdef list _entered(self)
 
 

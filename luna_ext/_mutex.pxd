@@ -191,6 +191,7 @@ cdef class SlotMutex:
     cdef int conclude_release(
         self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
     ) except -1
+    cdef int leave_unassigned(self) noexcept
     cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation) noexcept
     cdef int give_back(self, uint64_t hold) noexcept
     cdef int pass_turn(self) noexcept

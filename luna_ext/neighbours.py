@@ -11,6 +11,8 @@ Use `Library.pkcs11()`, `Token.pkcs11()` and `Library.pykcs11()`.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import importlib.metadata
 import os
@@ -70,13 +72,9 @@ def pkcs11_of(library: Library, make_ready: Callable[[], None]) -> Any:
     return lib
 
 
-_pkcs11_classes: list[type] = []
-
-
+@functools.cache
 def _pkcs11_class() -> type:
     """The class is made when python-pkcs11 is there to inherit from."""
-    if _pkcs11_classes:
-        return _pkcs11_classes[0]
     from pkcs11._pkcs11 import lib
 
     class Pkcs11OfLibrary(lib):
@@ -108,8 +106,7 @@ def _pkcs11_class() -> type:
                 self.make_ready()
             return super().wait_for_slot_event(blocking)
 
-    _pkcs11_classes.append(Pkcs11OfLibrary)
-    return _pkcs11_classes[0]
+    return Pkcs11OfLibrary
 
 
 def pkcs11_token(library: Library, slot_id: int, make_ready: Callable[[], None]) -> Any:
@@ -126,11 +123,16 @@ def keep_pykcs11(path: str) -> None:
 
     Called when a Library opens and PyKCS11 is imported.
     """
-    pykcs11 = sys.modules["PyKCS11"]
-    loaded = getattr(getattr(pykcs11, "PyKCS11Lib", None), "_loaded_libs", {})
+    kind = getattr(sys.modules["PyKCS11"], "PyKCS11Lib", None)
+    if kind is None:
+        # Another thread is just importing it, and has no object on the library yet.
+        return
+    loaded = getattr(kind, "_loaded_libs", {})
     same = [name for name in loaded if os.path.realpath(name) == os.path.realpath(path)]
     for name in {path, *same} - _keepers.keys():
-        _keepers[name] = pykcs11.PyKCS11Lib().load(name)
+        # A neighbour that does not work keeps no Library from opening.
+        with contextlib.suppress(Exception):
+            _keepers[name] = kind().load(name)
 
 
 def pykcs11_of(library: Library, make_ready: Callable[[], None]) -> Any:

@@ -3,7 +3,7 @@
  * There is one if LUNA_STUB_BACKEND names it.
  *
  * Labels, PINs, sessions and logins are as without it. Of each token of the cluster the backend has a
- * twin, with PINs that nobody is told and that never change: it may keep PINs in the memory of each
+ * twin, with PINs of its own that never change: it may keep PINs in the memory of each
  * process, and would not notice that another process has changed one.
  *
  * SPDX-License-Identifier: MIT

@@ -154,6 +154,68 @@ print(entered)
     holder.release()
 
 
+FIRST_CALLS = {
+    "a new Library": "cluster.library().slots()",
+    "slots": "luna.slots()",
+    "reconnect": "luna.reconnect()",
+    "tokens": "luna.tokens()",
+    "lock_all": "luna.lock_all([luna.slot(4)]).__enter__(); luna.slot(4).release()",
+    "pkcs11": "luna.pkcs11().get_slots()",
+    "claim": "luna.claim('cluster-1', timeout=20).__enter__()",
+}
+
+
+@pytest.mark.parametrize("call", FIRST_CALLS.values(), ids=FIRST_CALLS)
+def test_any_call_may_be_the_childs_first(cluster, run, call):
+    body = f"""{FORK}
+warnings.simplefilter("ignore", ResourceWarning)
+
+def grandchild():
+    {call}
+    assert not slot.locked()
+    with luna.slot(3) as third:
+        third.ensure_held()
+
+def child():
+    # Before any call of its own, so that C_Initialize is still due.
+    fork(grandchild)
+    fork(grandchild)
+    {call}
+    with luna.slot(2) as second:
+        second.ensure_held()
+
+with slot:
+    fork(child)
+    slot.ensure_held()
+"""
+    done = run("import warnings\n" + body, options=())
+    assert done.returncode == 0, done
+    assert done.words == ["0", "0", "0"], done
+
+
+def test_an_inherited_block_of_a_task_ends_in_the_child_without_an_unlock(cluster, run):
+    body = f"""{FORK}
+import asyncio
+pids = []
+
+async def main():
+    async with slot.lock(timeout=20):
+        pids.append(fork_in_c())
+    if pids == [0]:
+        # And the slot is one that the child can lock, once the parent has released it.
+        assert slot.acquire(timeout=20)
+        os._exit(0)
+
+asyncio.run(main())
+assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+unlocks = [call.pid for call in cluster.log() if call.function == {UNLOCK!r}]
+assert unlocks == [os.getpid()], unlocks
+"""
+    done = run(body)
+    assert done.returncode == 0, done
+    assert nothing_is_locked(cluster)
+
+
 # ---- client libraries that do not notice a fork ----
 
 UNAWARE = """

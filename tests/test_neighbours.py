@@ -3,6 +3,8 @@
 import gc
 import importlib.metadata
 import os
+import sys
+import types
 
 import pytest
 from support import nothing_is_locked
@@ -188,6 +190,18 @@ def test_pykcs11_works_in_a_forked_child_and_after_a_reconnect(luna, cluster, py
     assert in_child(lambda: len(lib.getSlotList()) == 8) == 0
     luna.reconnect()
     assert len(lib.getSlotList()) == 8
+
+
+@pytest.mark.parametrize("broken", ["imported by half", "refuses"])
+def test_a_library_opens_beside_a_pykcs11_that_does_not_work(cluster, monkeypatch, broken):
+    """Another thread is just importing it, say."""
+    module = types.ModuleType("PyKCS11")
+    if broken == "refuses":
+        module.PyKCS11Lib = type("PyKCS11Lib", (), {"_loaded_libs": {}, "load": lambda *_: 1 / 0})
+    monkeypatch.setitem(sys.modules, "PyKCS11", module)
+    monkeypatch.setattr("luna_ext.neighbours._keepers", {})
+    with cluster.library() as luna:
+        assert len(luna.slots()) == 8
 
 
 def test_pykcs11_says_that_the_library_is_closed(luna, pykcs11):

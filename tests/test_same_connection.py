@@ -318,6 +318,22 @@ def test_a_reconnect_that_fails_is_tried_again_by_the_next_call(luna, cluster):
         pass
 
 
+@EACH_FORM
+def test_a_reconnect_that_fails_has_lost_what_was_held(luna, cluster, make):
+    """C_Finalize has dropped the lock, and C_Initialize comes with the next call."""
+    with pytest.raises(luna_ext.LockLostError), make(luna):
+        slot = held_slot(luna)
+        cluster.fault("C_Initialize", DEVICE_ERROR, times=1)
+        with pytest.raises(luna_ext.DeviceError):
+            luna.reconnect()
+        assert not slot.locked()
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+    assert logged(cluster, UNLOCK) == []
+    with luna.slot(1) as slot:
+        slot.ensure_held()
+
+
 def test_reconnect_also_takes_over_what_other_code_has_initialised(reinitialise, luna):
     reinitialise()
     luna.reconnect()

@@ -80,7 +80,6 @@ cdef class Library:
         process still uses the client library, or other code has initialised it. If C_Finalize
         fails, a WARNING record says so.
         """
-        hear_of_fork()
         if self.opened:
             self._close(True)
         else:
@@ -96,6 +95,7 @@ cdef class Library:
             PyThread_release_lock(self.closing)
 
     def _close(self, bint wait):
+        hear_of_fork()
         self.closing = new_signal()
         self.closer = PyThread_get_thread_ident()
         self.closing_pid = os.getpid()
@@ -182,9 +182,9 @@ cdef class Library:
         return self.client.cluster_functions()
 
     def reconnect(self):
-        """Initialise the client library anew (C_Finalize and C_Initialize), whoever has initialised it.
+        """Initialise the client library anew (C_Finalize and C_Initialize).
 
-        The device drops all locks of this process by that, also those that could not be unlocked and those
+        Also if other code of the process has initialised it. The device drops all locks of this process by that, also those that could not be unlocked and those
         of other Library objects on the same client library. Their holders get a `LockLostError` from
         `ensure_held()` and at the end of their block. Threads and tasks that wait for a lock go on
         waiting. Sessions that other code of this process has with the library end as well.
@@ -506,6 +506,7 @@ def read_token(ClusterSlot slot not None):
 cdef Share open_client(Locks locks, str path):
     """A new Library's share, on a client that is initialised."""
     cdef Client client = locks.client
+    hear_of_fork()
     # First: if a signal handler raised after join(), no Library would ever end the share.
     locks.publish()
     if luna_shared_get(&client.suspect) and client.is_open():

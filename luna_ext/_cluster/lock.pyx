@@ -109,6 +109,8 @@ cdef class Departure:
     cdef int begin(self, object exc_type, object exc_value) except -1:
         """Begin the release: before anything that may run Python code, and before it is awaited."""
         cdef SlotMutex mutex = self.mutex
+        # In a child that C code has forked, the lock is the parent's.
+        hear_of_fork()
         self.due = begin_leave_of(mutex, self.seat.number, self.seat.share, &self.loss)
         if self.due == UNLOCK_DUE or self.due == UNLOCK_DUE_LATER:
             # If no thread can be had, this thread has to make the unlock call.

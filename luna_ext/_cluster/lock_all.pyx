@@ -49,9 +49,12 @@ cdef class LockAll:
                     self._set_timeout(<SlotLock> lock, deadline)
                     (<SlotLock> lock).__enter__()
                     count += 1
+            except LockTimeoutError:
+                error = self._out_of_time(<SlotLock> locks[count])
+                release_all(locks, count, LockTimeoutError, error)
+                raise error from None
             except BaseException as error:
                 release_all(locks, count, type(error), error)
-                self._say_that_none_is(error)
                 raise
             if forks == began_in:
                 self.held = locks
@@ -75,14 +78,15 @@ cdef class LockAll:
                 self._set_timeout(<SlotLock> lock, deadline)
                 await lock.__aenter__()
                 count += 1
+        except LockTimeoutError:
+            error = self._out_of_time(<SlotLock> locks[count])
+            for departure in leave_all(locks, count, LockTimeoutError, error):
+                await departure
+            raise error from None
         except BaseException as error:
-            # Begun at once; what cannot be released is told in the log.
+            # The releases are begun at once. An error of theirs is a note of this one.
             for departure in leave_all(locks, count, type(error), error):
-                try:
-                    await departure
-                except LunaError:
-                    pass
-            self._say_that_none_is(error)
+                await departure
             raise
         self.held = locks
         return self.targets
@@ -117,8 +121,13 @@ cdef class LockAll:
     cdef int _set_timeout(self, SlotLock lock, Deadline deadline) except -1:
         lock.timeout = 0 if self.timeout == 0 else left_of(deadline)
         if lock.timeout == 0 and self.timeout != 0:
-            raise lock._timed_out()
+            raise self._out_of_time(lock)
         return 0
+
+    cdef object _out_of_time(self, SlotLock lock):
+        """The error of the lock that was not granted in time, with the time that all of them have."""
+        lock.timeout = self.timeout
+        return lock._timed_out()
 
     cdef list _entered(self):
         """The locks of the block that runs."""
@@ -133,10 +142,6 @@ cdef class LockAll:
         # Not if another thread has called this, whose block it is not; nor if another has entered by now.
         if self.held is locks and not isinstance(failure, LockNotOwnedError):
             self.held = None
-
-    def _say_that_none_is(self, error):
-        if len(self.in_order) > 1 and isinstance(error, LunaError):
-            error.add_note(f"luna_ext: none of the {len(self.in_order)} slots is locked")
 
     def __reduce__(self):
         raise TypeError("a LockAll belongs to its process")

@@ -348,10 +348,9 @@ cdef class Client:
         is being reconnected it waits; any other is refused.
         """
         cdef CK_RV rv = CKR_OK
-        cdef int state = luna_shared_get(&self.state)
-        if state == FORKED:
-            hear_of_fork()
-            state = luna_shared_get(&self.state)
+        cdef int state
+        hear_of_fork()
+        state = luna_shared_get(&self.state)
         if state == DUE or state == RECONNECTING:
             self._begin_change()
             if luna_shared_get(&self.state) == DUE:
@@ -429,13 +428,14 @@ cdef class Client:
         raise error_of(rv, C_INITIALIZE, None)
 
     cdef int reconnect(self, double seconds) except -1:
-        """Call C_Finalize, whoever has initialised the library, and C_Initialize. All locks are dropped by
-        that. The calls that are out have so many seconds to come back.
+        """Call C_Finalize, even if other code has initialised the library, and C_Initialize. All locks are
+        dropped by that. The calls that are out have so many seconds to come back.
         """
         cdef Deadline deadline = deadline_in(seconds)
         cdef CK_RV finalized = CKR_OK
         cdef CK_RV rv = CKR_OK
         cdef int before, out
+        hear_of_fork()
         self._begin_change()
         before = luna_shared_get(&self.state)
         out = 0
@@ -452,6 +452,8 @@ cdef class Client:
             else:
                 self.initialised_here = False
                 finalized = self._call_finalize()
+                # From here on nothing is held, even if C_Initialize fails.
+                self.generation += 1
         if out == 0 and before != CLOSED:
             rv = self._initialise()
             luna_guard_lock(&self.guard)

@@ -107,9 +107,11 @@ cdef class Locks:
         return 0
 
     def reconnect(self, seconds):
-        """Initialise the library anew; all holds are lost."""
-        self.client.reconnect(seconds)
-        self.lose_all()
+        """Initialise the library anew; all holds are lost, also where C_Initialize fails."""
+        try:
+            self.client.reconnect(seconds)
+        finally:
+            self.lose_all()
 
     # ---- the kind of the device ----
 
@@ -304,10 +306,15 @@ cdef class Request(Waiter):
         return 0
 
     cdef int _hold_begins(self) noexcept:
-        """The claim holds the slot."""
-        self.mutex.held_since = luna_ticks(self.locks.client.tick)
-        self.mutex.is_unassigned = True
-        self.locks.look_for_canary(self.mutex.slot_id)
+        """The claim holds the slot, unless its waiter has given it back by now."""
+        cdef SlotMutex mutex = self.mutex
+        cdef Record now
+        mutex.held_since = luna_ticks(self.locks.client.tick)
+        mutex.is_unassigned = True
+        self.locks.look_for_canary(mutex.slot_id)
+        now = seen(&mutex.record)
+        if now.owner == 0 or now.hold != self.seat.hold:
+            mutex.leave_unassigned()
         return 0
 
     def _keep_or_unlock(self, SlotMutex mutex not None):

@@ -600,11 +600,17 @@ cdef class SlotMutex:
         end_leave(&self.record, luna_count_get(&self.locks.claims))
         self.pass_turn()
         if self.is_unassigned:
-            # Another program may claim the token now, and assign it.
-            self.is_unassigned = False
-            if close_canary(self.client, self.slot_id):
-                want_canary(self.client)
+            self.leave_unassigned()
         return rv
+
+    cdef int leave_unassigned(self) noexcept:
+        """A claim has given the slot back: another program may claim its token, and assign it, which it
+        cannot while the canary is there.
+        """
+        self.is_unassigned = False
+        if close_canary(self.client, self.slot_id):
+            want_canary(self.client)
+        return 0
 
     cdef bint _make_trial(self) noexcept:
         """Before an unlock that would cross a claim, while the kind of the device is not known: find the
@@ -788,7 +794,8 @@ cdef class SlotMutex:
             lose(&self.record, hold, FINALISED)
         if seen(&self.record).loss == NOT_LOST:
             label = self._label_while_held(hold)
-            if self.locks.is_finalised():
+            # While the device was asked, the library may have been initialised anew as well.
+            if self.locks.is_finalised() or now.generation != self.client.generation:
                 self.locks.lose_all()
                 hold_back_at_exit()
                 raise lost_error(self.slot_id, LOSSES[<int> FINALISED])
