@@ -1,7 +1,9 @@
 """What many tests use: names of the device's functions and codes, and waits that have an end."""
 
 import asyncio
+import contextlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +37,30 @@ NO_MORE_THREADS = "threading.stack_size(1 << 46)"
 
 Only in a process of its own: a thread that a Library has used once is kept for the next.
 """
+
+
+def enter(block: contextlib.AbstractContextManager[object]) -> None:
+    with block:
+        pass
+
+
+def enter_async(block: contextlib.AbstractAsyncContextManager[object]) -> None:
+    async def main() -> None:
+        async with block:
+            pass
+
+    asyncio.run(main())
+
+
+def answer_over(address: str, path: str) -> tuple[str, str]:
+    """Head and body of a web server's answer, over a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
+        connection.connect(address)
+        connection.sendall(f"GET {path} HTTP/1.0\r\nHost: test\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    head, _, body = answer.decode().partition("\r\n\r\n")
+    return head, body
 
 
 PATIENCE = 30.0

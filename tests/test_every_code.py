@@ -5,7 +5,17 @@ import ctypes
 from typing import NamedTuple
 
 import pytest
-from support import CLAIM, DEVICE_ERROR, FIND, LOCK, SESSION_INFO, TOKEN_INFO, UNLOCK
+from support import (
+    CLAIM,
+    DEVICE_ERROR,
+    FIND,
+    LOCK,
+    SESSION_INFO,
+    TOKEN_INFO,
+    UNLOCK,
+    enter,
+    enter_async,
+)
 
 import luna_ext
 from luna_ext.errors import rv_name
@@ -131,19 +141,6 @@ class Given(NamedTuple):
     luna: luna_ext.Library
     slot: luna_ext.ClusterSlot
     token: luna_ext.Token
-
-
-def enter(block):
-    with block:
-        pass
-
-
-def enter_async(block):
-    async def main():
-        async with block:
-            pass
-
-    asyncio.run(main())
 
 
 def acquire_and_release(slot, *arguments, **options):

@@ -3,13 +3,12 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 
 import pytest
-from support import nothing_is_locked
+from support import answer_over, nothing_is_locked
 
 APPLICATION = """
 import os
@@ -61,12 +60,7 @@ class Server:
 
     def request(self, path):
         """The PID of the worker that answered."""
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(60)
-            connection.connect(self.address)
-            connection.sendall(f"GET {path} HTTP/1.0\r\nHost: test\r\n\r\n".encode())
-            answer = b"".join(iter(lambda: connection.recv(4096), b""))
-        head, body = answer.decode().split("\r\n\r\n")
+        head, body = answer_over(self.address, path)
         assert " 200 OK" in head
         return int(body)
 

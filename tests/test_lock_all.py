@@ -8,26 +8,22 @@ import sys
 import threading
 
 import pytest
-from support import DEVICE_ERROR, GENERAL_ERROR, LOCK, UNLOCK, logged, nothing_is_locked
+from support import (
+    DEVICE_ERROR,
+    GENERAL_ERROR,
+    LOCK,
+    UNLOCK,
+    enter,
+    enter_async,
+    logged,
+    nothing_is_locked,
+)
 
 import luna_ext
 
 
 def owners(cluster):
     return [token.slot_id for token in cluster.tokens() if token.owner == os.getpid()]
-
-
-def enter(block):
-    with block:
-        pass
-
-
-def enter_async(block):
-    async def main():
-        async with block:
-            pass
-
-    asyncio.run(main())
 
 
 EACH_FORM = pytest.mark.parametrize("enter", [enter, enter_async])

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import nothing_is_locked, wait_until
+from support import answer_over, nothing_is_locked, wait_until
 
 UWSGI = shutil.which("uwsgi", path=str(Path(sys.executable).parent))
 pytestmark = pytest.mark.skipif(UWSGI is None, reason="uWSGI is not installed (PyPI: uwsgi)")
@@ -76,12 +75,7 @@ class Server:
 
     def request(self, path):
         """The PID of the worker that answered."""
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(60)
-            connection.connect(self.address)
-            connection.sendall(f"GET {path} HTTP/1.0\r\nHost: test\r\n\r\n".encode())
-            answer = b"".join(iter(lambda: connection.recv(4096), b""))
-        head, _, body = answer.decode().partition("\r\n\r\n")
+        head, body = answer_over(self.address, path)
         assert " 200 OK" in head, self.log.read_text()
         return int(body)
 

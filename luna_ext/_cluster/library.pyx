@@ -184,10 +184,11 @@ cdef class Library:
     def reconnect(self):
         """Initialise the client library anew (C_Finalize and C_Initialize).
 
-        Also if other code of the process has initialised it. The device drops all locks of this process by that, also those that could not be unlocked and those
-        of other Library objects on the same client library. Their holders get a `LockLostError` from
-        `ensure_held()` and at the end of their block. Threads and tasks that wait for a lock go on
-        waiting. Sessions that other code of this process has with the library end as well.
+        Also if other code of the process has initialised it. The device drops all locks of this process
+        by that, also those that could not be unlocked and those of other Library objects on the same
+        client library. Their holders get a `LockLostError` from `ensure_held()` and at the end of their
+        block. Threads and tasks that wait for a lock go on waiting. Sessions that other code of this
+        process has with the library end as well.
 
         A new Library does the same by itself if the device does not know this process any more.
 
