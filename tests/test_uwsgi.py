@@ -28,6 +28,8 @@ def application(environ, start_response):
     with luna.slot(1) as slot:
         slot.ensure_held()
         if environ["PATH_INFO"] == "/hold":
+            with open(os.environ["COUNTER"], "w") as file:
+                file.write("held")
             time.sleep(60)
         with open(os.environ["COUNTER"]) as file:
             number = int(file.read())
@@ -121,7 +123,8 @@ def test_sigterm_frees_the_lock_that_a_worker_holds(cluster, serve, options):
 
     holding = threading.Thread(target=hold)
     holding.start()
-    wait_until(lambda: cluster.tokens()[0].owner is not None)
+    # Not only by a worker that is just loading the application.
+    wait_until(lambda: server.counter.read_text() == "held")
     holder = cluster.tokens()[0].owner
     began = time.monotonic()
     os.kill(holder, signal.SIGTERM)
