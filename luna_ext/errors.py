@@ -300,7 +300,11 @@ _CODES: dict[int, _Code] = {
     0x0B3: _Code("CKR_SESSION_HANDLE_INVALID"),
     0x0B4: _Code("CKR_SESSION_PARALLEL_NOT_SUPPORTED"),
     0x0B5: _Code("CKR_SESSION_READ_ONLY"),
-    0x0B6: _Code("CKR_SESSION_EXISTS", advice="close this process's sessions on the token first"),
+    0x0B6: _Code(
+        "CKR_SESSION_EXISTS",
+        advice="a program has a session on the token: close this process's and those of other programs, "
+        "also a Library that has locked this very slot",
+    ),
     0x0B7: _Code(
         "CKR_SESSION_READ_ONLY_EXISTS",
         advice="close this process's read-only sessions on the token first",

@@ -225,7 +225,7 @@ def child():
         try:
             luna.slots()
         except luna_ext.CryptokiError as error:
-            print("after the fork, in each process anew" in str(error))
+            print("each process one after the fork" in str(error))
     try:
         with slot:
             pass
@@ -252,6 +252,19 @@ def in_python(child):
 """
     code = "CKR_CRYPTOKI_ALREADY_INITIALIZED"
     assert succeed(body)[:4] == ["True", "True", code, code]
+
+
+def test_a_library_that_each_process_opens_after_the_fork_works(succeed):
+    """What the error advises."""
+    body = f"""{FORK}
+luna.close()
+def child():
+    with cluster.library() as own, own.slot(1) as first:
+        first.ensure_held()
+for _ in range(2):
+    fork(child)
+"""
+    assert succeed(body) == ["0", "0"]
 
 
 def test_other_code_of_the_child_may_have_initialised_the_library(succeed):

@@ -4,6 +4,7 @@ initialised again by other code of the process, or by `reconnect()`.
 
 import asyncio
 import ctypes
+import itertools
 import logging
 import os
 import textwrap
@@ -15,6 +16,7 @@ from support import (
     GENERAL_ERROR,
     INIT_TOKEN,
     LOCK,
+    SESSION_HANDLE_INVALID,
     SESSION_INFO,
     TOKEN_INFO,
     UNLOCK,
@@ -166,19 +168,60 @@ def test_a_device_without_a_free_session_is_told_of_once(luna, cluster, caplog):
     assert len(logged(cluster, OPEN_SESSION)) == 1
 
 
-@pytest.mark.parametrize("index", [12, 15], ids=["C_OpenSession", "C_GetSessionInfo"])
-def test_a_client_without_a_function_for_sessions_is_locked_without_one(luna, caplog, index):
+def entry_of(luna, index):
+    """The place of a function in the client's list, where the test may put another one."""
     functions = ctypes.c_void_p()
     assert ctypes.CDLL(luna.path).C_GetFunctionList(ctypes.byref(functions)) == 0
     # Behind the version, in the standard's order.
-    entry = ctypes.c_void_p.from_address(functions.value + ctypes.sizeof(functions) * (index + 1))
-    kept, entry.value = entry.value, None
-    try:
-        with luna.slot(2) as slot:
+    return ctypes.c_void_p.from_address(functions.value + ctypes.sizeof(functions) * (index + 1))
+
+
+def test_sessions_that_are_counted_anew_are_told_apart(luna, monkeypatch):
+    """Some modules count them from 1 after each C_Initialize; another user has opened three by then."""
+    word = ctypes.c_ulong
+    sessions, handles = {}, itertools.count(1)
+
+    @ctypes.CFUNCTYPE(word, word, word, ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(word))
+    def open_session(slot_id, flags, application, notify, handle):
+        handle[0] = next(handles)
+        sessions[handle[0]] = (slot_id, 2, flags, 0)
+        return 0
+
+    @ctypes.CFUNCTYPE(word, word)
+    def close_session(handle):
+        return 0 if sessions.pop(handle, None) else SESSION_HANDLE_INVALID
+
+    @ctypes.CFUNCTYPE(word, word, ctypes.POINTER(word))
+    def get_session_info(handle, info):
+        if handle not in sessions:
+            return SESSION_HANDLE_INVALID
+        for index, value in enumerate(sessions[handle]):
+            info[index] = value
+        return 0
+
+    for index, function in {12: open_session, 13: close_session, 15: get_session_info}.items():
+        address = ctypes.cast(function, ctypes.c_void_p).value
+        monkeypatch.setattr(entry_of(luna, index), "value", address)
+    with pytest.raises(luna_ext.LockLostError), luna.slot(2) as slot:
+        slot.ensure_held()
+        assert len(sessions) == 1
+        sessions.clear()
+        handles = itertools.count(1)
+        for _ in range(3):
+            assert open_session(2, 6, None, None, ctypes.byref(word())) == 0
+        with pytest.raises(luna_ext.LockLostError):
             slot.ensure_held()
-            time.sleep(LONG_BLOCK)
-    finally:
-        entry.value = kept
+    luna.reconnect()
+
+
+@pytest.mark.parametrize("index", [12, 15], ids=["C_OpenSession", "C_GetSessionInfo"])
+def test_a_client_without_a_function_for_sessions_is_locked_without_one(
+    luna, caplog, monkeypatch, index
+):
+    monkeypatch.setattr(entry_of(luna, index), "value", None)
+    with luna.slot(2) as slot:
+        slot.ensure_held()
+        time.sleep(LONG_BLOCK)
     wait_until(lambda: "CKR_FUNCTION_NOT_SUPPORTED" in caplog.text)
 
 
