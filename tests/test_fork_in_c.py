@@ -125,6 +125,28 @@ with slot:
     assert nothing_is_locked(cluster)
 
 
+def test_a_thread_that_forks_before_it_has_locked_inherits_no_block(cluster, succeed):
+    """The child's child: the block is one of the child's main thread."""
+    body = f"""{FORK}
+def grandchild():
+    for call in (slot.release, lambda: slot.__exit__(None, None, None)):
+        try:
+            call()
+        except luna_ext.LockNotOwnedError:
+            print("not owned", flush=True)
+
+def child():
+    with slot.lock(timeout=20):
+        in_thread(lambda: fork(grandchild)).join()
+
+# The main thread has a number when it forks.
+with slot:
+    pass
+fork(child)
+"""
+    assert succeed(body) == ["not", "owned"] * 2 + ["0", "0"]
+
+
 def test_a_signal_handler_may_fork_in_c_while_a_lock_is_waited_for(
     cluster, succeed, hold_elsewhere
 ):

@@ -204,23 +204,27 @@ atexit.register(shut_down_all)
 # The number of the thread that has forked. In the child it has none at first, so that the next look for it
 # comes to introduce_thread().
 cdef uint64_t number_at_fork = 0
+cdef bint number_is_forgotten = False
 
 
 cdef void forget_number() noexcept nogil:
     """In a child, also of a fork that Python does not hear of."""
-    global number_at_fork
-    if luna_number() != 0:
+    global number_at_fork, number_is_forgotten
+    # In a child's child, it may be forgotten already.
+    if not number_is_forgotten:
         number_at_fork = luna_number()
+    number_is_forgotten = True
     luna_introduce(0, False)
 
 
 def _after_fork_in_child():
-    global forks, watching, watch_stop
+    global forks, watching, watch_stop, number_is_forgotten
     forks += 1
     watching = 0
     watch_stop = new_signal()
     forget_workers()
     number = number_at_fork
+    number_is_forgotten = False
     if number != 0:
         # The child's only thread is its main thread, whatever it was in the parent.
         introduce_here(number, True)
