@@ -52,8 +52,9 @@ cdef class SlotLock:
     cdef object target                # what `with ... as` gives: the ClusterSlot or Token
     cdef Token token                  # its label is checked once the lock is held; or None
     cdef uint64_t hold                # number of the hold of the block that runs, or 0
-    cdef Departure departure          # the end of the `async with` block that runs, or None
+    cdef Departure departure          # the end of the newest `async with` block that runs, or None
 
+    cdef Departure _departure_of(self, uint64_t number)
     cdef int _check_label(self, Deadline deadline) except -1
 
 
@@ -61,17 +62,19 @@ cdef class LockAll:
     cdef tuple targets                # as the caller has named them: ClusterSlots and Tokens
     cdef tuple in_order               # the same by their slot IDs, the order in which they are locked
     cdef double timeout               # seconds, for all together; -1: none
-    cdef list held                    # the SlotLocks of the block that runs, or None
+    cdef dict held                    # number of a thread or task -> the SlotLocks of the block that it runs
 
     cdef list _new_locks(self)
     cdef int _set_timeout(self, SlotLock lock, Deadline deadline) except -1
     cdef object _out_of_time(self, SlotLock lock)
-    cdef list _entered(self)
+    cdef list _entered(self, uint64_t number)
+    cdef int _end(self, list locks, object failure) except -1
 
 
 cdef class Departure(Waiter):
     """The end of an ``async with`` block: what ``__aexit__`` gives to be awaited."""
     cdef SlotMutex mutex              # what is released
+    cdef Departure earlier            # that of a block of the same SlotLock whose lock was lost; or None
     cdef object exc_type              # class of the exception that leaves the block; or None
     cdef object exc_value             # that exception; or None
     cdef Leave due                    # what the release needs

@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import textwrap
+import threading
 import time
 
 import pytest
@@ -16,6 +17,7 @@ from support import (
     GENERAL_ERROR,
     INIT_TOKEN,
     LOCK,
+    PATIENCE,
     SESSION_HANDLE_INVALID,
     SESSION_INFO,
     TOKEN_INFO,
@@ -304,6 +306,66 @@ def test_reconnect_loses_what_is_held(luna, cluster, make):
     assert logged(cluster, UNLOCK) == []
     with luna.slot(1) as slot:
         slot.ensure_held()
+
+
+SHARED = {
+    "lock": lambda luna: luna.slot(1).lock(timeout=5),
+    "token.lock": lambda luna: luna.token("keyring1").lock(timeout=5),
+    "lock_all": lambda luna: luna.lock_all([luna.slot(1), luna.slot(2)], timeout=5),
+}
+EACH_SHARED = pytest.mark.parametrize("make", SHARED.values(), ids=SHARED)
+
+
+@EACH_SHARED
+def test_a_lost_block_that_ends_leaves_the_next_holder_of_the_same_object_alone(
+    luna, cluster, make, call
+):
+    """Both blocks are of one lock object, in two threads."""
+    lock, slot = make(luna), luna.slot(1)
+    entered, lost, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def lose():
+        with pytest.raises(luna_ext.LockLostError), lock:
+            entered.set()
+            assert lost.wait(PATIENCE)
+        ended.set()
+
+    losing = call(lose)
+    assert entered.wait(PATIENCE)
+    luna.reconnect()
+    with lock:
+        lost.set()
+        assert ended.wait(PATIENCE)
+        slot.ensure_held()
+        assert not nothing_is_locked(cluster)
+    losing.result()
+    assert nothing_is_locked(cluster)
+
+
+@EACH_SHARED
+def test_a_lost_block_of_a_task_leaves_the_next_holder_of_the_same_object_alone(
+    luna, cluster, make
+):
+    async def lose(lock, entered, lost):
+        with pytest.raises(luna_ext.LockLostError):
+            async with lock:
+                entered.set()
+                await lost.wait()
+
+    async def main():
+        lock, slot = make(luna), luna.slot(1)
+        entered, lost = asyncio.Event(), asyncio.Event()
+        losing = asyncio.create_task(lose(lock, entered, lost))
+        await entered.wait()
+        await asyncio.to_thread(luna.reconnect)
+        async with lock:
+            lost.set()
+            await losing
+            slot.ensure_held()
+            assert not nothing_is_locked(cluster)
+        assert nothing_is_locked(cluster)
+
+    asyncio.run(main())
 
 
 def test_reconnect_takes_off_what_an_unlock_has_left(luna, cluster):

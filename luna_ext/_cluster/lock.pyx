@@ -288,6 +288,12 @@ def asyncio_task():
     return sys.modules["asyncio"].current_task()
 
 
+cdef uint64_t present_task_number() except? 0:
+    """The number of the asyncio task that this thread is running; 0: it runs none."""
+    task = current_task()
+    return 0 if task is None else task_number(task)
+
+
 def running_task():
     """The event loop that this thread is running, and its task."""
     task = current_task()
@@ -401,7 +407,9 @@ cdef class SlotLock:
         self.mutex.confirm(waiter)
         self.mutex.keep_place(place)
         self.hold = waiter.seat.hold
-        self.departure = departure
+        with cython.critical_section(self):
+            departure.earlier = self.departure
+            self.departure = departure
         if self.token is not None:
             try:
                 await self._check_label_in_task(loop, task, left_of(deadline))
@@ -413,10 +421,29 @@ cdef class SlotLock:
     def __aexit__(self, exc_type, exc_value, traceback):
         # No coroutine: a signal handler could run between its call and its first line.
         cdef Departure departure = self.departure
-        self.departure = None
+        if departure is None or departure.earlier is None:
+            self.departure = None
+        else:
+            departure = self._departure_of(present_task_number())
         if departure is None:
             departure = new_departure(self.mutex, 0, self.share)
         departure.begin(exc_type, exc_value)
+        return departure
+
+    cdef Departure _departure_of(self, uint64_t number):
+        """The end of this task's block: the block of a lost lock runs on, beside that of the next holder."""
+        cdef Departure departure, newer = None
+        with cython.critical_section(self):
+            departure = self.departure
+            while departure is not None and departure.seat.number != number:
+                newer = departure
+                departure = departure.earlier
+            if departure is not None:
+                if newer is None:
+                    self.departure = departure.earlier
+                else:
+                    newer.earlier = departure.earlier
+                departure.earlier = None
         return departure
 
     cdef int _check_label(self, Deadline deadline) except -1:

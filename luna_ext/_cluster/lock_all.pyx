@@ -22,6 +22,7 @@ cdef LockAll new_lock_all(Library library, object targets, object timeout):
         by_slot[slot.slot_id] = target
     lock_all.in_order = tuple([by_slot[slot_id] for slot_id in sorted(by_slot)])
     lock_all.timeout = -1 if timeout is None else seconds_of(timeout)
+    lock_all.held = {}
     return lock_all
 
 
@@ -41,6 +42,8 @@ cdef class LockAll:
         cdef list locks = self._new_locks()
         cdef Py_ssize_t count
         cdef uint64_t began_in
+        # An object, made before any is locked.
+        number = caller_number()
         while True:
             began_in = forks
             count = 0
@@ -49,6 +52,9 @@ cdef class LockAll:
                     self._set_timeout(<SlotLock> lock, deadline)
                     (<SlotLock> lock).__enter__()
                     count += 1
+                if forks == began_in:
+                    self.held[number] = locks
+                    return self.targets
             except LockTimeoutError:
                 error = self._out_of_time(<SlotLock> locks[count])
                 release_all(locks, count, LockTimeoutError, error)
@@ -56,14 +62,11 @@ cdef class LockAll:
             except BaseException as error:
                 release_all(locks, count, type(error), error)
                 raise
-            if forks == began_in:
-                self.held = locks
-                return self.targets
             # A signal handler has forked meanwhile, and this is the child: some are the parent's.
             release_all(locks, count, None, None)
 
     def __exit__(self, exc_type, exc_value, traceback):
-        cdef list locks = self._entered()
+        cdef list locks = self._entered(caller_number())
         failure = release_all(locks, len(locks), exc_type, exc_value)
         self._end(locks, failure)
         if failure is not None:
@@ -73,11 +76,15 @@ cdef class LockAll:
         cdef Deadline deadline = deadline_in(self.timeout)
         cdef list locks = self._new_locks()
         cdef Py_ssize_t count = 0
+        _, task = running_task()
+        number = task_number(task)
         try:
             for lock in locks:
                 self._set_timeout(<SlotLock> lock, deadline)
                 await lock.__aenter__()
                 count += 1
+            self.held[number] = locks
+            return self.targets
         except LockTimeoutError:
             error = self._out_of_time(<SlotLock> locks[count])
             for departure in leave_all(locks, count, LockTimeoutError, error):
@@ -88,12 +95,12 @@ cdef class LockAll:
             for departure in leave_all(locks, count, type(error), error):
                 await departure
             raise
-        self.held = locks
-        return self.targets
 
     def __aexit__(self, exc_type, exc_value, traceback):
         # No coroutine: a signal handler could run between its call and its first line.
-        cdef list locks = self._entered()
+        # The task is looked for only where there is a choice: that is Python code, which lets signal
+        # handlers in.
+        cdef list locks = self._entered(present_task_number() if len(self.held) > 1 else 0)
         return self._departed(locks, leave_all(locks, len(locks), exc_type, exc_value))
 
     async def _departed(self, locks, departures):
@@ -129,19 +136,29 @@ cdef class LockAll:
         lock.timeout = self.timeout
         return lock._timed_out()
 
-    cdef list _entered(self):
-        """The locks of the block that runs."""
-        cdef list locks = self.held
+    cdef list _entered(self, uint64_t number):
+        """The locks of the block that this thread or task runs. The block of lost locks runs on, beside
+        that of the next holder.
+        """
+        cdef list locks = self.held.get(number)
         if locks is None:
-            raise LockNotOwnedError(
-                "these locks are not held; there is nothing to release", function=UNLOCK
-            )
+            # A generator's block may be closed by another thread.
+            blocks = list(self.held.values())
+            if len(blocks) != 1:
+                raise LockNotOwnedError(
+                    "these locks are not held by the caller; there is nothing to release",
+                    function=UNLOCK,
+                )
+            locks = blocks[0]
         return locks
 
-    def _end(self, locks, failure):
-        # Not if another thread has called this, whose block it is not; nor if another has entered by now.
-        if self.held is locks and not isinstance(failure, LockNotOwnedError):
-            self.held = None
+    cdef int _end(self, list locks, object failure) except -1:
+        # Not if another thread has called this, whose block it is not.
+        if not isinstance(failure, LockNotOwnedError):
+            for number, block in list(self.held.items()):
+                if block is locks:
+                    self.held.pop(number, None)
+        return 0
 
     def __reduce__(self):
         raise TypeError("a LockAll belongs to its process")
