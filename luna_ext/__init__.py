@@ -4,7 +4,7 @@ from importlib import import_module
 
 # Imported by name for PyInstaller and the like, which do not see what compiled modules import.
 from . import _device, _mutex, discovery, errors, labels  # noqa: F401
-from ._cluster import Claim, ClusterSlot, Library, LockAll, SlotLock, Token
+from ._cluster import Claim, ClusterSlot, Library, LockAll, LostEvent, SlotLock, Token
 from .errors import (
     AmbiguousLabelError,
     ArgumentsBadError,
@@ -59,6 +59,7 @@ __all__ = [
     "LockReentryError",
     "LockReleaseError",
     "LockTimeoutError",
+    "LostEvent",
     "LunaError",
     "NoUnassignedTokenError",
     "NotInitializedError",

@@ -11,7 +11,7 @@ from luna_ext._device cimport (
     PyThread_type_lock,
     Share,
 )
-from luna_ext._mutex cimport Leave, Locks, Loss, Request, SlotMutex, Wait, Waiter
+from luna_ext._mutex cimport Heartbeat, Leave, Locks, Loss, Request, SlotMutex, Wait, Waiter
 
 
 cdef class Library:
@@ -54,6 +54,13 @@ cdef class SlotLock:
     cdef uint64_t hold                # number of the hold of the block that runs, or 0
     cdef Departure departure          # the end of the newest `async with` block that runs, or None
 
+    cdef double beat                  # seconds within which a loss is noticed; 0: none is looked for
+    cdef object on_lost               # the application's function, called at a loss; or None
+    cdef Heartbeat heartbeat          # of the `with` block that runs, or None
+
+    cdef Heartbeat _new_heartbeat(self)
+    cdef int _keep_heartbeat(self, Heartbeat heartbeat) except -1
+    cdef int _drop_heartbeat(self) except -1
     cdef Departure _departure_of(self, uint64_t number)
     cdef int _check_label(self, Deadline deadline) except -1
 
@@ -62,7 +69,7 @@ cdef class LockAll:
     cdef tuple targets                # as the caller has named them: ClusterSlots and Tokens
     cdef tuple in_order               # the same by their slot IDs, the order in which they are locked
     cdef double timeout               # seconds, for all together; -1: none
-    cdef dict held                    # number of a thread or task -> the SlotLocks of the block that it runs
+    cdef dict held                    # number of a thread or task -> the SlotLocks of its block
 
     cdef list _new_locks(self)
     cdef int _set_timeout(self, SlotLock lock, Deadline deadline) except -1
@@ -82,6 +89,7 @@ cdef class Departure(Waiter):
     cdef CK_RV rv                     # what the device has answered
     cdef double began                 # when the unlock call began, in seconds of luna_now()
     cdef int finished                 # whether the release has been made
+    cdef Heartbeat heartbeat          # of the hold, or None
 
     cdef int begin(self, object exc_type, object exc_value) except -1
 
@@ -102,6 +110,9 @@ cdef class Claim:
     cdef Token token                   # what is claimed, while the block runs; or None
     cdef Departure departure           # the end of the `async with` block that runs, or None
     cdef int entered                   # whether the block runs, or is being entered
+    cdef double beat                   # seconds within which a loss is noticed; 0: none is looked for
+    cdef object on_lost                # the application's function, called at a loss; or None
+    cdef Heartbeat heartbeat           # of the `with` block that runs, or None
     cdef Wait wait                     # the wait for a token, from the call of __enter__ on
     cdef object refusal                # error of the last try: none left, or busy; None: no try yet
 
@@ -112,3 +123,4 @@ cdef class Claim:
     cdef int _ask_and_wait(self, Request request) except -1
     cdef bint _has_time(self) except -1
     cdef Token _token_of(self, Request request)
+    cdef Heartbeat _begin_heartbeat(self, Request request, object task, object loop)

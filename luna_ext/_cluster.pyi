@@ -1,10 +1,11 @@
 """What users hold: the library, its slots and tokens, their locks and claims."""
 
 import os
-from collections.abc import Awaitable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from types import GenericAlias, TracebackType
 from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, final
 
+from .errors import LockLostError
 from .info import FunctionStats, LibraryInfo, SlotInfo, TokenInfo
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -188,7 +189,14 @@ class Library:
         TypeError, ValueError
             `workers` is not an integer, or less than 1.
         """
-    def claim(self, cluster_id: str, *, timeout: float = 0) -> Claim:
+    def claim(
+        self,
+        cluster_id: str,
+        *,
+        timeout: float = 0,
+        heartbeat: float | None = None,
+        on_lost: Callable[[LockLostError], object] | None = None,
+    ) -> Claim:
         """Claim an unassigned token, for ``with`` or ``async with`` (CA_GetUnassignedSlot).
 
         The device gives the token with its lock set; the end of the block unlocks it::
@@ -205,6 +213,10 @@ class Library:
         timeout : float
             Seconds to keep trying while no unassigned token is left. 0: ask once, however long the
             device takes to answer.
+        heartbeat : float, optional
+            Seconds within which a loss of the lock is noticed, as with `ClusterSlot.lock()`.
+        on_lost : callable, optional
+            Called with the LockLostError at a loss, as with `ClusterSlot.lock()`.
 
         Raises
         ------
@@ -397,7 +409,21 @@ class ClusterSlot:
         CryptokiError
             Any other error of C_GetTokenInfo. It does not tell whether the lock is still held.
         """
-    def lock(self, *, timeout: float | None = None) -> SlotLock[ClusterSlot]:
+    @property
+    def lost(self) -> LostEvent:
+        """Whether the caller's lock was lost: a LostEvent, to look at or to wait for.
+
+        It is that of the caller's hold if its lock was lost, else that of the newest hold of this
+        process. A loss is noticed by a `heartbeat`, by `ensure_held()`, `reconnect()` and
+        `close()`; the event itself does not ask the device.
+        """
+    def lock(
+        self,
+        *,
+        timeout: float | None = None,
+        heartbeat: float | None = None,
+        on_lost: Callable[[LockLostError], object] | None = None,
+    ) -> SlotLock[ClusterSlot]:
         """The lock as a context manager with a timeout, for ``with`` and for ``async with``.
 
         Parameters
@@ -405,13 +431,23 @@ class ClusterSlot:
         timeout : float, optional
             Seconds to wait at most. None: without limit; a Ctrl-C or a cancellation still ends
             the wait at once. 0: do not wait for another holder, as `acquire(blocking=False)`.
+        heartbeat : float, optional
+            Seconds within which a loss of the lock is noticed while the block runs: twice in that
+            time the device is asked (C_GetTokenInfo, C_GetSessionInfo), on a thread of luna_ext. Then an
+            ERROR record is written, `lost` is set, `locked()` is False, and an ``async with`` block
+            is cancelled and ends in LockLostError. None: the device is not asked.
+        on_lost : callable, optional
+            Called once at a loss, on a thread of luna_ext, with the LockLostError. What it raises is
+            logged. It needs a `heartbeat`.
 
         Raises
         ------
         LockTimeoutError
             From the ``with`` statement, when the time is up. Nothing is locked then.
+        LockLostError
+            From the end of the ``with`` statement: the lock was lost while the block ran.
         TypeError, ValueError, OverflowError
-            For the timeout.
+            For the arguments.
         LockReentryError, LibraryClosedError, DeviceError, CryptokiError
             From the ``with`` statement, as from `acquire()`.
         """
@@ -465,13 +501,24 @@ class Token:
         LibraryClosedError, DeviceError, CryptokiError
             As `ClusterSlot.token_info`, when it is read.
         """
-    def lock(self, *, timeout: float | None = None) -> SlotLock[Token]:
+    def lock(
+        self,
+        *,
+        timeout: float | None = None,
+        heartbeat: float | None = None,
+        on_lost: Callable[[LockLostError], object] | None = None,
+    ) -> SlotLock[Token]:
         """As `ClusterSlot.lock()`; the label is checked as soon as the lock is held.
 
         Parameters
         ----------
         timeout : float, optional
             Seconds at most for both, the lock and the check. None: without limit.
+        heartbeat : float, optional
+            Seconds within which a loss of the lock is noticed, as with `ClusterSlot.lock()`. The label
+            is not checked again.
+        on_lost : callable, optional
+            Called with the LockLostError at a loss, as with `ClusterSlot.lock()`.
 
         Raises
         ------
@@ -530,6 +577,42 @@ class Token:
     def _set_user_pin(
         self, so_pin: str | bytes | bytearray, user_pin: str | bytes | bytearray
     ) -> None: ...
+
+@final
+class LostEvent:
+    """Whether a lock was lost while it was held. `ClusterSlot.lost` gives it.
+
+    It follows `threading.Event`, but only the library sets it; and it is true when it is set.
+    """
+    def __new__(cls, key: object = None) -> Self: ...
+    def is_set(self) -> bool:
+        """Whether the loss has been noticed. Does not ask the device."""
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the lock is lost.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait at most. None: without limit.
+
+        Returns
+        -------
+        bool
+            Whether the lock was lost.
+
+        Raises
+        ------
+        LockReentryError
+            The caller is a greenlet, and to wait would stop all others of its thread.
+        TypeError
+            For the timeout.
+
+        Notes
+        -----
+        The end of the hold is no loss, and does not end the wait.
+        """
+    def __bool__(self) -> bool: ...
+    def __reduce__(self) -> NoReturn: ...
 
 @final
 class SlotLock(Generic[_T_co]):

@@ -70,6 +70,7 @@ from luna_ext._mutex cimport (
     UNLOCK_DUE_LATER,
     WAITING,
     Backoff,
+    Heartbeat,
     Leave,
     Locks,
     Loss,
@@ -93,6 +94,7 @@ from luna_ext._mutex cimport (
     in_greenlet_hub,
     join_lineage,
     locks_of,
+    new_heartbeat,
     next_pause,
     note_place,
     outcome_of,
@@ -113,6 +115,7 @@ from ._mutex import (
     LOCK,
     TOKEN_INFO,
     UNLOCK,
+    LostEvent,  # no-cython-lint: for luna_ext
     closed_error,
     current_task,
     greenlet_error,

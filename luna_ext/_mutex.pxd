@@ -158,6 +158,49 @@ cdef class Lineage:
     cdef Lineage parent              # what the context had before: of what has started it; or None
 
 
+cdef class LostEvent:
+    """Whether the lock of one hold was lost."""
+    cdef uint64_t hold               # number of the hold
+    cdef int lost                    # whether it was
+    cdef PyThread_type_lock signal   # released as soon as it is
+
+    cdef int set(self) noexcept
+
+
+cdef class Heartbeat:
+    """One hold that is looked after, from begin() to end(). Its block keeps it."""
+    cdef object __weakref__
+    cdef object reference            # weak: this Heartbeat, as it stands among all
+    cdef SlotMutex mutex             # whose lock is held
+    cdef Share share                 # the Share of the Library through which it is held
+    cdef uint64_t hold               # number of the hold
+    cdef uint64_t owner              # of the thread, task or greenlet that holds it
+    cdef double interval             # seconds from an answer to the next question
+    cdef double due                  # when the next question is due, in seconds of luna_now()
+    cdef double asked_since          # when the question was put that is out; 0: none is
+    cdef bint told_of_silence        # whether a WARNING has told that it stays out
+    cdef bint told_of_problem        # whether a WARNING has told of the last answer, an error
+    cdef int told                    # whether the block is being told of the loss
+    cdef Loss loss                   # what it is told
+    cdef object on_lost              # the application's function, called with the error; or None
+    cdef object loop                 # weak: the event loop of the block's task; None: a thread runs it
+    cdef object task                 # weak: the task
+    cdef int cancelling              # how many cancellations of the task were under way when it began
+    cdef bint in_block               # whether the block runs
+    cdef bint cancelled              # whether the task was cancelled for the loss
+
+    cdef int wait_in_task(self, object task, object loop) except -1
+    cdef int begin(self, uint64_t hold) except -1
+    cdef int end(self) except -1
+    cdef bint is_over(self) noexcept
+    cdef bint take(self, double now) noexcept
+    cdef double look(self, double now, double *asked_last) except -1
+    cdef int ask(self, set asked) except -1
+    cdef int _is_answered(self) noexcept
+    cdef int tell(self, Loss loss) except -1
+    cdef bint uncancel(self) except -1
+
+
 cdef class SlotMutex:
     """The lock of one slot in this process."""
     cdef Record record
@@ -173,6 +216,7 @@ cdef class SlotMutex:
     cdef double watched_since        # when the watcher saw it first, in seconds of luna_now()
     cdef bint watched_told           # whether the watcher has warned of it
     cdef int doubted                 # whether a worker is to tell of a doubt, if it lasts
+    cdef LostEvent lost              # of the newest hold whose event was asked for; or None
 
     cdef int acquire(self, Share share) except -1
     cdef bint acquire_within(self, Share share, double seconds) except -1
@@ -213,6 +257,10 @@ cdef class SlotMutex:
     cdef int raise_evicted(self, uint64_t number, Share share, str function) except -1
     cdef bint has_evicted(self, Share share) except -1
     cdef int note_eviction(self, uint64_t owner, uint64_t share, Loss loss) except -1
+    cdef int end_lost(self, uint64_t owner, uint64_t share, uint64_t hold, Loss loss) except -1
+    cdef LostEvent lost_event(self, uint64_t hold)
+    cdef LostEvent lost_event_of_caller(self, Share share)
+    cdef int set_lost(self, uint64_t hold) noexcept
     cdef int take_from_holder(self, uint64_t hold) except -1
     cdef object close_share(self, Share share)
 
@@ -271,6 +319,7 @@ cdef class Locks:
     cdef object queue                   # a deque: those that no worker makes yet
     cdef int servers                    # workers that make claims, without those that are stuck
     cdef int claims_out                 # claims at the device
+    cdef int questions                  # for heartbeats, that are at the device
     cdef int trials                     # lock calls that were made to find out the device's kind
     cdef int in_doubt                   # whether a slot was in doubt when that was last looked at
     cdef int given_up                   # claims at the device that no thread or task waits for
@@ -297,6 +346,7 @@ cdef class Locks:
 ctypedef int (*Work)(object subject) noexcept
 
 cdef uint64_t forks
+cdef Heartbeat new_heartbeat(SlotMutex mutex, Share share, double seconds, object on_lost)
 cdef Place note_place(object task)
 cdef Leave begin_leave_of(SlotMutex mutex, uint64_t number, uint64_t share, Loss *loss) noexcept
 cdef bint run_on_worker(Work work, object subject) noexcept

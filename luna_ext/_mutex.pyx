@@ -90,6 +90,7 @@ from luna_ext._device cimport (
     luna_is_marked,
     luna_shared_get,
     luna_shared_set,
+    luna_shared_set_once,
     luna_shared_take,
     luna_thread_exists,
     luna_thread_id,
@@ -144,4 +145,5 @@ include "_mutex/workers.pyx"
 include "_mutex/queue.pyx"
 include "_mutex/mutex.pyx"
 include "_mutex/claims.pyx"
+include "_mutex/heartbeat.pyx"
 include "_mutex/exit.pyx"

@@ -7,6 +7,7 @@ before the release has begun, a handler that raises leaves the lock set for good
 import asyncio
 import ctypes
 import importlib.util
+import inspect
 import json
 import logging
 import os
@@ -16,8 +17,17 @@ from functools import partial
 import pytest
 from support import UNLOCK, wait_until
 
-FORMS = ["slot", "lock", "timed-lock", "token", "token.lock", "claim", "timed-claim"]
-ASYNC_FORMS = ["lock", "timed-lock", "token.lock", "claim", "timed-claim"]
+ASYNC_FORMS = [
+    "lock",
+    "timed-lock",
+    "heartbeat",
+    "token.lock",
+    "lock_all",
+    "claim",
+    "timed-claim",
+    "claim-heartbeat",
+]
+FORMS = ["slot", "token", *ASYNC_FORMS]
 
 
 def make(luna, form):
@@ -25,10 +35,13 @@ def make(luna, form):
         "slot": lambda: luna.slot(1),
         "lock": lambda: luna.slot(1).lock(),
         "timed-lock": lambda: luna.slot(1).lock(timeout=20),
+        "heartbeat": lambda: luna.slot(1).lock(heartbeat=60),
         "token": lambda: luna.token("keyring1"),
         "token.lock": lambda: luna.token("keyring1").lock(timeout=20),
+        "lock_all": lambda: luna.lock_all([luna.slot(1)]),
         "claim": lambda: luna.claim("cluster-1"),
         "timed-claim": lambda: luna.claim("cluster-1", timeout=20),
+        "claim-heartbeat": lambda: luna.claim("cluster-1", heartbeat=60),
     }[form]()
 
 
@@ -258,18 +271,8 @@ log.addHandler(logging.NullHandler())
 log.propagate = False
 slots = luna.slots()
 arm = Arm()
-FORMS = {
-    "slot": lambda: luna.slot(1),
-    "lock": lambda: luna.slot(1).lock(),
-    "timed-lock": lambda: luna.slot(1).lock(timeout=20),
-    "token": lambda: luna.token("keyring1"),
-    "token.lock": lambda: luna.token("keyring1").lock(timeout=20),
-    "claim": lambda: luna.claim("cluster-1"),
-    "timed-claim": lambda: luna.claim("cluster-1", timeout=20),
-}
-
 def block(form):
-    with FORMS[form]():
+    with make(luna, form):
         arm.now
 
 def release(form):
@@ -279,7 +282,7 @@ def release(form):
     call()
 
 async def async_block(form):
-    async with FORMS[form]():
+    async with make(luna, form):
         arm.now
 
 def loop(form):
@@ -314,7 +317,8 @@ luna.close()
 
 def test_no_python_runs_between_the_end_of_a_block_and_the_begin_of_its_release(cluster, run):
     """With DEBUG on or off, an audit hook, and loggers that have forgotten their levels."""
-    done = run(PROFILED, options=("-X", "dev"))
+    forms = f"FORMS = {FORMS}\n{inspect.getsource(make)}"
+    done = run(forms + PROFILED, options=("-X", "dev"))
     assert (done.returncode, done.stderr) == (0, ""), done
     rows = [json.loads(line) for line in done.words]
     assert len(rows) == 2 * 2 * (1 + len(FORMS) + len(ASYNC_FORMS))

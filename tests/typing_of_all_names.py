@@ -62,7 +62,14 @@ def slot(slot: luna_ext.ClusterSlot) -> None:
     assert_type(slot.release(), None)
     assert_type(slot.locked(), bool)
     assert_type(slot.ensure_held(), None)
+    assert_type(slot.lost, luna_ext.LostEvent)
+    assert_type(slot.lost.is_set(), bool)
+    assert_type(slot.lost.wait(0.1), bool)
     assert_type(slot.lock(), luna_ext.SlotLock[luna_ext.ClusterSlot])
+    assert_type(
+        slot.lock(heartbeat=1, on_lost=lambda error: print(error.slot_id)),
+        luna_ext.SlotLock[luna_ext.ClusterSlot],
+    )
     with slot as entered:
         assert_type(entered, luna_ext.ClusterSlot)
     with slot.lock(timeout=5) as entered:

@@ -4,7 +4,9 @@
 cdef object _CLAIM_KEY = object()
 
 
-cdef Claim new_claim(Library library, object cluster_id, object timeout):
+cdef Claim new_claim(
+    Library library, object cluster_id, object timeout, object heartbeat, object on_lost
+):
     if not isinstance(cluster_id, str):
         raise TypeError(f"a cluster ID is a str, not {type(cluster_id).__name__}")
     if not cluster_id or "\0" in cluster_id:
@@ -14,6 +16,8 @@ cdef Claim new_claim(Library library, object cluster_id, object timeout):
     claim.share = library.share
     claim.cluster_id = cluster_id.encode("utf-8")
     claim.timeout = seconds_of(timeout)
+    claim.beat = beat_of(heartbeat, on_lost)
+    claim.on_lost = on_lost
     return claim
 
 
@@ -43,6 +47,7 @@ cdef class Claim:
                     self._ask_and_wait(request)
                 self.token = self._token_of(request) if forks == began_in else None
                 if self.token is not None:
+                    self.heartbeat = self._begin_heartbeat(request, None, None)
                     return self.token
                 if forks == began_in:
                     time.sleep(self._pause(next_pause(&backoff), True))
@@ -58,6 +63,9 @@ cdef class Claim:
         finally:
             # If another thread has called this, the block goes on.
             if token.slot.mutex.holds() != token.claimed:
+                if self.heartbeat is not None:
+                    self.heartbeat.end()
+                    self.heartbeat = None
                 self._end()
 
     async def __aenter__(self):
@@ -84,6 +92,7 @@ cdef class Claim:
                 if self.token is not None:
                     self.token.slot.mutex.keep_place(place)
                     departure.mutex = self.token.slot.mutex
+                    departure.heartbeat = self._begin_heartbeat(request, task, loop)
                     self.departure = departure
                     return self.token
                 await self._settled(loop.create_future(), self._pause(next_pause(&backoff), False))
@@ -203,6 +212,21 @@ cdef class Claim:
             raise
         token.claimed = request.seat.hold
         return token
+
+    cdef Heartbeat _begin_heartbeat(self, Request request, object task, object loop):
+        cdef Heartbeat heartbeat
+        if self.beat == 0:
+            return None
+        try:
+            heartbeat = new_heartbeat(request.mutex, self.share, self.beat, self.on_lost)
+            if task is not None:
+                heartbeat.wait_in_task(task, loop)
+            heartbeat.begin(self.token.claimed)
+        except BaseException:
+            self.token = None
+            request.give_up()
+            raise
+        return heartbeat
 
     def _pause(self, double delay, bint in_thread):
         """Seconds until it is worth asking again; raises when the time is up."""

@@ -361,7 +361,7 @@ cdef class Library:
             left.clear()
         return [token for token in found if token is not None]
 
-    def claim(self, cluster_id, *, timeout=0):
+    def claim(self, cluster_id, *, timeout=0, heartbeat=None, on_lost=None):
         """Claim an unassigned token, for ``with`` or ``async with`` (CA_GetUnassignedSlot).
 
         The device gives the token with its lock set; the end of the block unlocks it::
@@ -378,6 +378,10 @@ cdef class Library:
         timeout : float
             Seconds to keep trying while no unassigned token is left. 0: ask once, however long the
             device takes to answer.
+        heartbeat : float, optional
+            Seconds within which a loss of the lock is noticed, as with `ClusterSlot.lock()`.
+        on_lost : callable, optional
+            Called with the LockLostError at a loss, as with `ClusterSlot.lock()`.
 
         Raises
         ------
@@ -393,7 +397,7 @@ cdef class Library:
             The Library is closed.
         """
         self._check_open()
-        return new_claim(self, cluster_id, timeout)
+        return new_claim(self, cluster_id, timeout, heartbeat, on_lost)
 
     def lock_all(self, targets, *, timeout=None):
         """Several slots and tokens as one lock, for ``with`` and ``async with``: all or none.

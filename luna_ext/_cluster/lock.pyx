@@ -5,31 +5,47 @@ cdef object _LOCK_KEY = object()
 
 
 cdef SlotLock new_lock(
-    SlotMutex mutex, Share share, object timeout, object target, Token token
+    ClusterSlot slot, object timeout, object heartbeat, object on_lost, object target, Token token
 ):
     cdef SlotLock lock = SlotLock.__new__(SlotLock, _LOCK_KEY)
-    lock.mutex = mutex
-    lock.share = share
+    lock.mutex = slot.mutex
+    lock.share = slot.share
     lock.timeout = -1 if timeout is None else seconds_of(timeout)
+    lock.beat = beat_of(heartbeat, on_lost)
+    lock.on_lost = on_lost
     lock.target = target
     lock.token = token
     return lock
 
 
-cdef double seconds_of(object timeout) except? -1:
-    """A timeout with threading.Lock's checks."""
+cdef double seconds_of(object timeout, str what="a timeout") except? -1:
+    """A timeout, or another time, with threading.Lock's checks."""
     if not isinstance(timeout, float):
         try:
             timeout = operator.index(timeout)
         except TypeError:
             raise TypeError(
-                f"a timeout is a number of seconds, not {type(timeout).__name__}"
+                f"{what} is a number of seconds, not {type(timeout).__name__}"
             ) from None
     if abs(timeout) > threading.TIMEOUT_MAX:
-        raise OverflowError("timeout value is too large")
+        raise OverflowError(f"{what[2:]} value is too large")
     if not timeout >= 0:
-        raise ValueError("timeout value must be a non-negative number")
+        raise ValueError(f"{what[2:]} value must be a non-negative number")
     return timeout
+
+
+cdef double beat_of(object heartbeat, object on_lost) except -1:
+    """The `heartbeat` of a lock in seconds; 0: None."""
+    if on_lost is not None and not callable(on_lost):
+        raise TypeError(f"on_lost is a function, or None, not {type(on_lost).__name__}")
+    if heartbeat is None:
+        if on_lost is not None:
+            raise ValueError("on_lost needs a heartbeat: nothing would look for a loss without one")
+        return 0
+    seconds = seconds_of(heartbeat, "a heartbeat")
+    if seconds == 0:
+        raise ValueError("a heartbeat is a number of seconds greater than 0")
+    return seconds
 
 
 cdef int check_open(Share share, CK_SLOT_ID slot_id) except -1:
@@ -112,6 +128,9 @@ cdef class Departure:
         # In a child that C code has forked, the lock is the parent's.
         hear_of_fork()
         self.due = begin_leave_of(mutex, self.seat.number, self.seat.share, &self.loss)
+        if self.heartbeat is not None:
+            # The task is not cancelled for a loss any more.
+            self.heartbeat.in_block = False
         if self.due == UNLOCK_DUE or self.due == UNLOCK_DUE_LATER:
             # If no thread can be had, this thread has to make the unlock call.
             if not run_on_worker(unlock_for_departure, self):
@@ -122,6 +141,8 @@ cdef class Departure:
                 mutex.pass_turn()
         self.exc_type = exc_type
         self.exc_value = exc_value
+        if self.heartbeat is not None:
+            self.heartbeat.end()
         if self.due == NOT_MINE:
             if not mutex.ended_by_fork(self.seat.number):
                 self._conclude()
@@ -181,9 +202,12 @@ cdef class Departure:
                     raise
         error, self.error = self.error, None
         value, self.exc_value = self.exc_value, None
+        if self.heartbeat is not None and self.heartbeat.cancelled:
+            cancelled = isinstance(value, sys.modules["asyncio"].CancelledError)
+            if self.heartbeat.uncancel() and cancelled and error is not None:
+                raise error from value
         if error is not None:
             note_or_raise(value, error)
-
 
 cdef Departure new_departure(SlotMutex mutex, uint64_t number, Share share):
     """Made before the block is entered, so that its end allocates nothing."""
@@ -342,20 +366,26 @@ cdef class SlotLock:
         cdef Deadline deadline = answer_by(self.timeout)
         cdef double seconds = self.timeout
         cdef uint64_t began_in
+        cdef Heartbeat heartbeat
         check_open(self.share, self.mutex.slot_id)
         if self.timeout == 0:
             self.mutex.refuse_reentry(caller_number(), thread_number())
         while True:
             place = note_place(None)
+            heartbeat = self._new_heartbeat()
             if not self.mutex.acquire_within(self.share, seconds):
                 raise self._timed_out()
             began_in = forks
             self.hold = self.mutex.record.hold
             self.mutex.keep_place(place)
-            if self.token is None:
+            if self.token is None and heartbeat is None:
                 return self.target
             try:
-                self._check_label(deadline)
+                if self.token is not None:
+                    self._check_label(deadline)
+                if heartbeat is not None and forks == began_in:
+                    heartbeat.begin(self.hold)
+                    self._keep_heartbeat(heartbeat)
             except BaseException as error:
                 end_block(self.mutex, self.share, self.hold, None, error)
                 raise
@@ -366,7 +396,33 @@ cdef class SlotLock:
                 seconds = left_of(deadline)
 
     def __exit__(self, exc_type, exc_value, traceback):
-        end_block(self.mutex, self.share, self.hold, exc_type, exc_value)
+        if self.heartbeat is None:
+            end_block(self.mutex, self.share, self.hold, exc_type, exc_value)
+            return
+        try:
+            end_block(self.mutex, self.share, self.hold, exc_type, exc_value)
+        finally:
+            self._drop_heartbeat()
+
+    cdef Heartbeat _new_heartbeat(self):
+        if self.beat == 0:
+            return None
+        return new_heartbeat(self.mutex, self.share, self.beat, self.on_lost)
+
+    cdef int _keep_heartbeat(self, Heartbeat heartbeat) except -1:
+        with cython.critical_section(self):
+            self.heartbeat = heartbeat
+        return 0
+
+    cdef int _drop_heartbeat(self) except -1:
+        """Unless it is that of the next holder, whose block is of the same SlotLock."""
+        cdef Heartbeat heartbeat
+        with cython.critical_section(self):
+            heartbeat = self.heartbeat
+            if heartbeat is None or not heartbeat.is_over():
+                return 0
+            self.heartbeat = None
+        return heartbeat.end()
 
     async def __aenter__(self):
         cdef Waiter waiter
@@ -384,6 +440,7 @@ cdef class SlotLock:
         if self.timeout == 0 and not self.mutex.is_free():
             raise self._timed_out()
         departure = new_departure(self.mutex, waiter.seat.number, self.share)
+        departure.heartbeat = self._new_heartbeat()
         place = note_place(task)
         answered = loop.create_future()
         waiter.wait_in_task(task, loop, answered)
@@ -410,9 +467,14 @@ cdef class SlotLock:
         with cython.critical_section(self):
             departure.earlier = self.departure
             self.departure = departure
-        if self.token is not None:
+        if self.token is not None or departure.heartbeat is not None:
             try:
-                await self._check_label_in_task(loop, task, left_of(deadline))
+                if self.token is not None:
+                    await self._check_label_in_task(loop, task, left_of(deadline))
+                # From here on the task awaits nothing before its block.
+                if departure.heartbeat is not None:
+                    departure.heartbeat.wait_in_task(task, loop)
+                    departure.heartbeat.begin(self.hold)
             except BaseException as error:
                 await self.__aexit__(type(error), error, None)
                 raise
@@ -431,7 +493,8 @@ cdef class SlotLock:
         return departure
 
     cdef Departure _departure_of(self, uint64_t number):
-        """The end of this task's block: the block of a lost lock runs on, beside that of the next holder."""
+        """The end of this task's block: the block of a lost lock runs on beside that of the next holder.
+        """
         cdef Departure departure, newer = None
         with cython.critical_section(self):
             departure = self.departure

@@ -122,7 +122,7 @@ cdef class LockAll:
         for target in self.in_order:
             token = <Token> target if isinstance(target, Token) else None
             slot = token.slot if token is not None else <ClusterSlot> target
-            locks.append(new_lock(slot.mutex, slot.share, None, target, token))
+            locks.append(new_lock(slot, None, None, None, target, token))
         return locks
 
     cdef int _set_timeout(self, SlotLock lock, Deadline deadline) except -1:

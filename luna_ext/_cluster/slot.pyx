@@ -145,7 +145,17 @@ cdef class ClusterSlot:
         """
         self.mutex.ensure_held(self.share)
 
-    def lock(self, *, timeout=None):
+    @property
+    def lost(self):
+        """Whether the caller's lock was lost: a LostEvent, to look at or to wait for.
+
+        It is that of the caller's hold if its lock was lost, else that of the newest hold of this
+        process. A loss is noticed by a `heartbeat`, by `ensure_held()`, `reconnect()` and
+        `close()`; the event itself does not ask the device.
+        """
+        return self.mutex.lost_event_of_caller(self.share)
+
+    def lock(self, *, timeout=None, heartbeat=None, on_lost=None):
         """The lock as a context manager with a timeout, for ``with`` and for ``async with``.
 
         Parameters
@@ -153,17 +163,27 @@ cdef class ClusterSlot:
         timeout : float, optional
             Seconds to wait at most. None: without limit; a Ctrl-C or a cancellation still ends
             the wait at once. 0: do not wait for another holder, as `acquire(blocking=False)`.
+        heartbeat : float, optional
+            Seconds within which a loss of the lock is noticed while the block runs: twice in that
+            time the device is asked (C_GetTokenInfo, C_GetSessionInfo), on a thread of luna_ext. Then an
+            ERROR record is written, `lost` is set, `locked()` is False, and an ``async with`` block
+            is cancelled and ends in LockLostError. None: the device is not asked.
+        on_lost : callable, optional
+            Called once at a loss, on a thread of luna_ext, with the LockLostError. What it raises is
+            logged. It needs a `heartbeat`.
 
         Raises
         ------
         LockTimeoutError
             From the ``with`` statement, when the time is up. Nothing is locked then.
+        LockLostError
+            From the end of the ``with`` statement: the lock was lost while the block ran.
         TypeError, ValueError, OverflowError
-            For the timeout.
+            For the arguments.
         LockReentryError, LibraryClosedError, DeviceError, CryptokiError
             From the ``with`` statement, as from `acquire()`.
         """
-        return new_lock(self.mutex, self.share, timeout, self, None)
+        return new_lock(self, timeout, heartbeat, on_lost, self, None)
 
     def __enter__(self):
         # The slot keeps its Share. A reference more would be counted in a cache line that all threads of

@@ -45,13 +45,18 @@ cdef class Token:
             self.known_info = self.slot.token_info
         return self.known_info
 
-    def lock(self, *, timeout=None):
+    def lock(self, *, timeout=None, heartbeat=None, on_lost=None):
         """As `ClusterSlot.lock()`; the label is checked as soon as the lock is held.
 
         Parameters
         ----------
         timeout : float, optional
             Seconds at most for both, the lock and the check. None: without limit.
+        heartbeat : float, optional
+            Seconds within which a loss of the lock is noticed, as with `ClusterSlot.lock()`. The label
+            is not checked again.
+        on_lost : callable, optional
+            Called with the LockLostError at a loss, as with `ClusterSlot.lock()`.
 
         Raises
         ------
@@ -59,8 +64,7 @@ cdef class Token:
             From the ``with`` statement: the time is up, or the token has another label now. Nothing
             is locked then.
         """
-        cdef ClusterSlot slot = self.slot
-        return new_lock(slot.mutex, slot.share, timeout, self, self)
+        return new_lock(self.slot, timeout, heartbeat, on_lost, self, self)
 
     def ensure_held(self):
         """As `ClusterSlot.ensure_held()`, and the token must still have this label.

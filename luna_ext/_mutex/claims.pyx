@@ -31,6 +31,7 @@ cdef class Locks:
         self.servers = 0
         self.given_up = 0
         self.claims_out = 0
+        self.questions = 0
         self.looking_after = False
 
     cdef SlotMutex mutex(self, CK_SLOT_ID slot_id):
@@ -102,8 +103,7 @@ cdef class Locks:
             mutex = <SlotMutex> each
             now = seen(&mutex.record)
             if now.owner != 0 and now.generation != self.client.generation:
-                mutex.note_eviction(now.owner, now.share, FINALISED)
-                mutex.take_from_holder(now.hold)
+                mutex.end_lost(now.owner, now.share, now.hold, FINALISED)
         return 0
 
     def reconnect(self, seconds):
@@ -157,8 +157,10 @@ cdef class Locks:
     # ---- calls that were given up ----
 
     cdef int calls_given_up(self) except -1:
-        """How many lock calls and claims are at the device that no thread or task waits for."""
-        cdef int calls = self.given_up
+        """How many calls are at the device that no thread or task waits for: lock calls and claims that
+        were given up, and questions for heartbeats.
+        """
+        cdef int calls = self.given_up + luna_shared_get(&self.questions)
         cdef Record record
         for mutex in self.all():
             record = seen(&(<SlotMutex> mutex).record)

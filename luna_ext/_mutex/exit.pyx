@@ -223,6 +223,7 @@ def _after_fork_in_child():
     watching = 0
     watch_stop = new_signal()
     forget_workers()
+    forget_heartbeats()
     number = number_at_fork
     number_is_forgotten = False
     if number != 0:
@@ -235,11 +236,16 @@ def _after_fork_in_child():
 
 def _before_fork():
     stop_watching()
+    stop_keeper()
     dismiss_idle_workers()
+
+
+def _after_fork_in_parent():
+    resume_keeper()
 
 
 # In the child, after the device layer's own, which has been registered before.
 do_in_child(_after_fork_in_child)
 luna_at_fork_in_child(forget_number)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)

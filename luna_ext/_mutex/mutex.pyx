@@ -791,7 +791,8 @@ cdef class SlotMutex:
         now = seen(&self.record)
         hold = now.hold
         if now.loss == NOT_LOST and now.generation != self.client.generation:
-            lose(&self.record, hold, FINALISED)
+            if lose(&self.record, hold, FINALISED):
+                tell_of_loss(self, hold, FINALISED)
         if seen(&self.record).loss == NOT_LOST:
             label = self._label_while_held(hold)
             # While the device was asked, the library may have been initialised anew as well.
@@ -821,7 +822,8 @@ cdef class SlotMutex:
         except CryptokiError as error:
             if not means_lost(error) or ask_canary(self.client) == ALIVE:
                 raise
-            lose(&self.record, hold, DEVICE_GONE)
+            if lose(&self.record, hold, DEVICE_GONE):
+                tell_of_loss(self, hold, DEVICE_GONE)
             raise lost_error(
                 self.slot_id,
                 f"{LOSSES[<int> DEVICE_GONE]} ({error.rv_name})",
@@ -908,6 +910,50 @@ cdef class SlotMutex:
             return False
         return any([number == share.number for _, number in list(self.evictions)])
 
+    cdef int end_lost(self, uint64_t owner, uint64_t share, uint64_t hold, Loss loss) except -1:
+        """End a hold whose lock is gone, so that waiters go on. Its holder gets to know it at its next
+        call, and by its heartbeat.
+        """
+        self.note_eviction(owner, share, loss)
+        self.set_lost(hold)
+        self.take_from_holder(hold)
+        tell_of_loss(self, hold, loss)
+        return 0
+
+    cdef LostEvent lost_event(self, uint64_t hold):
+        """The event of this hold; it is kept for the newest one that was asked for."""
+        cdef LostEvent made = new_event(hold)
+        cdef LostEvent earlier
+        luna_guard_lock(&self.record.guard)
+        # A reference until the guard is left: no object may be freed under it.
+        earlier = self.lost
+        if earlier is not None and earlier.hold == hold:
+            made = earlier
+        elif earlier is None or earlier.hold < hold:
+            self.lost = made
+        luna_guard_unlock(&self.record.guard)
+        return made
+
+    cdef int set_lost(self, uint64_t hold) noexcept:
+        self.lost_event(hold).set()
+        return 0
+
+    cdef LostEvent lost_event_of_caller(self, Share share):
+        """The event of the caller's hold if its lock was lost, else of the newest hold."""
+        cdef LostEvent event
+        cdef Record now
+        try:
+            self.check_not_evicted(share, UNLOCK)
+        except LockLostError:
+            event = new_event(0)
+            event.set()
+            return event
+        now = seen(&self.record)
+        event = self.lost_event(now.hold)
+        if now.inherited or (now.owner != 0 and now.loss != NOT_LOST):
+            event.set()
+        return event
+
     cdef int note_eviction(self, uint64_t owner, uint64_t share, Loss loss) except -1:
         made = {}
         luna_guard_lock(&self.record.guard)
@@ -933,9 +979,12 @@ cdef class SlotMutex:
         if not evict(&self.record, share.number, &owner, &hold):
             return None
         place = self.place()
-        self.note_eviction(owner, share.number, LIBRARY_CLOSED)
         if hold != 0:
-            self.take_from_holder(hold)
+            self.end_lost(owner, share.number, hold, LIBRARY_CLOSED)
+        else:
+            # The lock comes off when the calls have ended that rely on it.
+            self.note_eviction(owner, share.number, LIBRARY_CLOSED)
+            tell_of_loss(self, seen(&self.record).hold, LIBRARY_CLOSED)
         return place
 
     cdef int take_from_holder(self, uint64_t hold) except -1:
@@ -956,8 +1005,7 @@ cdef class SlotMutex:
         if now.owner != number:
             return
         place = self.place()
-        self.note_eviction(number, now.share, HOLDER_ENDED)
-        self.take_from_holder(now.hold)
+        self.end_lost(number, now.share, now.hold, HOLDER_ENDED)
         what = (
             f"slot {self.slot_id} was still locked, {place}, when the thread that held it had ended"
         )
@@ -979,6 +1027,8 @@ cdef class SlotMutex:
                 PyThread_release_lock(waiter.signal)
         noted = self.present_place()
         kept_by_task = noted is not None and (<Place> noted).task is not None
+        if self.lost is not None:
+            self.lost.set()
         forget(&self.record, luna_number(), kept_by_task)
 
     cdef bint ended_by_fork(self, uint64_t number) except -1:
@@ -1076,10 +1126,15 @@ cdef int look_at_calls(object nothing) noexcept:
 cdef int stop_watching() noexcept:
     """End the watcher, before a fork. The next lock call starts it again."""
     if luna_shared_get(&watching):
-        # Locked first, so that it can be released, even if the watcher did not notice an earlier stop.
-        PyThread_acquire_lock(watch_stop, NOWAIT_LOCK)
-        PyThread_release_lock(watch_stop)
+        signal_anew(watch_stop)
         wait_for_none(&watching, deadline_in(DISMISSAL_SECONDS))
+    return 0
+
+
+cdef int signal_anew(PyThread_type_lock signal) noexcept:
+    """Release the signal, also if it is released already and that was not noticed yet."""
+    PyThread_acquire_lock(signal, NOWAIT_LOCK)
+    PyThread_release_lock(signal)
     return 0
 
 

@@ -1,0 +1,528 @@
+"""A hold that is looked after: its loss is noticed while the block runs."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import sys
+import threading
+import time
+
+import pytest
+from support import (
+    DEVICE_ERROR,
+    LOCK,
+    PATIENCE,
+    SESSION_INFO,
+    TOKEN_INFO,
+    UNLOCK,
+    assert_stays,
+    let_others_run_until,
+    logged,
+    nothing_is_locked,
+    wait_until,
+)
+
+import luna_ext
+
+BEAT = 0.2
+FORMS = {
+    "lock": lambda luna, **options: luna.slot(1).lock(timeout=5, **options),
+    "token.lock": lambda luna, **options: luna.token("keyring1").lock(timeout=5, **options),
+    "claim": lambda luna, **options: luna.claim("cluster-1", timeout=5, **options),
+}
+EACH_FORM = pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
+
+
+def reconnect_silently(cluster):
+    """The client has dropped its connection and made another, as if nothing had happened."""
+    cluster.reinitialise(os.getpid())
+
+
+def forget_this_process(cluster):
+    cluster.disconnect(os.getpid())
+
+
+EACH_LOSS = pytest.mark.parametrize("lose", [reconnect_silently, forget_this_process])
+
+
+def held_slot(luna):
+    return next(slot for slot in luna.slots() if slot.locked())
+
+
+def errors_in(caplog):
+    return [record for record in caplog.records if record.levelno == logging.ERROR]
+
+
+def questions(cluster):
+    return len(logged(cluster, TOKEN_INFO))
+
+
+def answered(cluster):
+    return [entry for entry in logged(cluster, TOKEN_INFO) if entry.duration is not None]
+
+
+# ---- in a thread ----
+
+
+@EACH_LOSS
+@EACH_FORM
+def test_a_loss_is_noticed_in_time(luna, cluster, caplog, make, lose):
+    with pytest.raises(luna_ext.LockLostError), make(luna, heartbeat=BEAT):
+        slot = held_slot(luna)
+        began = time.time()
+        lose(cluster)
+        assert slot.lost.wait(PATIENCE)
+        wait_until(lambda: errors_in(caplog))
+        assert not slot.locked()
+        [record] = errors_in(caplog)
+        assert f"slot {slot.slot_id}: the lock was lost" in record.getMessage()
+        # Ten times as long, for a busy machine.
+        assert record.created - began < 10 * BEAT
+    assert logged(cluster, UNLOCK) == []
+    luna.reconnect()
+
+
+@EACH_FORM
+def test_a_hold_that_is_not_lost_ends_as_ever(luna, cluster, caplog, make):
+    with make(luna, heartbeat=0.02):
+        slot = held_slot(luna)
+        before = questions(cluster)
+        wait_until(lambda: questions(cluster) > before + 3)
+        assert slot.locked()
+        assert not slot.lost
+    assert caplog.records == []
+    assert nothing_is_locked(cluster)
+
+
+def test_nothing_is_asked_after_the_block(luna, cluster):
+    lock = luna.slot(1).lock(heartbeat=0.02)
+    with lock:
+        wait_until(lambda: questions(cluster) > 1)
+    before = questions(cluster)
+    # One question may have been out.
+    assert_stays(lambda: questions(cluster) <= before + 1)
+
+
+def test_a_short_block_costs_no_call_more(luna, cluster):
+    lock = luna.slot(1).lock(heartbeat=60)
+    with lock:
+        pass
+    before = len(cluster.log())
+    with lock:
+        pass
+    assert [entry.function for entry in cluster.log()[before:]] == [LOCK, UNLOCK]
+
+
+def test_the_function_is_called_once_with_the_error(luna, cluster):
+    heard = []
+
+    def on_lost(error):
+        heard.append((error, threading.get_ident(), slot.locked()))
+
+    slot = luna.slot(1)
+    with (
+        pytest.raises(luna_ext.LockLostError),
+        slot.lock(heartbeat=BEAT, on_lost=on_lost),
+    ):
+        reconnect_silently(cluster)
+        wait_until(lambda: heard)
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+    luna.reconnect()
+    [(error, thread, locked)] = heard
+    assert isinstance(error, luna_ext.LockLostError)
+    assert error.slot_id == 1
+    assert thread != threading.get_ident()
+    assert not locked
+
+
+def test_a_function_that_raises_is_logged(luna, cluster, caplog):
+    def on_lost(error):
+        raise RuntimeError("out of order")
+
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1).lock(heartbeat=BEAT, on_lost=on_lost):
+        luna.reconnect()
+        wait_until(lambda: "on_lost has raised" in caplog.text)
+    assert "out of order" in caplog.text
+
+
+def test_a_function_that_takes_long_delays_no_other_hold(luna, cluster):
+    release = threading.Event()
+    with (
+        contextlib.suppress(luna_ext.LockLostError),
+        luna.slot(1).lock(heartbeat=BEAT, on_lost=lambda error: release.wait(PATIENCE)),
+        contextlib.suppress(luna_ext.LockLostError),
+        luna.slot(2).lock(heartbeat=BEAT),
+    ):
+        lost = luna.slot(1).lost, luna.slot(2).lost
+        luna.reconnect()
+        assert all(event.wait(PATIENCE) for event in lost)
+        release.set()
+
+
+@pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")
+@pytest.mark.parametrize("end", ["reconnect", "close"])
+def test_a_loss_that_this_program_brings_about_is_told_as_well(luna, end):
+    heard = threading.Event()
+    with (
+        pytest.raises(luna_ext.LockLostError),
+        luna.slot(1).lock(heartbeat=60, on_lost=lambda error: heard.set()) as slot,
+    ):
+        getattr(luna, end)()
+        assert heard.wait(PATIENCE)
+        assert slot.lost
+
+
+def test_ensure_held_tells_the_function_too(luna, cluster):
+    heard = threading.Event()
+    with (
+        pytest.raises(luna_ext.LockLostError),
+        luna.slot(1).lock(heartbeat=60, on_lost=lambda error: heard.set()) as slot,
+    ):
+        forget_this_process(cluster)
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+        assert slot.lost
+        assert heard.wait(PATIENCE)
+    luna.reconnect()
+
+
+def test_one_passing_error_is_no_loss(luna, cluster, caplog):
+    with luna.slot(1).lock(heartbeat=0.02) as slot:
+        cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
+        before = questions(cluster)
+        wait_until(lambda: questions(cluster) > before + 4)
+        assert not slot.lost
+    assert caplog.records == []
+
+
+def test_an_error_that_stays_is_told_of_once_while_the_session_lives(luna, cluster, caplog):
+    with luna.slot(1).lock(heartbeat=0.02) as slot:
+        cluster.fault(TOKEN_INFO, DEVICE_ERROR)
+        before = questions(cluster)
+        wait_until(lambda: questions(cluster) > before + 8)
+        assert not slot.lost
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "CKR_DEVICE_ERROR" in record.getMessage()
+
+
+def test_a_device_that_does_not_answer_is_told_of(luna, cluster, caplog):
+    with luna.slot(1).lock(heartbeat=BEAT) as slot:
+        cluster.latency(2, TOKEN_INFO)
+        wait_until(lambda: "does not answer whether its lock is still held" in caplog.text)
+        cluster.latency(0, TOKEN_INFO)
+        assert not slot.lost
+    assert len(caplog.records) == 1
+
+
+def test_a_question_that_hangs_delays_no_other(luna, cluster, caplog, wait_until_inside):
+    with contextlib.ExitStack() as stack:
+        cluster.latency(2, TOKEN_INFO)
+        for number in (1, 2, 3):
+            stack.enter_context(luna.slot(number).lock(heartbeat=BEAT))
+        wait_until_inside(TOKEN_INFO)
+        [hanging] = logged(cluster, TOKEN_INFO)
+        # Those that begin now are answered at once.
+        cluster.latency(0, TOKEN_INFO)
+        wait_until(
+            lambda: {entry.slot_id for entry in answered(cluster)} == {1, 2, 3} - {hanging.slot_id}
+        )
+        assert logged(cluster, TOKEN_INFO)[0].duration is None
+
+
+def test_close_does_not_wait_for_a_question_that_hangs(cluster, succeed):
+    body = """
+        cluster.latency(3600, "C_GetTokenInfo")
+        with slot.lock(heartbeat=0.02):
+            wait_until_inside("C_GetTokenInfo")
+        began = time.monotonic()
+        luna.close()
+        print(time.monotonic() - began < 2, flush=True)
+    """
+    assert succeed(body) == ["True"]
+    assert nothing_is_locked(cluster)
+
+
+def test_many_holds_need_few_threads(luna, cluster):
+    before = len(sys._current_frames())
+    with contextlib.ExitStack() as stack:
+        for slot in luna.slots():
+            stack.enter_context(slot.lock(heartbeat=0.05))
+        wait_until(
+            lambda: (
+                len({entry.slot_id for entry in logged(cluster, TOKEN_INFO)}) == len(luna.slots())
+            )
+        )
+        assert len(sys._current_frames()) <= before + 3
+        # The session is asked for once in a round, not once for each hold.
+        assert len(logged(cluster, SESSION_INFO)) < questions(cluster)
+
+
+# ---- the event ----
+
+
+def test_the_event_is_that_of_one_hold(luna, call, wait_until_queued):
+    slot = luna.slot(1)
+    assert not slot.lost
+    with pytest.raises(luna_ext.LockLostError), slot.lock(heartbeat=60):
+        lost = slot.lost
+        assert slot.lost is lost
+        assert not lost.wait(0)
+        luna.reconnect()
+        assert lost.is_set()
+        assert call(lambda: hold_once(slot)).result() is False
+        # Another hold has come and gone.
+        assert lost
+        assert slot.lost.is_set()
+    with slot:
+        assert not slot.lost
+
+
+def hold_once(slot):
+    with slot:
+        return slot.lost.is_set()
+
+
+def test_all_that_wait_for_a_loss_hear_of_it(luna, call):
+    slot = luna.slot(1)
+    slot.acquire()
+    lost = slot.lost
+    waiting = [call(lost.wait) for _ in range(4)]
+    assert not lost.wait(0.01)
+    luna.reconnect()
+    assert all(each.result(30) for each in waiting)
+    with pytest.raises(luna_ext.LockLostError):
+        slot.release()
+
+
+def test_the_end_of_a_hold_is_no_loss(luna):
+    with luna.slot(1) as slot:
+        lost = slot.lost
+    assert not lost.wait(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"heartbeat": 0}, ValueError),
+        ({"heartbeat": -1}, ValueError),
+        ({"heartbeat": "1"}, TypeError),
+        ({"heartbeat": float("nan")}, ValueError),
+        ({"heartbeat": 1e300}, OverflowError),
+        ({"on_lost": print}, ValueError),
+        ({"heartbeat": 1, "on_lost": 5}, TypeError),
+    ],
+)
+@EACH_FORM
+def test_wrong_arguments(luna, cluster, make, options, error):
+    with pytest.raises(error):
+        make(luna, **options)
+    assert logged(cluster, LOCK) == []
+
+
+def test_an_event_cannot_be_made_or_sent(luna):
+    with pytest.raises(TypeError):
+        luna_ext.LostEvent()
+    with pytest.raises(TypeError):
+        luna.slot(1).lost.__reduce__()
+
+
+# ---- in a task ----
+
+
+@EACH_LOSS
+@EACH_FORM
+def test_a_block_of_a_task_is_cancelled(luna, cluster, make, lose):
+    async def main():
+        with pytest.raises(luna_ext.LockLostError) as raised:
+            async with make(luna, heartbeat=BEAT):
+                lose(cluster)
+                await asyncio.sleep(PATIENCE)
+        assert isinstance(raised.value.__cause__, asyncio.CancelledError)
+        task = asyncio.current_task()
+        assert task.cancelling() == 0
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert logged(cluster, UNLOCK) == []
+    luna.reconnect()
+
+
+def test_blocks_in_each_other(luna):
+    """Both are lost at the same moment: the outer one tells, the inner one in a note."""
+
+    async def main():
+        with pytest.raises(luna_ext.LockLostError) as raised:
+            async with luna.slot(1).lock(heartbeat=60), luna.slot(2).lock(heartbeat=60):
+                await asyncio.to_thread(luna.reconnect)
+                await asyncio.sleep(PATIENCE)
+        assert raised.value.slot_id == 1
+        assert "slot 2" in "".join(raised.value.__cause__.__notes__)
+        assert asyncio.current_task().cancelling() == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.filterwarnings("ignore:slot 2 was still locked:ResourceWarning")
+def test_only_the_inner_block_is_lost(luna, cluster):
+    async def main():
+        async with luna.slot(1).lock(heartbeat=60) as outer:
+            other = cluster.library()
+            with pytest.raises(luna_ext.LockLostError):
+                async with other.slot(2).lock(heartbeat=60):
+                    await asyncio.to_thread(other.close)
+                    await asyncio.sleep(PATIENCE)
+            outer.ensure_held()
+
+    asyncio.run(main())
+
+
+def test_a_loss_at_the_very_end_of_the_block(luna):
+    """The block ends before the event loop comes to cancel it."""
+
+    async def main():
+        with pytest.raises(luna_ext.LockLostError):
+            async with luna.slot(1).lock(heartbeat=60):
+                luna.reconnect()
+        task = asyncio.current_task()
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+        assert task.cancelling() == 0
+
+    asyncio.run(main())
+
+
+def test_a_cancellation_by_others_stays_one(luna):
+    async def main():
+        entered = asyncio.Event()
+
+        async def work():
+            async with luna.slot(1).lock(heartbeat=60):
+                entered.set()
+                await asyncio.sleep(PATIENCE)
+
+        task = asyncio.create_task(work())
+        await entered.wait()
+        luna.reconnect()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as raised:
+            await task
+        assert task.cancelled()
+        return raised
+
+    asyncio.run(main())
+
+
+def test_beside_a_timeout(luna):
+    async def main():
+        with pytest.raises(luna_ext.LockLostError):
+            async with asyncio.timeout(PATIENCE):
+                async with luna.slot(1).lock(heartbeat=60):
+                    async with asyncio.timeout(PATIENCE):
+                        luna.reconnect()
+                        await asyncio.sleep(PATIENCE)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                async with luna.slot(1).lock(heartbeat=60):
+                    await asyncio.sleep(PATIENCE)
+
+    asyncio.run(main())
+
+
+def test_in_a_group_of_tasks(luna):
+    async def main():
+        async def work():
+            await asyncio.sleep(PATIENCE)
+
+        with pytest.raises(luna_ext.LockLostError):
+            async with luna.slot(1).lock(heartbeat=60), asyncio.TaskGroup() as group:
+                group.create_task(work())
+                luna.reconnect()
+
+    asyncio.run(main())
+
+
+def test_a_block_that_takes_the_cancellation_hears_of_the_loss_all_the_same(luna):
+    async def main():
+        with pytest.raises(luna_ext.LockLostError):
+            async with luna.slot(1).lock(heartbeat=60):
+                luna.reconnect()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(PATIENCE)
+        assert asyncio.current_task().cancelling() == 0
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
+def test_an_exception_of_the_block_goes_on(luna):
+    async def main():
+        with pytest.raises(KeyError) as raised:
+            async with luna.slot(1).lock(heartbeat=60):
+                luna.reconnect()
+                raise KeyError
+        assert "the lock was lost" in "".join(raised.value.__notes__)
+
+    asyncio.run(main())
+
+
+def test_a_task_that_is_gone_loses_its_lock_all_the_same(luna, cluster, caplog):
+    """Neither the heartbeat nor the function keeps the task."""
+
+    async def hold():
+        def on_lost(error):
+            frames.append(sys._getframe())
+
+        frames = []
+        async with luna.slot(1).lock(heartbeat=0.02, on_lost=on_lost):
+            await asyncio.Event().wait()
+
+    async def main():
+        task = asyncio.create_task(hold())
+        await let_others_run_until(luna.slot(1).locked)
+        asyncio.tasks._unregister_task(task)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.close()
+    del loop
+    with pytest.warns(ResourceWarning):
+        for _ in range(50):
+            gc.collect()
+            if nothing_is_locked(cluster):
+                break
+            time.sleep(0.02)
+    assert nothing_is_locked(cluster)
+
+
+# ---- a fork ----
+
+
+def test_the_parents_heartbeat_goes_on_after_a_fork(luna, cluster, in_child):
+    def child():
+        assert slot.lost
+        assert not slot.locked()
+        time.sleep(0.1)
+        return logged(cluster, TOKEN_INFO) == []
+
+    with luna.slot(1).lock(heartbeat=0.02) as slot:
+        wait_until(lambda: questions(cluster) > 1)
+        assert in_child(child) == 0
+        before = questions(cluster)
+        wait_until(lambda: questions(cluster) > before + 2)
+        assert not slot.lost
+
+
+def test_a_child_has_a_heartbeat_of_its_own(luna, cluster, in_child):
+    def child():
+        with pytest.raises(luna_ext.LockLostError), luna.slot(1).lock(heartbeat=BEAT) as slot:
+            forget_this_process(cluster)
+            assert slot.lost.wait(PATIENCE)
+        return True
+
+    with luna.slot(2).lock(heartbeat=0.02):
+        wait_until(lambda: questions(cluster) > 1)
+        assert in_child(child) == 0
