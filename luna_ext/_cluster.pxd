@@ -37,7 +37,7 @@ cdef class ClusterSlot:
 cdef class Token:
     cdef object __weakref__
     cdef readonly ClusterSlot slot             # where the token is
-    cdef bytes raw_label                       # the label's 32 bytes, as the device keeps them
+    cdef bytes raw_label                       # the label, blank padded to 32 bytes
     cdef object known_info                     # the TokenInfo that was read; or None
     cdef uint64_t claimed                      # the number of the hold that claim() began, or 0
 

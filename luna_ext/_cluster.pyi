@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterable
 from types import GenericAlias, TracebackType
 from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, final
 
-from .errors import LockLostError
+from .errors import CryptokiError, LockLostError
 from .info import FunctionStats, LibraryInfo, SlotInfo, TokenInfo
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -173,21 +173,29 @@ class Library:
         LibraryClosedError, DeviceError, CryptokiError
             As `find()`.
         """
-    def tokens(self, workers: int = 16) -> list[Token]:
+    def tokens(
+        self,
+        workers: int = 16,
+        on_error: Callable[[ClusterSlot, CryptokiError], object] | None = None,
+    ) -> list[Token]:
         """All tokens with their information, a list of Token in the order of the slot list.
 
         Parameters
         ----------
         workers : int
             How many device calls (C_GetTokenInfo) may run at a time.
+        on_error : callable, optional
+            Called as ``on_error(slot, error)`` for each token that cannot be read, in the order of the
+            slot list, on the caller's thread; the token is left out. None: the first error is raised, and
+            names its slot.
 
         Raises
         ------
         LibraryClosedError, DeviceError, CryptokiError
-            The Library is closed, or the first error of any slot. A slot or token that is gone by
-            then is no error: it is left out.
+            The Library is closed, what C_GetSlotList answers, or, without `on_error`, the first error of
+            any token. A slot or token that is gone by then is no error: it is left out.
         TypeError, ValueError
-            `workers` is not an integer, or less than 1.
+            `workers` is not an integer, or less than 1; `on_error` is no function.
         """
     def claim(
         self,
@@ -542,6 +550,7 @@ class Token:
         *,
         so_pin: str | bytes | bytearray,
         user_pin: str | bytes | bytearray | None = None,
+        unique: bool = True,
     ) -> Token:
         """Give the claimed token its label: **erases the token** (C_InitToken).
 
@@ -554,6 +563,8 @@ class Token:
             1 to 32 bytes of UTF-8.
         so_pin, user_pin : str, bytes or bytearray
             PINs. They are copied, and the copies are wiped; no error or log shows them.
+        unique : bool
+            True: refuse a label that a token has already (CA_GetSlotId). False: do not look.
 
         Returns
         -------
@@ -567,8 +578,11 @@ class Token:
         LockNotOwnedError
             The lock is not held, or was released since the claim.
         AssignmentConflictError
-            The Token did not come out of `claim()`, or the token has another label by now. Or
+            The Token did not come out of `claim()`, or the token has another label by now; or a
+            token has the new label already, and its slot is in `slot_ids`. Nothing was erased. Or
             C_InitToken reported success, but the token does not have the new label.
+        UnsupportedFunctionError
+            The client library has no CA_GetSlotId, which `unique` needs.
         LockLostError
             The lock is gone, as `ensure_held()` says it.
         PinError, CryptokiError

@@ -35,6 +35,7 @@ from luna_ext._device cimport (
     PyThread_release_lock,
     Share,
     deadline_in,
+    blank_padded,
     close_canary,
     do_in_child,
     hear_of_fork,

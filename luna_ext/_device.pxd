@@ -262,6 +262,7 @@ cdef object library_info(Client client)
 cdef list slot_ids(Client client, bint token_present)
 cdef object slot_info(Client client, CK_SLOT_ID slot_id)
 cdef tuple labelled_token_info(Client client, CK_SLOT_ID slot_id)
+cdef bytes blank_padded(CK_UTF8CHAR *label)
 cdef bytes token_label(Client client, CK_SLOT_ID slot_id)
 cdef list slots_with_label(Client client, bytes label)
 cdef int init_token(Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label) except -1

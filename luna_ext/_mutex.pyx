@@ -57,6 +57,7 @@ from luna_ext._device cimport (
     average_seconds,
     become_worker,
     begin_exit,
+    blank_padded,
     close_canary,
     do_in_child,
     error_of,

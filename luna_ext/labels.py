@@ -61,8 +61,8 @@ def encode_label(label: str, *, errors: str = "surrogateescape") -> bytes:
 
 
 def decode_label(raw: bytes) -> str:
-    """Decode a label as the device keeps it; bytes that are not UTF-8 become lone surrogates."""
-    return raw.rstrip(b" \0").decode("utf-8", "surrogateescape")
+    """Decode a label, which blanks or NULs end; bytes that are not UTF-8 become lone surrogates."""
+    return raw.split(b"\0", 1)[0].rstrip(b" ").decode("utf-8", "surrogateescape")
 
 
 def decode_text(raw: bytes) -> str:

@@ -359,7 +359,9 @@ class _Run:
             kept.pop()
             raise
         try:
-            token.assign(label, so_pin=self._pins.so_pin, user_pin=self._pins.user_pin)
+            token.assign(
+                label, so_pin=self._pins.so_pin, user_pin=self._pins.user_pin, unique=False
+            )
         except Exception as error:
             kept[-1] = (claim, error)
             raise

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import socket
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import luna_ext
 from luna_ext.stub import Cluster, LoggedCall
 
 LOCK = "CA_LockClusteredSlot"
@@ -61,6 +63,15 @@ def answer_over(address: str, path: str) -> tuple[str, str]:
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
     head, _, body = answer.decode().partition("\r\n\r\n")
     return head, body
+
+
+def entry_of(luna: luna_ext.Library, index: int) -> ctypes.c_void_p:
+    """The place of a function in the client's list, where the test may put another one."""
+    functions = ctypes.c_void_p()
+    assert ctypes.CDLL(luna.path).C_GetFunctionList(ctypes.byref(functions)) == 0
+    assert functions.value is not None
+    # Behind the version, in the standard's order.
+    return ctypes.c_void_p.from_address(functions.value + ctypes.sizeof(functions) * (index + 1))
 
 
 PATIENCE = 30.0

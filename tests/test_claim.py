@@ -295,6 +295,45 @@ def test_assign_needs_a_claimed_token(luna, calls_of):
     assert calls_of("C_InitToken") == 1
 
 
+def test_a_label_that_is_there_is_refused_before_anything_is_erased(luna, cluster, calls_of):
+    with luna.claim("cluster-1") as token:
+        first = token.assign("new", so_pin=SO_PIN)
+    with (
+        luna.claim("cluster-1") as token,
+        pytest.raises(luna_ext.AssignmentConflictError, match="unique=False") as raised,
+    ):
+        token.assign("new", so_pin=SO_PIN)
+    assert raised.value.slot_ids == (first.slot.slot_id,)
+    assert str(first.slot.slot_id) in str(raised.value)
+    assert calls_of("C_InitToken") == 1
+    assert nothing_is_locked(cluster)
+
+
+def test_the_claim_can_be_assigned_another_label_then(luna):
+    with luna.claim("cluster-1") as token:
+        token.assign("new", so_pin=SO_PIN)
+    with luna.claim("cluster-1") as token:
+        with pytest.raises(luna_ext.AssignmentConflictError):
+            token.assign("new", so_pin=SO_PIN)
+        assert token.assign("newer", so_pin=SO_PIN).label == "newer"
+
+
+def test_a_label_may_be_given_twice_if_one_says_so(luna, calls_of):
+    for _ in range(2):
+        with luna.claim("cluster-1") as token:
+            token.assign("new", so_pin=SO_PIN, unique=False)
+    assert len(luna.find("new")) == 2
+    with pytest.raises(luna_ext.AmbiguousLabelError):
+        luna.token("new")
+
+
+def test_a_search_that_fails_erases_nothing(luna, cluster, calls_of):
+    cluster.fault("CA_GetSlotId", DEVICE_ERROR)
+    with luna.claim("cluster-1") as token, pytest.raises(luna_ext.DeviceError):
+        token.assign("new", so_pin=SO_PIN)
+    assert calls_of("C_InitToken") == 0
+
+
 def test_a_token_that_was_assigned_behind_the_lock_is_left_alone(luna, cluster, calls_of):
     vendor_tool = ctypes.CDLL(library_path())
     # The library's own session stays on its token. One that has a session cannot be initialised.

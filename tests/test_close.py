@@ -824,6 +824,9 @@ def test_a_loss_that_is_found_out_after_a_close_is_not_the_next_holders(
 ):
     with cluster.library() as other:
         luna = cluster.library()
+        # The library opens its own session now.
+        with other.slot(1):
+            pass
         cluster.latency(0.4, TOKEN_INFO)
         let_device_forget_us(cluster)
         holding = call(lambda: acquire_and_ensure(luna.slot(1)))

@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import itertools
 from typing import NamedTuple
 
 import pytest
@@ -124,6 +125,7 @@ ALIVE = ((TOKEN_INFO, asked_once_more), (SESSION_INFO, None))
 UNLOCKED = (UNLOCK, not_released)
 CLAIMED = (CLAIM, asked_again_or_none_left)
 LISTED = (LIST, more_room)
+IS_UNIQUE = (FIND, raised)
 INITIALISED = ("C_InitToken", raised)
 USER_PIN_SET = (
     ("C_OpenSession", raised),
@@ -163,9 +165,12 @@ def hold_async_and_ensure(block):
     asyncio.run(main())
 
 
+numbers = itertools.count()
+
+
 def assign(luna, **pins):
     with luna.claim("cluster-1") as token:
-        token.assign("new", so_pin="12345678", **pins)
+        token.assign(f"new{next(numbers)}", so_pin="12345678", **pins)
 
 
 OPERATIONS = {
@@ -226,11 +231,11 @@ OPERATIONS = {
     ),
     "assign": (
         lambda given: assign(given.luna),
-        [CLAIMED, *ALIVE, INITIALISED, CHECKED, UNLOCKED],
+        [CLAIMED, *ALIVE, IS_UNIQUE, INITIALISED, CHECKED, UNLOCKED],
     ),
     "assign with a user PIN": (
         lambda given: assign(given.luna, user_pin="87654321"),
-        [CLAIMED, *ALIVE, INITIALISED, CHECKED, *USER_PIN_SET, UNLOCKED],
+        [CLAIMED, *ALIVE, IS_UNIQUE, INITIALISED, CHECKED, *USER_PIN_SET, UNLOCKED],
     ),
 }
 # The operations that end with an unlock.
@@ -457,6 +462,7 @@ def test_a_library_that_cannot_be_initialised_can_be_opened_later(cluster, rv):
         "C_Initialize",
         "C_Initialize",
         "C_OpenSession",
+        SESSION_INFO,
         LOCK,
         UNLOCK,
         "C_Finalize",

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from support import entry_of
 
 import luna_ext
 from luna_ext.stub import STATE_VARIABLE, Cluster
@@ -277,6 +278,64 @@ def test_label_padded_with_nul_can_be_locked_by_the_token_from_the_list(luna):
     with token:
         token.ensure_held()
     assert not token.slot.locked()
+
+
+PADDINGS = {
+    "NULs": lambda raw: raw.rstrip(b" ").ljust(LIMIT, b"\0"),
+    "one NUL at the end": lambda raw: raw[:-1] + b"\0",
+    "one NUL, then blanks": lambda raw: (raw.rstrip(b" ") + b"\0").ljust(LIMIT),
+    "a NUL, then rubbish": lambda raw: (raw.rstrip(b" ") + b"\0").ljust(LIMIT, b"x"),
+}
+
+
+@pytest.fixture(params=PADDINGS.values(), ids=PADDINGS)
+def padded(request, luna, monkeypatch):
+    """A device that answers C_GetTokenInfo with labels that are padded in this way."""
+    word = ctypes.c_ulong
+    entry = entry_of(luna, 6)
+    get_token_info = ctypes.CFUNCTYPE(word, word, ctypes.POINTER(ctypes.c_char))(entry.value)
+
+    @ctypes.CFUNCTYPE(word, word, ctypes.POINTER(ctypes.c_char))
+    def padding(slot_id, info):
+        rv = get_token_info(slot_id, info)
+        if rv == 0:
+            ctypes.memmove(info, request.param(info[:LIMIT]), LIMIT)
+        return rv
+
+    monkeypatch.setattr(entry, "value", ctypes.cast(padding, ctypes.c_void_p).value)
+    # Kept as long as the client may call it.
+    yield padding
+    monkeypatch.undo()
+
+
+@pytest.mark.usefixtures("padded")
+def test_a_token_is_locked_by_its_label_however_it_is_padded(luna):
+    with luna.token("keyring2") as token:
+        token.ensure_held()
+        assert token.info.label == token.label == "keyring2"
+    with luna.token("keyring2").lock(timeout=20) as token:
+        assert token.slot.slot_id == 2
+
+
+@pytest.mark.usefixtures("padded", "regrant")
+def test_a_claimed_token_is_assigned_however_its_label_is_padded(luna):
+    with luna.claim("cluster-1") as token:
+        assigned = token.assign("payments-01", so_pin=SO_PIN)
+        assigned.ensure_held()
+    assert luna.token("payments-01").info.label == "payments-01"
+
+
+@pytest.mark.usefixtures("padded")
+def test_a_list_has_labels_without_their_padding(luna):
+    assert [token.label for token in luna.tokens()] == [f"keyring{n}" for n in range(1, 9)]
+
+
+@pytest.mark.usefixtures("padded")
+def test_another_label_is_noticed_however_it_is_padded(luna):
+    token = luna.token("keyring3")
+    write_label(luna, 3, b"other".ljust(LIMIT))
+    with pytest.raises(luna_ext.TokenChangedError, match="'other' now, not 'keyring3'"), token:
+        pass
 
 
 def test_not_found_says_which_label(luna):

@@ -259,7 +259,8 @@ def test_a_label_that_is_there_twice_is_a_conflict(luna, provision):
     slot_ids = []
     for _ in range(2):
         with luna.claim("cluster-1") as token:
-            slot_ids.append(token.assign(LABELS[0], so_pin=SO_PIN).slot.slot_id)
+            assigned = token.assign(LABELS[0], so_pin=SO_PIN, unique=False)
+            slot_ids.append(assigned.slot.slot_id)
     report = provision()
     (error,) = report.failed.values()
     assert isinstance(error, luna_ext.AssignmentConflictError)

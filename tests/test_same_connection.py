@@ -22,6 +22,7 @@ from support import (
     SESSION_INFO,
     TOKEN_INFO,
     UNLOCK,
+    entry_of,
     logged,
     nothing_is_locked,
     wait_until,
@@ -153,8 +154,10 @@ def test_a_short_block_costs_no_call_more(luna, cluster):
 
 def test_a_long_block_costs_one_call_more(luna, cluster):
     with luna.slot(1):
+        # Asked for as soon as it is open.
+        before = len(logged(cluster, SESSION_INFO))
         time.sleep(LONG_BLOCK)
-    assert len(logged(cluster, SESSION_INFO)) == 1
+    assert len(logged(cluster, SESSION_INFO)) == before + 1
     assert len(logged(cluster, UNLOCK)) == 1
 
 
@@ -168,14 +171,6 @@ def test_a_device_without_a_free_session_is_told_of_once(luna, cluster, caplog):
     assert record.levelno == logging.WARNING
     assert "CKR_SESSION_COUNT" in record.getMessage()
     assert len(logged(cluster, OPEN_SESSION)) == 1
-
-
-def entry_of(luna, index):
-    """The place of a function in the client's list, where the test may put another one."""
-    functions = ctypes.c_void_p()
-    assert ctypes.CDLL(luna.path).C_GetFunctionList(ctypes.byref(functions)) == 0
-    # Behind the version, in the standard's order.
-    return ctypes.c_void_p.from_address(functions.value + ctypes.sizeof(functions) * (index + 1))
 
 
 def test_sessions_that_are_counted_anew_are_told_apart(luna, monkeypatch):
@@ -214,6 +209,25 @@ def test_sessions_that_are_counted_anew_are_told_apart(luna, monkeypatch):
         with pytest.raises(luna_ext.LockLostError):
             slot.ensure_held()
     luna.reconnect()
+
+
+FUNCTION_NOT_SUPPORTED = 0x54
+
+
+@pytest.mark.parametrize("rv", [FUNCTION_NOT_SUPPORTED, SESSION_HANDLE_INVALID, 0])
+def test_a_client_that_cannot_tell_of_its_sessions_is_locked_without_one(
+    luna, caplog, monkeypatch, rv
+):
+    """0: it answers, and tells nothing."""
+    word = ctypes.c_ulong
+    answer = ctypes.CFUNCTYPE(word, word, ctypes.c_void_p)(lambda session, info: rv)
+    address = ctypes.cast(answer, ctypes.c_void_p).value
+    monkeypatch.setattr(entry_of(luna, 15), "value", address)
+    with luna.slot(2) as slot:
+        slot.ensure_held()
+        time.sleep(LONG_BLOCK)
+    wait_until(lambda: "C_GetSessionInfo" in caplog.text)
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("index", [12, 15], ids=["C_OpenSession", "C_GetSessionInfo"])

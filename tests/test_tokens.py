@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from support import DEVICE_ERROR
+from support import DEVICE_ERROR, TOKEN_INFO
 
 import luna_ext
 from luna_ext.stub import Cluster
@@ -17,7 +17,7 @@ def assign(luna, label, count=1):
     slots = []
     for _ in range(count):
         with luna.claim("cluster-1") as token:
-            slots.append(token.assign(label, so_pin=PIN).slot)
+            slots.append(token.assign(label, so_pin=PIN, unique=False).slot)
     return slots
 
 
@@ -164,3 +164,39 @@ def test_slots_of_a_large_cluster():
         assert [slot.slot_id for slot in luna.slots()] == list(range(1, 3501))
         assert luna.slots(token_present=False) == luna.slots()
         assert luna.token("keyring3500").slot.slot_id == 3500
+
+
+# ---- one token that cannot be read ----
+
+
+def test_one_bad_token_hides_none_of_the_others(luna, cluster):
+    bad = []
+    cluster.fault(TOKEN_INFO, DEVICE_ERROR, every=3)
+    tokens = luna.tokens(workers=1, on_error=lambda slot, error: bad.append((slot, error)))
+    slot_ids = [slot.slot_id for slot, _ in bad]
+    assert slot_ids == [3, 6]
+    assert [error.slot_id for _, error in bad] == slot_ids
+    assert all(isinstance(error, luna_ext.DeviceError) for _, error in bad)
+    assert [token.slot.slot_id for token in tokens] == [1, 2, 4, 5, 7, 8]
+
+
+def test_without_a_function_the_error_names_the_slot(luna, cluster):
+    cluster.fault(TOKEN_INFO, DEVICE_ERROR, every=3)
+    with pytest.raises(luna_ext.DeviceError, match="slot 3") as raised:
+        luna.tokens(workers=1)
+    assert raised.value.slot_id == 3
+
+
+def test_what_the_function_raises_goes_on(luna, cluster):
+    def on_error(slot, error):
+        raise error
+
+    cluster.fault(TOKEN_INFO, DEVICE_ERROR)
+    with pytest.raises(luna_ext.DeviceError, match="slot 1:"):
+        luna.tokens(on_error=on_error)
+
+
+def test_a_function_that_is_none_is_refused(luna, calls_of):
+    with pytest.raises(TypeError):
+        luna.tokens(on_error=5)
+    assert calls_of(TOKEN_INFO) == 0

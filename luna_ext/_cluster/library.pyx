@@ -306,26 +306,33 @@ cdef class Library:
             raise error
         return tokens[0]
 
-    def tokens(self, workers=16):
+    def tokens(self, workers=16, on_error=None):
         """All tokens with their information, a list of Token in the order of the slot list.
 
         Parameters
         ----------
         workers : int
             How many device calls (C_GetTokenInfo) may run at a time.
+        on_error : callable, optional
+            Called as ``on_error(slot, error)`` for each token that cannot be read, in the order of the
+            slot list, on the caller's thread; the token is left out. None: the first error is raised, and
+            names its slot.
 
         Raises
         ------
         LibraryClosedError, DeviceError, CryptokiError
-            The Library is closed, or the first error of any slot. A slot or token that is gone by
-            then is no error: it is left out.
+            The Library is closed, what C_GetSlotList answers, or, without `on_error`, the first error of
+            any token. A slot or token that is gone by then is no error: it is left out.
         TypeError, ValueError
-            `workers` is not an integer, or less than 1.
+            `workers` is not an integer, or less than 1; `on_error` is no function.
         """
         if operator.index(workers) < 1:
             raise ValueError(f"workers is at least 1, not {workers}")
+        if on_error is not None and not callable(on_error):
+            raise TypeError(f"on_error is a function, or None, not {type(on_error).__name__}")
         slots = self.slots()
         found = [None] * len(slots)
+        errors = [None] * len(slots)
         left = deque(range(len(slots)))
         ends = SimpleQueue()
 
@@ -338,7 +345,12 @@ cdef class Library:
                     except IndexError:
                         # Another thread has taken the last one.
                         break
-                    found[index] = read_token(slots[index])
+                    try:
+                        found[index] = read_token(slots[index])
+                    except CryptokiError as bad:
+                        if on_error is None:
+                            raise
+                        errors[index] = bad
             except BaseException as failure:
                 error = failure
             ends.put(error)
@@ -359,6 +371,9 @@ cdef class Library:
         finally:
             # After an error the threads that still read get no further slot.
             left.clear()
+        for slot, bad in zip(slots, errors):
+            if bad is not None:
+                on_error(slot, bad)
         return [token for token in found if token is not None]
 
     def claim(self, cluster_id, *, timeout=0, heartbeat=None, on_lost=None):

@@ -78,7 +78,7 @@ cdef class Token:
         """
         self.check_label(self.slot.mutex.ensure_held(self.slot.share))
 
-    def assign(self, label, *, so_pin, user_pin=None):
+    def assign(self, label, *, so_pin, user_pin=None, unique=True):
         """Give the claimed token its label: **erases the token** (C_InitToken).
 
         Only inside the block of the `Library.claim()` that gave this Token. With `user_pin` the
@@ -90,6 +90,8 @@ cdef class Token:
             1 to 32 bytes of UTF-8.
         so_pin, user_pin : str, bytes or bytearray
             PINs. They are copied, and the copies are wiped; no error or log shows them.
+        unique : bool
+            True: refuse a label that a token has already (CA_GetSlotId). False: do not look.
 
         Returns
         -------
@@ -103,8 +105,11 @@ cdef class Token:
         LockNotOwnedError
             The lock is not held, or was released since the claim.
         AssignmentConflictError
-            The Token did not come out of `claim()`, or the token has another label by now. Or
+            The Token did not come out of `claim()`, or the token has another label by now; or a
+            token has the new label already, and its slot is in `slot_ids`. Nothing was erased. Or
             C_InitToken reported success, but the token does not have the new label.
+        UnsupportedFunctionError
+            The client library has no CA_GetSlotId, which `unique` needs.
         LockLostError
             The lock is gone, as `ensure_held()` says it.
         PinError, CryptokiError
@@ -142,10 +147,26 @@ cdef class Token:
                     f"it is {decode_label(now)!r} by now: another program assigned it. "
                     "Claim another one"
                 )
+            if unique:
+                self._refuse_taken(raw_label)
             self._init(raw_label, so, user)
         finally:
             mutex.end_work()
         return new_token(self.slot, raw_label, None)
+
+    def _refuse_taken(self, bytes raw_label):
+        """Raise if a token has the label already."""
+        cdef Client client = self.slot.mutex.client
+        client.need(CA_GET_SLOT_ID, self.slot.share.path)
+        taken = slots_with_label(client, raw_label)
+        if taken:
+            error = self._conflict(
+                f"the label {decode_label(raw_label)!r} is there already, in "
+                f"{'slot' if len(taken) == 1 else 'the slots'} {', '.join(map(str, taken))}. Choose "
+                "another one, or assign with unique=False"
+            )
+            error.slot_ids = tuple(taken)
+            raise error
 
     def _init(self, bytes raw_label, Pin so, Pin user):
         """The device calls of assign(); from the first one on, errors say how far it came."""

@@ -168,6 +168,7 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
     cdef int count = 0
     cdef int wanted, index
     cdef CK_RV rv = CKR_OK
+    cdef CK_RV closed = CKR_OK
     cdef bint due
     cdef bint made = True
     luna_guard_lock(&client.guard)
@@ -192,24 +193,50 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
         count += 1
         if arguments.session > COUNTED_HANDLES:
             break
-    for index in range(count - 1):
+    if count > 0:
+        # A client that cannot tell of its session now would be taken for one that has lost it.
+        arguments.session = sessions[count - 1]
+        made = tells_of_session(client, arguments.session, slot_id, &rv)
+        if made and rv == CKR_OK:
+            count -= 1
+    for index in range(count):
         arguments.session = sessions[index]
         make_call(
-            client, C_CLOSE_SESSION, make_close_canary, &arguments, True, &rv, &nanoseconds,
+            client, C_CLOSE_SESSION, make_close_canary, &arguments, True, &closed, &nanoseconds,
             NULL, NULL
         )
     luna_guard_lock(&client.guard)
-    if count > 0 and client.generation == generation:
-        client.canary.session = sessions[count - 1]
+    if made and rv == CKR_OK and client.generation == generation:
+        client.canary.session = sessions[count]
         client.canary.slot_id = slot_id
         client.canary.generation = generation
-        rv = CKR_OK
     elif not made or says_nothing_of_sessions(rv):
         # The next lock call, perhaps of another slot, tries it again.
         client.canary.sought_in = 0
         rv = CKR_OK
     luna_guard_unlock(&client.guard)
     return rv
+
+
+cdef bint tells_of_session(
+    Client client, CK_SESSION_HANDLE session, CK_SLOT_ID slot_id, CK_RV *rv
+) noexcept:
+    """Ask for a session of ours (C_GetSessionInfo). False: no call may be made. CKR_FUNCTION_FAILED: what the
+    client tells is not true of it.
+    """
+    cdef SessionArguments arguments
+    cdef uint64_t nanoseconds
+    memset(&arguments, 0, sizeof(arguments))
+    arguments.session = session
+    if not make_call(
+        client, C_GET_SESSION_INFO, make_get_session_info, &arguments, True, rv, &nanoseconds, NULL, NULL
+    ):
+        return False
+    if rv[0] == CKR_OK and (
+        arguments.info.slotID != slot_id or arguments.info.flags != CANARY_FLAGS
+    ):
+        rv[0] = CKR_FUNCTION_FAILED
+    return True
 
 
 cdef bint says_nothing_of_sessions(CK_RV rv) noexcept nogil:
@@ -228,7 +255,6 @@ cdef Life ask_canary(Client client) noexcept:
     """Whether the library has been finalised since the canary was opened (C_GetSessionInfo). If so, a new
     generation begins here, in which nothing is held.
     """
-    cdef SessionArguments arguments
     cdef Canary canary
     cdef uint64_t nanoseconds
     cdef InfoArguments about
@@ -240,20 +266,12 @@ cdef Life ask_canary(Client client) noexcept:
     luna_guard_unlock(&client.guard)
     if canary.generation == 0 or canary.generation != client.generation:
         return NO_CANARY
-    memset(&arguments, 0, sizeof(arguments))
-    arguments.session = canary.session
-    if not make_call(
-        client, C_GET_SESSION_INFO, make_get_session_info, &arguments, True, &rv, &nanoseconds, NULL, NULL
-    ) or says_busy(rv):
+    if not tells_of_session(client, canary.session, canary.slot_id, &rv) or says_busy(rv):
         return NO_CANARY
     if rv != CKR_OK and says_lost(rv) and rv != CKR_CRYPTOKI_NOT_INITIALIZED:
         # The device does not answer at all, which says nothing of the session.
         return NO_CANARY
-    if (
-        rv == CKR_OK
-        and arguments.info.slotID == canary.slot_id
-        and arguments.info.flags == CANARY_FLAGS
-    ):
+    if rv == CKR_OK:
         return ALIVE
     about.slot_id = canary.slot_id
     about.info = &info
@@ -537,12 +555,12 @@ cdef int _get_token_info(Client client, CK_SLOT_ID slot_id, CK_TOKEN_INFO *info)
 
 
 cdef tuple labelled_token_info(Client client, CK_SLOT_ID slot_id):
-    """C_GetTokenInfo: the 32 bytes of the label as they are, padding included, and a TokenInfo."""
+    """C_GetTokenInfo: the label, blank padded, and a TokenInfo."""
     from .info import TokenFlag, TokenInfo
 
     cdef CK_TOKEN_INFO info
     _get_token_info(client, slot_id, &info)
-    return info.label[:32], TokenInfo(
+    return blank_padded(info.label), TokenInfo(
         label=decode_label(info.label[:32]),
         manufacturer=decode_text(info.manufacturerID[:32]),
         model=decode_text(info.model[:16]),
@@ -565,10 +583,17 @@ cdef tuple labelled_token_info(Client client, CK_SLOT_ID slot_id):
 
 
 cdef bytes token_label(Client client, CK_SLOT_ID slot_id):
-    """The 32 bytes of the token's label, as the device has them now."""
+    """The token's label as the device has it now, blank padded."""
     cdef CK_TOKEN_INFO info
     _get_token_info(client, slot_id, &info)
-    return info.label[:32]
+    return blank_padded(info.label)
+
+
+cdef bytes blank_padded(CK_UTF8CHAR *label):
+    """A label's 32 bytes in the one form in which labels are compared: a device, or the tool that wrote it,
+    may have ended or padded it with NUL.
+    """
+    return label[:32].split(b"\0", 1)[0].ljust(32)
 
 
 cdef object _version(CK_VERSION version):

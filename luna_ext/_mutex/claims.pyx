@@ -410,7 +410,7 @@ cdef class Request(Waiter):
             hold = waiter.seat.hold
             try:
                 # Another process may have locked, assigned and unlocked it in between.
-                same = token_label(self.locks.client, mutex.slot_id) == self.info.label[:32]
+                same = token_label(self.locks.client, mutex.slot_id) == blank_padded(self.info.label)
             except BaseException:
                 mutex.give_back(hold)
                 raise
@@ -494,7 +494,7 @@ cdef class Request(Waiter):
 cdef int tell_of_no_canary(object locks) noexcept:
     """On a worker, which runs no signal handlers."""
     log.warning(
-        "%s: no session could be opened (C_OpenSession: %s). If other code of this process finalises the "
+        "%s: no session could be opened and asked for (C_OpenSession, C_GetSessionInfo: %s). If other code of this process finalises the "
         "library and initialises it again, that will not be noticed",
         (<Locks> locks).client.path,
         rv_name((<Locks> locks).no_canary),

@@ -7,11 +7,13 @@ from collections.abc import Iterable
 import click
 
 from .._cluster import Token
+from ..errors import CryptokiError
 from ..info import SlotInfo, TokenInfo
 from .console import (
     Settings,
     examples,
     flag_names,
+    in_one_line,
     json_option,
     print_json,
     print_table,
@@ -97,10 +99,18 @@ def _user_pin(flags: object) -> str:
 )
 @json_option
 @settings
-def tokens(options: Settings, workers: int, as_json: bool) -> None:
-    """List all tokens with their information (C_GetTokenInfo)."""
+def tokens(options: Settings, workers: int, as_json: bool) -> int:
+    """List all tokens with their information (C_GetTokenInfo).
+
+    A token that cannot be read hides none of the others: its slot and the error go to stderr, and the
+    exit code is 1.
+    """
+    bad: list[CryptokiError] = []
     with options.open() as luna:
-        _show(luna.tokens(workers=workers), as_json)
+        _show(luna.tokens(workers=workers, on_error=lambda slot, error: bad.append(error)), as_json)
+    for error in bad:
+        tell(in_one_line(error))
+    return 1 if bad else 0
 
 
 @click.command(epilog=examples("luna-ext find payments-01", "luna-ext find payments-01 --json"))

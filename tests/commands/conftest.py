@@ -122,7 +122,7 @@ def assign(cluster: Cluster) -> Callable[..., int]:
 
     def run(label: str) -> int:
         with cluster.library() as luna, luna.claim(cluster.cluster_id) as token:
-            return token.assign(label, so_pin="so-pin-1").slot.slot_id
+            return token.assign(label, so_pin="so-pin-1", unique=False).slot.slot_id
 
     return run
 

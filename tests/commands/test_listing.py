@@ -52,6 +52,20 @@ def test_tokens_for_programs(command, luna):
     assert command("tokens", "--workers", 3, "--json").stdout.count("slot_id") == 8
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_one_bad_token_hides_none_of_the_others(command, cluster, form):
+    cluster.fault("C_GetTokenInfo", 0x80000020, every=3)
+    done = command("tokens", "--workers", 1, *form)
+    assert done.returncode == 1
+    assert [f"keyring{n}" for n in range(1, 9) if f"keyring{n}" not in done.stdout] == [
+        "keyring3",
+        "keyring6",
+    ]
+    *_, first, second = done.stderr.splitlines()
+    assert "slot 3: CKR_PARTITION_DISABLED" in first
+    assert "slot 6: CKR_PARTITION_DISABLED" in second
+
+
 def test_find(command, assign):
     slot_ids = sorted([assign("twice"), assign("twice")])
     done = command("find", "twice")
