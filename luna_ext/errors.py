@@ -214,6 +214,10 @@ class _Code:
 
 _CONNECTION = "check the network and the HSM's health (vtl verify), then open a new Library"
 _AGAIN = "the device is busy; try again"
+OPEN_AFTER_FORK = (
+    "let the parent open no Library before it forks, but each process one after the fork"
+)
+"""The advice for a client library that does not notice forks, in an error and of `luna-ext doctor`."""
 
 _CODES: dict[int, _Code] = {
     0x000: _Code("CKR_OK"),
