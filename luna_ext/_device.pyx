@@ -15,6 +15,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from .errors import (
+    OPEN_AFTER_FORK,
     CryptokiError,
     DeviceError,
     LibraryClosedError,

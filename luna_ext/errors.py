@@ -214,6 +214,15 @@ class _Code:
 
 _CONNECTION = "check the network and the HSM's health (vtl verify), then open a new Library"
 _AGAIN = "the device is busy; try again"
+# The PIN may be that of the keyring's security officer, who cannot unlock it then.
+_LOCKED_OUT = (
+    "too many wrong tries; a keyring is unlocked by the crypto officer of the cluster's partition "
+    "(lunash keyring unlock)"
+)
+OPEN_AFTER_FORK = (
+    "let the parent open no Library before it forks, but each process one after the fork"
+)
+"""The advice for a client library that does not notice forks, in an error and of `luna-ext doctor`."""
 
 _CODES: dict[int, _Code] = {
     0x000: _Code("CKR_OK"),
@@ -287,16 +296,19 @@ _CODES: dict[int, _Code] = {
         meaning=Meaning.PIN,
     ),
     0x0A3: _Code(
-        "CKR_PIN_EXPIRED", PinError, "the PIN has to be changed first", meaning=Meaning.PIN
+        "CKR_PIN_EXPIRED",
+        PinError,
+        "the PIN has to be changed first (C_SetPIN)",
+        meaning=Meaning.PIN,
     ),
     0x0A4: _Code(
         "CKR_PIN_LOCKED",
         PinError,
-        "too many wrong tries; the security officer resets it",
+        _LOCKED_OUT,
         meaning=Meaning.PIN,
     ),
     0x0B0: _Code("CKR_SESSION_CLOSED"),
-    0x0B1: _Code("CKR_SESSION_COUNT", advice="the token allows no further session"),
+    0x0B1: _Code("CKR_SESSION_COUNT", advice="the token allows no further session; close some"),
     0x0B3: _Code("CKR_SESSION_HANDLE_INVALID"),
     0x0B4: _Code("CKR_SESSION_PARALLEL_NOT_SUPPORTED"),
     0x0B5: _Code("CKR_SESSION_READ_ONLY"),
@@ -371,11 +383,12 @@ _CODES: dict[int, _Code] = {
     VENDOR_DEFINED + 0x07: _Code(
         "CKR_USER_LOCKED_OUT",
         PinError,
-        "too many wrong tries; the security officer resets it",
+        _LOCKED_OUT,
         meaning=Meaning.PIN,
     ),
     VENDOR_DEFINED + 0x1A: _Code(
-        "CKR_USER_NOT_AUTHORIZED", advice="the role lacks the right; log in as another one"
+        "CKR_USER_NOT_AUTHORIZED",
+        advice="the role lacks the right; give the PIN of one that has it",
     ),
     VENDOR_DEFINED + 0x1F: _Code(
         "CKR_UNABLE_TO_CONNECT", DeviceError, _CONNECTION, meaning=Meaning.LOST
@@ -383,7 +396,7 @@ _CODES: dict[int, _Code] = {
     VENDOR_DEFINED + 0x20: _Code(
         "CKR_PARTITION_DISABLED",
         DeviceError,
-        "the HSM's administrator enables it again",
+        "the HSM's administrator enables it again; then open a new Library",
         meaning=Meaning.LOST,
     ),
     VENDOR_DEFINED + 0x24: _Code("CKR_TIMEOUT", DeviceError, _CONNECTION, meaning=Meaning.LOST),

@@ -172,13 +172,18 @@ def old_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     directory = tmp_path_factory.mktemp("old_client")
 
     def build(
-        *functions: str, function_list_rv: int | None = None, growing_from: int | None = None
+        *functions: str,
+        function_list_rv: int | None = None,
+        growing_from: int | None = None,
+        in_child: str | None = None,
     ) -> Path:
         switches = [f"-DWITH_{function}" for function in functions]
         if function_list_rv is not None:
             switches.append(f"-DFUNCTION_LIST_RV={function_list_rv:#x}")
         if growing_from is not None:
             switches.append(f"-DGROWING_FROM={growing_from}")
+        if in_child is not None:
+            switches.append(f"-DIN_CHILD={in_child}")
         library = directory / ("_".join(["client", *switches]).replace("-D", "") + ".so")
         if not library.exists():
             command = ["cc", "-shared", "-fPIC", "-std=c11", "-Wall", "-Wextra", "-Werror"]

@@ -1,95 +1,88 @@
 """gunicorn, whose master loads the application with an open Library, and forks its workers."""
 
-import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 
 import pytest
-from support import answer_over, nothing_is_locked
-
-APPLICATION = """
-import os
-from luna_ext.stub import STATE_VARIABLE, Cluster
-
-luna = Cluster(os.environ[STATE_VARIABLE]).library()
-with luna.slot(1):
-    luna.tokens()
-
-def application(environ, start_response):
-    slot = luna.slot(1)
-    with slot.lock(timeout=30) if environ["PATH_INFO"] == "/timed" else slot:
-        with open(os.environ["COUNTER"]) as file:
-            number = int(file.read())
-        with open(os.environ["COUNTER"], "w") as file:
-            file.write(str(number + 1))
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return [str(os.getpid()).encode()]
-"""
-
-
-class Server:
-    def __init__(self, directory, options):
-        (directory / "application.py").write_text(APPLICATION)
-        self.counter = directory / "counter"
-        self.counter.write_text("0")
-        self.address = str(directory / "socket")
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "gunicorn", "--preload", "--workers=4"),
-                *("--worker-tmp-dir", directory, f"--bind=unix:{self.address}"),
-                *(*options, "application:application"),
-            ],
-            cwd=directory,
-            env={
-                **os.environ,
-                "COUNTER": str(self.counter),
-                "PYTHONPATH": os.pathsep.join(filter(None, [str(directory), *sys.path])),
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.said = []
-        # Its log says when the workers are there.
-        for line in self.process.stderr:
-            self.said.append(line)
-            if sum("Booting worker" in said for said in self.said) == 4:
-                break
-
-    def request(self, path):
-        """The PID of the worker that answered."""
-        head, body = answer_over(self.address, path)
-        assert " 200 OK" in head
-        return int(body)
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        self.said += self.process.communicate(timeout=45)[1].splitlines(keepends=True)
-        return self.process.returncode
-
-
-@pytest.mark.parametrize(
-    "options", [["--worker-class=sync"], ["--worker-class=gthread", "--threads=4"]]
+from support import nothing_is_locked
+from web_server import (
+    SIGTERM_SECONDS,
+    Server,
+    assert_sigterm_frees_the_lock,
+    assert_twenty_requests_are_served,
 )
-def test_gunicorns_workers_share_a_slot(cluster, call, tmp_path, options):
-    server = Server(tmp_path, options)
-    try:
-        together = threading.Barrier(8)
 
-        def request_often():
-            together.wait(30)
-            return [server.request(path) for path in ("/", "/timed") * 8]
+FORMS = {
+    "sync": ["--worker-class=sync"],
+    "gthread": ["--worker-class=gthread", "--threads=4"],
+}
 
-        callers = [call(request_often) for _ in range(8)]
-        answered = {pid for caller in callers for pid in caller.result(60)}
-        assert server.counter.read_text() == "128"
-        assert len(answered) > 1
-        assert server.process.pid not in answered
-        assert nothing_is_locked(cluster)
-    finally:
-        returncode = server.stop()
-    assert returncode == 0, server.said
-    assert [line for line in server.said if not re.match(r"\[.*\] \[\d+\] \[INFO\] ", line)] == []
+
+class Gunicorn(Server):
+    def __init__(self, directory, workers, options):
+        self.workers, self.options = workers, options
+        super().__init__(directory)
+
+    def command(self, directory):
+        return [
+            *(sys.executable, "-m", "gunicorn", "--preload", f"--workers={self.workers}"),
+            *("--worker-tmp-dir", directory, f"--bind=unix:{self.address}"),
+            *(*self.options, "application:application"),
+        ]
+
+    def is_ready(self):
+        return self.log.read_text().count("Booting worker") >= self.workers
+
+    def terminate(self, worker):
+        # To the master, as a service manager does: a worker by itself would end its request first.
+        self.process.send_signal(signal.SIGTERM)
+
+
+@pytest.fixture
+def serve(cluster, tmp_path):
+    servers = []
+
+    def start(workers, *options):
+        servers.append(Gunicorn(tmp_path, workers, options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
+def test_gunicorns_workers_share_a_slot(cluster, call, serve, options):
+    server = serve(4, *options)
+    together = threading.Barrier(8)
+
+    def request_often():
+        together.wait(30)
+        return [server.request(path) for path in ("/", "/timed") * 8]
+
+    callers = [call(request_often) for _ in range(8)]
+    answered = {pid for caller in callers for pid in caller.result(60)}
+    assert server.counter.read_text() == "128"
+    assert len(answered) > 1
+    assert server.process.pid not in answered
     assert nothing_is_locked(cluster)
+
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(45) == 0, server.log.read_text()
+    said = server.log.read_text().splitlines()
+    assert [line for line in said if not re.match(r"\[.*\] \[\d+\] \[INFO\] ", line)] == []
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
+def test_twenty_requests_that_lock_are_served(cluster, serve, options):
+    assert_twenty_requests_are_served(cluster, serve(2, "--max-requests=5", *options))
+
+
+@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
+def test_sigterm_frees_the_lock_that_a_worker_holds(cluster, serve, options):
+    """The master gives the request a second, and then kills its worker."""
+    patience = int(SIGTERM_SECONDS / 2)
+    assert_sigterm_frees_the_lock(cluster, serve(2, f"--graceful-timeout={patience}", *options))

@@ -15,7 +15,9 @@ def stand_in_is_allowed(monkeypatch):
 def run(pytester, tests, *options):
     """Run pytest on these tests in a project that has nothing but them."""
     pytester.makepyfile(tests)
-    return pytester.runpytest_subprocess("--strict-markers", "-W", "error", *options)
+    # Without its configuration pytest-asyncio warns.
+    alone = ("-p", "no:asyncio", "--strict-markers", "-W", "error")
+    return pytester.runpytest_subprocess(*alone, *options)
 
 
 def test_fixtures_need_nothing_but_the_installed_package(pytester):

@@ -11,6 +11,8 @@ from support import INIT_TOKEN, logged, nothing_is_locked
 
 import luna_ext
 
+pytest_plugins = ["pytester"]
+
 SO_PIN = "12345678"
 
 
@@ -160,6 +162,71 @@ def test_a_context_that_asyncio_keeps_for_a_test_case(luna, cluster):
     Case("test_it_is_held").run(result)
     assert (result.testsRun, result.errors, result.failures) == (1, [], [])
     assert nothing_is_locked(cluster)
+
+
+def test_fixtures_of_pytest_asyncio(pytester, monkeypatch):
+    """The fixture's two halves and the test run in a task each."""
+    pytest.importorskip("pytest_asyncio")
+    monkeypatch.delenv("LUNA_EXT_FORBID_STUB", raising=False)
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
+    pytester.makepyfile(
+        f"""
+        import asyncio
+        import gc
+        import os
+
+        import pytest
+        import pytest_asyncio
+
+        import luna_ext
+
+        @pytest.fixture
+        def locked(luna_cluster):
+            def locked():
+                return [token.slot_id for token in luna_cluster.tokens() if token.owner == os.getpid()]
+
+            assert locked() == []
+            yield locked
+            # The fixtures that depend on this one have ended.
+            assert locked() == []
+
+        @pytest_asyncio.fixture
+        async def slot(luna, locked):
+            async with luna.slot(3).lock() as slot:
+                yield slot
+
+        @pytest_asyncio.fixture
+        async def claimed(luna, locked):
+            async with luna.claim("cluster-1") as token:
+                yield token
+
+        @pytest.mark.asyncio
+        async def test_it_is_held(slot, locked):
+            # The fixture's task is gone.
+            gc.collect()
+            slot.ensure_held()
+            await asyncio.to_thread(slot.ensure_held)
+            await asyncio.create_task(asyncio.to_thread(slot.ensure_held))
+            assert locked() == [3]
+
+        def test_it_is_held_for_a_test_without_a_loop(slot, locked):
+            slot.ensure_held()
+            assert locked() == [3]
+
+        @pytest.mark.asyncio
+        async def test_what_is_claimed_can_be_assigned(claimed):
+            token = await asyncio.to_thread(claimed.assign, "new", so_pin={SO_PIN!r})
+            await asyncio.to_thread(token.ensure_held)
+
+        @pytest.mark.asyncio
+        async def test_releasing_stays_with_the_fixture(slot, locked):
+            with pytest.raises(luna_ext.LockNotOwnedError):
+                slot.release()
+            assert locked() == [3]
+        """
+    )
+    result = pytester.runpytest_subprocess("-W", "error")
+    result.assert_outcomes(passed=4)
 
 
 def test_threads_that_are_only_started_beside_a_holder_may_not(luna):

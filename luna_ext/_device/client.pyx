@@ -421,8 +421,7 @@ cdef class Client:
             raise CryptokiError(
                 f"C_Initialize in a forked child: {rv_name(rv)} (0x{rv:X}): the library {self.path!r} has "
                 "not noticed the fork, and would act as the parent process, whose locks it could take "
-                "off. That cannot be mended in this process: let the parent open no Library before it "
-                "forks, but each process one after the fork",
+                f"off. That cannot be mended in this process: {OPEN_AFTER_FORK}",
                 rv=rv,
                 function="C_Initialize",
             )

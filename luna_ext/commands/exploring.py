@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import signal
 import sys
 import threading
 import time
@@ -20,11 +19,13 @@ from rich.live import Live
 from .. import __version__, holders
 from .._cluster import Library
 from ..discovery import configured_library, find_library
-from ..errors import LunaError
+from ..errors import OPEN_AFTER_FORK, LunaError, rv_name
 from ..info import CLUSTER_FUNCTIONS
 from ..stub import STATE_VARIABLE, Cluster
 from .console import Settings, examples, in_one_line, make_table, print_table, printable, settings
+from .forking import ForkError, fork_child
 
+CKR_CRYPTOKI_ALREADY_INITIALIZED = 0x191
 THREADS = 4
 PATIENCE = 10
 """Seconds for what takes a round trip."""
@@ -101,26 +102,35 @@ def _threads(luna: Library) -> Iterator[Finding]:
 
 
 def _fork(luna: Library) -> Iterator[Finding]:
-    """Whether a forked child can use the library; this process goes on even if the child crashes."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            signal.alarm(PATIENCE)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            code = 0 if luna.slots() is not None else 1
-        finally:
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code == 0:
-        yield Finding("forking", "a forked child initialises the client anew and can use it")
-    else:
-        how = "does not answer" if code == -signal.SIGALRM else f"ends with {code}"
+    """Whether a forked child can use the library."""
+    advice = f"{OPEN_AFTER_FORK}; or start processes without a fork (multiprocessing's spawn)"
+    try:
+        child = fork_child(luna.path, PATIENCE)
+    except ForkError as error:
         yield Finding(
             "forking",
-            f"a forked child that uses the client {how}",
-            "open the Library after the fork, or use multiprocessing's spawn",
+            f"another process cannot open the client: {error}",
+            "put that right, and run `luna-ext doctor` again",
         )
+        return
+    if child.rv == CKR_CRYPTOKI_ALREADY_INITIALIZED:
+        yield Finding(
+            "forking",
+            f"C_Initialize answers {rv_name(child.rv)} in a forked child: the client does not notice "
+            "forks, and the child would act as its parent",
+            advice,
+        )
+    elif child.error:
+        yield Finding("forking", f"a forked child that uses the client gets: {child.error}", advice)
+    elif child.answered:
+        yield Finding("forking", "a forked child initialises the client anew and can use it")
+    else:
+        how = (
+            f"does not answer for {PATIENCE} s"
+            if child.ended is None
+            else f"ends with {child.ended}"
+        )
+        yield Finding("forking", f"a forked child that uses the client {how}", advice)
 
 
 def _examine(options: Settings) -> Iterator[Finding]:

@@ -1,17 +1,24 @@
 /*
- * old_client.c: stands for a client library that lacks some of the cluster extensions, or whose
- * C_GetFunctionList does not do its job. All that it does have is the stand-in's.
+ * old_client.c: stands for a client library that lacks some of the cluster extensions, whose
+ * C_GetFunctionList does not do its job, or which cannot be used in a forked child. All that it does
+ * have is the stand-in's.
  *
  *   -DSTAND_IN="path"         the stand-in's shared library
  *   -DWITH_CA_GetSlotId etc.  exports this function
  *   -DFUNCTION_LIST_RV=n      what C_GetFunctionList answers without giving a list
  *   -DGROWING_FROM=n          the first CA_GetSlotId speaks of n matches, and each later one of
  *                             one more, until there are n + 3
+ *   -DIN_CHILD=what           what C_Initialize does in a child of the process that it was called in:
+ *                             NOTICES_NOTHING; or, before it answers as that does, HANGS, so that only
+ *                             SIGKILL ends it, CRASHES, or KILLS its parent
  *
  * SPDX-License-Identifier: MIT
  */
+#define _POSIX_C_SOURCE 200809L
 #include <dlfcn.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "cryptoki_v2.h"
 
@@ -35,11 +42,64 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR ppFunctionList)
 
 #else
 
+#ifdef IN_CHILD
+
+enum { NOTICES_NOTHING, HANGS, CRASHES, KILLS };
+
+static CK_FUNCTION_LIST_PTR real;
+static CK_FUNCTION_LIST functions;
+static pid_t initialised_in;
+
+static CK_RV initialise(CK_VOID_PTR pInitArgs)
+{
+    CK_RV rv;
+    sigset_t all;
+    if (initialised_in == 0) {
+        rv = real->C_Initialize(pInitArgs);
+        if (rv == CKR_OK)
+            initialised_in = getpid();
+        return rv;
+    }
+    if (initialised_in != getpid()) {
+        if (IN_CHILD == CRASHES)
+            (void)raise(SIGSEGV);
+        if (IN_CHILD == KILLS)
+            (void)kill(getppid(), SIGKILL);
+        (void)sigfillset(&all);
+        (void)sigprocmask(SIG_BLOCK, &all, NULL);
+        while (IN_CHILD == HANGS)
+            (void)pause();
+    }
+    return CKR_CRYPTOKI_ALREADY_INITIALIZED;
+}
+
+static CK_RV finalise(CK_VOID_PTR pReserved)
+{
+    initialised_in = 0;
+    return real->C_Finalize(pReserved);
+}
+
+static CK_FUNCTION_LIST_PTR wrapped(CK_FUNCTION_LIST_PTR list)
+{
+    real = list;
+    functions = *list;
+    functions.C_Initialize = initialise;
+    functions.C_Finalize = finalise;
+    return &functions;
+}
+
+#else
+#define wrapped(list) (list)
+#endif
+
 CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR ppFunctionList)
 {
-    CK_RV (*function)(CK_FUNCTION_LIST_PTR_PTR);
+    CK_RV rv, (*function)(CK_FUNCTION_LIST_PTR_PTR);
     *(void **)&function = stand_in("C_GetFunctionList");
-    return function(ppFunctionList);
+    rv = function(ppFunctionList);
+    if (rv == CKR_OK)
+        *ppFunctionList = wrapped(*ppFunctionList);
+    return rv;
 }
 
 #endif

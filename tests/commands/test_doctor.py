@@ -1,9 +1,12 @@
 """doctor: each thing that it looks at, well and not well."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from support import LOCK
 
 from luna_ext.info import CLUSTER_FUNCTIONS
 
@@ -12,8 +15,8 @@ from luna_ext.info import CLUSTER_FUNCTIONS
 def client(old_client, monkeypatch):
     """Let the environment name a client library that is not the stand-in; its path."""
 
-    def choose(*functions):
-        library = old_client(*functions)
+    def choose(*functions, **options):
+        library = old_client(*functions, **options)
         monkeypatch.setenv("LUNA_EXT_LIBRARY", str(library))
         return library
 
@@ -118,15 +121,97 @@ def test_threads_that_get_errors(command, client, cluster):
     assert "use processes" in advice[0]
 
 
+AFTER_THE_FORK = (
+    "let the parent open no Library before it forks, but each process one after the fork; or start "
+    "processes without a fork (multiprocessing's spawn)"
+)
+
+
 def test_a_child_that_cannot_use_it(command, client, cluster):
     client(*CLUSTER_FUNCTIONS)
-    # Its C_Initialize is the second one.
+    # The others are those of this command and of the child's parent.
+    cluster.fault("C_Initialize", 0x30, every=3)
+    done = command("doctor")
+    _, problems, advice = findings(done)
+    assert done.returncode == 1
+    assert list(problems) == ["forking"]
+    assert problems["forking"].startswith(
+        "a forked child that uses the client gets: C_Initialize: "
+    )
+    assert "CKR_DEVICE_ERROR" in problems["forking"]
+    assert advice == [AFTER_THE_FORK]
+
+
+# What a client library does in a child, and what doctor, which goes on, says of it.
+NO_NOTICE = (
+    "C_Initialize answers CKR_CRYPTOKI_ALREADY_INITIALIZED in a forked child: the client does not "
+    "notice forks, and the child would act as its parent"
+)
+FORKED = {
+    "NOTICES_NOTHING": NO_NOTICE,
+    "KILLS": NO_NOTICE,
+    "CRASHES": "a forked child that uses the client ends with -11",
+    "HANGS": "a forked child that uses the client does not answer for 10 s",
+}
+
+
+@pytest.mark.parametrize(("in_child", "says"), FORKED.items(), ids=FORKED)
+def test_a_client_library_that_cannot_be_used_in_a_child(command, client, cluster, in_child, says):
+    client(*CLUSTER_FUNCTIONS, in_child=in_child)
+    done = command("doctor")
+    well, problems, advice = findings(done)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert problems == {"forking": says}
+    assert advice == [AFTER_THE_FORK]
+    assert "4 of them can call it at a time" in well["threads"]
+    # No process is left that uses the library.
+    for pid in {call.pid for call in cluster.log()}:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_process_that_cannot_open_the_library_beside_doctor(command, client, cluster):
+    client(*CLUSTER_FUNCTIONS)
     cluster.fault("C_Initialize", 0x30, every=2)
     done = command("doctor")
     _, problems, advice = findings(done)
     assert done.returncode == 1
-    assert problems == {"forking": "a forked child that uses the client ends with 1"}
-    assert "spawn" in advice[0]
+    assert problems["forking"].startswith("another process cannot open the client: C_Initialize: ")
+    assert advice == ["put that right, and run `luna-ext doctor` again"]
+
+
+WORK = """
+import multiprocessing, os, sys
+import luna_ext
+
+def work():
+    with luna_ext.Library() as luna, luna.slot(1) as slot:
+        slot.ensure_held()
+
+if __name__ == "__main__":
+    # Each process opens one after the fork.
+    for _ in range(2):
+        if os.fork() == 0:
+            work()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+    # Without a fork.
+    with luna_ext.Library() as luna, luna.slot(2) as slot:
+        process = multiprocessing.get_context("spawn").Process(target=work)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        slot.ensure_held()
+"""
+
+
+def test_what_is_advised_on_forks_helps(client, cluster, tmp_path):
+    client(*CLUSTER_FUNCTIONS, in_child="NOTICES_NOTHING")
+    program = tmp_path / "work.py"
+    program.write_text(WORK)
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [call.rv for call in cluster.log() if call.function == LOCK] == [0] * 4
 
 
 def test_it_leaves_nothing_behind(command, client, cluster):
