@@ -39,6 +39,7 @@ from luna_ext._device cimport (
     close_canary,
     do_in_child,
     hear_of_fork,
+    hold_back_at_exit,
     init_token,
     init_user_pin,
     is_lost,
@@ -127,6 +128,7 @@ from ._mutex import (
 from .discovery import find_library
 from .errors import (
     AmbiguousLabelError,
+    ArgumentsBadError,
     AssignmentConflictError,
     CryptokiError,
     LibraryClosedError,

@@ -219,6 +219,8 @@ _LOCKED_OUT = (
     "too many wrong tries; a keyring is unlocked by the crypto officer of the cluster's partition "
     "(lunash keyring unlock)"
 )
+_PED = "the PED is not there to log in with; see to it, or to its connection, on the client's host"
+_KEYRINGS = "Library.tokens() lists the tokens that there are"
 OPEN_AFTER_FORK = (
     "let the parent open no Library before it forks, but each process one after the fork"
 )
@@ -261,6 +263,7 @@ _CODES: dict[int, _Code] = {
     0x041: _Code("CKR_ENCRYPTED_DATA_LEN_RANGE"),
     0x050: _Code("CKR_FUNCTION_CANCELED"),
     0x051: _Code("CKR_FUNCTION_NOT_PARALLEL"),
+    0x052: _Code("CKR_FUNCTION_PARALLEL"),
     0x054: _Code("CKR_FUNCTION_NOT_SUPPORTED", advice="this client or device does not offer it"),
     0x060: _Code("CKR_KEY_HANDLE_INVALID"),
     0x062: _Code("CKR_KEY_SIZE_RANGE"),
@@ -309,6 +312,7 @@ _CODES: dict[int, _Code] = {
     ),
     0x0B0: _Code("CKR_SESSION_CLOSED"),
     0x0B1: _Code("CKR_SESSION_COUNT", advice="the token allows no further session; close some"),
+    0x0B2: _Code("CKR_SESSION_EXCLUSIVE_EXISTS"),
     0x0B3: _Code("CKR_SESSION_HANDLE_INVALID"),
     0x0B4: _Code("CKR_SESSION_PARALLEL_NOT_SUPPORTED"),
     0x0B5: _Code("CKR_SESSION_READ_ONLY"),
@@ -352,6 +356,7 @@ _CODES: dict[int, _Code] = {
     0x121: _Code("CKR_RANDOM_NO_RNG"),
     0x130: _Code("CKR_DOMAIN_PARAMS_INVALID"),
     0x140: _Code("CKR_CURVE_NOT_SUPPORTED"),
+    0x141: _Code("CKR_INSERTION_CALLBACK_NOT_SUPPORTED"),
     0x150: _Code("CKR_BUFFER_TOO_SMALL", BufferTooSmallError),
     0x160: _Code("CKR_SAVED_STATE_INVALID"),
     0x170: _Code("CKR_INFORMATION_SENSITIVE"),
@@ -378,7 +383,9 @@ _CODES: dict[int, _Code] = {
     ),
     0x1B9: _Code("CKR_PUBLIC_KEY_INVALID"),
     0x200: _Code("CKR_FUNCTION_REJECTED"),
-    # Vendor codes: VENDOR_DEFINED + n.
+    0x201: _Code("CKR_TOKEN_RESOURCE_EXCEEDED"),
+    0x202: _Code("CKR_OPERATION_CANCEL_FAILED"),
+    # Vendor codes: VENDOR_DEFINED + n. vendor_codes.py has the names of the others.
     VENDOR_DEFINED + 0x04: _Code("CKR_RC_ERROR", DeviceError, _CONNECTION, meaning=Meaning.LOST),
     VENDOR_DEFINED + 0x07: _Code(
         "CKR_USER_LOCKED_OUT",
@@ -389,6 +396,9 @@ _CODES: dict[int, _Code] = {
     VENDOR_DEFINED + 0x1A: _Code(
         "CKR_USER_NOT_AUTHORIZED",
         advice="the role lacks the right; give the PIN of one that has it",
+    ),
+    VENDOR_DEFINED + 0x1C: _Code(
+        "CKR_SO_LOGIN_FAILURE_THRESHOLD", PinError, _LOCKED_OUT, meaning=Meaning.PIN
     ),
     VENDOR_DEFINED + 0x1F: _Code(
         "CKR_UNABLE_TO_CONNECT", DeviceError, _CONNECTION, meaning=Meaning.LOST
@@ -403,14 +413,34 @@ _CODES: dict[int, _Code] = {
     VENDOR_DEFINED + 0x2B: _Code(
         "CKR_DEVICE_TIMEOUT", DeviceError, _CONNECTION, meaning=Meaning.LOST
     ),
+    VENDOR_DEFINED + 0x2D: _Code("CKR_PED_CLIENT_NOT_RUNNING", PinError, _PED, meaning=Meaning.PIN),
+    VENDOR_DEFINED + 0x2E: _Code("CKR_PED_UNPLUGGED", PinError, _PED, meaning=Meaning.PIN),
     VENDOR_DEFINED + 0x30: _Code(
         "CKR_OPERATION_NOT_ALLOWED", advice="the HSM's policy or the token's state forbids it"
     ),
+    VENDOR_DEFINED + 0x3B: _Code(
+        "CKR_AUDIT_LOGIN_TIMEOUT_IN_PROGRESS", PinError, _LOCKED_OUT, meaning=Meaning.PIN
+    ),
+    VENDOR_DEFINED + 0x3C: _Code(
+        "CKR_AUDIT_LOGIN_FAILURE_THRESHOLD", PinError, _LOCKED_OUT, meaning=Meaning.PIN
+    ),
     VENDOR_DEFINED + 0x41: _Code("CKR_AGAIN", DeviceError, _AGAIN, meaning=Meaning.BUSY),
     VENDOR_DEFINED + 0x43: _Code("CKR_SLOT_NOT_EMPTY"),
+    VENDOR_DEFINED + 0x67: _Code(
+        "CKR_CHALLENGE_INCORRECT",
+        PinError,
+        "the challenge password is wrong; each further try counts towards a lock-out",
+        meaning=Meaning.PIN,
+    ),
     VENDOR_DEFINED + 0x6F: _Code("CKR_OBJECT_ALREADY_EXISTS"),
-    VENDOR_DEFINED + 0x305: _Code("CKR_OBJECT_NOT_KEYRING"),
-    VENDOR_DEFINED + 0x306: _Code("CKR_KEYRING_NOT_FOUND"),
+    VENDOR_DEFINED + 0x9D: _Code("CKR_PED_UNSUPPORTED", PinError, _PED, meaning=Meaning.PIN),
+    VENDOR_DEFINED + 0x9E: _Code("CKR_PED_ERROR", PinError, _PED, meaning=Meaning.PIN),
+    VENDOR_DEFINED + 0x305: _Code(
+        "CKR_OBJECT_NOT_KEYRING", advice="the slot is no keyring of a cluster; " + _KEYRINGS
+    ),
+    VENDOR_DEFINED + 0x306: _Code(
+        "CKR_KEYRING_NOT_FOUND", advice="the cluster has no such keyring; " + _KEYRINGS
+    ),
     VENDOR_DEFINED + 0x307: _Code(
         "CKR_KEYRING_NOT_AUTHORIZED", advice="log in to the keyring first"
     ),
@@ -421,7 +451,16 @@ _CODES: dict[int, _Code] = {
 def rv_name(rv: int) -> str:
     """The name of a CK_RV; its number, vendor bit and all, when it has no name."""
     code = _CODES.get(rv)
-    return f"0x{rv:08X}" if code is None else code.name
+    if code is not None:
+        return code.name
+    return _vendor_names().get(rv, f"0x{rv:08X}")
+
+
+def _vendor_names() -> dict[int, str]:
+    # Not imported before it is needed, which is seldom.
+    from .vendor_codes import VENDOR_NAMES
+
+    return VENDOR_NAMES
 
 
 def codes_that_mean(meaning: Meaning) -> list[int]:
@@ -446,6 +485,9 @@ def rv_named(text: str) -> int:
     for rv, code in _CODES.items():
         if code.name == text.upper():
             return rv
+    for rv, name in _vendor_names().items():
+        if name == text.upper():
+            return rv
     try:
         return int(text, 0)
     except ValueError:
@@ -467,7 +509,7 @@ def error_for(rv: int, function: str, slot_id: int | None = None) -> CryptokiErr
     slot_id : int, optional
         The slot that it was called for.
     """
-    code = _CODES.get(rv, _Code(""))
+    code = _CODES.get(rv) or _Code(_vendor_names().get(rv, ""))
     where = function if slot_id is None else f"{function} on slot {slot_id}"
     what = f"{code.name} (0x{rv:X})" if code.name else f"unknown return code 0x{rv:08X}"
     message = f"{where}: {what}" + (f": {code.advice}" if code.advice else "")

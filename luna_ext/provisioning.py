@@ -14,10 +14,13 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar
 from ._cluster import Claim, ClusterSlot, Library, Token, check_pins
 from .errors import (
     AssignmentConflictError,
+    CryptokiError,
     LunaError,
+    Meaning,
     NoUnassignedTokenError,
     PinError,
     UnsupportedFunctionError,
+    meaning_of,
 )
 from .info import CLUSTER_FUNCTIONS, TokenFlag
 from .labels import encode_label
@@ -26,6 +29,8 @@ __all__ = ["ProvisionProgress", "ProvisionReport", "provision"]
 
 LOCK_SECONDS = 30.0
 """How long to wait for the lock of a token that lacks its user PIN; to assign one takes milliseconds."""
+
+CALLS_WITH_A_PIN = ("C_InitToken", "C_Login", "C_InitPIN")
 
 AnyPin: TypeAlias = str | bytes | bytearray
 _T = TypeVar("_T")
@@ -139,9 +144,10 @@ def provision(
     label that two tokens had from the beginning.
 
     **A PIN that is refused** counts towards the lock-out of a token. Until one token has accepted
-    the PINs, tokens are assigned one by one, and after the first `PinError` all other labels fail
-    without a try. A token that could not be assigned stays locked until the end, so that this call
-    does not try it again for another label.
+    the PINs, tokens are assigned one by one. After the first call with a PIN (C_InitToken, C_Login,
+    C_InitPIN) that fails all other labels fail without a try, unless its code speaks of the device or its
+    connection. Later a `PinError` does the same. A token that could not be assigned stays locked until
+    the end, so that this call does not try it again for another label.
 
     For each label it makes 8 device calls, with a user PIN 13: CA_GetSlotId, CA_GetUnassignedSlot,
     C_GetTokenInfo, C_GetSessionInfo, C_InitToken, C_GetTokenInfo, (C_OpenSession, C_Login, C_InitPIN,
@@ -184,7 +190,7 @@ class _Pins:
         self.user_pin = user_pin
         self._proof = threading.Lock()
         self._proven = False
-        self._refusal: PinError | None = None
+        self._refusal: CryptokiError | None = None
 
     @contextmanager
     def tried(self) -> Iterator[None]:
@@ -192,18 +198,24 @@ class _Pins:
         with ExitStack() as alone:
             if not self._proven:
                 alone.enter_context(self._proof)
-                if self._refusal is not None:
-                    raise PinError(
-                        f"not tried, for another token refused the PIN: {self._refusal}",
-                        rv=self._refusal.rv,
-                        function=self._refusal.function,
-                    )
                 if self._proven:
                     alone.close()
+            if self._refusal is not None:
+                raise PinError(
+                    f"not tried, for another token refused the PIN: {self._refusal}",
+                    rv=self._refusal.rv,
+                    function=self._refusal.function,
+                )
             try:
                 yield
-            except PinError as error:
-                if not self._proven:
+            except CryptokiError as error:
+                # Ten wrong tries may erase a token. A code that is not known to speak of the device or its
+                # connection may speak of the PIN.
+                if isinstance(error, PinError) or (
+                    not self._proven
+                    and error.function in CALLS_WITH_A_PIN
+                    and meaning_of(error.rv or 0) not in (Meaning.BUSY, Meaning.LOST, Meaning.GONE)
+                ):
                     self._refusal = error
                 raise
             self._proven = True

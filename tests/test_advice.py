@@ -38,13 +38,14 @@ NOTHING_TO_DO = {
     "the slot has no token any more",
     "the HSM's policy or the token's state forbids it",
 }
-# The stand-in has no log on demand, no administrator, one security officer, and no user to log in before a
-# token has its user PIN, which is when luna_ext logs in.
+# The stand-in has no log on demand, no administrator, no PED, one security officer, and no user to log in
+# before a token has its user PIN, which is when luna_ext logs in.
 NOT_ON_THE_STAND_IN = {
     "see the client library's own log",
     "too many wrong tries; a keyring is unlocked by the crypto officer of the cluster's partition (lunash "
     "keyring unlock)",
     "the role lacks the right; give the PIN of one that has it",
+    "the PED is not there to log in with; see to it, or to its connection, on the client's host",
     "another user of this process is logged in to the token; log out first",
 }
 followed = set()
@@ -143,6 +144,29 @@ def test_a_busy_device(luna, cluster, rv):
 
 
 # ---- PINs and roles ----
+
+
+@follows(
+    "the slot is no keyring of a cluster; Library.tokens() lists the tokens that there are",
+    "the cluster has no such keyring; Library.tokens() lists the tokens that there are",
+)
+def test_a_slot_that_is_no_keyring(luna, cluster, rv):
+    cluster.fault("C_GetSlotInfo", rv, times=1)
+    with refused(rv):
+        _ = luna.slot(3).info
+    assert len(luna.tokens()) == len(cluster.tokens())
+    for token in luna.tokens():
+        with token:
+            token.ensure_held()
+
+
+@follows("the challenge password is wrong; each further try counts towards a lock-out")
+def test_a_wrong_challenge(luna, cluster, rv):
+    cluster.fault("C_InitToken", rv, times=1)
+    with luna.claim(cluster.cluster_id) as token:
+        with refused(rv):
+            token.assign("new", so_pin=SO_PIN)
+        token.assign("new", so_pin=SO_PIN)
 
 
 @follows("the PIN is wrong; each further try counts towards a lock-out")

@@ -152,7 +152,7 @@ def test_a_claim_is_not_given_a_token_that_another_process_has_assigned_meanwhil
 import logging
 logging.disable(logging.WARNING)
 cluster.fault("C_OpenSession", 0xB1)
-cluster.latency(0.5, CLAIM, after=True)
+cluster.latency(2, CLAIM, after=True)
 def claim():
     try:
         with luna.claim("cluster-1") as token:

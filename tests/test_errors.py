@@ -64,6 +64,16 @@ VENDOR_CODES = [
     (0x80000306, "CKR_KEYRING_NOT_FOUND", luna_ext.CryptokiError),
     (0x80000307, "CKR_KEYRING_NOT_AUTHORIZED", luna_ext.CryptokiError),
     (0x80001604, "CKR_BUSY", luna_ext.DeviceError),
+    # Names alone.
+    (0x80000005, "CKR_CONTAINER_HANDLE_INVALID", luna_ext.CryptokiError),
+    (0x80000044, "CKR_USER_ALREADY_ACTIVATED", luna_ext.CryptokiError),
+    (0x80000066, "CKR_STC_ACTIVATE_RESP_GEN_FAIL", luna_ext.CryptokiError),
+    (0x8000008D, "CKR_HSM_RESTART_REQUIRED", luna_ext.CryptokiError),
+    (0x800000A2, "CKR_STC_KEY_EXPIRED", luna_ext.CryptokiError),
+    (0x80000100, "CKR_KEY_INVALID_FOR_HA_LOGIN", luna_ext.CryptokiError),
+    (0x80000124, "CKR_CLOCK_NOT_IN_SYNC", luna_ext.CryptokiError),
+    (0x80000136, "CKR_KEY_NOT_ACTIVE", luna_ext.CryptokiError),
+    (0x80000300, "CKR_IS6_GROUP_ALREADY_EXISTS", luna_ext.CryptokiError),
 ]
 PIN_CODES = [
     (0x0A0, "CKR_PIN_INCORRECT", luna_ext.PinError),
@@ -71,12 +81,25 @@ PIN_CODES = [
     (0x0A2, "CKR_PIN_LEN_RANGE", luna_ext.PinError),
     (0x0A3, "CKR_PIN_EXPIRED", luna_ext.PinError),
     (0x0A4, "CKR_PIN_LOCKED", luna_ext.PinError),
+    (0x8000001C, "CKR_SO_LOGIN_FAILURE_THRESHOLD", luna_ext.PinError),
+    (0x8000002D, "CKR_PED_CLIENT_NOT_RUNNING", luna_ext.PinError),
+    (0x8000002E, "CKR_PED_UNPLUGGED", luna_ext.PinError),
+    (0x8000003B, "CKR_AUDIT_LOGIN_TIMEOUT_IN_PROGRESS", luna_ext.PinError),
+    (0x8000003C, "CKR_AUDIT_LOGIN_FAILURE_THRESHOLD", luna_ext.PinError),
+    (0x80000067, "CKR_CHALLENGE_INCORRECT", luna_ext.PinError),
+    (0x8000009D, "CKR_PED_UNSUPPORTED", luna_ext.PinError),
+    (0x8000009E, "CKR_PED_ERROR", luna_ext.PinError),
 ]
 OTHER_CODES = [
     (0x031, "CKR_DEVICE_MEMORY", luna_ext.DeviceError),
     (0x032, "CKR_DEVICE_REMOVED", luna_ext.DeviceError),
     (0x1B6, "CKR_FIPS_SELF_TEST_FAILED", luna_ext.DeviceError),
     (0x1B8, "CKR_PIN_TOO_WEAK", luna_ext.PinError),
+    (0x052, "CKR_FUNCTION_PARALLEL", luna_ext.CryptokiError),
+    (0x0B2, "CKR_SESSION_EXCLUSIVE_EXISTS", luna_ext.CryptokiError),
+    (0x141, "CKR_INSERTION_CALLBACK_NOT_SUPPORTED", luna_ext.CryptokiError),
+    (0x201, "CKR_TOKEN_RESOURCE_EXCEEDED", luna_ext.CryptokiError),
+    (0x202, "CKR_OPERATION_CANCEL_FAILED", luna_ext.CryptokiError),
 ]
 KNOWN_CODES = [*STANDARD_CODES, *VENDOR_CODES, *PIN_CODES, *OTHER_CODES]
 # All others mean what their names say, and no more.
@@ -87,14 +110,18 @@ MEANINGS = {
         *(0x80000004, 0x8000001F, 0x80000020, 0x80000024, 0x8000002B),
     },
     Meaning.GONE: {0x003, 0x0E0, 0x0E1},
-    Meaning.PIN: {0x0A0, 0x0A1, 0x0A2, 0x0A3, 0x0A4, 0x1B8, 0x80000007},
+    Meaning.PIN: {
+        *(0x0A0, 0x0A1, 0x0A2, 0x0A3, 0x0A4, 0x1B8, 0x80000007, 0x8000001C, 0x80000067),
+        *(0x8000002D, 0x8000002E, 0x8000003B, 0x8000003C, 0x8000009D, 0x8000009E),
+    },
     Meaning.NONE_LEFT: {0x006},
 }
 UNKNOWN_CODES = [
     0x04,
     0x1FF,
     0x80000000,
-    0x80000005,
+    0x80000003,
+    0x800000A3,
     0x8000FFFF,
     0xFFFFFFFF,
     0x100000003,
@@ -353,7 +380,7 @@ def test_error_of_a_real_call_pickles(luna):
 def test_ambiguous_label_of_a_real_call_pickles_with_its_slots(luna):
     for _ in range(2):
         with luna.claim("cluster-1") as token:
-            token.assign("twice", so_pin="1234")
+            token.assign("twice", so_pin="1234", unique=False)
     with pytest.raises(luna_ext.AmbiguousLabelError) as caught:
         luna.token("twice")
 

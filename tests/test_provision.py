@@ -187,14 +187,32 @@ def test_a_user_pin_that_is_refused_at_first_spoils_one_token(provision, labelle
     assert has_user_pin(luna, slot_id)
 
 
-def test_a_pin_that_has_worked_is_not_given_up(cluster, provision, labelled):
+def test_a_pin_that_has_worked_is_not_tried_any_more_once_it_is_refused(
+    cluster, provision, labelled, calls_of
+):
     cluster.fault(INIT_TOKEN, PIN_INCORRECT, every=3, times=1)
-    report = provision()
-    assert len(report.assigned) == 5
-    (error,) = report.failed.values()
-    assert isinstance(error, luna_ext.PinError)
-    assert "not tried" not in str(error)
-    assert len(labelled()) == 5
+    report = provision(workers=1)
+    assert list(report.assigned) == LABELS[:2]
+    refusal, *others = report.failed.values()
+    assert "not tried" not in str(refusal)
+    assert all("not tried" in str(error) for error in others)
+    assert all(isinstance(error, luna_ext.PinError) for error in report.failed.values())
+    assert calls_of(INIT_TOKEN) == 3
+    # Those that have not been tried are there for the next run.
+    assert list(provision().assigned) == LABELS[2:]
+
+
+# The vendor's for a PIN, a PED or a lock-out; of a name that says nothing; without a name.
+@pytest.mark.parametrize("rv", [0x8000001C, 0x80000067, 0x8000009D, 0x8000002D, 0x5, 0x8000BEEF])
+@pytest.mark.parametrize("function", [INIT_TOKEN, "C_Login"])
+def test_whatever_the_code_an_unproven_pin_is_tried_once(
+    cluster, provision, calls_of, rv, function
+):
+    cluster.fault(function, rv)
+    report = provision(user_pin=USER_PIN)
+    assert list(report.failed) == LABELS
+    assert calls_of(function) == 1
+    assert sum("not tried" in str(error) for error in report.failed.values()) == 5
 
 
 @ON_BOTH
@@ -303,12 +321,12 @@ def test_close_does_not_unlock_while_a_user_pin_is_set(
 @ON_BOTH
 @pytest.mark.luna_cluster(keyrings=1)
 def test_a_token_that_failed_is_kept_until_the_last_worker_has_ended(cluster, provision):
-    cluster.fault(INIT_TOKEN, GENERAL_ERROR, times=1)
+    cluster.fault(INIT_TOKEN, DEVICE_ERROR, times=1)
     cluster.latency(0.3, CLAIM)
     report = provision(LABELS[:2], workers=2)
     assert report.assigned == {}
     errors = {type(error) for error in report.failed.values()}
-    assert errors == {luna_ext.CryptokiError, luna_ext.NoUnassignedTokenError}
+    assert errors == {luna_ext.DeviceError, luna_ext.NoUnassignedTokenError}
 
 
 # ---- while it runs ----

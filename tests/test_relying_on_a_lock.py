@@ -161,7 +161,8 @@ def test_a_context_that_asyncio_keeps_for_a_test_case(luna, cluster):
     result = unittest.TestResult()
     Case("test_it_is_held").run(result)
     assert (result.testsRun, result.errors, result.failures) == (1, [], [])
-    assert nothing_is_locked(cluster)
+    # unittest begins the end of the context, and does not wait for it.
+    wait_until(lambda: nothing_is_locked(cluster))
 
 
 def test_fixtures_of_pytest_asyncio(pytester, monkeypatch):

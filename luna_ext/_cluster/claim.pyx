@@ -198,7 +198,7 @@ cdef class Claim:
             raise self._out_of_time()
         if outcome == FAILED:
             if not may_change(request.error):
-                raise request.failure()
+                raise self._explained(request.failure())
             self.refusal = request.error
             return None
         request.mutex.confirm_claim(request, &self.wait)
@@ -212,6 +212,14 @@ cdef class Claim:
             raise
         token.claimed = request.seat.hold
         return token
+
+    def _explained(self, error):
+        if isinstance(error, ArgumentsBadError):
+            error.add_note(
+                f"luna_ext: is {self.cluster_id.decode()!r} the cluster's ID? The cluster's administrator "
+                "has it"
+            )
+        return error
 
     cdef Heartbeat _begin_heartbeat(self, Request request, object task, object loop):
         cdef Heartbeat heartbeat

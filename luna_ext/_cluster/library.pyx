@@ -367,6 +367,7 @@ cdef class Library:
             for _ in range(threads):
                 error = ends.get()
                 if error is not None:
+                    hold_back_at_exit()
                     raise error
         finally:
             # After an error the threads that still read get no further slot.

@@ -27,7 +27,7 @@ CONTENTION: tuple[Literal["block", "poll"], ...] = ("block", "poll")
 """Of the two Libraries."""
 OWN_CALLS = ("acquire", "with")
 """The ways to lock that make the device call on the caller's own thread."""
-SHORT = 0.02
+SHORT = 0.1
 ACTORS = 4
 
 
