@@ -138,6 +138,32 @@ def test_the_waiters_of_a_lost_lock_go_on(reinitialise, luna, cluster, call, wai
             lost.release()
 
 
+def test_a_lock_after_a_claim_that_was_given_back_is_watched_too(reinitialise, luna):
+    """The library's own session was on the claimed token, and is opened anew with the next lock."""
+    with luna.claim("cluster-1"):
+        pass
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
+        reinitialise()
+        with pytest.raises(luna_ext.LockLostError, match="finalised"):
+            slot.ensure_held()
+
+
+def test_a_grant_of_an_earlier_connection_is_asked_for_again(luna, cluster, call, owner_of):
+    """Its answer is on its way when another thread finds out that the connection is another one."""
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
+        cluster.latency(2, LOCK, after=True)
+        locking = call(lambda: lock_once(luna.slot(2)))
+        wait_until(lambda: owner_of(2) == os.getpid())
+        cluster.fault(SESSION_INFO, SESSION_HANDLE_INVALID, times=1)
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+        cluster.latency(0, LOCK, after=True)
+        assert locking.result(30)
+    assert [one.rv for one in logged(cluster, LOCK) if one.slot_id == 2] == [0, 0]
+    # The stand-in still has the first lock.
+    luna.reconnect()
+
+
 def test_a_short_block_costs_no_call_more(luna, cluster):
     with luna.slot(1):
         pass
