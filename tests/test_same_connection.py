@@ -331,6 +331,18 @@ def test_a_client_that_connects_anew_by_itself_is_noticed(luna, cluster, make):
     luna.reconnect()
 
 
+def test_close_leaves_other_code_no_session(reinitialise, cluster):
+    """The library stays initialised, so that nothing else would end the one that was opened for a lock."""
+    with cluster.library() as luna:
+        with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
+            reinitialise()
+            slot.ensure_held()
+        with luna.slot(1) as slot:
+            assert slot.token_info.session_count == 1
+    with cluster.library() as luna:
+        assert luna.slot(1).token_info.session_count == 0
+
+
 # ---- reconnect() ----
 
 
