@@ -22,6 +22,7 @@ from support import (
     SESSION_INFO,
     TOKEN_INFO,
     UNLOCK,
+    enter,
     entry_of,
     logged,
     nothing_is_locked,
@@ -441,6 +442,24 @@ def test_reconnect_lets_waiters_go_on(luna, cluster, call, wait_until_queued):
     assert waiting.result(30)
     with pytest.raises(luna_ext.LockLostError):
         slot.release()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda luna: luna.slots(),
+        lambda luna: enter(luna.slot(1)),
+        lambda luna: enter(luna.slot(1).lock(timeout=30)),
+        lambda luna: enter(luna.claim("cluster-1")),
+    ],
+    ids=["slots", "slot", "lock", "claim"],
+)
+def test_calls_wait_while_a_reconnect_lasts(luna, cluster, call, wait_until_inside, use):
+    cluster.latency(1, "C_Finalize")
+    reconnecting = call(luna.reconnect)
+    wait_until_inside("C_Finalize")
+    call(lambda: use(luna)).result(30)
+    reconnecting.result(30)
 
 
 def test_reconnect_beside_a_call_at_the_device_does_nothing(luna, cluster, call, wait_until_inside):
