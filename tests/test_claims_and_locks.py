@@ -336,6 +336,33 @@ assert another_process_can_lock(20)
 
 
 @ONE
+def test_what_is_not_known_of_a_claim_is_over_with_its_connection(on_device):
+    """C_Finalize has dropped what may be set, so that no lock call is due any more to take it off."""
+    body = f"""
+cluster.latency(0.5, CLAIM)
+cluster.latency(3.5, UNLOCK, after=True)
+slot.acquire()
+claiming = in_thread(claim_if_it_can)
+wait_until_inside(CLAIM)
+cluster.fault(LOCK, {AGAIN})
+slot.release()
+claiming.join(30)
+assert ends == ["NoUnassignedTokenError"], ends
+wait_until(lambda: cluster_calls(LOCK)[-1].rv == {AGAIN})
+luna.reconnect()
+before = len(cluster_calls(LOCK))
+# The pause between two calls is not as long as that.
+moment = time.monotonic() + 0.6
+while time.monotonic() < moment:
+    assert len(cluster_calls(LOCK)) == before
+cluster.fault(LOCK, 0, times=0)
+with slot:
+    inside(slot)
+"""
+    assert on_device("grants again", body) == []
+
+
+@ONE
 def test_what_is_not_known_of_a_claim_beside_a_hanging_lock_call_is_taken_off_after_it(on_device):
     """The lock call was out before, so that its error does not say that nothing is set by now."""
     body = f"""
@@ -786,6 +813,31 @@ assert slot.acquire(timeout=5)
 slot.release()
 """
     assert on_device("waits", body) == []
+
+
+@pytest.mark.luna_cluster(keyrings=2)
+def test_a_slot_in_doubt_has_calls_on_trial_made_though_others_have_failed_before(on_device):
+    """After three of them no more are made, but for a doubt."""
+    body = f"""
+cluster.latency(3, CLAIM)
+other = luna.slot(2)
+other.acquire()
+claiming = in_thread(claim_if_it_can)
+wait_until_inside(CLAIM)
+cluster.latency(0, CLAIM)
+for _ in range(3):
+    with slot:
+        cluster.fault(LOCK, {GENERAL_ERROR}, times=1)
+# The claim comes back with the slot; so does the call fail that is to make sure of that.
+cluster.fault(LOCK, {GENERAL_ERROR}, times=1)
+claiming.join(40)
+assert ends == ["NoUnassignedTokenError"], ends
+other.release()
+wait_until(lambda: [entry.rv for entry in cluster_calls(LOCK) if entry.slot_id == 2] == [0, 0])
+with slot:
+    inside(slot)
+"""
+    assert on_device("grants again", body) == []
 
 
 @pytest.mark.stress

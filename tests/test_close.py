@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import ctypes
 import os
 import signal
@@ -300,6 +301,34 @@ def test_what_a_close_has_put_off_for_an_assignment_is_over_for_the_next_holder(
     assert owner_of(slot_id) is None
     with pytest.raises(luna_ext.LockLostError):
         slot.release()
+
+
+@pytest.mark.usefixtures("luna")  # stays open, so that the assignment's calls still go through
+def test_a_close_waits_for_each_of_two_assignments(cluster, call, owner_of, wait_until_inside):
+    """The second one is made by what the holder has started."""
+    mine = cluster.library()
+    claimed = []
+
+    def assign():
+        with mine.claim("cluster-1") as token:
+            claimed.extend([token, contextvars.copy_context()])
+            token.assign("long", so_pin="12345678")
+
+    cluster.latency(4, INIT_TOKEN)
+    assigning = call(assign)
+    wait_until_inside(INIT_TOKEN)
+    token, context = claimed
+    cluster.latency(1, INIT_TOKEN)
+    beside = call(lambda: context.run(token.assign, "short", so_pin="12345678"))
+    wait_until_inside(INIT_TOKEN, 2)
+    with pytest.warns(ResourceWarning, match="still locked"):
+        mine.close()
+    beside.result()
+    assert owner_of(token.slot.slot_id) == os.getpid()
+    assert not have_returned(logged(cluster, INIT_TOKEN))
+    with pytest.raises(luna_ext.LockLostError):
+        assigning.result()
+    assert nothing_is_locked(cluster)
 
 
 def give_up_a_lock_call(luna):

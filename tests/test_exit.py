@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 import pytest
-from support import AGAIN, UNLOCK, logged, nothing_is_locked
+from support import AGAIN, UNLOCK, finalisations, logged, nothing_is_locked
 
 from luna_ext.stub import Cluster
 
@@ -41,6 +41,35 @@ def test_at_exit_held_locks_are_released(luna, owner_of, run):
 
 def test_a_closed_library_exits_without_a_word(cluster, succeed):
     assert succeed("with slot: print('held')\nluna.close()") == ["held"]
+
+
+def test_a_library_that_was_collected_is_finalised_at_exit(cluster, succeed):
+    """A collection does not wait for the device, and leaves that to the exit."""
+    body = """
+        import gc, warnings
+        with slot:
+            pass
+        warnings.simplefilter("ignore", ResourceWarning)
+        del slot, luna
+        gc.collect()
+        print(sum(call.function == "C_Finalize" for call in cluster.log()))
+    """
+    assert succeed(textwrap.dedent(body)) == ["0"]
+    assert finalisations(cluster) == [0]
+
+
+def test_what_other_code_has_initialised_is_not_finalised_at_exit(cluster, succeed):
+    body = """
+        import ctypes
+        luna.close()
+        assert ctypes.CDLL(luna.path).C_Initialize(None) == 0
+        luna = cluster.library()
+        with luna.slot(1):
+            pass
+    """
+    assert succeed(textwrap.dedent(body)) == []
+    # That is the close.
+    assert finalisations(cluster) == [0]
 
 
 def test_an_uncaught_exception_inside_a_block_releases(luna, owner_of, run):

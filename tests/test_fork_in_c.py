@@ -310,6 +310,19 @@ for _ in range(2):
     assert succeed(body) == ["0", "0"]
 
 
+def test_other_code_may_initialise_the_library_in_a_child_of_a_process_that_has_closed_it(succeed):
+    """It was finalised at the fork, so there is nothing of the parent's that the child could inherit."""
+    body = f"""{FORK}
+luna.close()
+def child():
+    assert ctypes.CDLL(luna.path).C_Initialize(None) == 0
+    with cluster.library() as own, own.slot(1) as first:
+        first.ensure_held()
+fork(child)
+"""
+    assert succeed(body) == ["0"]
+
+
 def test_other_code_of_the_child_may_have_initialised_the_library(succeed):
     """The session that the parent kept is not there, so it is a new application."""
     body = f"""{FORK}

@@ -189,6 +189,36 @@ asyncio.run(main())
     assert succeed(body, options=("-W", "error")) == ["LockTimeoutError"]
 
 
+def test_claims_that_have_come_back_late_let_no_more_be_made_at_a_time(cluster, succeed):
+    """While they were stuck, others could be made beside them; afterwards no more than before."""
+    body = f"""{HUNG}
+def calls():
+    return [entry for entry in cluster.log() if entry.function == "CA_GetUnassignedSlot"]
+
+async def claim(seconds):
+    try:
+        async with luna.claim("cluster-1", timeout=seconds):
+            os._exit(99)
+    except luna_ext.LockTimeoutError:
+        pass
+
+async def give_up(count, seconds):
+    await asyncio.gather(*[claim(seconds) for _ in range(count)])
+
+cluster.latency(3, "CA_GetUnassignedSlot")
+for _ in range(2):
+    asyncio.run(give_up(16, 0.5))
+wait_until(lambda: len(calls()) == 32 and all(entry.rv is not None for entry in calls()))
+wait_until(lambda: not left())
+cluster.latency(3600, "CA_GetUnassignedSlot")
+asyncio.run(give_up(64, 1))
+# Sixteen, and now and then one more beside those that are stuck.
+end(len(calls()) - 32 < 32)
+"""
+    # Not with -X dev, in which asyncio tells of whatever takes long.
+    assert succeed(body, options=("-W", "error")) == ["True"]
+
+
 @ON_BOTH
 def test_claims_that_come_back_late_give_back_what_they_got(cluster, succeed):
     body = f"""{HUNG}

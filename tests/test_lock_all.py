@@ -53,6 +53,28 @@ def test_tasks_hold_them_too(luna, cluster):
     assert nothing_is_locked(cluster)
 
 
+def test_a_task_gives_them_back_in_reverse(succeed):
+    """The unlock calls are made side by side; the audit events show in which order they were begun."""
+    body = """
+import asyncio
+unlocked = []
+
+def hook(event, arguments):
+    if event == "luna_ext.unlock":
+        unlocked.append(arguments[0])
+
+async def main():
+    async with luna.lock_all(map(luna.slot, (3, 1, 2))):
+        pass
+
+sys.addaudithook(hook)
+asyncio.run(main())
+print(*unlocked)
+"""
+    # Not with -X dev, in which asyncio tells of whatever takes long.
+    assert succeed(body, options=("-W", "error")) == ["3", "2", "1"]
+
+
 @EACH_FORM
 def test_none_is_held_if_one_is_not_free(luna, cluster, hold_elsewhere, enter):
     hold_elsewhere(2)

@@ -147,6 +147,18 @@ def test_tasks_that_start_each_other_for_ever_keep_their_parents_lock(luna):
     asyncio.run(main(100))
 
 
+@pytest.mark.luna_cluster(keyrings=40)
+def test_a_task_may_rely_on_its_parents_lock_however_long_the_chain_of_parents_is(luna):
+    async def main(left, parent=None):
+        async with luna.slot(left).lock() as slot:
+            if parent is not None:
+                parent.ensure_held()
+            if left > 1:
+                await asyncio.create_task(main(left - 1, slot))
+
+    asyncio.run(main(40))
+
+
 def test_a_context_that_asyncio_keeps_for_a_test_case(luna, cluster):
     """Each part of such a test runs in a task of its own."""
 

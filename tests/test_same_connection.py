@@ -22,6 +22,7 @@ from support import (
     SESSION_INFO,
     TOKEN_INFO,
     UNLOCK,
+    enter,
     entry_of,
     logged,
     nothing_is_locked,
@@ -136,6 +137,32 @@ def test_the_waiters_of_a_lost_lock_go_on(reinitialise, luna, cluster, call, wai
     for lost in (slot, other):
         with pytest.raises(luna_ext.LockLostError):
             lost.release()
+
+
+def test_a_lock_after_a_claim_that_was_given_back_is_watched_too(reinitialise, luna):
+    """The library's own session was on the claimed token, and is opened anew with the next lock."""
+    with luna.claim("cluster-1"):
+        pass
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
+        reinitialise()
+        with pytest.raises(luna_ext.LockLostError, match="finalised"):
+            slot.ensure_held()
+
+
+def test_a_grant_of_an_earlier_connection_is_asked_for_again(luna, cluster, call, owner_of):
+    """Its answer is on its way when another thread finds out that the connection is another one."""
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
+        cluster.latency(2, LOCK, after=True)
+        locking = call(lambda: lock_once(luna.slot(2)))
+        wait_until(lambda: owner_of(2) == os.getpid())
+        cluster.fault(SESSION_INFO, SESSION_HANDLE_INVALID, times=1)
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+        cluster.latency(0, LOCK, after=True)
+        assert locking.result(30)
+    assert [one.rv for one in logged(cluster, LOCK) if one.slot_id == 2] == [0, 0]
+    # The stand-in still has the first lock.
+    luna.reconnect()
 
 
 def test_a_short_block_costs_no_call_more(luna, cluster):
@@ -305,6 +332,18 @@ def test_a_client_that_connects_anew_by_itself_is_noticed(luna, cluster, make):
     luna.reconnect()
 
 
+def test_close_leaves_other_code_no_session(reinitialise, cluster):
+    """The library stays initialised, so that nothing else would end the one that was opened for a lock."""
+    with cluster.library() as luna:
+        with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
+            reinitialise()
+            slot.ensure_held()
+        with luna.slot(1) as slot:
+            assert slot.token_info.session_count == 1
+    with cluster.library() as luna:
+        assert luna.slot(1).token_info.session_count == 0
+
+
 # ---- reconnect() ----
 
 
@@ -403,6 +442,24 @@ def test_reconnect_lets_waiters_go_on(luna, cluster, call, wait_until_queued):
     assert waiting.result(30)
     with pytest.raises(luna_ext.LockLostError):
         slot.release()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda luna: luna.slots(),
+        lambda luna: enter(luna.slot(1)),
+        lambda luna: enter(luna.slot(1).lock(timeout=30)),
+        lambda luna: enter(luna.claim("cluster-1")),
+    ],
+    ids=["slots", "slot", "lock", "claim"],
+)
+def test_calls_wait_while_a_reconnect_lasts(luna, cluster, call, wait_until_inside, use):
+    cluster.latency(1, "C_Finalize")
+    reconnecting = call(luna.reconnect)
+    wait_until_inside("C_Finalize")
+    call(lambda: use(luna)).result(30)
+    reconnecting.result(30)
 
 
 def test_reconnect_beside_a_call_at_the_device_does_nothing(luna, cluster, call, wait_until_inside):
