@@ -14,7 +14,6 @@ import pytest
 from support import (
     CLAIM,
     DEVICE_ERROR,
-    GENERAL_ERROR,
     INIT_PIN,
     INIT_TOKEN,
     ON_BOTH,

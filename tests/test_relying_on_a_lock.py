@@ -7,7 +7,7 @@ import threading
 import unittest
 
 import pytest
-from support import INIT_TOKEN, logged, nothing_is_locked
+from support import INIT_TOKEN, logged, nothing_is_locked, wait_until
 
 import luna_ext
 
