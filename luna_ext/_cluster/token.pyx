@@ -197,8 +197,8 @@ cdef class Token:
         except LunaError as error:
             error.add_note(
                 f"luna_ext: the token in slot {slot_id} is assigned under its new label "
-                f"{decode_label(raw_label)!r}, but its user PIN is not set; provision() with this label and "
-                "the right PINs sets it"
+                f"{decode_label(raw_label)!r}, but its user PIN is not set; provision() with this label "
+                "and the right PINs sets it"
             )
             raise
 

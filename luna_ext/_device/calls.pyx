@@ -221,8 +221,8 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
 cdef bint tells_of_session(
     Client client, CK_SESSION_HANDLE session, CK_SLOT_ID slot_id, CK_RV *rv
 ) noexcept:
-    """Ask for a session of ours (C_GetSessionInfo). False: no call may be made. CKR_FUNCTION_FAILED: what the
-    client tells is not true of it.
+    """Ask for a session of ours (C_GetSessionInfo). False: no call may be made. CKR_FUNCTION_FAILED: what
+    the client tells is not true of it.
     """
     cdef SessionArguments arguments
     cdef uint64_t nanoseconds

@@ -494,8 +494,8 @@ cdef class Request(Waiter):
 cdef int tell_of_no_canary(object locks) noexcept:
     """On a worker, which runs no signal handlers."""
     log.warning(
-        "%s: no session could be opened and asked for (C_OpenSession, C_GetSessionInfo: %s). If other code of this process finalises the "
-        "library and initialises it again, that will not be noticed",
+        "%s: no session could be opened and asked for (C_OpenSession, C_GetSessionInfo: %s). If other code "
+        "of this process finalises the library and initialises it again, that will not be noticed",
         (<Locks> locks).client.path,
         rv_name((<Locks> locks).no_canary),
     )

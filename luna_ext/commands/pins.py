@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import os
 import stat
@@ -140,6 +141,15 @@ def _first_line(what: str, where: str, descriptor: int) -> bytearray:
         del pin[-1:]
     if not pin:
         raise click.ClickException(f"the first line of {where} is empty; that is no {what}")
+    if pin.startswith(codecs.BOM_UTF8):
+        raise click.ClickException(
+            f"{where} begins with a byte order mark, which would be part of the {what}; save it without"
+        )
+    if pin[:1].isspace() or pin[-1:].isspace():
+        raise click.ClickException(
+            f"the first line of {where} begins or ends with a blank, which would be part of the {what}; "
+            "take it away"
+        )
     return pin
 
 

@@ -97,6 +97,30 @@ def test_a_file_without_a_pin(assign, labels, pin_file, contents, says):
     assert "new" not in labels()
 
 
+@pytest.mark.parametrize(
+    ("contents", "says"),
+    [
+        (b"\xef\xbb\xbfso-pin-1\r\n", "byte order mark"),
+        (b" so-pin-1\n", "begins or ends with a blank"),
+        (b"so-pin-1 \r\n", "begins or ends with a blank"),
+        (b"so-pin-1\t\n", "begins or ends with a blank"),
+    ],
+)
+def test_what_an_editor_has_added_is_no_part_of_a_pin(assign, labels, pin_file, contents, says):
+    file = pin_file(contents)
+    done = assign("--so-pin-file", file)
+    assert done.returncode == 1
+    (line,) = done.said
+    assert says in line and str(file) in line
+    assert "so-pin-1" not in line
+    assert "new" not in labels()
+
+
+def test_a_pin_with_a_blank_inside(assign, labels, pin_file):
+    assert assign("--so-pin-file", pin_file(b"so pin 1\n")).returncode == 0
+    assert "new" in labels()
+
+
 def test_what_is_no_file(assign, tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo, 0o600)
