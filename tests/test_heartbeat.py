@@ -149,10 +149,13 @@ def test_a_function_that_raises_is_logged(luna, cluster, caplog):
 
 
 def test_a_function_that_takes_long_delays_no_other_hold(luna, cluster):
-    release = threading.Event()
+    def on_lost(error):
+        released.append(release.wait(PATIENCE))
+
+    release, released = threading.Event(), []
     with (
         contextlib.suppress(luna_ext.LockLostError),
-        luna.slot(1).lock(heartbeat=BEAT, on_lost=lambda error: release.wait(PATIENCE)),
+        luna.slot(1).lock(heartbeat=BEAT, on_lost=on_lost),
         contextlib.suppress(luna_ext.LockLostError),
         luna.slot(2).lock(heartbeat=BEAT),
     ):
@@ -160,6 +163,9 @@ def test_a_function_that_takes_long_delays_no_other_hold(luna, cluster):
         luna.reconnect()
         assert all(event.wait(PATIENCE) for event in lost)
         release.set()
+        wait_until(lambda: released)
+    # Not only after the function had waited in vain.
+    assert released == [True]
 
 
 @pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")
@@ -246,6 +252,12 @@ def test_close_does_not_wait_for_a_question_that_hangs(cluster, succeed):
     assert nothing_is_locked(cluster)
 
 
+def test_a_short_heartbeat_beside_a_long_one(luna, cluster):
+    with luna.slot(1).lock(heartbeat=60), luna.slot(2).lock(heartbeat=0.02):
+        wait_until(lambda: questions(cluster) > 20)
+        assert {entry.slot_id for entry in logged(cluster, TOKEN_INFO)} == {2}
+
+
 def test_many_holds_need_few_threads(luna, cluster):
     before = len(sys._current_frames())
     with contextlib.ExitStack() as stack:
@@ -266,7 +278,9 @@ def test_many_holds_need_few_threads(luna, cluster):
 
 def test_the_event_is_that_of_one_hold(luna, call, wait_until_queued):
     slot = luna.slot(1)
-    assert not slot.lost
+    # It was that of the hold before.
+    with slot:
+        assert not slot.lost
     with pytest.raises(luna_ext.LockLostError), slot.lock(heartbeat=60):
         lost = slot.lost
         assert slot.lost is lost
@@ -354,10 +368,21 @@ def test_a_block_of_a_task_is_cancelled(luna, cluster, make, lose):
 def test_blocks_in_each_other(luna):
     """Both are lost at the same moment: the outer one tells, the inner one in a note."""
 
+    heard = threading.Semaphore(0)
+
+    def on_lost(error):
+        heard.release()
+
     async def main():
         with pytest.raises(luna_ext.LockLostError) as raised:
-            async with luna.slot(1).lock(heartbeat=60), luna.slot(2).lock(heartbeat=60):
-                await asyncio.to_thread(luna.reconnect)
+            async with (
+                luna.slot(1).lock(heartbeat=60, on_lost=on_lost),
+                luna.slot(2).lock(heartbeat=60, on_lost=on_lost),
+            ):
+                luna.reconnect()
+                # The event loop, which both have told by now, comes to both in the same turn.
+                assert heard.acquire(timeout=PATIENCE)
+                assert heard.acquire(timeout=PATIENCE)
                 await asyncio.sleep(PATIENCE)
         assert raised.value.slot_id == 1
         assert "slot 2" in "".join(raised.value.__cause__.__notes__)
