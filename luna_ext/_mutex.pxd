@@ -261,7 +261,7 @@ cdef class SlotMutex:
     cdef LostEvent lost_event(self, uint64_t hold)
     cdef LostEvent lost_event_of_caller(self, Share share)
     cdef int set_lost(self, uint64_t hold) noexcept
-    cdef int take_from_holder(self, uint64_t hold) except -1
+    cdef int take_from_holder(self, uint64_t hold, Loss told) except -1
     cdef object close_share(self, Share share)
 
     cdef bint _is_long(self, uint64_t call, double now) noexcept

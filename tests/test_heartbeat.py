@@ -12,12 +12,14 @@ import time
 import pytest
 from support import (
     DEVICE_ERROR,
+    INIT_TOKEN,
     LOCK,
     PATIENCE,
     SESSION_INFO,
     TOKEN_INFO,
     UNLOCK,
     assert_stays,
+    have_returned,
     let_others_run_until,
     logged,
     nothing_is_locked,
@@ -179,6 +181,22 @@ def test_a_loss_that_this_program_brings_about_is_told_as_well(luna, end):
         getattr(luna, end)()
         assert heard.wait(PATIENCE)
         assert slot.lost
+
+
+@pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")
+def test_close_tells_before_its_unlock_is_answered(luna, cluster, call):
+    """Nor does the heartbeat, which is due meanwhile, forget a hold that is over."""
+    heard = threading.Event()
+    with (
+        pytest.raises(luna_ext.LockLostError),
+        luna.slot(1).lock(heartbeat=0.02, on_lost=lambda error: heard.set()),
+    ):
+        cluster.latency(2, UNLOCK)
+        closing = call(luna.close)
+        assert heard.wait(PATIENCE)
+        wait_until(lambda: logged(cluster, UNLOCK))
+        assert not have_returned(logged(cluster, UNLOCK))
+        closing.result()
 
 
 def test_ensure_held_tells_the_function_too(luna, cluster):
@@ -437,6 +455,27 @@ def test_a_cancellation_by_others_stays_one(luna):
             await task
         assert task.cancelled()
         return raised
+
+    asyncio.run(main())
+
+
+@pytest.mark.filterwarnings("ignore:slot . was still locked:ResourceWarning")
+def test_close_beside_an_assignment_tells_when_the_lock_comes_off(luna, cluster, call):
+    async def main():
+        cluster.latency(1, INIT_TOKEN)
+        with pytest.raises(luna_ext.LockLostError):
+            async with luna.claim("cluster-1", heartbeat=60) as token:
+                assigning = asyncio.ensure_future(
+                    asyncio.to_thread(token.assign, "new", so_pin="12345678", user_pin="12345678")
+                )
+                await let_others_run_until(lambda: logged(cluster, INIT_TOKEN))
+                closing = call(luna.close)
+                await asyncio.sleep(PATIENCE)
+        assert have_returned(logged(cluster, INIT_TOKEN))
+        assert asyncio.current_task().cancelling() == 0
+        with contextlib.suppress(luna_ext.LunaError):
+            await assigning
+        closing.result()
 
     asyncio.run(main())
 

@@ -101,7 +101,7 @@ cdef bint end_foreign_block(SlotMutex mutex, Share share, uint64_t hold) except 
         mutex.slot_id,
         holder,
     )
-    mutex.take_from_holder(hold)
+    mutex.take_from_holder(hold, NOT_LOST)
     return True
 
 

@@ -319,10 +319,8 @@ cdef double look_at_heartbeats(double now) noexcept:
     cdef double asked_last = 0
     for reference in heartbeats.copy():
         heartbeat = reference()
-        if heartbeat is None:
-            continue
-        if heartbeat.is_over():
-            heartbeats.discard(reference)
+        # One that is over stays until its block has ended, or is told of the loss.
+        if heartbeat is None or heartbeat.is_over():
             continue
         earliest = min(earliest, heartbeat.look(now, &asked_last))
     if earliest > now:
