@@ -190,7 +190,7 @@ cdef class Heartbeat:
     cdef bint cancelled              # whether the task was cancelled for the loss
 
     cdef int wait_in_task(self, object task, object loop) except -1
-    cdef int begin(self, uint64_t hold) except -1
+    cdef int begin(self, uint64_t hold, uint64_t owner) except -1
     cdef int end(self) except -1
     cdef bint is_over(self) noexcept
     cdef bint take(self, double now) noexcept

@@ -20,6 +20,7 @@ from support import (
     UNLOCK,
     assert_stays,
     have_returned,
+    hold_loop_until_it_is_told,
     let_others_run_until,
     logged,
     nothing_is_locked,
@@ -436,6 +437,59 @@ def test_a_loss_at_the_very_end_of_the_block(luna):
         assert task.cancelling() == 0
 
     asyncio.run(main())
+
+
+def test_a_loss_before_the_block_is_told_in_it(luna, hold_here):
+    """The lock is granted and lost while the event loop is busy."""
+    heard = threading.Event()
+
+    async def hold():
+        async with luna.slot(1).lock(heartbeat=60, on_lost=lambda error: heard.set()):
+            await asyncio.Event().wait()
+
+    async def main():
+        holder = hold_here(luna.slot(1))
+        task = asyncio.create_task(hold())
+        await let_others_run_until(lambda: "1 waiting" in repr(luna.slot(1)))
+        hold_loop_until_it_is_told(asyncio.get_running_loop(), holder.leave)
+        luna.reconnect()
+        with pytest.raises(luna_ext.LockLostError):
+            await asyncio.wait_for(task, PATIENCE)
+
+    asyncio.run(main())
+    assert heard.wait(PATIENCE)
+
+
+def test_each_hold_of_one_lock_object_has_a_heartbeat_of_its_own(luna, cluster):
+    """The first one is lost while its label is checked, and the second begins before that is answered."""
+    heard = []
+    lock = luna.token("keyring1").lock(heartbeat=60, on_lost=heard.append)
+
+    async def hold(entered, leave):
+        async with lock:
+            entered.set()
+            await leave.wait()
+
+    async def main():
+        entered, leave = asyncio.Event(), asyncio.Event()
+        cluster.latency(1, TOKEN_INFO)
+        first = asyncio.create_task(hold(asyncio.Event(), asyncio.Event()))
+        await let_others_run_until(lambda: logged(cluster, TOKEN_INFO))
+        cluster.latency(0, TOKEN_INFO)
+        with pytest.raises(luna_ext.LockLostError), luna.slot(2) as other:
+            reconnect_silently(cluster)
+            other.ensure_held()
+        second = asyncio.create_task(hold(entered, leave))
+        await asyncio.wait_for(entered.wait(), PATIENCE)
+        with pytest.raises(luna_ext.LockLostError):
+            await asyncio.wait_for(first, PATIENCE)
+        await let_others_run_until(lambda: heard)
+        leave.set()
+        await second
+
+    asyncio.run(main())
+    assert len(heard) == 1
+    luna.reconnect()
 
 
 def test_a_cancellation_by_others_stays_one(luna):

@@ -365,7 +365,7 @@ cdef class SlotLock:
     def __enter__(self):
         cdef Deadline deadline = answer_by(self.timeout)
         cdef double seconds = self.timeout
-        cdef uint64_t began_in
+        cdef uint64_t began_in, hold
         cdef Heartbeat heartbeat
         check_open(self.share, self.mutex.slot_id)
         if self.timeout == 0:
@@ -376,7 +376,9 @@ cdef class SlotLock:
             if not self.mutex.acquire_within(self.share, seconds):
                 raise self._timed_out()
             began_in = forks
-            self.hold = self.mutex.record.hold
+            # Another thread may enter through the same SlotLock if this hold is lost.
+            hold = self.mutex.record.hold
+            self.hold = hold
             self.mutex.keep_place(place)
             if self.token is None and heartbeat is None:
                 return self.target
@@ -384,10 +386,10 @@ cdef class SlotLock:
                 if self.token is not None:
                     self._check_label(deadline)
                 if heartbeat is not None and forks == began_in:
-                    heartbeat.begin(self.hold)
+                    heartbeat.begin(hold, caller_number())
                     self._keep_heartbeat(heartbeat)
             except BaseException as error:
-                end_block(self.mutex, self.share, self.hold, None, error)
+                end_block(self.mutex, self.share, hold, None, error)
                 raise
             if forks == began_in:
                 return self.target
@@ -474,7 +476,7 @@ cdef class SlotLock:
                 # From here on the task awaits nothing before its block.
                 if departure.heartbeat is not None:
                     departure.heartbeat.wait_in_task(task, loop)
-                    departure.heartbeat.begin(self.hold)
+                    departure.heartbeat.begin(waiter.seat.hold, waiter.seat.number)
             except BaseException as error:
                 await self.__aexit__(type(error), error, None)
                 raise

@@ -114,11 +114,10 @@ cdef class Heartbeat:
         self.cancelling = task.cancelling()
         return 0
 
-    cdef int begin(self, uint64_t hold) except -1:
+    cdef int begin(self, uint64_t hold, uint64_t owner) except -1:
         """The caller holds the lock now; it has to end the hold if this raises."""
-        cdef Record now = seen(&self.mutex.record)
         self.hold = hold
-        self.owner = now.owner
+        self.owner = owner
         self.in_block = True
         self.due = luna_now() + self.interval
         self.reference = weakref.ref(self, heartbeats.discard)
@@ -126,6 +125,11 @@ cdef class Heartbeat:
         if not wake_keeper(self.due):
             self.end()
             raise RuntimeError("can't start new thread")
+        if self.is_over() and self.mutex.evictions is not None:
+            # If it was lost since the grant, that was noted, and there was no heartbeat to tell of it.
+            loss = self.mutex.evictions.get((owner, self.share.number))
+            if loss is not None:
+                tell_of_loss(self.mutex, hold, loss)
         return 0
 
     cdef int end(self) except -1:
