@@ -21,6 +21,7 @@ from support import (
     assert_stays,
     have_returned,
     hold_loop_until_it_is_told,
+    let_device_forget_us,
     let_others_run_until,
     logged,
     nothing_is_locked,
@@ -212,6 +213,33 @@ def test_ensure_held_tells_the_function_too(luna, cluster):
         assert slot.lost
         assert heard.wait(PATIENCE)
     luna.reconnect()
+
+
+def test_waiters_go_on_when_ensure_held_finds_a_loss(luna, cluster, call, wait_until_queued):
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1).lock(heartbeat=60) as slot:
+        waiting = call(lambda: hold_once(slot))
+        wait_until_queued(slot, 1)
+        let_device_forget_us(cluster)
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+        assert waiting.result() is False
+        assert slot.lost
+
+
+def test_an_answer_after_the_block_tells_of_no_loss(luna, cluster, caplog):
+    with luna.slot(1).lock(heartbeat=BEAT) as slot:
+        lost = slot.lost
+        cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=2)
+        cluster.fault(SESSION_INFO, DEVICE_ERROR)
+        cluster.latency(1, TOKEN_INFO)
+        wait_until(lambda: questions(cluster) == 1)
+        cluster.latency(0, TOKEN_INFO)
+    assert answered(cluster) == []
+    wait_until(lambda: len(answered(cluster)) == 2)
+    assert_stays(lambda: not lost)
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        slot.release()
+    assert caplog.records == []
 
 
 def test_one_passing_error_is_no_loss(luna, cluster, caplog):

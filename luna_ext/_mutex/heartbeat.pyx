@@ -195,7 +195,8 @@ cdef class Heartbeat:
             elif not self.is_over():
                 mutex._label_while_held(self.hold)
         except LockLostError:
-            mutex.end_lost(self.owner, self.share.number, self.hold, DEVICE_GONE)
+            # That is told, unless the block has ended meanwhile.
+            pass
         except LibraryClosedError:
             # It takes the lock off itself.
             pass
@@ -205,7 +206,7 @@ cdef class Heartbeat:
             luna_shared_add(&mutex.locks.questions, -1)
             self._is_answered()
             call_came_back(mutex.locks)
-        if problem is not None and not self.told_of_problem:
+        if problem is not None and not self.told_of_problem and not self.is_over():
             log.warning(
                 "slot %d: whether its lock is still held could not be found out: %s",
                 mutex.slot_id,
@@ -226,7 +227,11 @@ cdef class Heartbeat:
         return 0
 
     cdef int tell(self, Loss loss) except -1:
-        """The lock is lost: tell the block, the log and the application's function."""
+        """The lock is lost: end the hold, if that has not been done, so that waiters go on. Tell the block,
+        the log and the application's function.
+        """
+        if not self.is_over():
+            self.mutex.end_lost(self.owner, self.share.number, self.hold, loss)
         cdef object error = lost_error(self.mutex.slot_id, LOSSES[<int> loss], function=TOKEN_INFO)
         loop = None if self.loop is None else self.loop()
         if loop is not None:

@@ -802,6 +802,7 @@ cdef class SlotMutex:
                 raise lost_error(self.slot_id, LOSSES[<int> FINALISED])
         now = seen(&self.record)
         if now.hold != hold or not self.is_relied_on():
+            self.check_not_evicted(share, TOKEN_INFO)
             raise lost_error(self.slot_id, LOSSES[<int> LIBRARY_CLOSED])
         if now.loss != NOT_LOST:
             hold_back_at_exit()
