@@ -320,6 +320,22 @@ def test_many_holds_need_few_threads(luna, cluster):
         assert len(logged(cluster, SESSION_INFO)) < questions(cluster)
 
 
+def test_the_session_is_asked_for_although_a_round_never_ends(luna, cluster):
+    """When the last hold has been asked for, the first one is due again."""
+    with (
+        contextlib.suppress(luna_ext.LockLostError),
+        luna.slot(1).lock(heartbeat=0.01) as slot,
+        contextlib.suppress(luna_ext.LockLostError),
+        luna.slot(2).lock(heartbeat=0.01),
+    ):
+        cluster.latency(0.02, TOKEN_INFO)
+        before = questions(cluster)
+        wait_until(lambda: questions(cluster) > before + 4)
+        reconnect_silently(cluster)
+        assert slot.lost.wait(PATIENCE)
+    luna.reconnect()
+
+
 # ---- the event ----
 
 

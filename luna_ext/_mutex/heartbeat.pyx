@@ -179,7 +179,7 @@ cdef class Heartbeat:
 
     cdef int ask(self, set asked) except -1:
         """On a worker: is the lock still held? `asked` has the clients whose canary this worker has asked
-        for.
+        for in this round.
         """
         cdef SlotMutex mutex = self.mutex
         cdef object problem = None
@@ -350,6 +350,8 @@ cdef int ask_for_due(object nothing) noexcept:
     cdef bint found = True
     while found:
         found = False
+        # Where the holds are many, this thread may never come to its end.
+        asked.clear()
         for reference in heartbeats.copy():
             heartbeat = reference()
             if heartbeat is not None and heartbeat.take(luna_now()):
