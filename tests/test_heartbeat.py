@@ -557,6 +557,45 @@ def test_a_cancellation_by_others_stays_one(luna):
     asyncio.run(main())
 
 
+def test_a_cancellation_before_the_block_is_not_taken_for_that_of_the_loss(luna):
+    async def clean_up():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            with pytest.raises(luna_ext.LockLostError):
+                async with luna.slot(1).lock(heartbeat=60):
+                    luna.reconnect()
+                    await asyncio.sleep(PATIENCE)
+            assert asyncio.current_task().cancelling() == 1
+
+    async def main():
+        task = asyncio.create_task(clean_up())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
+def test_a_generators_block_takes_its_cancellation_back(luna):
+    """The task is cancelled outside of the generator, which is closed then."""
+
+    async def numbers():
+        async with luna.slot(1).lock(heartbeat=60):
+            yield 1
+
+    async def main():
+        with pytest.raises(asyncio.CancelledError):
+            async with contextlib.aclosing(numbers()) as each:
+                async for _ in each:
+                    luna.reconnect()
+                    await asyncio.sleep(PATIENCE)
+        assert asyncio.current_task().cancelling() == 0
+
+    asyncio.run(main())
+
+
 @pytest.mark.filterwarnings("ignore:slot . was still locked:ResourceWarning")
 def test_close_beside_an_assignment_tells_when_the_lock_comes_off(luna, cluster, call):
     async def main():

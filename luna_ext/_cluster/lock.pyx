@@ -185,6 +185,8 @@ cdef class Departure:
     async def _finished(self):
         # A coroutine that is being closed must not wait any more; the worker unlocks all the same.
         if self.exc_type is GeneratorExit:
+            if self.heartbeat is not None and self.heartbeat.cancelled:
+                self.heartbeat.uncancel()
             return
         if not luna_shared_get(&self.finished):
             loop = asyncio_loop()
@@ -208,6 +210,7 @@ cdef class Departure:
                 raise error from value
         if error is not None:
             note_or_raise(value, error)
+
 
 cdef Departure new_departure(SlotMutex mutex, uint64_t number, Share share):
     """Made before the block is entered, so that its end allocates nothing."""
