@@ -381,6 +381,12 @@ def test_the_end_of_a_hold_is_no_loss(luna):
     assert not lost.wait(0)
 
 
+def test_a_hold_that_has_ended_before_a_fork_is_not_lost_by_it(luna, in_child):
+    with luna.slot(1) as slot:
+        lost = slot.lost
+    assert in_child(lambda: not lost and not slot.lost) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [

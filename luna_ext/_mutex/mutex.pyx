@@ -1029,7 +1029,7 @@ cdef class SlotMutex:
                 PyThread_release_lock(waiter.signal)
         noted = self.present_place()
         kept_by_task = noted is not None and (<Place> noted).task is not None
-        if self.lost is not None:
+        if self.lost is not None and self.record.owner != 0 and self.lost.hold == self.record.hold:
             self.lost.set()
         forget(&self.record, luna_number(), kept_by_task)
 
