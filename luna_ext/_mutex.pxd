@@ -195,6 +195,7 @@ cdef class Heartbeat:
     cdef bint is_over(self) noexcept
     cdef bint take(self, double now) noexcept
     cdef double look(self, double now, double *asked_last) except -1
+    cdef int warn_if_late(self, double now) except -1
     cdef int ask(self, set asked) except -1
     cdef int _is_answered(self) noexcept
     cdef int tell(self, Loss loss) except -1

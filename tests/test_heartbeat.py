@@ -14,6 +14,7 @@ from support import (
     DEVICE_ERROR,
     INIT_TOKEN,
     LOCK,
+    NO_MORE_THREADS,
     PATIENCE,
     SESSION_INFO,
     TOKEN_INFO,
@@ -297,6 +298,51 @@ def test_close_does_not_wait_for_a_question_that_hangs(cluster, succeed):
     """
     assert succeed(body) == ["True"]
     assert nothing_is_locked(cluster)
+
+
+# Keeps the messages of the log records of a program in `heard`.
+HEAR = """
+        import logging
+
+        heard = []
+        handler = logging.Handler()
+        handler.emit = lambda record: heard.append(record.getMessage())
+        logging.getLogger("luna_ext").addHandler(handler)
+"""
+
+
+def test_a_hold_that_no_thread_can_ask_for_is_told_of(succeed):
+    body = f"""{HEAR}
+        def hold():
+            # This leaves one thread, which looks after the hold then.
+            with slot.lock(timeout=5):
+                pass
+            {NO_MORE_THREADS}
+            while not heard:
+                try:
+                    with slot.lock(heartbeat=0.1):
+                        wait_until(lambda: heard)
+                except RuntimeError:
+                    # That thread was not idle yet.
+                    pass
+
+        in_thread(hold).join()
+        print(heard)
+    """
+    assert "cannot be asked" in " ".join(succeed(body))
+
+
+def test_a_fork_after_which_no_thread_can_be_had_is_told_of(succeed):
+    body = f"""{HEAR}
+        with slot.lock(heartbeat=60):
+            {NO_MORE_THREADS}
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            os.waitpid(child, 0)
+        print(heard)
+    """
+    assert "no lock is asked for by its heartbeat" in " ".join(succeed(body))
 
 
 def test_a_short_heartbeat_beside_a_long_one(luna, cluster):

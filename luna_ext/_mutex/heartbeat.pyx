@@ -177,6 +177,25 @@ cdef class Heartbeat:
         asked_last[0] = max(asked_last[0], since)
         return NEVER if self.told_of_silence else since + self.interval
 
+    cdef int warn_if_late(self, double now) except -1:
+        """There is no thread to put a question: warn, if this hold should have been asked for by now."""
+        cdef double since
+        cdef bint late
+        luna_guard_lock(&keeper_guard)
+        since = self.due
+        late = self.asked_since == 0 and not self.told_of_silence and now - since >= self.interval
+        if late:
+            self.told_of_silence = True
+        luna_guard_unlock(&keeper_guard)
+        if late:
+            log.warning(
+                "slot %d: whether its lock is still held cannot be asked, for %.3f s by now: no thread is "
+                "free for it",
+                self.mutex.slot_id,
+                now - since,
+            )
+        return 0
+
     cdef int ask(self, set asked) except -1:
         """On a worker: is the lock still held? `asked` has the clients whose canary this worker has asked
         for in this round.
@@ -326,6 +345,7 @@ cdef double look_at_heartbeats(double now) noexcept:
     cdef Heartbeat heartbeat
     cdef double earliest = NEVER
     cdef double asked_last = 0
+    cdef bint none_asks = False
     for reference in heartbeats.copy():
         heartbeat = reference()
         # One that is over stays until its block has ended, or is told of the loss.
@@ -340,6 +360,14 @@ cdef double look_at_heartbeats(double now) noexcept:
         luna_shared_add(&askers, 1)
         if not run_on_worker(ask_for_due, None):
             luna_shared_add(&askers, -1)
+            none_asks = True
+    elif now - asked_last > STUCK_SECONDS:
+        none_asks = True
+    if none_asks:
+        for reference in heartbeats.copy():
+            heartbeat = reference()
+            if heartbeat is not None and not heartbeat.is_over():
+                heartbeat.warn_if_late(now)
     return now + STUCK_SECONDS
 
 
@@ -379,8 +407,11 @@ cdef int stop_keeper() noexcept:
 
 cdef int resume_keeper() noexcept:
     """In the parent process, after a fork."""
-    if len(heartbeats) != 0:
-        wake_keeper(0)
+    if len(heartbeats) != 0 and not wake_keeper(0):
+        log.warning(
+            "no thread can be had after the fork: no lock is asked for by its heartbeat, until another "
+            "block with one begins"
+        )
     return 0
 
 
