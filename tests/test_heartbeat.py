@@ -153,6 +153,27 @@ def test_a_function_that_raises_is_logged(luna, cluster, caplog):
     assert "out of order" in caplog.text
 
 
+def test_the_function_is_called_although_a_log_filter_raises(luna, monkeypatch):
+    def refuse(record):
+        raise RuntimeError("out of order")
+
+    heard, raised = threading.Event(), []
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: raised.append(str(report.exc_value)))
+    logger = logging.getLogger("luna_ext")
+    with (
+        pytest.raises(luna_ext.LockLostError),
+        luna.slot(1).lock(heartbeat=60, on_lost=lambda error: heard.set()),
+    ):
+        logger.addFilter(refuse)
+        try:
+            luna.reconnect()
+            assert heard.wait(PATIENCE)
+            wait_until(lambda: raised)
+        finally:
+            logger.removeFilter(refuse)
+    assert raised == ["out of order"]
+
+
 def test_a_function_that_takes_long_delays_no_other_hold(luna, cluster):
     def on_lost(error):
         released.append(release.wait(PATIENCE))

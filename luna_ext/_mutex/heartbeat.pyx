@@ -259,12 +259,15 @@ cdef class Heartbeat:
             except RuntimeError:
                 # The loop is closed.
                 pass
-        log.error("%s", error)
-        if self.on_lost is not None:
-            try:
-                self.on_lost(error)
-            except BaseException:
-                log.exception("slot %d: on_lost has raised", self.mutex.slot_id)
+        try:
+            log.error("%s", error)
+        finally:
+            # Also if a filter raises.
+            if self.on_lost is not None:
+                try:
+                    self.on_lost(error)
+                except BaseException:
+                    log.exception("slot %d: on_lost has raised", self.mutex.slot_id)
         return 0
 
     cdef bint uncancel(self) except -1:
