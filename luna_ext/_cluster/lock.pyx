@@ -487,10 +487,15 @@ cdef class SlotLock:
 
     def __aexit__(self, exc_type, exc_value, traceback):
         # No coroutine: a signal handler could run between its call and its first line.
-        cdef Departure departure = self.departure
-        if departure is None or departure.earlier is None:
-            self.departure = None
-        else:
+        cdef Departure departure
+        cdef bint is_alone
+        # Another thread may enter just now through the same SlotLock, if this block's lock was lost.
+        with cython.critical_section(self):
+            departure = self.departure
+            is_alone = departure is None or departure.earlier is None
+            if is_alone:
+                self.departure = None
+        if not is_alone:
             departure = self._departure_of(present_task_number())
         if departure is None:
             departure = new_departure(self.mutex, 0, self.share)
