@@ -88,10 +88,11 @@ cdef bint end_foreign_block(SlotMutex mutex, Share share, uint64_t hold) except 
     """
     cdef str holder = mutex.describe_holder()
     cdef Record now = seen(&mutex.record)
+    if mutex.has_evicted(share):
+        # It may be the block's lock that was lost or taken off, and another block may hold the slot now. A
+        # SlotLock that both have entered through knows the number of the newest hold only.
+        return False
     if hold == 0:
-        if mutex.has_evicted(share):
-            # close() may have taken the block's lock off, and another block may hold the slot now.
-            return False
         hold = now.hold
     if now.owner == 0 or now.share != share.number or now.hold != hold:
         return False
