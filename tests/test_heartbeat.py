@@ -138,6 +138,7 @@ def test_the_function_is_called_once_with_the_error(luna, cluster):
     luna.reconnect()
     [(error, thread, locked)] = heard
     assert isinstance(error, luna_ext.LockLostError)
+    assert "its library was finalised" in str(error)
     assert error.slot_id == 1
     assert thread != threading.get_ident()
     assert not locked
@@ -368,7 +369,8 @@ def test_a_fork_after_which_no_thread_can_be_had_is_told_of(succeed):
 
 def test_a_short_heartbeat_beside_a_long_one(luna, cluster):
     with luna.slot(1).lock(heartbeat=60), luna.slot(2).lock(heartbeat=0.02):
-        wait_until(lambda: questions(cluster) > 20)
+        # A keeper that nothing wakes looks after 5 seconds.
+        wait_until(lambda: questions(cluster) > 20, 5)
         assert {entry.slot_id for entry in logged(cluster, TOKEN_INFO)} == {2}
 
 
