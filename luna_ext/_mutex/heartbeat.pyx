@@ -203,6 +203,7 @@ cdef class Heartbeat:
         cdef SlotMutex mutex = self.mutex
         cdef object problem = None
         cdef bint finalised = seen(&mutex.record).generation != mutex.client.generation
+        cdef bint news
         # close() does not wait for a question.
         luna_shared_add(&mutex.locks.questions, 1)
         try:
@@ -225,13 +226,15 @@ cdef class Heartbeat:
             luna_shared_add(&mutex.locks.questions, -1)
             self._is_answered()
             call_came_back(mutex.locks)
-        if problem is not None and not self.told_of_problem and not self.is_over():
+        # Noted first: another answer may come while this thread waits for the log.
+        news = problem is not None and not self.told_of_problem and not self.is_over()
+        self.told_of_problem = problem is not None
+        if news:
             log.warning(
                 "slot %d: whether its lock is still held could not be found out: %s",
                 mutex.slot_id,
                 problem,
             )
-        self.told_of_problem = problem is not None
         return 0
 
     cdef int _is_answered(self) noexcept:
