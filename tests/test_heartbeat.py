@@ -790,17 +790,19 @@ def test_an_exception_of_the_block_goes_on(luna):
 def test_a_task_that_is_gone_loses_its_lock_all_the_same(luna, cluster, caplog):
     """Neither the heartbeat nor the function keeps the task."""
 
-    async def hold():
+    async def hold(entered):
         def on_lost(error):
             frames.append(sys._getframe())
 
         frames = []
         async with luna.slot(1).lock(heartbeat=0.02, on_lost=on_lost):
+            entered.set()
             await asyncio.Event().wait()
 
     async def main():
-        task = asyncio.create_task(hold())
-        await let_others_run_until(luna.slot(1).locked)
+        entered = asyncio.Event()
+        task = asyncio.create_task(hold(entered))
+        await entered.wait()
         asyncio.tasks._unregister_task(task)
 
     loop = asyncio.new_event_loop()
