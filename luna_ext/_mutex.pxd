@@ -190,11 +190,12 @@ cdef class Heartbeat:
     cdef bint cancelled              # whether the task was cancelled for the loss
 
     cdef int wait_in_task(self, object task, object loop) except -1
-    cdef int begin(self, uint64_t hold) except -1
+    cdef int begin(self, uint64_t hold, uint64_t owner) except -1
     cdef int end(self) except -1
     cdef bint is_over(self) noexcept
     cdef bint take(self, double now) noexcept
     cdef double look(self, double now, double *asked_last) except -1
+    cdef int warn_if_late(self, double now) except -1
     cdef int ask(self, set asked) except -1
     cdef int _is_answered(self) noexcept
     cdef int tell(self, Loss loss) except -1
@@ -261,7 +262,7 @@ cdef class SlotMutex:
     cdef LostEvent lost_event(self, uint64_t hold)
     cdef LostEvent lost_event_of_caller(self, Share share)
     cdef int set_lost(self, uint64_t hold) noexcept
-    cdef int take_from_holder(self, uint64_t hold) except -1
+    cdef int take_from_holder(self, uint64_t hold, Loss told) except -1
     cdef object close_share(self, Share share)
 
     cdef bint _is_long(self, uint64_t call, double now) noexcept

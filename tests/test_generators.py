@@ -130,6 +130,22 @@ def test_a_generator_takes_nothing_from_who_holds_through_another_library(
     entering.result()
 
 
+@ONE
+def test_a_generator_whose_lock_is_lost_takes_nothing_from_the_next_holder(
+    luna, call, hold_here, caplog, owner_of
+):
+    """Both have entered through one lock object, which knows the number of the newest hold."""
+    lock = luna.slot(1).lock()
+    generator = block_of(lock)
+    next(generator)
+    luna.reconnect()
+    holder = hold_here(lock)
+    call(generator.close).result()
+    assert owner_of(1) == os.getpid()
+    assert "a generator was closed" not in caplog.text
+    holder.leave()
+
+
 def block_of(lock):
     with lock:
         yield

@@ -12,12 +12,17 @@ import time
 import pytest
 from support import (
     DEVICE_ERROR,
+    INIT_TOKEN,
     LOCK,
+    NO_MORE_THREADS,
     PATIENCE,
     SESSION_INFO,
     TOKEN_INFO,
     UNLOCK,
     assert_stays,
+    have_returned,
+    hold_loop_until_it_is_told,
+    let_device_forget_us,
     let_others_run_until,
     logged,
     nothing_is_locked,
@@ -105,6 +110,15 @@ def test_nothing_is_asked_after_the_block(luna, cluster):
     assert_stays(lambda: questions(cluster) <= before + 1)
 
 
+def test_an_end_of_the_block_on_another_thread_leaves_the_heartbeat(luna, cluster, call):
+    lock = luna.slot(1).lock(heartbeat=0.02)
+    with lock:
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            call(lambda: lock.__exit__(None, None, None)).result()
+        before = questions(cluster)
+        wait_until(lambda: questions(cluster) > before + 2)
+
+
 def test_a_short_block_costs_no_call_more(luna, cluster):
     lock = luna.slot(1).lock(heartbeat=60)
     with lock:
@@ -133,6 +147,7 @@ def test_the_function_is_called_once_with_the_error(luna, cluster):
     luna.reconnect()
     [(error, thread, locked)] = heard
     assert isinstance(error, luna_ext.LockLostError)
+    assert "its library was finalised" in str(error)
     assert error.slot_id == 1
     assert thread != threading.get_ident()
     assert not locked
@@ -148,11 +163,35 @@ def test_a_function_that_raises_is_logged(luna, cluster, caplog):
     assert "out of order" in caplog.text
 
 
+def test_the_function_is_called_although_a_log_filter_raises(luna, monkeypatch):
+    def refuse(record):
+        raise RuntimeError("out of order")
+
+    heard, raised = threading.Event(), []
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: raised.append(str(report.exc_value)))
+    logger = logging.getLogger("luna_ext")
+    with (
+        pytest.raises(luna_ext.LockLostError),
+        luna.slot(1).lock(heartbeat=60, on_lost=lambda error: heard.set()),
+    ):
+        logger.addFilter(refuse)
+        try:
+            luna.reconnect()
+            assert heard.wait(PATIENCE)
+            wait_until(lambda: raised)
+        finally:
+            logger.removeFilter(refuse)
+    assert raised == ["out of order"]
+
+
 def test_a_function_that_takes_long_delays_no_other_hold(luna, cluster):
-    release = threading.Event()
+    def on_lost(error):
+        released.append(release.wait(PATIENCE))
+
+    release, released = threading.Event(), []
     with (
         contextlib.suppress(luna_ext.LockLostError),
-        luna.slot(1).lock(heartbeat=BEAT, on_lost=lambda error: release.wait(PATIENCE)),
+        luna.slot(1).lock(heartbeat=BEAT, on_lost=on_lost),
         contextlib.suppress(luna_ext.LockLostError),
         luna.slot(2).lock(heartbeat=BEAT),
     ):
@@ -160,6 +199,9 @@ def test_a_function_that_takes_long_delays_no_other_hold(luna, cluster):
         luna.reconnect()
         assert all(event.wait(PATIENCE) for event in lost)
         release.set()
+        wait_until(lambda: released)
+    # Not only after the function had waited in vain.
+    assert released == [True]
 
 
 @pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")
@@ -175,6 +217,22 @@ def test_a_loss_that_this_program_brings_about_is_told_as_well(luna, end):
         assert slot.lost
 
 
+@pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")
+def test_close_tells_before_its_unlock_is_answered(luna, cluster, call):
+    """Nor does the heartbeat, which is due meanwhile, forget a hold that is over."""
+    heard = threading.Event()
+    with (
+        pytest.raises(luna_ext.LockLostError),
+        luna.slot(1).lock(heartbeat=0.02, on_lost=lambda error: heard.set()),
+    ):
+        cluster.latency(2, UNLOCK)
+        closing = call(luna.close)
+        assert heard.wait(PATIENCE)
+        wait_until(lambda: logged(cluster, UNLOCK))
+        assert not have_returned(logged(cluster, UNLOCK))
+        closing.result()
+
+
 def test_ensure_held_tells_the_function_too(luna, cluster):
     heard = threading.Event()
     with (
@@ -187,6 +245,33 @@ def test_ensure_held_tells_the_function_too(luna, cluster):
         assert slot.lost
         assert heard.wait(PATIENCE)
     luna.reconnect()
+
+
+def test_waiters_go_on_when_ensure_held_finds_a_loss(luna, cluster, call, wait_until_queued):
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1).lock(heartbeat=60) as slot:
+        waiting = call(lambda: hold_once(slot))
+        wait_until_queued(slot, 1)
+        let_device_forget_us(cluster)
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+        assert waiting.result() is False
+        assert slot.lost
+
+
+def test_an_answer_after_the_block_tells_of_no_loss(luna, cluster, caplog):
+    with luna.slot(1).lock(heartbeat=BEAT) as slot:
+        lost = slot.lost
+        cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=2)
+        cluster.fault(SESSION_INFO, DEVICE_ERROR)
+        cluster.latency(1, TOKEN_INFO)
+        wait_until(lambda: questions(cluster) == 1)
+        cluster.latency(0, TOKEN_INFO)
+    assert answered(cluster) == []
+    wait_until(lambda: len(answered(cluster)) == 2)
+    assert_stays(lambda: not lost)
+    with pytest.raises(luna_ext.LockNotOwnedError):
+        slot.release()
+    assert caplog.records == []
 
 
 def test_one_passing_error_is_no_loss(luna, cluster, caplog):
@@ -207,6 +292,24 @@ def test_an_error_that_stays_is_told_of_once_while_the_session_lives(luna, clust
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert "CKR_DEVICE_ERROR" in record.getMessage()
+
+
+def test_an_error_is_told_of_once_by_a_log_that_takes_long(luna, cluster, monkeypatch):
+    release, told = threading.Event(), []
+
+    def take_long(record):
+        told.append(record.getMessage())
+        assert release.wait(PATIENCE)
+        return True
+
+    with luna.slot(1).lock(heartbeat=0.02):
+        monkeypatch.setattr(logging.getLogger("luna_ext"), "filters", [take_long])
+        cluster.fault(TOKEN_INFO, DEVICE_ERROR)
+        wait_until(lambda: told)
+        before = questions(cluster)
+        wait_until(lambda: questions(cluster) > before + 4)
+        assert len(told) == 1
+        release.set()
 
 
 def test_a_device_that_does_not_answer_is_told_of(luna, cluster, caplog):
@@ -246,6 +349,58 @@ def test_close_does_not_wait_for_a_question_that_hangs(cluster, succeed):
     assert nothing_is_locked(cluster)
 
 
+# Keeps the messages of the log records of a program in `heard`.
+HEAR = """
+        import logging
+
+        heard = []
+        handler = logging.Handler()
+        handler.emit = lambda record: heard.append(record.getMessage())
+        logging.getLogger("luna_ext").addHandler(handler)
+"""
+
+
+def test_a_hold_that_no_thread_can_ask_for_is_told_of(succeed):
+    body = f"""{HEAR}
+        def hold():
+            # This leaves one thread, which looks after the hold then.
+            with slot.lock(timeout=5):
+                pass
+            {NO_MORE_THREADS}
+            while not heard:
+                try:
+                    with slot.lock(heartbeat=0.1):
+                        wait_until(lambda: heard)
+                except RuntimeError:
+                    # That thread was not idle yet.
+                    pass
+
+        in_thread(hold).join()
+        print(heard)
+    """
+    assert "cannot be asked" in " ".join(succeed(body))
+
+
+def test_a_fork_after_which_no_thread_can_be_had_is_told_of(succeed):
+    body = f"""{HEAR}
+        with slot.lock(heartbeat=60):
+            {NO_MORE_THREADS}
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            os.waitpid(child, 0)
+        print(heard)
+    """
+    assert "no lock is asked for by its heartbeat" in " ".join(succeed(body))
+
+
+def test_a_short_heartbeat_beside_a_long_one(luna, cluster):
+    with luna.slot(1).lock(heartbeat=60), luna.slot(2).lock(heartbeat=0.02):
+        # A keeper that nothing wakes looks after 5 seconds.
+        wait_until(lambda: questions(cluster) > 20, 5)
+        assert {entry.slot_id for entry in logged(cluster, TOKEN_INFO)} == {2}
+
+
 def test_many_holds_need_few_threads(luna, cluster):
     before = len(sys._current_frames())
     with contextlib.ExitStack() as stack:
@@ -261,12 +416,30 @@ def test_many_holds_need_few_threads(luna, cluster):
         assert len(logged(cluster, SESSION_INFO)) < questions(cluster)
 
 
+def test_the_session_is_asked_for_although_a_round_never_ends(luna, cluster):
+    """When the last hold has been asked for, the first one is due again."""
+    with (
+        contextlib.suppress(luna_ext.LockLostError),
+        luna.slot(1).lock(heartbeat=0.01) as slot,
+        contextlib.suppress(luna_ext.LockLostError),
+        luna.slot(2).lock(heartbeat=0.01),
+    ):
+        cluster.latency(0.02, TOKEN_INFO)
+        before = questions(cluster)
+        wait_until(lambda: questions(cluster) > before + 4)
+        reconnect_silently(cluster)
+        assert slot.lost.wait(PATIENCE)
+    luna.reconnect()
+
+
 # ---- the event ----
 
 
 def test_the_event_is_that_of_one_hold(luna, call, wait_until_queued):
     slot = luna.slot(1)
-    assert not slot.lost
+    # It was that of the hold before.
+    with slot:
+        assert not slot.lost
     with pytest.raises(luna_ext.LockLostError), slot.lock(heartbeat=60):
         lost = slot.lost
         assert slot.lost is lost
@@ -302,6 +475,12 @@ def test_the_end_of_a_hold_is_no_loss(luna):
     with luna.slot(1) as slot:
         lost = slot.lost
     assert not lost.wait(0)
+
+
+def test_a_hold_that_has_ended_before_a_fork_is_not_lost_by_it(luna, in_child):
+    with luna.slot(1) as slot:
+        lost = slot.lost
+    assert in_child(lambda: not lost and not slot.lost) == 0
 
 
 @pytest.mark.parametrize(
@@ -354,10 +533,21 @@ def test_a_block_of_a_task_is_cancelled(luna, cluster, make, lose):
 def test_blocks_in_each_other(luna):
     """Both are lost at the same moment: the outer one tells, the inner one in a note."""
 
+    heard = threading.Semaphore(0)
+
+    def on_lost(error):
+        heard.release()
+
     async def main():
         with pytest.raises(luna_ext.LockLostError) as raised:
-            async with luna.slot(1).lock(heartbeat=60), luna.slot(2).lock(heartbeat=60):
-                await asyncio.to_thread(luna.reconnect)
+            async with (
+                luna.slot(1).lock(heartbeat=60, on_lost=on_lost),
+                luna.slot(2).lock(heartbeat=60, on_lost=on_lost),
+            ):
+                luna.reconnect()
+                # The event loop, which both have told by now, comes to both in the same turn.
+                assert heard.acquire(timeout=PATIENCE)
+                assert heard.acquire(timeout=PATIENCE)
                 await asyncio.sleep(PATIENCE)
         assert raised.value.slot_id == 1
         assert "slot 2" in "".join(raised.value.__cause__.__notes__)
@@ -395,6 +585,59 @@ def test_a_loss_at_the_very_end_of_the_block(luna):
     asyncio.run(main())
 
 
+def test_a_loss_before_the_block_is_told_in_it(luna, hold_here):
+    """The lock is granted and lost while the event loop is busy."""
+    heard = threading.Event()
+
+    async def hold():
+        async with luna.slot(1).lock(heartbeat=60, on_lost=lambda error: heard.set()):
+            await asyncio.Event().wait()
+
+    async def main():
+        holder = hold_here(luna.slot(1))
+        task = asyncio.create_task(hold())
+        await let_others_run_until(lambda: "1 waiting" in repr(luna.slot(1)))
+        hold_loop_until_it_is_told(asyncio.get_running_loop(), holder.leave)
+        luna.reconnect()
+        with pytest.raises(luna_ext.LockLostError):
+            await asyncio.wait_for(task, PATIENCE)
+
+    asyncio.run(main())
+    assert heard.wait(PATIENCE)
+
+
+def test_each_hold_of_one_lock_object_has_a_heartbeat_of_its_own(luna, cluster):
+    """The first one is lost while its label is checked, and the second begins before that is answered."""
+    heard = []
+    lock = luna.token("keyring1").lock(heartbeat=60, on_lost=heard.append)
+
+    async def hold(entered, leave):
+        async with lock:
+            entered.set()
+            await leave.wait()
+
+    async def main():
+        entered, leave = asyncio.Event(), asyncio.Event()
+        cluster.latency(1, TOKEN_INFO)
+        first = asyncio.create_task(hold(asyncio.Event(), asyncio.Event()))
+        await let_others_run_until(lambda: logged(cluster, TOKEN_INFO))
+        cluster.latency(0, TOKEN_INFO)
+        with pytest.raises(luna_ext.LockLostError), luna.slot(2) as other:
+            reconnect_silently(cluster)
+            other.ensure_held()
+        second = asyncio.create_task(hold(entered, leave))
+        await asyncio.wait_for(entered.wait(), PATIENCE)
+        with pytest.raises(luna_ext.LockLostError):
+            await asyncio.wait_for(first, PATIENCE)
+        await let_others_run_until(lambda: heard)
+        leave.set()
+        await second
+
+    asyncio.run(main())
+    assert len(heard) == 1
+    luna.reconnect()
+
+
 def test_a_cancellation_by_others_stays_one(luna):
     async def main():
         entered = asyncio.Event()
@@ -412,6 +655,66 @@ def test_a_cancellation_by_others_stays_one(luna):
             await task
         assert task.cancelled()
         return raised
+
+    asyncio.run(main())
+
+
+def test_a_cancellation_before_the_block_is_not_taken_for_that_of_the_loss(luna):
+    async def clean_up():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            with pytest.raises(luna_ext.LockLostError):
+                async with luna.slot(1).lock(heartbeat=60):
+                    luna.reconnect()
+                    await asyncio.sleep(PATIENCE)
+            assert asyncio.current_task().cancelling() == 1
+
+    async def main():
+        task = asyncio.create_task(clean_up())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
+def test_a_generators_block_takes_its_cancellation_back(luna):
+    """The task is cancelled outside of the generator, which is closed then."""
+
+    async def numbers():
+        async with luna.slot(1).lock(heartbeat=60):
+            yield 1
+
+    async def main():
+        with pytest.raises(asyncio.CancelledError):
+            async with contextlib.aclosing(numbers()) as each:
+                async for _ in each:
+                    luna.reconnect()
+                    await asyncio.sleep(PATIENCE)
+        assert asyncio.current_task().cancelling() == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.filterwarnings("ignore:slot . was still locked:ResourceWarning")
+def test_close_beside_an_assignment_tells_when_the_lock_comes_off(luna, cluster, call):
+    async def main():
+        cluster.latency(1, INIT_TOKEN)
+        with pytest.raises(luna_ext.LockLostError):
+            async with luna.claim("cluster-1", heartbeat=60) as token:
+                assigning = asyncio.ensure_future(
+                    asyncio.to_thread(token.assign, "new", so_pin="12345678", user_pin="12345678")
+                )
+                await let_others_run_until(lambda: logged(cluster, INIT_TOKEN))
+                closing = call(luna.close)
+                await asyncio.sleep(PATIENCE)
+        assert have_returned(logged(cluster, INIT_TOKEN))
+        assert asyncio.current_task().cancelling() == 0
+        with contextlib.suppress(luna_ext.LunaError):
+            await assigning
+        closing.result()
 
     asyncio.run(main())
 
@@ -458,6 +761,21 @@ def test_a_block_that_takes_the_cancellation_hears_of_the_loss_all_the_same(luna
     asyncio.run(main())
 
 
+def test_an_exception_in_place_of_the_cancellation_goes_on(luna):
+    async def main():
+        with pytest.raises(KeyError) as raised:
+            async with luna.slot(1).lock(heartbeat=60):
+                luna.reconnect()
+                try:
+                    await asyncio.sleep(PATIENCE)
+                except asyncio.CancelledError:
+                    raise KeyError from None
+        assert "the lock was lost" in "".join(raised.value.__notes__)
+        assert asyncio.current_task().cancelling() == 0
+
+    asyncio.run(main())
+
+
 def test_an_exception_of_the_block_goes_on(luna):
     async def main():
         with pytest.raises(KeyError) as raised:
@@ -472,27 +790,30 @@ def test_an_exception_of_the_block_goes_on(luna):
 def test_a_task_that_is_gone_loses_its_lock_all_the_same(luna, cluster, caplog):
     """Neither the heartbeat nor the function keeps the task."""
 
-    async def hold():
+    async def hold(entered):
         def on_lost(error):
             frames.append(sys._getframe())
 
         frames = []
         async with luna.slot(1).lock(heartbeat=0.02, on_lost=on_lost):
+            entered.set()
             await asyncio.Event().wait()
 
     async def main():
-        task = asyncio.create_task(hold())
-        await let_others_run_until(luna.slot(1).locked)
+        entered = asyncio.Event()
+        task = asyncio.create_task(hold(entered))
+        await entered.wait()
         asyncio.tasks._unregister_task(task)
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(main())
     loop.close()
     del loop
-    with pytest.warns(ResourceWarning):
+    with pytest.warns(ResourceWarning) as warned:
         for _ in range(50):
             gc.collect()
-            if nothing_is_locked(cluster):
+            # Another thread may have collected it, and warns after it has begun the unlock.
+            if nothing_is_locked(cluster) and len(warned) > 0:
                 break
             time.sleep(0.02)
     assert nothing_is_locked(cluster)

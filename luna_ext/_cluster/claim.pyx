@@ -229,7 +229,7 @@ cdef class Claim:
             heartbeat = new_heartbeat(request.mutex, self.share, self.beat, self.on_lost)
             if task is not None:
                 heartbeat.wait_in_task(task, loop)
-            heartbeat.begin(self.token.claimed)
+            heartbeat.begin(self.token.claimed, request.seat.number)
         except BaseException:
             self.token = None
             request.give_up()

@@ -88,10 +88,11 @@ cdef bint end_foreign_block(SlotMutex mutex, Share share, uint64_t hold) except 
     """
     cdef str holder = mutex.describe_holder()
     cdef Record now = seen(&mutex.record)
+    if mutex.has_evicted(share):
+        # It may be the block's lock that was lost or taken off, and another block may hold the slot now. A
+        # SlotLock that both have entered through knows the number of the newest hold only.
+        return False
     if hold == 0:
-        if mutex.has_evicted(share):
-            # close() may have taken the block's lock off, and another block may hold the slot now.
-            return False
         hold = now.hold
     if now.owner == 0 or now.share != share.number or now.hold != hold:
         return False
@@ -101,7 +102,7 @@ cdef bint end_foreign_block(SlotMutex mutex, Share share, uint64_t hold) except 
         mutex.slot_id,
         holder,
     )
-    mutex.take_from_holder(hold)
+    mutex.take_from_holder(hold, NOT_LOST)
     return True
 
 
@@ -185,6 +186,8 @@ cdef class Departure:
     async def _finished(self):
         # A coroutine that is being closed must not wait any more; the worker unlocks all the same.
         if self.exc_type is GeneratorExit:
+            if self.heartbeat is not None and self.heartbeat.cancelled:
+                self.heartbeat.uncancel()
             return
         if not luna_shared_get(&self.finished):
             loop = asyncio_loop()
@@ -208,6 +211,7 @@ cdef class Departure:
                 raise error from value
         if error is not None:
             note_or_raise(value, error)
+
 
 cdef Departure new_departure(SlotMutex mutex, uint64_t number, Share share):
     """Made before the block is entered, so that its end allocates nothing."""
@@ -365,7 +369,7 @@ cdef class SlotLock:
     def __enter__(self):
         cdef Deadline deadline = answer_by(self.timeout)
         cdef double seconds = self.timeout
-        cdef uint64_t began_in
+        cdef uint64_t began_in, hold
         cdef Heartbeat heartbeat
         check_open(self.share, self.mutex.slot_id)
         if self.timeout == 0:
@@ -376,7 +380,9 @@ cdef class SlotLock:
             if not self.mutex.acquire_within(self.share, seconds):
                 raise self._timed_out()
             began_in = forks
-            self.hold = self.mutex.record.hold
+            # Another thread may enter through the same SlotLock if this hold is lost.
+            hold = self.mutex.record.hold
+            self.hold = hold
             self.mutex.keep_place(place)
             if self.token is None and heartbeat is None:
                 return self.target
@@ -384,10 +390,10 @@ cdef class SlotLock:
                 if self.token is not None:
                     self._check_label(deadline)
                 if heartbeat is not None and forks == began_in:
-                    heartbeat.begin(self.hold)
+                    heartbeat.begin(hold, caller_number())
                     self._keep_heartbeat(heartbeat)
             except BaseException as error:
-                end_block(self.mutex, self.share, self.hold, None, error)
+                end_block(self.mutex, self.share, hold, None, error)
                 raise
             if forks == began_in:
                 return self.target
@@ -474,7 +480,7 @@ cdef class SlotLock:
                 # From here on the task awaits nothing before its block.
                 if departure.heartbeat is not None:
                     departure.heartbeat.wait_in_task(task, loop)
-                    departure.heartbeat.begin(self.hold)
+                    departure.heartbeat.begin(waiter.seat.hold, waiter.seat.number)
             except BaseException as error:
                 await self.__aexit__(type(error), error, None)
                 raise
@@ -482,10 +488,15 @@ cdef class SlotLock:
 
     def __aexit__(self, exc_type, exc_value, traceback):
         # No coroutine: a signal handler could run between its call and its first line.
-        cdef Departure departure = self.departure
-        if departure is None or departure.earlier is None:
-            self.departure = None
-        else:
+        cdef Departure departure
+        cdef bint is_alone
+        # Another thread may enter just now through the same SlotLock, if this block's lock was lost.
+        with cython.critical_section(self):
+            departure = self.departure
+            is_alone = departure is None or departure.earlier is None
+            if is_alone:
+                self.departure = None
+        if not is_alone:
             departure = self._departure_of(present_task_number())
         if departure is None:
             departure = new_departure(self.mutex, 0, self.share)

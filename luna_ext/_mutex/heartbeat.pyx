@@ -114,11 +114,10 @@ cdef class Heartbeat:
         self.cancelling = task.cancelling()
         return 0
 
-    cdef int begin(self, uint64_t hold) except -1:
+    cdef int begin(self, uint64_t hold, uint64_t owner) except -1:
         """The caller holds the lock now; it has to end the hold if this raises."""
-        cdef Record now = seen(&self.mutex.record)
         self.hold = hold
-        self.owner = now.owner
+        self.owner = owner
         self.in_block = True
         self.due = luna_now() + self.interval
         self.reference = weakref.ref(self, heartbeats.discard)
@@ -126,6 +125,11 @@ cdef class Heartbeat:
         if not wake_keeper(self.due):
             self.end()
             raise RuntimeError("can't start new thread")
+        if self.is_over() and self.mutex.evictions is not None:
+            # If it was lost since the grant, that was noted, and there was no heartbeat to tell of it.
+            loss = self.mutex.evictions.get((owner, self.share.number))
+            if loss is not None:
+                tell_of_loss(self.mutex, hold, loss)
         return 0
 
     cdef int end(self) except -1:
@@ -173,13 +177,33 @@ cdef class Heartbeat:
         asked_last[0] = max(asked_last[0], since)
         return NEVER if self.told_of_silence else since + self.interval
 
+    cdef int warn_if_late(self, double now) except -1:
+        """There is no thread to put a question: warn, if this hold should have been asked for by now."""
+        cdef double since
+        cdef bint late
+        luna_guard_lock(&keeper_guard)
+        since = self.due
+        late = self.asked_since == 0 and not self.told_of_silence and now - since >= self.interval
+        if late:
+            self.told_of_silence = True
+        luna_guard_unlock(&keeper_guard)
+        if late:
+            log.warning(
+                "slot %d: whether its lock is still held cannot be asked, for %.3f s by now: no thread is "
+                "free for it",
+                self.mutex.slot_id,
+                now - since,
+            )
+        return 0
+
     cdef int ask(self, set asked) except -1:
         """On a worker: is the lock still held? `asked` has the clients whose canary this worker has asked
-        for.
+        for in this round.
         """
         cdef SlotMutex mutex = self.mutex
         cdef object problem = None
         cdef bint finalised = seen(&mutex.record).generation != mutex.client.generation
+        cdef bint news
         # close() does not wait for a question.
         luna_shared_add(&mutex.locks.questions, 1)
         try:
@@ -191,7 +215,8 @@ cdef class Heartbeat:
             elif not self.is_over():
                 mutex._label_while_held(self.hold)
         except LockLostError:
-            mutex.end_lost(self.owner, self.share.number, self.hold, DEVICE_GONE)
+            # That is told, unless the block has ended meanwhile.
+            pass
         except LibraryClosedError:
             # It takes the lock off itself.
             pass
@@ -201,13 +226,15 @@ cdef class Heartbeat:
             luna_shared_add(&mutex.locks.questions, -1)
             self._is_answered()
             call_came_back(mutex.locks)
-        if problem is not None and not self.told_of_problem:
+        # Noted first: another answer may come while this thread waits for the log.
+        news = problem is not None and not self.told_of_problem and not self.is_over()
+        self.told_of_problem = problem is not None
+        if news:
             log.warning(
                 "slot %d: whether its lock is still held could not be found out: %s",
                 mutex.slot_id,
                 problem,
             )
-        self.told_of_problem = problem is not None
         return 0
 
     cdef int _is_answered(self) noexcept:
@@ -222,7 +249,11 @@ cdef class Heartbeat:
         return 0
 
     cdef int tell(self, Loss loss) except -1:
-        """The lock is lost: tell the block, the log and the application's function."""
+        """The lock is lost: end the hold, if that has not been done, so that waiters go on. Tell the block,
+        the log and the application's function.
+        """
+        if not self.is_over():
+            self.mutex.end_lost(self.owner, self.share.number, self.hold, loss)
         cdef object error = lost_error(self.mutex.slot_id, LOSSES[<int> loss], function=TOKEN_INFO)
         loop = None if self.loop is None else self.loop()
         if loop is not None:
@@ -231,12 +262,15 @@ cdef class Heartbeat:
             except RuntimeError:
                 # The loop is closed.
                 pass
-        log.error("%s", error)
-        if self.on_lost is not None:
-            try:
-                self.on_lost(error)
-            except BaseException:
-                log.exception("slot %d: on_lost has raised", self.mutex.slot_id)
+        try:
+            log.error("%s", error)
+        finally:
+            # Also if a filter raises.
+            if self.on_lost is not None:
+                try:
+                    self.on_lost(error)
+                except BaseException:
+                    log.exception("slot %d: on_lost has raised", self.mutex.slot_id)
         return 0
 
     cdef bint uncancel(self) except -1:
@@ -317,12 +351,11 @@ cdef double look_at_heartbeats(double now) noexcept:
     cdef Heartbeat heartbeat
     cdef double earliest = NEVER
     cdef double asked_last = 0
+    cdef bint none_asks = False
     for reference in heartbeats.copy():
         heartbeat = reference()
-        if heartbeat is None:
-            continue
-        if heartbeat.is_over():
-            heartbeats.discard(reference)
+        # One that is over stays until its block has ended, or is told of the loss.
+        if heartbeat is None or heartbeat.is_over():
             continue
         earliest = min(earliest, heartbeat.look(now, &asked_last))
     if earliest > now:
@@ -333,6 +366,14 @@ cdef double look_at_heartbeats(double now) noexcept:
         luna_shared_add(&askers, 1)
         if not run_on_worker(ask_for_due, None):
             luna_shared_add(&askers, -1)
+            none_asks = True
+    elif now - asked_last > STUCK_SECONDS:
+        none_asks = True
+    if none_asks:
+        for reference in heartbeats.copy():
+            heartbeat = reference()
+            if heartbeat is not None and not heartbeat.is_over():
+                heartbeat.warn_if_late(now)
     return now + STUCK_SECONDS
 
 
@@ -343,6 +384,8 @@ cdef int ask_for_due(object nothing) noexcept:
     cdef bint found = True
     while found:
         found = False
+        # Where the holds are many, this thread may never come to its end.
+        asked.clear()
         for reference in heartbeats.copy():
             heartbeat = reference()
             if heartbeat is not None and heartbeat.take(luna_now()):
@@ -370,8 +413,11 @@ cdef int stop_keeper() noexcept:
 
 cdef int resume_keeper() noexcept:
     """In the parent process, after a fork."""
-    if len(heartbeats) != 0:
-        wake_keeper(0)
+    if len(heartbeats) != 0 and not wake_keeper(0):
+        log.warning(
+            "no thread can be had after the fork: no lock is asked for by its heartbeat, until another "
+            "block with one begins"
+        )
     return 0
 
 

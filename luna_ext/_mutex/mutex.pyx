@@ -161,7 +161,7 @@ cdef class SlotMutex:
             raise
         if not luna_shared_get(&waiter.share.open):
             if step_out(&self.record, &waiter.seat) == GRANTED:
-                self.take_from_holder(waiter.seat.hold)
+                self.take_from_holder(waiter.seat.hold, NOT_LOST)
             raise closed_error(self.slot_id, waiter.share.path)
         return 0
 
@@ -294,7 +294,7 @@ cdef class SlotMutex:
             self.give_back(hold)
             raise
         if not luna_shared_get(&share.open):
-            self.take_from_holder(hold)
+            self.take_from_holder(hold, NOT_LOST)
             raise closed_error(self.slot_id, share.path)
         return 0
 
@@ -802,6 +802,7 @@ cdef class SlotMutex:
                 raise lost_error(self.slot_id, LOSSES[<int> FINALISED])
         now = seen(&self.record)
         if now.hold != hold or not self.is_relied_on():
+            self.check_not_evicted(share, TOKEN_INFO)
             raise lost_error(self.slot_id, LOSSES[<int> LIBRARY_CLOSED])
         if now.loss != NOT_LOST:
             hold_back_at_exit()
@@ -838,7 +839,7 @@ cdef class SlotMutex:
 
     cdef int end_work(self) except -1:
         if work_ends(&self.record):
-            self.take_from_holder(seen(&self.record).hold)
+            self.take_from_holder(seen(&self.record).hold, LIBRARY_CLOSED)
         return 0
 
     cdef int keep_place(self, Place place) noexcept:
@@ -915,10 +916,7 @@ cdef class SlotMutex:
         call, and by its heartbeat.
         """
         self.note_eviction(owner, share, loss)
-        self.set_lost(hold)
-        self.take_from_holder(hold)
-        tell_of_loss(self, hold, loss)
-        return 0
+        return self.take_from_holder(hold, loss)
 
     cdef LostEvent lost_event(self, uint64_t hold):
         """The event of this hold; it is kept for the newest one that was asked for."""
@@ -984,15 +982,19 @@ cdef class SlotMutex:
         else:
             # The lock comes off when the calls have ended that rely on it.
             self.note_eviction(owner, share.number, LIBRARY_CLOSED)
-            tell_of_loss(self, seen(&self.record).hold, LIBRARY_CLOSED)
         return place
 
-    cdef int take_from_holder(self, uint64_t hold) except -1:
-        """End this hold and unlock, on the calling thread: its holder may never release the lock."""
+    cdef int take_from_holder(self, uint64_t hold, Loss told) except -1:
+        """End this hold and unlock, on the calling thread: its holder may never release the lock. `told`
+        is the loss that the holder is told of.
+        """
         cdef Loss loss = NOT_LOST
         cdef Leave due = begin_leave(
             &self.record, 0, hold, 0, self.client.generation, &self.locks.kind, &loss
         )
+        if due != NOT_MINE and told != NOT_LOST:
+            # Before the unlock call, which may take long.
+            tell_of_loss(self, hold, told)
         if due == UNLOCK_DUE or due == UNLOCK_DUE_LATER:
             self._tell_late(self.take_off(due == UNLOCK_DUE_LATER, self.client.generation))
         elif due == LOST:
@@ -1027,7 +1029,7 @@ cdef class SlotMutex:
                 PyThread_release_lock(waiter.signal)
         noted = self.present_place()
         kept_by_task = noted is not None and (<Place> noted).task is not None
-        if self.lost is not None:
+        if self.lost is not None and self.record.owner != 0 and self.lost.hold == self.record.hold:
             self.lost.set()
         forget(&self.record, luna_number(), kept_by_task)
 
