@@ -111,7 +111,8 @@ def test_what_an_editor_has_added_is_no_part_of_a_pin(assign, labels, pin_file, 
     done = assign("--so-pin-file", file)
     assert done.returncode == 1
     (line,) = done.said
-    assert says in line and str(file) in line
+    assert says in line
+    assert str(file) in line
     assert "so-pin-1" not in line
     assert "new" not in labels()
 
