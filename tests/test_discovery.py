@@ -164,6 +164,9 @@ def test_a_configuration_directory_that_is_relative_is_refused(machine, monkeypa
         "ChrystokiConfigurationPath to that of the directory that has Chrystoki.conf"
     ) in complaint()
 
+    monkeypatch.setenv("ChrystokiConfigurationPath", str(machine.configuration_directory))
+    assert found_path() == str(machine.root / "configured/client.so")
+
 
 @pytest.mark.parametrize("variable", ["LUNA_EXT_LIBRARY", "ChrystokiConfigurationPath"])
 def test_empty_variable_is_as_good_as_none(machine, monkeypatch, variable):
@@ -284,8 +287,13 @@ def test_configured_relative_path_is_refused_although_the_file_is_there(machine)
 
     message = complaint()
 
-    assert "names lib/client.so, which is not an absolute path" in message
-    assert "or set LUNA_EXT_LIBRARY to one" in message
+    assert (
+        "names lib/client.so, which is not an absolute path; write one there, or set "
+        "LUNA_EXT_LIBRARY to one"
+    ) in message
+
+    machine.set_variable(machine.root / "lib/client.so")
+    assert found_path() == str(machine.root / "lib/client.so")
 
 
 def test_configured_library_that_is_missing_is_named(machine):
