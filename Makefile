@@ -51,7 +51,7 @@ COMPILING := test_build stub/test_windows stub/test_storm stub/test_races
 APART := --ignore=tests/commands --ignore=tests/model
 # A test takes many times as long in some of these builds before it can be said to hang.
 PATIENT := -o faulthandler_timeout=600
-NOTHING_BUT_PYTHON := discovery labels pytest_plugin metrics
+NOTHING_BUT_PYTHON := configuration discovery labels pytest_plugin metrics
 
 # The tests once more, on modules that are built to be traced, in a tree of their own. It begins before
 # pytest, which loads luna_ext as a plugin.

@@ -1,12 +1,18 @@
 """Builds the extension modules, and the stand-in as a shared library beside them."""
 
+import contextlib
 import os
+import re
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 HERE = Path(__file__).parent
 STUB_LIBRARY = "luna_ext.luna_stub"
@@ -17,17 +23,58 @@ TRACED = os.environ.get("LUNA_EXT_TRACE") == "1"
 os.environ.setdefault("SOURCE_DATE_EPOCH", "946684800")
 
 
+DECLARATIONS = HERE / "luna_ext/_device/cryptoki.pxd"
+SDK = os.environ.get("LUNA_SDK_INCLUDE")
+# What headers of before Luna client 10.6 lack, and a line of C that needs it.
+NEW_IN_THE_SDK = {
+    "CK_UNASSIGNED_SLOT_INFO": "extern CK_UNASSIGNED_SLOT_INFO *probe;",
+    "CA_GetSlotId": "void (*probe)(void) = (void (*)(void))CA_GetSlotId;",
+    "CA_GetUnassignedSlot": "void (*probe)(void) = (void (*)(void))CA_GetUnassignedSlot;",
+}
+
+
 def include_directory() -> str:
     """Where cryptoki_v2.h is: our own, or the SDK's where LUNA_SDK_INCLUDE says."""
-    sdk = os.environ.get("LUNA_SDK_INCLUDE")
-    if not sdk:
+    if not SDK:
         return "include"
-    if not Path(sdk, "cryptoki_v2.h").is_file():
-        raise SystemExit(
-            f"LUNA_SDK_INCLUDE={sdk}: there is no cryptoki_v2.h. Name the directory of the Luna "
-            "SDK that has it, or unset LUNA_SDK_INCLUDE to use the header that comes with luna_ext"
-        )
-    return str(Path(sdk).resolve())
+    try:
+        Path(SDK, "cryptoki_v2.h").read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise sdk_error("there is no cryptoki_v2.h") from None
+    except OSError as error:
+        raise sdk_error(f"cryptoki_v2.h: {error.strerror}") from None
+    return str(Path(SDK).resolve())
+
+
+def sdk_error(problem: str) -> SystemExit:
+    return SystemExit(
+        f"LUNA_SDK_INCLUDE={SDK}: {problem}. Name the directory of the Luna SDK that has "
+        "cryptoki_v2.h, such as /usr/safenet/lunaclient/samples/include, or unset LUNA_SDK_INCLUDE "
+        "to use the header that comes with luna_ext"
+    )
+
+
+@contextlib.contextmanager
+def output_to(file: BinaryIO) -> Iterator[None]:
+    """Let what this process and its children print go to a file, in English."""
+    language = os.environ.get("LC_ALL")
+    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.environ["LC_ALL"] = "C"
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, descriptor)
+            os.close(copy)
+        del os.environ["LC_ALL"]
+        if language is not None:
+            os.environ["LC_ALL"] = language
 
 
 def release_flags() -> tuple[list[str], list[str]]:
@@ -48,11 +95,68 @@ def release_flags() -> tuple[list[str], list[str]]:
 
 
 class BuildExt(build_ext):
-    """Builds the stand-in as a plain shared library; setuptools' own Library would be static."""
+    """Looks at the SDK's headers before anything is built against them, and builds the stand-in as a plain
+    shared library; setuptools' own Library would be static.
+    """
 
     def finalize_options(self) -> None:
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
+
+    def build_extensions(self) -> None:
+        if SDK:
+            # What was built before may have been built against another header.
+            self.force = True
+            lacking = self.look_at_sdk()
+            for extension in self.extensions:
+                if extension.name != STUB_LIBRARY:
+                    extension.define_macros += lacking
+        super().build_extensions()
+
+    def look_at_sdk(self) -> list[tuple[str, str | None]]:
+        """Macros for what the SDK's headers lack; ends the build if they cannot be used.
+
+        One line says what is wrong. The modules themselves would say it many times over.
+        """
+        if problem := self.complaint('#include "sdk.h"'):
+            raise sdk_error(f"cryptoki_v2.h cannot be compiled: {problem}")
+        lacking = [
+            name
+            for name, line in NEW_IN_THE_SDK.items()
+            if self.complaint(f'#include "sdk.h"\n{line}')
+        ]
+        macros: list[tuple[str, str | None]] = [(f"SDK_LACKS_{name}", None) for name in lacking]
+        names = re.findall(r"const \w+ (\w+)$", DECLARATIONS.read_text(), re.MULTILINE)
+        constants = f'#include "layout.h"\nCK_ULONG probe[] = {{{", ".join(names)}}};'
+        if problem := self.complaint(constants, macros):
+            raise sdk_error(f"cryptoki_v2.h is not that of PKCS #11 v2.40: {problem}")
+        if lacking:
+            print(
+                f"LUNA_SDK_INCLUDE={SDK}: from before Luna client 10.6; luna_ext declares "
+                f"{', '.join(lacking)} itself",
+                file=sys.stderr,
+            )
+        return macros
+
+    def complaint(self, source: str, macros: list[tuple[str, str | None]] | None = None) -> str:
+        """The first error that the compiler finds in a source text; empty if there is none."""
+        with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile() as said:
+            file = Path(directory, "probe.c")
+            file.write_text(source + "\n")
+            try:
+                with output_to(said):
+                    self.compiler.compile(
+                        [str(file)],
+                        output_dir=directory,
+                        macros=macros,
+                        include_dirs=INCLUDE_DIRECTORIES,
+                    )
+            except CompileError as failure:
+                said.seek(0)
+                lines = said.read().decode(errors="replace").splitlines()
+                errors = [line for line in lines if re.search(r"\berror\b", line)]
+                return (errors or [str(failure)])[0].strip()
+        return ""
 
     def get_ext_filename(self, fullname: str) -> str:
         # No interpreter tag: programs in any language load it by this name.
@@ -71,12 +175,14 @@ of_cython = [] if WINDOWS else ["-Wno-unused-but-set-variable"]
 compiling, linking = release_flags()
 # Each layer sees those below it. A layer's .pyx includes the files of its folder.
 LAYERS = ("_device", "_mutex", "_cluster")
+# Ours first, so that no file of the SDK takes the place of one of ours.
+INCLUDE_DIRECTORIES = ["luna_ext/_device", include_directory()]
 headers = [str(header) for header in sorted(HERE.glob("luna_ext/_*/*.h"))]
 modules = [
     Extension(
         f"luna_ext.{layer}",
         [f"luna_ext/{layer}.pyx"],
-        include_dirs=[include_directory(), "luna_ext/_device"],
+        include_dirs=INCLUDE_DIRECTORIES,
         depends=[*headers, "include/cryptoki_v2.h"],
         define_macros=[("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")] if TRACED else [],
         extra_compile_args=[*warnings, *of_cython, *compiling],

@@ -1,7 +1,9 @@
-"""Which client library to load: the argument, the environment, Chrystoki.conf, the default path."""
+"""Which client library to load, and what the client's configuration file says."""
 
 from __future__ import annotations
 
+import codecs
+import errno
 import os
 import re
 import stat
@@ -15,8 +17,28 @@ CONFIGURATION_VARIABLE = "ChrystokiConfigurationPath"
 SYSTEM_CONFIGURATION = Path("/etc/Chrystoki.conf")
 DEFAULT_LIBRARY = Path("/usr/safenet/lunaclient/lib/libCryptoki2_64.so")
 
-_SECTION = r"(?P<name>[\w.]+)\s*=\s*\{(?P<body>[^}]*)\}"
-_ENTRY = r"(?m:(?:^|;)[^\S\n]*(?P<key>\w+)\s*=\s*(?P<value>[^;\n]*))"
+WINDOWS = sys.platform == "win32"
+
+MAIN_SECTION = "Chrystoki2"
+CLUSTER_SECTION = "LunaSA Client"
+CLUSTERS = 10
+"""A client registers with so many clusters at most: LNHServer00 to LNHServer09."""
+
+# No expression below can match a stretch of text in two ways, or begin at many places of it: the time that
+# they take grows with the file's length and no faster.
+_HIDING = re.compile(
+    r"""
+    (?P<quoted> =[^\S\n]* (?: "[^"\n]*" | '[^'\n]*' ) )
+    | \#.* (?: \n[^\S\n]*\#.* )*
+    """,
+    re.VERBOSE,
+)
+_SECTION_END = re.compile(r"\}|^[^={};\n]*=\s*\{", re.MULTILINE)
+_NEXT_SECTION = re.compile(r"^[ \t\v]*\[", re.MULTILINE)
+_WINDOWS_FLAGS = re.MULTILINE | re.IGNORECASE | re.ASCII
+# Signs that no decoded file has stand for those that mean nothing within quotes.
+_HIDE = str.maketrans(";{}", "\ud800\ud801\ud802")
+_SHOW = str.maketrans("\ud800\ud801\ud802", ";{}")
 
 
 class Location:
@@ -72,7 +94,10 @@ def find_library(path: str | os.PathLike[str] | None = None) -> Location:
         if candidate is None:
             looked.append(place)
         elif not candidate.is_absolute():
-            looked.append(f"{place}: names {candidate}, which is not an absolute path")
+            looked.append(
+                f"{place}: names {candidate}, which is not an absolute path; write one there, or set "
+                f"{ENVIRONMENT_VARIABLE} to one"
+            )
         elif (obstacle := _obstacle(candidate)) is not None:
             looked.append(f"{place}: {obstacle}")
         else:
@@ -101,9 +126,14 @@ def _existing(path: str | os.PathLike[str], what: str) -> str:
             "an absolute one"
         )
     absolute = os.path.abspath(text)
-    if not os.path.exists(absolute):
-        raise LibraryLoadError(f"{what} {text!r} does not exist")
-    if not os.path.isfile(absolute):
+    try:
+        mode = os.stat(absolute).st_mode
+    except (OSError, ValueError) as error:
+        # Behind a directory that may not be entered, the file may well be there.
+        missing = getattr(error, "errno", None) in (errno.ENOENT, errno.ENOTDIR)
+        says = " does not exist" if missing else f": {_reason(error)}"
+        raise LibraryLoadError(f"{what} {text!r}{says}") from None
+    if not stat.S_ISREG(mode):
         raise LibraryLoadError(f"{what} {text!r} is not a file")
     return absolute
 
@@ -113,54 +143,140 @@ def _obstacle(file: Path) -> str | None:
     try:
         return None if stat.S_ISREG(file.stat().st_mode) else "is not a file"
     except (OSError, ValueError) as error:
-        return getattr(error, "strerror", None) or str(error)
+        return _reason(error)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+# ---- the client's configuration ----
+
+
+class Configuration:
+    """The client's configuration file, as it was when this object was made.
+
+    Attributes
+    ----------
+    file : pathlib.Path
+        Chrystoki.conf or, on Windows, crystoki.ini.
+    """
+
+    __slots__ = ("_text", "file")
+
+    def __init__(self) -> None:
+        """
+        Raises
+        ------
+        LibraryLoadError
+            There is no such file that can be read; the message names the place and the reason.
+        """
+        name = "crystoki.ini" if WINDOWS else "Chrystoki.conf"
+        directory = os.environ.get(CONFIGURATION_VARIABLE)
+        if directory and not os.path.isabs(directory):
+            raise LibraryLoadError(
+                f"{CONFIGURATION_VARIABLE}: {directory!r} is not an absolute path; set "
+                f"{CONFIGURATION_VARIABLE} to that of the directory that has {name}"
+            )
+        if not directory and WINDOWS:
+            raise LibraryLoadError(f"the environment variable {CONFIGURATION_VARIABLE}: not set")
+        self.file = Path(directory, name) if directory else SYSTEM_CONFIGURATION
+        try:
+            contents = self.file.read_bytes()
+        except (OSError, ValueError) as error:
+            raise LibraryLoadError(f"{self.file}: {_reason(error)}") from None
+        self._text = _decoded(contents)
+
+    def entry(self, section: str, key: str) -> str | None:
+        """The value of an entry; None if there is none, or nothing in it."""
+        read = _windows_entry if WINDOWS else _unix_entry
+        return read(self._text, key, section) or None
+
+    def clusters(self) -> dict[str, str]:
+        """The clusters that the client is registered with: the value of each LNHServer00 to 09."""
+        keys = [f"LNHServer{number:02}" for number in range(CLUSTERS)]
+        values = {key: self.entry(CLUSTER_SECTION, key) for key in keys}
+        return {key: value for key, value in values.items() if value}
 
 
 def configured_library() -> tuple[str, Path | None]:
     """The library that the client's configuration names, or None; and, before it, a description of
     where that is written, or why none was found.
     """
-    windows = sys.platform == "win32"
-    directory = os.environ.get(CONFIGURATION_VARIABLE)
-    if directory and not os.path.isabs(directory):
-        return f"{CONFIGURATION_VARIABLE}: {directory!r} is not an absolute path", None
-    if directory:
-        file = Path(directory, "crystoki.ini" if windows else "Chrystoki.conf")
-    elif windows:
-        return f"the environment variable {CONFIGURATION_VARIABLE}: not set", None
-    else:
-        file = SYSTEM_CONFIGURATION
-    key = "LibNT" if windows else "LibUNIX64"
+    key = "LibNT" if WINDOWS else "LibUNIX64"
     try:
-        text = file.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        return f"{file}: {error.strerror or error}", None
-    try:
-        value = _windows_entry(text, key) if windows else _unix_entry(text, key)
-    except ValueError as error:
-        return f"{file}: {error}", None
-    if not value:
-        return f"{file}: has no entry {key} in its section Chrystoki2", None
-    return f"{file}: {key} = {value}", Path(value)
+        configuration = Configuration()
+    except LibraryLoadError as error:
+        return str(error), None
+    value = configuration.entry(MAIN_SECTION, key)
+    if value is None:
+        return f"{configuration.file}: has no entry {key} in its section {MAIN_SECTION}", None
+    return f"{configuration.file}: {key} = {value}", Path(value)
 
 
-def _unix_entry(text: str, key: str) -> str | None:
-    """Read `Chrystoki2 = { LibUNIX64 = /path; }`."""
-    for section in re.finditer(_SECTION, text):
-        if section["name"] == "Chrystoki2":
-            for entry in re.finditer(_ENTRY, section["body"]):
-                if entry["key"] == key:
-                    return entry["value"].strip().strip('"')
+def _decoded(contents: bytes) -> str:
+    encoding = "utf-8"
+    if WINDOWS and contents.startswith(codecs.BOM_UTF16_LE):
+        return contents.decode("utf-16", "replace")
+    if WINDOWS and not contents.startswith(codecs.BOM_UTF8):
+        import locale
+
+        # The ANSI code page, whether or not Python is in its UTF-8 mode.
+        encoding = locale.getencoding()
+    return contents.decode(encoding, "surrogateescape")
+
+
+def _unix_entry(text: str, key: str, section: str = MAIN_SECTION) -> str | None:
+    """Read an entry of Chrystoki.conf, such as `Chrystoki2 = { LibUNIX64 = /path; }`.
+
+    A `#` hides the rest of its line. A section begins with `NAME = {` at the start of a line, or right
+    behind a `}`; the `{` may come on a later line. It ends at the next `}`, or where another one begins. An
+    entry ends at a `;`, or with its line or section. A value in quotes, on one line, may have any of these
+    signs in it. The first entry of this name that has a value counts, in any section of this name.
+    """
+    text = _HIDING.sub(_hide, _with_plain_lines(text)).replace("}", "}\n")
+    heading = re.compile(rf"^[^\S\n]*{re.escape(section)}[^\S\n]*=\s*\{{", re.MULTILINE)
+    entry = re.compile(rf"(?:^|;)[^\S\n]*{re.escape(key)}[^\S\n]*=([^;\n]*)", re.MULTILINE)
+    for begin in heading.finditer(text):
+        end = _SECTION_END.search(text, begin.end())
+        for found in entry.finditer(text[begin.end() : end.start() if end else None]):
+            if value := _bare(found[1].strip()):
+                return value.translate(_SHOW)
     return None
 
 
-def _windows_entry(text: str, key: str) -> str | None:
-    """Read `[Chrystoki2]` and below it `LibNT=path`."""
-    import configparser
+def _hide(found: re.Match[str]) -> str:
+    quoted = found["quoted"]
+    return quoted.translate(_HIDE) if quoted else ""
 
-    parser = configparser.ConfigParser(interpolation=None, strict=False)
-    try:
-        parser.read_string(text)
-    except configparser.Error as error:
-        raise ValueError(error.message.splitlines()[0]) from None
-    return parser.get("Chrystoki2", key, fallback=None)
+
+def _windows_entry(text: str, key: str, section: str = MAIN_SECTION) -> str | None:
+    """Read an entry of crystoki.ini: `[Chrystoki2]` and below it `LibNT=path`.
+
+    By the rules of Windows' own GetPrivateProfileString: the first section of this name counts, and in it
+    the first entry of this name, whatever their case. The `]` may be missing; what is behind it counts for
+    nothing. A line that begins with `;` is a comment, but no other sign begins one; a line without `=` is
+    no entry. A pair of quotes around a value is no part of it. Unlike there, a UTF-8 byte order mark
+    does not hide the first line.
+    """
+    text = _with_plain_lines(text)
+    blanks = r"[ \t\v]*"
+    heading = rf"^{blanks}\[{blanks}{re.escape(section)}{blanks}(?:\]|$)"
+    entry = re.compile(rf"^{blanks}{re.escape(key)}{blanks}=(.*)", _WINDOWS_FLAGS)
+    begin = re.search(heading, text, _WINDOWS_FLAGS)
+    if begin is None:
+        return None
+    end = _NEXT_SECTION.search(text, begin.end())
+    found = entry.search(text, begin.end(), end.start() if end else len(text))
+    return _bare(found[1].strip(" \t\v")) if found else None
+
+
+def _with_plain_lines(text: str) -> str:
+    """The text without a byte order mark, each line ending in a line feed."""
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _bare(value: str) -> str:
+    """The value without a pair of quotes around it."""
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+    return value[1:-1] if quoted else value

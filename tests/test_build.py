@@ -36,10 +36,17 @@ NAMES = """
 """
 FUNCTIONS = [f"C_{name}" for name in NAMES.split()]
 
-# Another author's header of the same interface: other macros, other spellings, two files.
+# Another author's header of the same interface: other macros, other spellings, two files. It wants to be
+# told the platform, and has a file for one platform that the others go without.
 SDK_TYPES = """
 #ifndef SDK_TYPES_H
 #define SDK_TYPES_H
+#if !defined(OS_UNIX) && !defined(OS_LINUX) && !defined(OS_WIN32)
+#error "Which platform?"
+#endif
+#ifdef OS_AIX
+#include "sdk_aix.h"
+#endif
 typedef unsigned char CK_BYTE;
 typedef CK_BYTE CK_CHAR, CK_UTF8CHAR, CK_BBOOL;
 typedef unsigned long int CK_ULONG;
@@ -92,17 +99,53 @@ SDK_MAIN = """
 #ifndef _CRYPTOKI_V2_H_
 #define _CRYPTOKI_V2_H_ 1
 #include "sdk_types.h"
+#define CK_TRUE 1
+#define CK_FALSE 0
+#define CK_UNAVAILABLE_INFORMATION (~0UL)
+#define CKF_OS_LOCKING_OK 2
+#define CKF_RW_SESSION 2
+#define CKF_SERIAL_SESSION 4
+#define CKU_SO 0
+#define CKR_OK 0
+#define CKR_SLOT_ID_INVALID 3
+#define CKR_FUNCTION_FAILED 6
+#define CKR_DEVICE_ERROR 0x30
+#define CKR_FUNCTION_NOT_SUPPORTED 0x54
+#define CKR_SESSION_HANDLE_INVALID 0xB3
+#define CKR_SESSION_EXISTS 0xB6
+#define CKR_TOKEN_NOT_PRESENT 0xE0
+#define CKR_TOKEN_NOT_RECOGNIZED 0xE1
+#define CKR_BUFFER_TOO_SMALL 0x150
+#define CKR_CRYPTOKI_NOT_INITIALIZED 0x190
+#define CKR_CRYPTOKI_ALREADY_INITIALIZED 0x191
+#define CKR_VENDOR_DEFINED 0x80000000
 typedef struct CK_FUNCTION_LIST {
   CK_VERSION version;
   FUNCTIONS
 } CK_FUNCTION_LIST;
+NEW
+CK_RV CA_LockClusteredSlot(CK_SLOT_ID slotID);
+CK_RV CA_UnlockClusteredSlot(CK_SLOT_ID slotID);
+#endif
+"""
+# What came with Luna client 10.6.
+NEW_STRUCT = """
 typedef struct CK_UNASSIGNED_SLOT_INFO {
   CK_SLOT_ID slotID;
   CK_UTF8CHAR label[32];
 } CK_UNASSIGNED_SLOT_INFO;
-#endif
 """
-SDK_MAIN = SDK_MAIN.replace("FUNCTIONS", "\n  ".join(f"CK_RV (*{name})();" for name in FUNCTIONS))
+NEW_FUNCTIONS = """
+CK_RV CA_GetSlotId(CK_UTF8CHAR *label, CK_SLOT_ID *pSlotId, CK_ULONG *pulCount);
+CK_RV CA_GetUnassignedSlot(CK_CHAR *const clusterID, CK_UNASSIGNED_SLOT_INFO *pUnassignedSlot);
+"""
+NEW_NAMES = ("CK_UNASSIGNED_SLOT_INFO", "CA_GetSlotId", "CA_GetUnassignedSlot")
+SDK_OLD = SDK_MAIN.replace("NEW", "")
+SDK_MAIN = SDK_MAIN.replace("NEW", NEW_STRUCT + NEW_FUNCTIONS)
+SDK_OLD, SDK_MAIN = (
+    text.replace("FUNCTIONS", "\n  ".join(f"CK_RV (*{name})();" for name in FUNCTIONS))
+    for text in (SDK_OLD, SDK_MAIN)
+)
 
 
 def packed(struct):
@@ -154,8 +197,8 @@ WRONG_LAYOUTS = {
 CPP = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: g++")
 
 
-def write_sdk(directory, change=None):
-    texts = {"sdk_types.h": SDK_TYPES, "cryptoki_v2.h": SDK_MAIN}
+def write_sdk(directory, change=None, main=SDK_MAIN):
+    texts = {"sdk_types.h": SDK_TYPES, "cryptoki_v2.h": main}
     if change is not None:
         pattern, replacement = change
         changed = {
@@ -303,30 +346,212 @@ def test_stand_in_compiles_without_a_warning(tmp_path, source):
     assert (finished.returncode, finished.stderr) == (0, "")
 
 
-# ---- setup.py ----
+# ---- setup.py, with the SDK's headers ----
 
-
-@pytest.mark.skipif(
+BUILDS = pytest.mark.skipif(
     importlib.util.find_spec("Cython") is None or importlib.util.find_spec("setuptools") is None,
     reason="setup.py needs Cython and setuptools here, not only in pip's build environment",
 )
-@pytest.mark.parametrize("directory", ["empty", "missing"])
-def test_sdk_directory_without_the_header_stops_the_build(tmp_path, directory):
-    (tmp_path / "empty").mkdir()
-    sdk = tmp_path / directory
+ADVICE = (
+    ". Name the directory of the Luna SDK that has cryptoki_v2.h, such as "
+    "/usr/safenet/lunaclient/samples/include, or unset LUNA_SDK_INCLUDE to use the header that comes "
+    "with luna_ext"
+)
 
-    finished = subprocess.run(
-        [sys.executable, "setup.py", "--version"],
-        cwd=ROOT,
-        env={**os.environ, "LUNA_SDK_INCLUDE": str(sdk)},
-        capture_output=True,
-        text=True,
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy that builds the lowest layer alone, which is quick."""
+    copy = tmp_path_factory.mktemp("checkout")
+    files = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in ("luna_ext", "include", "build/cython"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=files)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    setup = (ROOT / "setup.py").read_text()
+    for whole, part in (
+        ('LAYERS = ("_device", "_mutex", "_cluster")', 'LAYERS = ("_device",)'),
+        ("        stub,\n", ""),
+    ):
+        assert whole in setup
+        setup = setup.replace(whole, part)
+    (copy / "setup.py").write_text(setup)
+    return copy
+
+
+@pytest.fixture
+def build(checkout, tmp_path):
+    """Build the copy with headers of the SDK; how setup.py ended, and what it has built."""
+
+    def run(sdk):
+        command = [sys.executable, "setup.py", "-q", "build_ext"]
+        command += ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
+        environment = {**os.environ, "LUNA_SDK_INCLUDE": str(sdk), "CFLAGS": "-O0", "LC_ALL": "C"}
+        finished = subprocess.run(
+            command, cwd=checkout, env=environment, capture_output=True, text=True
+        )
+        return finished, list((tmp_path / "lib").glob("luna_ext/*"))
+
+    return run
+
+
+@pytest.fixture
+def sdk(tmp_path):
+    directory = tmp_path / "the sdk"
+    directory.mkdir()
+    return directory
+
+
+def age(built):
+    """When the one module was built."""
+    (module,) = built
+    assert module.name.startswith("_device.")
+    return module.stat().st_mtime_ns
+
+
+@BUILDS
+@pytest.mark.limit(5)
+def test_builds_with_the_headers_of_the_sdk_and_anew_with_others(build, sdk):
+    write_sdk(sdk)
+
+    finished, built = build(sdk)
+
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+    before = age(built)
+
+    write_sdk(sdk, main=SDK_MAIN.replace(NEW_FUNCTIONS, ""))
+
+    finished, built = build(sdk)
+
+    assert (finished.returncode, finished.stdout) == (0, "")
+    assert finished.stderr.endswith("luna_ext declares CA_GetSlotId, CA_GetUnassignedSlot itself\n")
+    assert age(built) > before
+
+
+@BUILDS
+@pytest.mark.limit(5)
+def test_builds_with_the_headers_of_an_older_client_and_says_so(build, sdk):
+    write_sdk(sdk, main=SDK_OLD)
+
+    finished, built = build(sdk)
+
+    assert (finished.returncode, finished.stdout) == (0, "")
+    assert finished.stderr == (
+        f"LUNA_SDK_INCLUDE={sdk}: from before Luna client 10.6; luna_ext declares "
+        f"{', '.join(NEW_NAMES)} itself\n"
     )
+    assert age(built)
 
-    assert finished.returncode == 1
-    assert finished.stdout == ""
-    assert finished.stderr.startswith(f"LUNA_SDK_INCLUDE={sdk}: there is no cryptoki_v2.h. ")
-    assert "unset LUNA_SDK_INCLUDE" in finished.stderr
+
+LACKING = [f"-DSDK_LACKS_{name}" for name in NEW_NAMES]
+
+
+@pytest.mark.parametrize("language", ["c", pytest.param("c++", marks=CPP)])
+def test_what_an_older_client_lacks_has_the_layout(tmp_path, language):
+    write_sdk(tmp_path, main=SDK_OLD)
+
+    finished = check_layout(tmp_path, *STRICT, *LACKING, language=language)
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which(MINGW) is None, reason=f"no Windows compiler: {MINGW}")
+def test_what_an_older_client_lacks_is_packed_on_windows(tmp_path):
+    header = (ROOT / "include" / "cryptoki_v2.h").read_text()
+    struct = r"typedef struct CK_UNASSIGNED_SLOT_INFO \{.*?\} CK_UNASSIGNED_SLOT_INFO;"
+    uses = r"^[^\n]*CK_UNASSIGNED_SLOT_INFO CK_PTR[^;]*;|^extern CK_RV CA_Get[^;]*;"
+    header, structs = re.subn(struct, "", header, flags=re.DOTALL)
+    header, others = re.subn(uses, "", header, flags=re.MULTILINE)
+    assert (structs, others) == (1, 3)
+    (tmp_path / "cryptoki_v2.h").write_text(header)
+
+    finished = check_layout(tmp_path, "-std=c11", *STRICT, *LACKING, compiler=MINGW)
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
+def leave_out_a_file(sdk):
+    (sdk / "sdk_types.h").unlink()
+    return "cryptoki_v2.h cannot be compiled: ", "sdk_types.h: No such file or directory"
+
+
+def cut_off(sdk):
+    file = sdk / "cryptoki_v2.h"
+    file.write_text(file.read_text()[:600])
+    return "cryptoki_v2.h cannot be compiled: ", "error: unterminated"
+
+
+def change_the_layout(sdk):
+    file = sdk / "sdk_types.h"
+    file.write_text(
+        file.read_text().replace("ulMaxPinLen, ulMinPinLen", "ulMinPinLen, ulMaxPinLen")
+    )
+    return "cryptoki_v2.h is not that of PKCS #11 v2.40: ", "CK_TOKEN_INFO"
+
+
+def change_the_layout_of_an_older_client(sdk):
+    write_sdk(sdk, main=SDK_OLD)
+    return change_the_layout(sdk)
+
+
+def leave_out_a_constant(sdk):
+    file = sdk / "cryptoki_v2.h"
+    file.write_text(file.read_text().replace("CKR_SESSION_EXISTS", "CKR_ANOTHER"))
+    return "cryptoki_v2.h is not that of PKCS #11 v2.40: ", "CKR_SESSION_EXISTS"
+
+
+def empty(sdk):
+    for file in sdk.iterdir():
+        file.unlink()
+    return "there is no cryptoki_v2.h", ""
+
+
+def remove(sdk):
+    shutil.rmtree(sdk)
+    return "there is no cryptoki_v2.h", ""
+
+
+def replace_by_a_file(sdk):
+    shutil.rmtree(sdk)
+    sdk.touch()
+    return "there is no cryptoki_v2.h", ""
+
+
+def make_a_directory_of_the_header(sdk):
+    (sdk / "cryptoki_v2.h").unlink()
+    (sdk / "cryptoki_v2.h").mkdir()
+    return "cryptoki_v2.h: Is a directory", ""
+
+
+@BUILDS
+@pytest.mark.limit(5)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        leave_out_a_file,
+        cut_off,
+        change_the_layout,
+        change_the_layout_of_an_older_client,
+        leave_out_a_constant,
+        empty,
+        remove,
+        replace_by_a_file,
+        make_a_directory_of_the_header,
+    ],
+)
+def test_headers_that_cannot_be_used_are_one_line_and_nothing_is_built(build, sdk, damage):
+    write_sdk(sdk)
+    problem, detail = damage(sdk)
+
+    finished, built = build(sdk)
+
+    assert (finished.returncode, finished.stdout) == (1, "")
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith(f"LUNA_SDK_INCLUDE={sdk}: {problem}")
+    assert line.endswith(ADVICE)
+    assert detail in line
+    assert built == []
 
 
 # ---- what is installed ----

@@ -1,5 +1,7 @@
 """Where Library() looks for the client library, in which order, and what it says without one."""
 
+import contextlib
+import ctypes
 import re
 import shutil
 from pathlib import Path
@@ -60,6 +62,26 @@ def machine(tmp_path, monkeypatch, cluster):
 
 def entry(path):
     return f"Chrystoki2 = {{\n    LibUNIX64 = {path};\n}}\n"
+
+
+@contextlib.contextmanager
+def closed(directory):
+    """A directory that may not be entered, not even by the superuser."""
+    libc = ctypes.CDLL(None)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+    capabilities = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, capabilities) == 0
+    effective = capabilities[0]
+    # Without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
+    capabilities[0] &= ~0b110
+    directory.chmod(0)
+    try:
+        assert libc.capset(header, capabilities) == 0
+        yield
+    finally:
+        capabilities[0] = effective
+        assert libc.capset(header, capabilities) == 0
+        directory.chmod(0o700)
 
 
 def found_path():
@@ -137,7 +159,13 @@ def test_a_configuration_directory_that_is_relative_is_refused(machine, monkeypa
     monkeypatch.chdir(machine.root)
     monkeypatch.setenv("ChrystokiConfigurationPath", machine.configuration_directory.name)
 
-    assert "not an absolute" in complaint()
+    assert (
+        "ChrystokiConfigurationPath: 'configuration' is not an absolute path; set "
+        "ChrystokiConfigurationPath to that of the directory that has Chrystoki.conf"
+    ) in complaint()
+
+    monkeypatch.setenv("ChrystokiConfigurationPath", str(machine.configuration_directory))
+    assert found_path() == str(machine.root / "configured/client.so")
 
 
 @pytest.mark.parametrize("variable", ["LUNA_EXT_LIBRARY", "ChrystokiConfigurationPath"])
@@ -257,7 +285,15 @@ def test_configured_relative_path_is_refused_although_the_file_is_there(machine)
     machine.monkeypatch.chdir(machine.root)
     machine.configure(entry("lib/client.so"))
 
-    assert "names lib/client.so, which is not an absolute path" in complaint()
+    message = complaint()
+
+    assert (
+        "names lib/client.so, which is not an absolute path; write one there, or set "
+        "LUNA_EXT_LIBRARY to one"
+    ) in message
+
+    machine.set_variable(machine.root / "lib/client.so")
+    assert found_path() == str(machine.root / "lib/client.so")
 
 
 def test_configured_library_that_is_missing_is_named(machine):
@@ -270,6 +306,37 @@ def test_configured_library_that_is_a_directory_is_no_library(machine):
     machine.configure(entry(machine.root))
 
     assert f"LibUNIX64 = {machine.root}: is not a file" in complaint()
+
+
+def test_configuration_in_a_directory_that_may_not_be_entered(machine):
+    machine.configure(entry(machine.install("client.so")))
+
+    with closed(machine.configuration_directory):
+        message = complaint()
+
+    assert f"{machine.configuration_directory / 'Chrystoki.conf'}: Permission denied" in message
+
+
+def test_configured_library_in_a_directory_that_may_not_be_entered(machine):
+    library = machine.install("closed/client.so")
+    machine.configure(entry(library))
+
+    with closed(library.parent):
+        message = complaint()
+
+    assert f"LibUNIX64 = {library}: Permission denied" in message
+
+
+@pytest.mark.parametrize("name", ["argument", "variable"])
+def test_library_that_is_wished_for_in_a_directory_that_may_not_be_entered(machine, name):
+    library = machine.install("closed/client.so")
+    if name == "variable":
+        machine.set_variable(library)
+
+    with closed(library.parent), pytest.raises(luna_ext.LibraryLoadError) as caught:
+        luna_ext.Library(library if name == "argument" else None)
+
+    assert str(caught.value).endswith(f"the path '{library}': Permission denied")
 
 
 def test_configured_path_that_the_system_refuses_to_look_at_is_named(machine):

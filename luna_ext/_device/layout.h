@@ -9,7 +9,7 @@
 
 #include <stddef.h>
 
-#include "cryptoki_v2.h"
+#include "sdk.h"
 
 #if defined(__cplusplus) || defined(_MSC_VER)
 #define LAYOUT_HOLDS(condition) static_assert(condition, "cryptoki_v2.h: " #condition)

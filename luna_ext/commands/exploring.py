@@ -18,8 +18,8 @@ from rich.live import Live
 
 from .. import __version__, holders
 from .._cluster import Library
-from ..discovery import configured_library, find_library
-from ..errors import OPEN_AFTER_FORK, LunaError, rv_name
+from ..discovery import Configuration, configured_library, find_library
+from ..errors import OPEN_AFTER_FORK, LibraryLoadError, LunaError, rv_name
 from ..info import CLUSTER_FUNCTIONS
 from ..stub import STATE_VARIABLE, Cluster
 from .console import Settings, examples, in_one_line, make_table, print_table, printable, settings
@@ -45,8 +45,17 @@ def _configuration(options: Settings) -> Iterator[Finding]:
     yield Finding("luna_ext", f"{__version__}, Python {platform.python_version()}")
     where, _ = configured_library()
     yield Finding("configuration", where)
+    yield from _clusters()
     location = find_library(options.path)
     yield Finding("client library", f"{location.path}, named by {location.source}")
+
+
+def _clusters() -> Iterator[Finding]:
+    """The clusters that the client is registered with; nothing where there is no configuration."""
+    with contextlib.suppress(LibraryLoadError):
+        clusters = Configuration().clusters()
+        names = [f"{key} = {value}" for key, value in clusters.items()]
+        yield Finding("clusters", ", ".join(names) or "the configuration names none")
 
 
 def _library(luna: Library) -> Iterator[Finding]:
@@ -153,8 +162,8 @@ def doctor(options: Settings) -> int:
     """Find out whether luna_ext works here. Exit code 1: there is a problem.
 
     Tells which client library is used, from where, its versions, which of the four cluster
-    functions it has, what the client's configuration says, and whether threads and forked children
-    can use it.
+    functions it has, what the client's configuration says, with the clusters that it names, and
+    whether threads and forked children can use it.
     """
     problems = 0
     for finding in _examine(options):

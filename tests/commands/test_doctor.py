@@ -76,6 +76,7 @@ def test_no_client_library(command, monkeypatch):
     well, problems, _ = findings(done)
     assert done.returncode == 1
     assert well["configuration"].startswith("/nonexistent/Chrystoki.conf: No such file")
+    assert "clusters" not in well
     assert "Install the Luna client" in problems["client library"]
 
 
@@ -86,9 +87,21 @@ def test_what_the_configuration_says(command, old_client, monkeypatch, tmp_path)
     (tmp_path / "Chrystoki.conf").write_text(f"Chrystoki2 = {{\n LibUNIX64 = {library};\n}}\n")
     done = command("doctor")
     well, _, _ = findings(done)
+    assert well["clusters"] == "the configuration names none"
     assert done.returncode == 0
     assert well["configuration"] == f"{tmp_path / 'Chrystoki.conf'}: LibUNIX64 = {library}"
     assert well["client library"] == f"{library}, named by {well['configuration']}"
+
+
+def test_the_clusters_of_the_configuration(command, client, monkeypatch, tmp_path):
+    client(*CLUSTER_FUNCTIONS)
+    monkeypatch.setenv("ChrystokiConfigurationPath", str(tmp_path))
+    (tmp_path / "Chrystoki.conf").write_text(
+        "LunaSA Client = {\n LNHServer00 = 192.0.2.10;\n #LNHServer01 = 192.0.2.11;\n"
+        " LNHServer09 = hsm\x1b[1m.example;\n}\n"
+    )
+    well, _, _ = findings(command("doctor"))
+    assert well["clusters"] == "LNHServer00 = 192.0.2.10, LNHServer09 = hsm\\x1b[1m.example"
 
 
 def test_a_file_that_is_no_library(command, tmp_path):
