@@ -218,6 +218,7 @@ cdef class SlotMutex:
     cdef int doubted                 # whether a worker is to tell of a doubt, if it lasts
     cdef LostEvent lost              # of the newest hold whose event was asked for; or None
 
+    cdef uint64_t generation(self) noexcept nogil
     cdef int acquire(self, Share share) except -1
     cdef bint acquire_within(self, Share share, double seconds) except -1
     cdef int refuse_reentry(self, uint64_t number, uint64_t home) except -1
@@ -328,6 +329,7 @@ cdef class Locks:
     cdef CK_RV no_canary                # why there is no canary, until that is told; or CKR_OK
     cdef bint publishes                 # whether a thread writes the files for `luna-ext watch`
 
+    cdef uint64_t generation(self) noexcept nogil
     cdef SlotMutex mutex(self, CK_SLOT_ID slot_id)
     cdef SlotMutex _new(self)
     cdef SlotMutex _keep(self, SlotMutex mutex, CK_SLOT_ID slot_id)

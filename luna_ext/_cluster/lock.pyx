@@ -166,7 +166,7 @@ cdef class Departure:
 
     def finish(self):
         """On a worker: the unlock call."""
-        self.rv = self.mutex.take_off(self.due == UNLOCK_DUE_LATER, self.mutex.record.generation)
+        self.rv = self.mutex.take_off(self.due == UNLOCK_DUE_LATER, seen(&self.mutex.record).generation)
         try:
             if self.rv == CKR_OK:
                 tell_unlocked(self.began, self.mutex.slot_id, False)
@@ -376,7 +376,7 @@ cdef class SlotLock:
             if not self.mutex.acquire_within(self.share, seconds):
                 raise self._timed_out()
             began_in = forks
-            self.hold = self.mutex.record.hold
+            self.hold = seen(&self.mutex.record).hold
             self.mutex.keep_place(place)
             if self.token is None and heartbeat is None:
                 return self.target

@@ -128,7 +128,7 @@ cdef class Token:
                 "this Token did not come out of claim(), so it may be in use; assigning would "
                 "erase it. Use Library.claim()"
             )
-        if mutex.record.hold != self.claimed:
+        if seen(&mutex.record).hold != self.claimed:
             raise LockNotOwnedError(
                 f"slot {mutex.slot_id}: the lock was released since claim() and taken again; "
                 "another process may have used the token in between. Claim again",
