@@ -380,8 +380,10 @@ def wait_until_inside(cluster: Cluster) -> Callable[..., None]:
 
 
 PREAMBLE = """
-import os, signal, sys, threading, time, luna_ext
+import logging, os, signal, sys, threading, time, luna_ext
 from luna_ext.stub import STATE_VARIABLE, Cluster
+# However slow the machine is, asyncio shall not say so.
+logging.getLogger("asyncio").setLevel(logging.ERROR)
 cluster = Cluster(os.environ[STATE_VARIABLE])
 luna = cluster.library()
 slot = luna.slot(1)
