@@ -205,7 +205,7 @@ cdef class SlotMutex:
     """The lock of one slot in this process."""
     cdef Record record
     cdef int back                    # a mark: the lock call has its answer, heard or not
-    cdef bint is_unassigned          # whether a claim holds it, and has not assigned its token
+    cdef int is_unassigned           # whether a claim holds it, and has not assigned its token
     cdef uint64_t held_since         # luna_ticks() when the present hold was granted
     cdef Locks locks                 # of the client, for all its slots
     cdef Client client               # makes the device calls
@@ -296,6 +296,7 @@ cdef class Request(Waiter):
     cdef bint abandoned                # whether its caller gave it up; then it is counted in `locks`
     cdef bint in_own_call              # whether the thread that waits makes the call itself
 
+    cdef Outcome outcome(self) noexcept
     cdef uint64_t _begin(self) noexcept
     cdef int _end(self) noexcept
     cdef int _refuse(self, object error) except -1

@@ -224,7 +224,7 @@ cdef class Token:
         finally:
             if had_canary:
                 want_canary(client)
-        self.slot.mutex.is_unassigned = False
+        luna_shared_set(&self.slot.mutex.is_unassigned, False)
         if had_canary:
             self.slot.mutex.locks.look_for_canary(self.slot.slot_id)
         return 0

@@ -164,8 +164,11 @@ cdef class Locks:
         """How many calls are at the device that no thread or task waits for: lock calls and claims that
         were given up, and questions for heartbeats.
         """
-        cdef int calls = self.given_up + luna_shared_get(&self.questions)
+        cdef int calls = luna_shared_get(&self.questions)
         cdef Record record
+        luna_guard_lock(&self.guard)
+        calls += self.given_up
+        luna_guard_unlock(&self.guard)
         for mutex in self.all():
             record = seen(&(<SlotMutex> mutex).record)
             calls += record.calling and record.caller == 0 and record.waiting == 0
@@ -198,13 +201,13 @@ cdef class Locks:
             luna_guard_unlock(&self.guard)
             if request is None:
                 return
-            if request.seat.outcome == WAITING:
+            if request.outcome() == WAITING:
                 try:
                     request.make()
                 except BaseException as error:
                     request._refuse(error)
                 self.requests.discard(request)
-                if request.seat.outcome != WITHDRAWN and not request.wake():
+                if request.outcome() != WITHDRAWN and not request.wake():
                     request.give_up()
                 call_came_back(self)
 
@@ -234,10 +237,9 @@ cdef class Locks:
         cdef Request request
         for each in self.requests.copy():
             request = <Request> each
-            if request.share is share and not request.calling:
-                if request.step_aside(FAILED):
-                    request.error = closed_to_claims(share)
-                    request.wake()
+            if request.share is share and request.step_aside(FAILED, True):
+                request.error = closed_to_claims(share)
+                request.wake()
 
     def after_fork(self):
         cdef Request request
@@ -261,6 +263,14 @@ cdef Locks locks_of(Client client):
 
 @cython.final
 cdef class Request(Waiter):
+
+    cdef Outcome outcome(self) noexcept:
+        """How the wait stands."""
+        cdef Outcome outcome
+        luna_guard_lock(&self.locks.guard)
+        outcome = self.seat.outcome
+        luna_guard_unlock(&self.locks.guard)
+        return outcome
 
     cdef int make(self) except -1:
         """Ask for the next unassigned token; `seat.outcome` says what came of it."""
@@ -306,7 +316,7 @@ cdef class Request(Waiter):
                 return self._hold_begins()
             # What this process holds is its holder's, whatever the device says; to unlock it here
             # would take it away from there.
-            if self.seat.outcome != WAITING:
+            if self.outcome() != WAITING:
                 return 0
             rv = CKR_FUNCTION_FAILED
         self._refuse(error_of(rv, CA_GET_UNASSIGNED_SLOT, None))
@@ -317,10 +327,10 @@ cdef class Request(Waiter):
         cdef SlotMutex mutex = self.mutex
         cdef Record now
         mutex.held_since = luna_ticks(self.locks.client.tick)
-        mutex.is_unassigned = True
+        luna_shared_set(&mutex.is_unassigned, True)
         self.locks.look_for_canary(mutex.slot_id)
         now = seen(&mutex.record)
-        if now.owner == 0 or now.hold != self.seat.hold:
+        if (now.owner == 0 or now.hold != self.seat.hold) and luna_shared_take(&mutex.is_unassigned):
             mutex.leave_unassigned()
         return 0
 
@@ -422,7 +432,7 @@ cdef class Request(Waiter):
             if same and self._take_over(hold):
                 return True
             mutex.give_back(hold)
-            return self.seat.outcome != WAITING
+            return self.outcome() != WAITING
         if luna_shared_get(&self.locks.kind) == GIVES_ONCE and self._own_after_all():
             return True
         if begin_doubt(
@@ -471,11 +481,13 @@ cdef class Request(Waiter):
             luna_guard_unlock(&self.locks.guard)
         return 0
 
-    def step_aside(self, int outcome):
-        """End the wait, unless it has ended; whether that was done."""
+    def step_aside(self, int outcome, bint only_queued=False):
+        """End the wait, unless it has ended, or, with `only_queued`, the claim is at the device; whether that
+        was done.
+        """
         cdef bint waited
         luna_guard_lock(&self.locks.guard)
-        waited = self.seat.outcome == WAITING
+        waited = self.seat.outcome == WAITING and not (only_queued and self.calling)
         if waited:
             self.seat.outcome = <Outcome> outcome
             if self.calling:

@@ -570,6 +570,7 @@ cdef class SlotMutex:
         cdef PyObject *client = <PyObject *> self.client
         cdef uint64_t now = luna_ticks(self.client.tick)
         cdef bint was_long = now - self.held_since > self.locks.long_hold
+        cdef bint unassigned
         if luna_shared_get(&self.locks.kind) == UNKNOWN and (
             after_a_moment
             or ((luna_shared_get(&self.locks.claims_out) != 0 or luna_shared_get(&self.locks.in_doubt))
@@ -601,9 +602,11 @@ cdef class SlotMutex:
                 ):
                     # Finalised meanwhile, and the lock dropped with it.
                     rv = CKR_OK
+        # Taken before the next claim may hold the slot, which marks it for itself.
+        unassigned = luna_shared_get(&self.is_unassigned) and luna_shared_take(&self.is_unassigned)
         end_leave(&self.record, luna_count_get(&self.locks.claims))
         self.pass_turn()
-        if self.is_unassigned:
+        if unassigned:
             self.leave_unassigned()
         return rv
 
@@ -611,7 +614,6 @@ cdef class SlotMutex:
         """A claim has given the slot back: another program may claim its token, and assign it, which it
         cannot while the canary is there.
         """
-        self.is_unassigned = False
         if close_canary(self.client, self.slot_id):
             want_canary(self.client)
         return 0
