@@ -482,8 +482,8 @@ cdef class Request(Waiter):
         return 0
 
     def step_aside(self, int outcome, bint only_queued=False):
-        """End the wait, unless it has ended, or, with `only_queued`, the claim is at the device; whether that
-        was done.
+        """End the wait, unless it has ended, or, with `only_queued`, the claim is at the device; whether
+        that was done.
         """
         cdef bint waited
         luna_guard_lock(&self.locks.guard)
