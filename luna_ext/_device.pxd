@@ -62,6 +62,9 @@ cdef extern from "native.h":
     int luna_shared_get(int *place) noexcept nogil
     void luna_shared_set(int *place, int value) noexcept nogil
     int luna_shared_add(int *place, int amount) noexcept nogil
+    uint64_t luna_shared_get64 "luna_shared_get" (uint64_t *place) noexcept nogil
+    void luna_shared_set64 "luna_shared_set" (uint64_t *place, uint64_t value) noexcept nogil
+    uint64_t luna_shared_add64 "luna_shared_add" (uint64_t *place, uint64_t amount) noexcept nogil
     int luna_shared_take(int *place) noexcept nogil
     # From 0 to 1: whether this thread has done it.
     bint luna_shared_set_once(int *place) noexcept nogil
@@ -180,7 +183,9 @@ cdef class Client:
     cdef uint64_t generation                      # number of the newest C_Initialize
     cdef int suspect                              # an answer has meant that the device knows us no more
     cdef Canary canary                            # our own session in this generation
-    cdef luna_guard guard                         # of `shares` and `canary`, and what follows from them
+    # Of `shares`, and of what is written of the canary and the generation. Threads that lock read
+    # `sought_in` and `generation` without it.
+    cdef luna_guard guard
     cdef set shares                               # of the Libraries that have not closed
     cdef PyThread_type_lock transition            # held while one thread initialises or finalises
     cdef PyThread_type_lock idle                  # wakes the threads that wait for the last call

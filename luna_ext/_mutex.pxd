@@ -206,7 +206,7 @@ cdef class SlotMutex:
     """The lock of one slot in this process."""
     cdef Record record
     cdef int back                    # a mark: the lock call has its answer, heard or not
-    cdef bint is_unassigned          # whether a claim holds it, and has not assigned its token
+    cdef int is_unassigned           # whether a claim holds it, and has not assigned its token
     cdef uint64_t held_since         # luna_ticks() when the present hold was granted
     cdef Locks locks                 # of the client, for all its slots
     cdef Client client               # makes the device calls
@@ -219,6 +219,7 @@ cdef class SlotMutex:
     cdef int doubted                 # whether a worker is to tell of a doubt, if it lasts
     cdef LostEvent lost              # of the newest hold whose event was asked for; or None
 
+    cdef uint64_t generation(self) noexcept nogil
     cdef int acquire(self, Share share) except -1
     cdef bint acquire_within(self, Share share, double seconds) except -1
     cdef int refuse_reentry(self, uint64_t number, uint64_t home) except -1
@@ -296,6 +297,7 @@ cdef class Request(Waiter):
     cdef bint abandoned                # whether its caller gave it up; then it is counted in `locks`
     cdef bint in_own_call              # whether the thread that waits makes the call itself
 
+    cdef Outcome outcome(self) noexcept
     cdef uint64_t _begin(self) noexcept
     cdef int _end(self) noexcept
     cdef int _refuse(self, object error) except -1
@@ -329,6 +331,7 @@ cdef class Locks:
     cdef CK_RV no_canary                # why there is no canary, until that is told; or CKR_OK
     cdef bint publishes                 # whether a thread writes the files for `luna-ext watch`
 
+    cdef uint64_t generation(self) noexcept nogil
     cdef SlotMutex mutex(self, CK_SLOT_ID slot_id)
     cdef SlotMutex _new(self)
     cdef SlotMutex _keep(self, SlotMutex mutex, CK_SLOT_ID slot_id)

@@ -90,6 +90,7 @@ from luna_ext._device cimport (
     luna_shared_add,
     luna_is_marked,
     luna_shared_get,
+    luna_shared_get64,
     luna_shared_set,
     luna_shared_set_once,
     luna_shared_take,

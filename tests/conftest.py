@@ -380,8 +380,10 @@ def wait_until_inside(cluster: Cluster) -> Callable[..., None]:
 
 
 PREAMBLE = """
-import os, signal, sys, threading, time, luna_ext
+import logging, os, signal, sys, threading, time, luna_ext
 from luna_ext.stub import STATE_VARIABLE, Cluster
+# However slow the machine is, asyncio shall not say so.
+logging.getLogger("asyncio").setLevel(logging.ERROR)
 cluster = Cluster(os.environ[STATE_VARIABLE])
 luna = cluster.library()
 slot = luna.slot(1)
@@ -422,6 +424,9 @@ class Ended(NamedTuple):
 class Program:
     """Python code, after PREAMBLE, in a process of its own."""
 
+    patience = 45.0
+    """Seconds to its end, at most. Where a test may take longer than usual, so may its programs."""
+
     def __init__(self, body: str, *, options: tuple[str, ...] = DEVELOPMENT, **variables: str):
         self.process = subprocess.Popen(
             [sys.executable, *options, "-c", PREAMBLE + textwrap.dedent(body)],
@@ -437,9 +442,9 @@ class Program:
         line = self.process.stdout.readline().strip()
         assert line == word, (line, self.process.poll())
 
-    def ended(self, timeout: float = 45) -> Ended:
+    def ended(self, timeout: float | None = None) -> Ended:
         try:
-            out, err = self.process.communicate(timeout=timeout)
+            out, err = self.process.communicate(timeout=timeout or self.patience)
         except subprocess.TimeoutExpired:
             self.process.kill()
             out, err = self.process.communicate()
@@ -453,9 +458,11 @@ class Program:
 
 
 @pytest.fixture
-def program(cluster: Cluster) -> Iterator[Callable[..., Program]]:
+def program(cluster: Cluster, pytestconfig: pytest.Config) -> Iterator[Callable[..., Program]]:
     """Start a Program; ended() waits for it."""
     programs: list[Program] = []
+    limit = float(pytestconfig.getini("faulthandler_timeout"))
+    Program.patience = max(Program.patience, 0.75 * limit)
 
     def start(body: str, **options: object) -> Program:
         programs.append(Program(body, **options))  # type: ignore[arg-type]
@@ -473,7 +480,7 @@ def program(cluster: Cluster) -> Iterator[Callable[..., Program]]:
 def run(program: Callable[..., Program]) -> Callable[..., Ended]:
     """Run a Program to its end."""
 
-    def run(body: str, *, timeout: float = 45, **options: object) -> Ended:
+    def run(body: str, *, timeout: float | None = None, **options: object) -> Ended:
         return program(body, **options).ended(timeout)
 
     return run

@@ -638,8 +638,6 @@ def in_loop(slot):
             pass
 
     async def main():
-        # However slow the machine is, asyncio shall not say so.
-        asyncio.get_running_loop().slow_callback_duration = 60
         while True:
             await asyncio.gather(enter(), enter())
 

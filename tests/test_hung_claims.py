@@ -228,9 +228,12 @@ for _ in range(3):
     give_up()
     give_up_in_a_task()
 assert left()
-wait_until(lambda: not left())
-called = [entry.function for entry in cluster.log()]
-assert called.count("CA_UnlockClusteredSlot") == called.count("CA_GetUnassignedSlot") == 6
+def called(function):
+    return sum(entry.function == function for entry in cluster.log())
+# On a slow machine a claim may be given up before its call has begun.
+claims = called("CA_GetUnassignedSlot")
+wait_until(lambda: not left() and called("CA_UnlockClusteredSlot") == claims)
+assert 0 < claims == called("CA_GetUnassignedSlot") <= 6
 end("done")
 """
     assert succeed(body) == ["done"]

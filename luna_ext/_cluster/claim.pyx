@@ -168,7 +168,7 @@ cdef class Claim:
                 deadline_in(patience_here(left_of(self.deadline))),
                 self._warn,
             )
-            if request.seat.outcome == WAITING and self._has_time() and in_greenlet_hub():
+            if request.outcome() == WAITING and self._has_time() and in_greenlet_hub():
                 raise greenlet_error(
                     f"cluster {self.cluster_id.decode()!r}: the device has not answered yet",
                     CLAIM,
@@ -192,7 +192,7 @@ cdef class Claim:
     cdef Token _token_of(self, Request request):
         """The Token that the request was given; None if the device may be asked again."""
         cdef Token token
-        cdef Outcome outcome = request.seat.outcome
+        cdef Outcome outcome = request.outcome()
         if outcome != GRANTED and outcome != FAILED:
             request.give_up()
             raise self._out_of_time()

@@ -167,7 +167,7 @@ cdef class Departure:
 
     def finish(self):
         """On a worker: the unlock call."""
-        self.rv = self.mutex.take_off(self.due == UNLOCK_DUE_LATER, self.mutex.record.generation)
+        self.rv = self.mutex.take_off(self.due == UNLOCK_DUE_LATER, seen(&self.mutex.record).generation)
         try:
             if self.rv == CKR_OK:
                 tell_unlocked(self.began, self.mutex.slot_id, False)
@@ -381,7 +381,7 @@ cdef class SlotLock:
                 raise self._timed_out()
             began_in = forks
             # Another thread may enter through the same SlotLock if this hold is lost.
-            hold = self.mutex.record.hold
+            hold = seen(&self.mutex.record).hold
             self.hold = hold
             self.mutex.keep_place(place)
             if self.token is None and heartbeat is None:

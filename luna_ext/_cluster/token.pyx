@@ -128,7 +128,7 @@ cdef class Token:
                 "this Token did not come out of claim(), so it may be in use; assigning would "
                 "erase it. Use Library.claim()"
             )
-        if mutex.record.hold != self.claimed:
+        if seen(&mutex.record).hold != self.claimed:
             raise LockNotOwnedError(
                 f"slot {mutex.slot_id}: the lock was released since claim() and taken again; "
                 "another process may have used the token in between. Claim again",
@@ -224,7 +224,7 @@ cdef class Token:
         finally:
             if had_canary:
                 want_canary(client)
-        self.slot.mutex.is_unassigned = False
+        luna_shared_set(&self.slot.mutex.is_unassigned, False)
         if had_canary:
             self.slot.mutex.locks.look_for_canary(self.slot.slot_id)
         return 0

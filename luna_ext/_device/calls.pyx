@@ -172,9 +172,9 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
     cdef bint due
     cdef bint made = True
     luna_guard_lock(&client.guard)
-    generation = client.generation
-    due = client.canary.sought_in != generation
-    client.canary.sought_in = generation
+    generation = luna_shared_get64(&client.generation)
+    due = luna_shared_get64(&client.canary.sought_in) != generation
+    luna_shared_set64(&client.canary.sought_in, generation)
     luna_guard_unlock(&client.guard)
     if not due:
         return CKR_OK
@@ -206,13 +206,13 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
             NULL, NULL
         )
     luna_guard_lock(&client.guard)
-    if made and rv == CKR_OK and client.generation == generation:
+    if made and rv == CKR_OK and luna_shared_get64(&client.generation) == generation:
         client.canary.session = sessions[count]
         client.canary.slot_id = slot_id
         client.canary.generation = generation
     elif not made or says_nothing_of_sessions(rv):
         # The next lock call, perhaps of another slot, tries it again.
-        client.canary.sought_in = 0
+        luna_shared_set64(&client.canary.sought_in, 0)
         rv = CKR_OK
     luna_guard_unlock(&client.guard)
     return rv
@@ -264,7 +264,7 @@ cdef Life ask_canary(Client client) noexcept:
     luna_guard_lock(&client.guard)
     canary = client.canary
     luna_guard_unlock(&client.guard)
-    if canary.generation == 0 or canary.generation != client.generation:
+    if canary.generation == 0 or canary.generation != luna_shared_get64(&client.generation):
         return NO_CANARY
     if not tells_of_session(client, canary.session, canary.slot_id, &rv) or says_busy(rv):
         return NO_CANARY
@@ -282,7 +282,7 @@ cdef Life ask_canary(Client client) noexcept:
         luna_guard_lock(&client.guard)
         if client.canary.session == canary.session:
             client.canary.generation = 0
-            client.canary.sought_in = 0
+            luna_shared_set64(&client.canary.sought_in, 0)
         luna_guard_unlock(&client.guard)
         return NO_CANARY
     life = NO_CANARY
@@ -291,8 +291,8 @@ cdef Life ask_canary(Client client) noexcept:
     if client.canary.generation == canary.generation and client.canary.session == canary.session:
         life = GONE
         client.canary.generation = 0
-        if client.generation == canary.generation:
-            client.generation += 1
+        if luna_shared_get64(&client.generation) == canary.generation:
+            luna_shared_add64(&client.generation, 1)
             # Another user of the process has initialised the library, and finalises it.
             client.initialised_here = False
     luna_guard_unlock(&client.guard)
@@ -324,7 +324,7 @@ cdef bint close_canary(Client client, CK_SLOT_ID slot_id) noexcept:
 cdef void want_canary(Client client) noexcept nogil:
     """The next lock call opens one."""
     luna_guard_lock(&client.guard)
-    client.canary.sought_in = 0
+    luna_shared_set64(&client.canary.sought_in, 0)
     luna_guard_unlock(&client.guard)
 
 

@@ -189,7 +189,12 @@ cdef inline bint cleanup_begins(Client client) noexcept nogil:
 cdef inline void call_ends(Client client) noexcept nogil:
     luna_shared_add(&client.traffic[luna_shard()].in_flight, -1)
     if luna_shared_get(&client.awaited) and luna_shared_take(&client.awaited):
+        # Locked first: nobody may have waited since it was released, and Python 3.15 aborts when a lock is
+        # released that is not locked. Under the guard, so that no other call releases it in between.
+        luna_guard_lock(&client.guard)
+        PyThread_acquire_lock(client.idle, NOWAIT_LOCK)
         PyThread_release_lock(client.idle)
+        luna_guard_unlock(&client.guard)
 
 
 cdef inline void count_call(
@@ -393,8 +398,10 @@ cdef class Client:
         if rv != CKR_OK and (rv != CKR_CRYPTOKI_ALREADY_INITIALIZED or self._is_parents()):
             return rv
         self.inherited = False
+        luna_guard_lock(&self.guard)
         self.initialised_here = rv == CKR_OK
-        self.generation += 1
+        luna_shared_add64(&self.generation, 1)
+        luna_guard_unlock(&self.guard)
         luna_shared_set(&self.suspect, 0)
         luna_shared_set(&self.initialised, 1)
         luna_shared_set(&self.state, READY)
@@ -453,7 +460,9 @@ cdef class Client:
                 self.initialised_here = False
                 finalized = self._call_finalize()
                 # From here on nothing is held, even if C_Initialize fails.
-                self.generation += 1
+                luna_guard_lock(&self.guard)
+                luna_shared_add64(&self.generation, 1)
+                luna_guard_unlock(&self.guard)
         if out == 0 and before != CLOSED:
             rv = self._initialise()
             luna_guard_lock(&self.guard)
@@ -496,7 +505,7 @@ cdef class Client:
         with nogil:
             self.functions.C_CloseSession(self.canary.session)
         self.canary.generation = 0
-        self.canary.sought_in = 0
+        luna_shared_set64(&self.canary.sought_in, 0)
         return 0
 
     cdef CK_RV _call_finalize(self) noexcept:

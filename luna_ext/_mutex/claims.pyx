@@ -75,6 +75,10 @@ cdef class Locks:
 
     # ---- the same connection ----
 
+    cdef uint64_t generation(self) noexcept nogil:
+        """Of C_Initialize, as it is now."""
+        return luna_shared_get64(&self.client.generation)
+
     cdef int look_for_canary(self, CK_SLOT_ID slot_id) noexcept:
         """Before the first lock call of a generation: open the canary, on the slot that is to be locked. A
         token that no program holds may be claimed, and none can be initialised that has a session.
@@ -102,7 +106,7 @@ cdef class Locks:
         for each in self.all():
             mutex = <SlotMutex> each
             now = seen(&mutex.record)
-            if now.owner != 0 and now.generation != self.client.generation:
+            if now.owner != 0 and now.generation != self.generation():
                 mutex.end_lost(now.owner, now.share, now.hold, FINALISED)
         return 0
 
@@ -123,7 +127,7 @@ cdef class Locks:
         for each in self.all():
             mutex = <SlotMutex> each
             if seen(&mutex.record).doubt and end_doubt(
-                &mutex.record, self.client.generation, kind == GIVES_ONCE
+                &mutex.record, self.generation(), kind == GIVES_ONCE
             ):
                 if not run_on_worker(unlock_late, mutex):
                     unlock_late(mutex)
@@ -143,7 +147,7 @@ cdef class Locks:
         if luna_shared_take(&self.in_doubt):
             for mutex in self.all():
                 record = seen(&(<SlotMutex> mutex).record)
-                if record.doubt and record.doubt_in == self.client.generation:
+                if record.doubt and record.doubt_in == self.generation():
                     luna_shared_set(&self.in_doubt, True)
         return luna_shared_get(&self.in_doubt)
 
@@ -160,8 +164,11 @@ cdef class Locks:
         """How many calls are at the device that no thread or task waits for: lock calls and claims that
         were given up, and questions for heartbeats.
         """
-        cdef int calls = self.given_up + luna_shared_get(&self.questions)
+        cdef int calls = luna_shared_get(&self.questions)
         cdef Record record
+        luna_guard_lock(&self.guard)
+        calls += self.given_up
+        luna_guard_unlock(&self.guard)
         for mutex in self.all():
             record = seen(&(<SlotMutex> mutex).record)
             calls += record.calling and record.caller == 0 and record.waiting == 0
@@ -194,13 +201,13 @@ cdef class Locks:
             luna_guard_unlock(&self.guard)
             if request is None:
                 return
-            if request.seat.outcome == WAITING:
+            if request.outcome() == WAITING:
                 try:
                     request.make()
                 except BaseException as error:
                     request._refuse(error)
                 self.requests.discard(request)
-                if request.seat.outcome != WITHDRAWN and not request.wake():
+                if request.outcome() != WITHDRAWN and not request.wake():
                     request.give_up()
                 call_came_back(self)
 
@@ -230,10 +237,9 @@ cdef class Locks:
         cdef Request request
         for each in self.requests.copy():
             request = <Request> each
-            if request.share is share and not request.calling:
-                if request.step_aside(FAILED):
-                    request.error = closed_to_claims(share)
-                    request.wake()
+            if request.share is share and request.step_aside(FAILED, True):
+                request.error = closed_to_claims(share)
+                request.wake()
 
     def after_fork(self):
         cdef Request request
@@ -258,13 +264,21 @@ cdef Locks locks_of(Client client):
 @cython.final
 cdef class Request(Waiter):
 
+    cdef Outcome outcome(self) noexcept:
+        """How the wait stands."""
+        cdef Outcome outcome
+        luna_guard_lock(&self.locks.guard)
+        outcome = self.seat.outcome
+        luna_guard_unlock(&self.locks.guard)
+        return outcome
+
     cdef int make(self) except -1:
         """Ask for the next unassigned token; `seat.outcome` says what came of it."""
         cdef Client client = self.locks.client
         cdef SlotMutex mutex
         cdef Arrival arrival = HELD
         cdef CK_RV rv = CKR_OK
-        cdef uint64_t claim
+        cdef uint64_t claim, generation
         for _ in range(MOST_TRIES):
             # Made beforehand: from the answer on, nothing may run the garbage collector.
             mutex = self.locks._new()
@@ -283,9 +297,10 @@ cdef class Request(Waiter):
                 if known is None:
                     known = self._keep_or_unlock(mutex)
                 self.mutex = <SlotMutex> known
+                generation = self.mutex.generation()
                 luna_guard_lock(&self.locks.guard)
                 arrival = arrive(
-                    &self.mutex.record, &self.seat, claim, client.generation, &self.locks.kind
+                    &self.mutex.record, &self.seat, claim, generation, &self.locks.kind
                 )
                 luna_guard_unlock(&self.locks.guard)
             self._end()
@@ -295,13 +310,13 @@ cdef class Request(Waiter):
                 return self._hold_begins()
             if arrival == RETURNED:
                 # A lock call may be out, whose answer the unlock must not cross either.
-                self.mutex._tell_late(self.mutex.take_off(True, client.generation))
+                self.mutex._tell_late(self.mutex.take_off(True, generation))
                 return 0
             if arrival == UNPROVEN and self.make_sure():
                 return self._hold_begins()
             # What this process holds is its holder's, whatever the device says; to unlock it here
             # would take it away from there.
-            if self.seat.outcome != WAITING:
+            if self.outcome() != WAITING:
                 return 0
             rv = CKR_FUNCTION_FAILED
         self._refuse(error_of(rv, CA_GET_UNASSIGNED_SLOT, None))
@@ -312,10 +327,10 @@ cdef class Request(Waiter):
         cdef SlotMutex mutex = self.mutex
         cdef Record now
         mutex.held_since = luna_ticks(self.locks.client.tick)
-        mutex.is_unassigned = True
+        luna_shared_set(&mutex.is_unassigned, True)
         self.locks.look_for_canary(mutex.slot_id)
         now = seen(&mutex.record)
-        if now.owner == 0 or now.hold != self.seat.hold:
+        if (now.owner == 0 or now.hold != self.seat.hold) and luna_shared_take(&mutex.is_unassigned):
             mutex.leave_unassigned()
         return 0
 
@@ -386,7 +401,7 @@ cdef class Request(Waiter):
         cdef object failure = None
         cdef Outcome outcome
         cdef uint64_t hold
-        cdef uint64_t asked = mutex.record.calls
+        cdef uint64_t asked = seen(&mutex.record).calls
         # With a number of its own: a claimer that gives up may lock the slot while this waits.
         waiter.prepare(new_number(), 0, self.share)
         # What a refusal shows is wanted, not patience with it.
@@ -417,11 +432,11 @@ cdef class Request(Waiter):
             if same and self._take_over(hold):
                 return True
             mutex.give_back(hold)
-            return self.seat.outcome != WAITING
+            return self.outcome() != WAITING
         if luna_shared_get(&self.locks.kind) == GIVES_ONCE and self._own_after_all():
             return True
         if begin_doubt(
-            &mutex.record, self.locks.client.generation, asked != mutex.record.calls
+            &mutex.record, mutex.generation(), asked != seen(&mutex.record).calls
         ) and luna_shared_get(&self.locks.kind) != GRANTS_AGAIN:
             # On a device that grants again, what was not granted was not this process's.
             self.locks.note_doubt()
@@ -431,13 +446,12 @@ cdef class Request(Waiter):
     cdef bint _own_after_all(self) except -1:
         """The device is known by now to give a lock but once, so the claim's grant was true."""
         cdef Arrival arrival
+        cdef uint64_t generation = self.mutex.generation()
         luna_guard_lock(&self.locks.guard)
-        arrival = arrive(
-            &self.mutex.record, &self.seat, 0, self.locks.client.generation, &self.locks.kind
-        )
+        arrival = arrive(&self.mutex.record, &self.seat, 0, generation, &self.locks.kind)
         luna_guard_unlock(&self.locks.guard)
         if arrival == RETURNED:
-            self.mutex._tell_late(self.mutex.take_off(False, self.locks.client.generation))
+            self.mutex._tell_late(self.mutex.take_off(False, generation))
         return arrival == CLAIMED or arrival == RETURNED
 
     cdef bint _take_over(self, uint64_t hold) noexcept:
@@ -467,11 +481,13 @@ cdef class Request(Waiter):
             luna_guard_unlock(&self.locks.guard)
         return 0
 
-    def step_aside(self, int outcome):
-        """End the wait, unless it has ended; whether that was done."""
+    def step_aside(self, int outcome, bint only_queued=False):
+        """End the wait, unless it has ended, or, with `only_queued`, the claim is at the device; whether
+        that was done.
+        """
         cdef bint waited
         luna_guard_lock(&self.locks.guard)
-        waited = self.seat.outcome == WAITING
+        waited = self.seat.outcome == WAITING and not (only_queued and self.calling)
         if waited:
             self.seat.outcome = <Outcome> outcome
             if self.calling:

@@ -202,7 +202,7 @@ cdef class Heartbeat:
         """
         cdef SlotMutex mutex = self.mutex
         cdef object problem = None
-        cdef bint finalised = seen(&mutex.record).generation != mutex.client.generation
+        cdef bint finalised = seen(&mutex.record).generation != mutex.generation()
         cdef bint news
         # close() does not wait for a question.
         luna_shared_add(&mutex.locks.questions, 1)

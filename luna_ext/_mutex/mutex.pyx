@@ -54,6 +54,10 @@ cdef Place note_place(object task):
 @cython.final
 cdef class SlotMutex:
 
+    cdef uint64_t generation(self) noexcept nogil:
+        """Of C_Initialize, as it is now."""
+        return luna_shared_get64(&self.client.generation)
+
     # ---- the ways in ----
 
     cdef int acquire(self, Share share) except -1:
@@ -225,9 +229,9 @@ cdef class SlotMutex:
         while True:
             if not luna_shared_get(&share.open) or luna_shared_get(&self.client.state) != READY:
                 self._make_ready(share)
-            if self.client.canary.sought_in != self.client.generation:
+            if luna_shared_get64(&self.client.canary.sought_in) != self.generation():
                 self.locks.look_for_canary(self.slot_id)
-            if not begin_call(&self.record, self.client.generation, False, &self.back):
+            if not begin_call(&self.record, self.generation(), False, &self.back):
                 return self._wait_for_turn(number, share, wait, True)
             now = 0
             if not lock_slot(<Client> client, self.slot_id, &rv, &nanoseconds, &self.back, &now):
@@ -236,7 +240,7 @@ cdef class SlotMutex:
             kind = luna_shared_get(&self.locks.kind)
             verdict = hear(
                 &self.record, rv == CKR_OK, rv != CKR_OK and says_busy(rv),
-                self.client.generation, &self.locks.kind,
+                self.generation(), &self.locks.kind,
                 number, number, share.number, NULL
             )
             if kind != luna_shared_get(&self.locks.kind):
@@ -284,7 +288,7 @@ cdef class SlotMutex:
     cdef int _conclude_own_call(
         self, uint64_t number, Share share, Wait *wait, uint64_t nanoseconds
     ) except -1:
-        cdef uint64_t hold = self.record.hold
+        cdef uint64_t hold = seen(&self.record).hold
         if wait.began == 0:
             wait.began = luna_now() - 1e-9 * nanoseconds
         wait.warned = wait.warned or self._was_told_of_call()
@@ -414,7 +418,7 @@ cdef class SlotMutex:
         cdef Verdict verdict
         cdef Backoff backoff
         cdef double pause
-        cdef uint64_t hold
+        cdef uint64_t hold, generation
         cdef int kind
         backoff.longest = 0
         while True:
@@ -424,10 +428,10 @@ cdef class SlotMutex:
                 except BaseException as error:
                     self._fail_first(error)
                     return 0
-            if self.client.canary.sought_in != self.client.generation:
+            if luna_shared_get64(&self.client.canary.sought_in) != self.generation():
                 self.locks.look_for_canary(self.slot_id)
             if not trial and not begin_call(
-                &self.record, self.client.generation, True, &self.back
+                &self.record, self.generation(), True, &self.back
             ):
                 break
             now = 0
@@ -437,9 +441,10 @@ cdef class SlotMutex:
                 continue
             kind = luna_shared_get(&self.locks.kind)
             seat = NULL
+            generation = self.generation()
             verdict = hear(
                 &self.record, rv == CKR_OK, rv != CKR_OK and says_busy(rv),
-                self.client.generation, &self.locks.kind,
+                generation, &self.locks.kind,
                 0, 0, 0, &seat
             )
             if kind != luna_shared_get(&self.locks.kind):
@@ -452,7 +457,7 @@ cdef class SlotMutex:
                     self.give_back(hold)
                 return 0
             if verdict == UNWANTED:
-                self._tell_late(self.take_off(False, self.record.generation))
+                self._tell_late(self.take_off(False, generation))
                 return 0
             if verdict == IGNORED:
                 self._note_doubt()
@@ -491,11 +496,10 @@ cdef class SlotMutex:
         """End the hold and make the unlock call, before anything that can raise. Returns the device's
         answer; CKR_OK if no call was due.
         """
-        due[0] = begin_leave(
-            &self.record, number, 0, share, self.client.generation, &self.locks.kind, loss
-        )
+        cdef uint64_t generation = self.generation()
+        due[0] = begin_leave(&self.record, number, 0, share, generation, &self.locks.kind, loss)
         if due[0] == UNLOCK_DUE or due[0] == UNLOCK_DUE_LATER:
-            return self.take_off(due[0] == UNLOCK_DUE_LATER, self.client.generation)
+            return self.take_off(due[0] == UNLOCK_DUE_LATER, generation)
         if due[0] == LOST:
             self.pass_turn()
         return CKR_OK
@@ -566,6 +570,7 @@ cdef class SlotMutex:
         cdef PyObject *client = <PyObject *> self.client
         cdef uint64_t now = luna_ticks(self.client.tick)
         cdef bint was_long = now - self.held_since > self.locks.long_hold
+        cdef bint unassigned
         if luna_shared_get(&self.locks.kind) == UNKNOWN and (
             after_a_moment
             or ((luna_shared_get(&self.locks.claims_out) != 0 or luna_shared_get(&self.locks.in_doubt))
@@ -575,7 +580,7 @@ cdef class SlotMutex:
             now = 0
         if was_long:
             now = 0
-        if self.client.generation != generation:
+        if self.generation() != generation:
             # Finalised meanwhile, and the lock dropped with it.
             pass
         elif was_long and self.locks.is_finalised():
@@ -592,14 +597,16 @@ cdef class SlotMutex:
                 with nogil:
                     luna_pause(pause)
                 pause = next_pause(&backoff)
-                if self.client.generation != generation or not unlock_slot(
+                if self.generation() != generation or not unlock_slot(
                     self.client, self.slot_id, &rv, NULL
                 ):
                     # Finalised meanwhile, and the lock dropped with it.
                     rv = CKR_OK
+        # Taken before the next claim may hold the slot, which marks it for itself.
+        unassigned = luna_shared_get(&self.is_unassigned) and luna_shared_take(&self.is_unassigned)
         end_leave(&self.record, luna_count_get(&self.locks.claims))
         self.pass_turn()
-        if self.is_unassigned:
+        if unassigned:
             self.leave_unassigned()
         return rv
 
@@ -607,7 +614,6 @@ cdef class SlotMutex:
         """A claim has given the slot back: another program may claim its token, and assign it, which it
         cannot while the canary is there.
         """
-        self.is_unassigned = False
         if close_canary(self.client, self.slot_id):
             want_canary(self.client)
         return 0
@@ -700,7 +706,7 @@ cdef class SlotMutex:
         """End a hold that its owner cannot end, on a worker."""
         cdef Loss loss = NOT_LOST
         cdef Leave due = begin_leave(
-            &self.record, 0, hold, 0, self.client.generation, &self.locks.kind, &loss
+            &self.record, 0, hold, 0, self.generation(), &self.locks.kind, &loss
         )
         if due == UNLOCK_DUE or due == UNLOCK_DUE_LATER:
             # If no thread can be had, as at the interpreter's end, this thread has to unlock.
@@ -790,13 +796,13 @@ cdef class SlotMutex:
         self.check_mine(TOKEN_INFO)
         now = seen(&self.record)
         hold = now.hold
-        if now.loss == NOT_LOST and now.generation != self.client.generation:
+        if now.loss == NOT_LOST and now.generation != self.generation():
             if lose(&self.record, hold, FINALISED):
                 tell_of_loss(self, hold, FINALISED)
         if seen(&self.record).loss == NOT_LOST:
             label = self._label_while_held(hold)
             # While the device was asked, the library may have been initialised anew as well.
-            if self.locks.is_finalised() or now.generation != self.client.generation:
+            if self.locks.is_finalised() or now.generation != self.generation():
                 self.locks.lose_all()
                 hold_back_at_exit()
                 raise lost_error(self.slot_id, LOSSES[<int> FINALISED])
@@ -845,8 +851,8 @@ cdef class SlotMutex:
     cdef int keep_place(self, Place place) noexcept:
         """Keep the Place that was noted before the lock was asked for; the caller holds the lock now."""
         cdef Place earlier
-        place.hold = self.record.hold
         luna_guard_lock(&self.record.guard)
+        place.hold = self.record.hold
         # A reference until the guard is left: no object may be freed under it.
         earlier = self.noted
         self.noted = place
@@ -989,14 +995,13 @@ cdef class SlotMutex:
         is the loss that the holder is told of.
         """
         cdef Loss loss = NOT_LOST
-        cdef Leave due = begin_leave(
-            &self.record, 0, hold, 0, self.client.generation, &self.locks.kind, &loss
-        )
+        cdef uint64_t generation = self.generation()
+        cdef Leave due = begin_leave(&self.record, 0, hold, 0, generation, &self.locks.kind, &loss)
         if due != NOT_MINE and told != NOT_LOST:
             # Before the unlock call, which may take long.
             tell_of_loss(self, hold, told)
         if due == UNLOCK_DUE or due == UNLOCK_DUE_LATER:
-            self._tell_late(self.take_off(due == UNLOCK_DUE_LATER, self.client.generation))
+            self._tell_late(self.take_off(due == UNLOCK_DUE_LATER, generation))
         elif due == LOST:
             self.pass_turn()
         return 0
@@ -1051,7 +1056,7 @@ cdef Leave begin_leave_of(
 ) noexcept:
     """End a hold; the caller sees to the unlock call that is due."""
     return begin_leave(
-        &mutex.record, number, 0, share, mutex.client.generation, &mutex.locks.kind, loss
+        &mutex.record, number, 0, share, mutex.generation(), &mutex.locks.kind, loss
     )
 
 
@@ -1068,7 +1073,7 @@ cdef int lock_for_waiters(object mutex) noexcept:
 
 cdef int make_trial(object mutex) noexcept:
     cdef SlotMutex self = <SlotMutex> mutex
-    if send_trial(&self.record, self.client.generation, &self.back):
+    if send_trial(&self.record, self.generation(), &self.back):
         self._lock_for_waiters(True)
     else:
         self.pass_turn()
@@ -1088,7 +1093,8 @@ cdef int tell_of_doubt(object mutex) noexcept:
 
 cdef int unlock_late(object mutex) noexcept:
     cdef SlotMutex self = <SlotMutex> mutex
-    self._tell_late(self.take_off(self.record.calling, self.record.generation))
+    cdef Record now = seen(&self.record)
+    self._tell_late(self.take_off(now.calling, now.generation))
     return 0
 
 

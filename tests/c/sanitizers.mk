@@ -70,7 +70,8 @@ tsan: tsan-tools build/tsan/storm $(VENV)/built $(VENV)/with-test
 		status=$$?; cat $(abspath build/tsan/reports)/* 2>/dev/null && exit 66; exit $$status
 
 # The same without the GIL, on a CPython that is built for ThreadSanitizer as well. CPython's own list says
-# which of its races are known.
+# which of its races are known. Left out is the search of the heap for a PIN, for ThreadSanitizer has a heap
+# of its own.
 tsan-freethreaded: tsan-tools $(VENV)/built
 	$(NOT_AT_RANDOM) $(MAKE) $(WATCHED)/venv/pip $(WATCHED)/venv/with-test-freethreaded \
 		PYTHON="$$(tests/python-freethreaded --with-thread-sanitizer)" VENV=$(WATCHED)/venv
@@ -86,7 +87,8 @@ tsan-freethreaded: tsan-tools $(VENV)/built
 	cd $(WATCHED)/tree && PYTHON_GIL=0 TSAN_OPTIONS="die_after_fork=0 handle_segv=0 \
 		suppressions=$(abspath $(WATCHED))/tsan.supp log_path=$(abspath $(WATCHED))/reports/of" \
 		$(NOT_AT_RANDOM) $(abspath $(WATCHED))/venv/bin/python -m pytest -q $(PATIENT) \
-		-p luna_ext.pytest_plugin $(TSAN_FREETHREADED_TESTS); \
+		-p luna_ext.pytest_plugin $(TSAN_FREETHREADED_TESTS) \
+		--deselect=tests/test_claim.py::test_no_copy_of_a_pin_is_left_in_memory; \
 		status=$$?; cat $(abspath $(WATCHED))/reports/* 2>/dev/null && exit 66; exit $$status
 
 WATCHED := build/tsan-freethreaded
