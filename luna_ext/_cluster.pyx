@@ -103,6 +103,7 @@ from luna_ext._mutex cimport (
     patience_here,
     run_on_worker,
     seen,
+    signal_anew,
     sit_out,
     task_number,
     tell_failed_release,

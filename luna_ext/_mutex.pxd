@@ -350,6 +350,7 @@ cdef class Locks:
 ctypedef int (*Work)(object subject) noexcept
 
 cdef uint64_t forks
+cdef int signal_anew(PyThread_type_lock signal) noexcept
 cdef Heartbeat new_heartbeat(SlotMutex mutex, Share share, double seconds, object on_lost)
 cdef Place note_place(object task)
 cdef Leave begin_leave_of(SlotMutex mutex, uint64_t number, uint64_t share, Loss *loss) noexcept

@@ -291,7 +291,7 @@ cdef bint run_within(object function, Deadline deadline) except -1:
 
 def _after_fork_in_child():
     for errand in errands:
-        PyThread_release_lock((<Errand> errand).signal)
+        signal_anew((<Errand> errand).signal)
 
 
 do_in_child(_after_fork_in_child)

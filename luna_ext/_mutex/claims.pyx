@@ -247,7 +247,7 @@ cdef class Locks:
             request = <Request> each
             request.seat.outcome = LEFT_BEHIND
             if request.signal != NULL:
-                PyThread_release_lock(request.signal)
+                signal_anew(request.signal)
         self._begin_anew()
         self.publishes = False
         for mutex in self.all():
@@ -278,7 +278,8 @@ cdef class Request(Waiter):
         cdef SlotMutex mutex
         cdef Arrival arrival = HELD
         cdef CK_RV rv = CKR_OK
-        cdef uint64_t claim, generation
+        cdef uint64_t claim
+        cdef uint64_t generation = 0
         for _ in range(MOST_TRIES):
             # Made beforehand: from the answer on, nothing may run the garbage collector.
             mutex = self.locks._new()

@@ -404,10 +404,14 @@ cdef int stop_keeper() noexcept:
     """Before a fork."""
     global keeper_stops
     if luna_shared_get(&keeper_runs):
+        luna_guard_lock(&keeper_guard)
         keeper_stops = True
+        luna_guard_unlock(&keeper_guard)
         signal_anew(keeper_wake)
         wait_for_none(&keeper_runs, deadline_in(DISMISSAL_SECONDS))
+        luna_guard_lock(&keeper_guard)
         keeper_stops = False
+        luna_guard_unlock(&keeper_guard)
     return 0
 
 

@@ -1031,7 +1031,7 @@ cdef class SlotMutex:
             waiter = <Waiter> seat.waiter
             Py_DECREF(waiter)
             if waiter.signal != NULL:
-                PyThread_release_lock(waiter.signal)
+                signal_anew(waiter.signal)
         noted = self.present_place()
         kept_by_task = noted is not None and (<Place> noted).task is not None
         if self.lost is not None and self.record.owner != 0 and self.lost.hold == self.record.hold:
@@ -1140,7 +1140,9 @@ cdef int stop_watching() noexcept:
 
 
 cdef int signal_anew(PyThread_type_lock signal) noexcept:
-    """Release the signal, also if it is released already and that was not noticed yet."""
+    """Release the signal, also if it is released already and that was not noticed yet. Python as of 3.15
+    aborts when a lock is released that is not locked.
+    """
     PyThread_acquire_lock(signal, NOWAIT_LOCK)
     PyThread_release_lock(signal)
     return 0
