@@ -996,9 +996,12 @@ cdef class SlotMutex:
         """
         cdef Loss loss = NOT_LOST
         cdef uint64_t generation = self.generation()
+        # Found before the hold ends: another thread may hold the slot at once then, and ask for its own.
+        cdef LostEvent event = None if told == NOT_LOST else self.lost_event(hold)
         cdef Leave due = begin_leave(&self.record, 0, hold, 0, generation, &self.locks.kind, &loss)
         if due != NOT_MINE and told != NOT_LOST:
             # Before the unlock call, which may take long.
+            event.set()
             tell_of_loss(self, hold, told)
         if due == UNLOCK_DUE or due == UNLOCK_DUE_LATER:
             self._tell_late(self.take_off(due == UNLOCK_DUE_LATER, generation))
