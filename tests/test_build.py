@@ -417,14 +417,15 @@ def test_builds_with_the_headers_of_the_sdk_and_anew_with_others(build, sdk):
 
     finished, built = build(sdk)
 
-    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+    # On stdout Cython says which files it compiles anew.
+    assert (finished.returncode, finished.stderr) == (0, "")
     before = age(built)
 
     write_sdk(sdk, main=SDK_MAIN.replace(NEW_FUNCTIONS, ""))
 
     finished, built = build(sdk)
 
-    assert (finished.returncode, finished.stdout) == (0, "")
+    assert finished.returncode == 0
     assert finished.stderr.endswith("luna_ext declares CA_GetSlotId, CA_GetUnassignedSlot itself\n")
     assert age(built) > before
 
@@ -436,7 +437,7 @@ def test_builds_with_the_headers_of_an_older_client_and_says_so(build, sdk):
 
     finished, built = build(sdk)
 
-    assert (finished.returncode, finished.stdout) == (0, "")
+    assert finished.returncode == 0
     assert finished.stderr == (
         f"LUNA_SDK_INCLUDE={sdk}: from before Luna client 10.6; luna_ext declares "
         f"{', '.join(NEW_NAMES)} itself\n"
