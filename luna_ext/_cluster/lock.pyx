@@ -203,6 +203,8 @@ cdef class Departure:
                     if luna_shared_get(&self.finished) and self.error is not None:
                         note_or_raise(error, self.error)
                     raise
+        if self.error is not None:
+            hold_back_at_exit()
         error, self.error = self.error, None
         value, self.exc_value = self.exc_value, None
         if self.heartbeat is not None and self.heartbeat.cancelled:

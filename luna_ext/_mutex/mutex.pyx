@@ -767,6 +767,7 @@ cdef class SlotMutex:
     cdef int raise_evicted(self, uint64_t number, Share share, str function) except -1:
         """Raise for a holder whose lock was taken off while it held it."""
         if self.evictions is not None and (number, share.number) in self.evictions:
+            hold_back_at_exit()
             raise lost_error(
                 self.slot_id, LOSSES[self.evictions[number, share.number]], function=function
             )
