@@ -262,7 +262,7 @@ cdef class SlotMutex:
     cdef int end_lost(self, uint64_t owner, uint64_t share, uint64_t hold, Loss loss) except -1
     cdef LostEvent lost_event(self, uint64_t hold)
     cdef LostEvent lost_event_of_caller(self, Share share)
-    cdef int set_lost(self, uint64_t hold) noexcept
+    cdef int note_loss(self, uint64_t hold, Loss loss) except -1
     cdef int take_from_holder(self, uint64_t hold, Loss told) except -1
     cdef object close_share(self, Share share)
 

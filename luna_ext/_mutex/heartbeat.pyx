@@ -440,11 +440,10 @@ cdef int forget_heartbeats() except -1:
 
 
 cdef int tell_of_loss(SlotMutex mutex, uint64_t hold, Loss loss) noexcept:
-    """This hold's lock is lost, and its holder may not know. The calling thread does not wait for the log
-    and the application's function.
+    """This hold's lock is lost: have its heartbeat tell of it, if it has one. The calling thread does not
+    wait for the log and the application's function.
     """
     cdef Heartbeat heartbeat
-    mutex.set_lost(hold)
     for reference in heartbeats.copy():
         heartbeat = reference()
         if (

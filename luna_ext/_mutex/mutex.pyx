@@ -798,8 +798,7 @@ cdef class SlotMutex:
         now = seen(&self.record)
         hold = now.hold
         if now.loss == NOT_LOST and now.generation != self.generation():
-            if lose(&self.record, hold, FINALISED):
-                tell_of_loss(self, hold, FINALISED)
+            self.note_loss(hold, FINALISED)
         if seen(&self.record).loss == NOT_LOST:
             label = self._label_while_held(hold)
             # While the device was asked, the library may have been initialised anew as well.
@@ -830,8 +829,7 @@ cdef class SlotMutex:
         except CryptokiError as error:
             if not means_lost(error) or ask_canary(self.client) == ALIVE:
                 raise
-            if lose(&self.record, hold, DEVICE_GONE):
-                tell_of_loss(self, hold, DEVICE_GONE)
+            self.note_loss(hold, DEVICE_GONE)
             raise lost_error(
                 self.slot_id,
                 f"{LOSSES[<int> DEVICE_GONE]} ({error.rv_name})",
@@ -939,8 +937,13 @@ cdef class SlotMutex:
         luna_guard_unlock(&self.record.guard)
         return made
 
-    cdef int set_lost(self, uint64_t hold) noexcept:
-        self.lost_event(hold).set()
+    cdef int note_loss(self, uint64_t hold, Loss loss) except -1:
+        """This hold's lock is found to be gone. The hold stays until its block ends, or its heartbeat
+        ends it.
+        """
+        if lose(&self.record, hold, loss):
+            self.lost_event(hold).set()
+            tell_of_loss(self, hold, loss)
         return 0
 
     cdef LostEvent lost_event_of_caller(self, Share share):
