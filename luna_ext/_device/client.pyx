@@ -190,7 +190,8 @@ cdef inline void call_ends(Client client) noexcept nogil:
     luna_shared_add(&client.traffic[luna_shard()].in_flight, -1)
     if luna_shared_get(&client.awaited) and luna_shared_take(&client.awaited):
         # Locked first: no thread may have waited since it was released, and Python 3.15 aborts when a
-        # lock is released that is not locked. Under the guard, so that no other call releases it in between.
+        # lock is released that is not locked. Under the guard, so that no other call releases it in
+        # between.
         luna_guard_lock(&client.guard)
         PyThread_acquire_lock(client.idle, NOWAIT_LOCK)
         PyThread_release_lock(client.idle)
