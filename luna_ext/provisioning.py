@@ -202,7 +202,7 @@ class _Pins:
                     alone.close()
             if self._refusal is not None:
                 raise PinError(
-                    f"not tried, for another token refused the PIN: {self._refusal}",
+                    f"not tried, for a call with the PIN failed on another token: {self._refusal}",
                     rv=self._refusal.rv,
                     function=self._refusal.function,
                 )
