@@ -60,6 +60,28 @@ assert owner() is None
     assert nothing_is_locked(cluster)
 
 
+SPAWNS = {
+    "posix_spawn": "os.waitpid(os.posix_spawn('/bin/true', ['true'], os.environ), 0)",
+    "vfork": "import subprocess; subprocess.run(['true'], check=True)",
+}
+
+
+@pytest.mark.parametrize("spawn", SPAWNS.values(), ids=SPAWNS)
+def test_a_program_that_is_started_leaves_the_lock_and_the_library_alone(cluster, succeed, spawn):
+    body = f"""{FORK}
+with slot.lock(heartbeat=0.02):
+    before = len(cluster.log())
+    {spawn}
+    slot.ensure_held()
+    assert owner() == os.getpid()
+    # As ever: questions, and no C_Initialize.
+    made = {{call.function for call in cluster.log()[before:]}}
+print(*sorted(made))
+assert owner() is None
+"""
+    assert succeed(body) == ["C_GetSessionInfo", "C_GetTokenInfo"]
+
+
 FORMS = {
     "slot": "slot",
     "lock": "slot.lock(timeout=20)",
