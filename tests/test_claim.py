@@ -341,7 +341,7 @@ def test_a_token_that_was_assigned_behind_the_lock_is_left_alone(luna, cluster, 
         token.assign("elsewhere", so_pin=SO_PIN)
     with luna.claim("cluster-1") as token:
         rv = vendor_tool.C_InitToken(
-            ctypes.c_ulong(token.slot.slot_id), b"1234", ctypes.c_ulong(4), b"other".ljust(32)
+            ctypes.c_ulong(token.slot.slot_id), b"12345678", ctypes.c_ulong(8), b"other".ljust(32)
         )
         assert rv == 0
         with pytest.raises(luna_ext.AssignmentConflictError, match="'other'"):

@@ -258,7 +258,7 @@ def test_another_host_may_have_got_the_last_token_for_the_label(
     waiting = call(lambda: provision(LABELS[:1]))
     wait_until_inside(CLAIM)
     label = LABELS[0].encode().ljust(32)
-    assert ctypes.CDLL(library_path()).C_InitToken(ctypes.c_ulong(1), b"1234", 4, label) == 0
+    assert ctypes.CDLL(library_path()).C_InitToken(ctypes.c_ulong(1), b"12345678", 8, label) == 0
     assert waiting.result().skipped == {LABELS[0]: 1}
 
 

@@ -30,7 +30,7 @@ def module(uninitialised):
 
 @pytest.fixture
 def token(module):
-    """The slot of a token that has SO PIN 1234 and user PIN user."""
+    """The slot of a token that has SO PIN so-pin-1 and user PIN user-pin."""
     assert module.init_token(1) == OK
     session = module.open_session(1)
     assert module.login(session) == OK

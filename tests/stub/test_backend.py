@@ -238,7 +238,7 @@ def test_a_running_process_sees_that_a_pin_is_another(module):
     module.assign(1)
     with another_process() as ask:
         session = module.open_session(1)
-        assert module.set_pin(session, USER_PIN, b"changed") == OK
+        assert module.set_pin(session, USER_PIN, b"changed-1") == OK
 
         assert ask("(session := module.open_session(1))").isdigit()
         assert ask("module.login(session, 1, b'user-1')") == str(PIN_INCORRECT)
@@ -411,7 +411,7 @@ from pkcs11 import Attribute, KeyType, Mechanism
 
 from luna_ext.stub import STATE_VARIABLE, Cluster, library_path
 
-PINS = {"so_pin": "officer-1", "user_pin": "user-1"}
+PINS = {"so_pin": "officer-1", "user_pin": "user-pin-1"}
 number, rounds = sys.argv[1:]
 CURVE = pkcs11.util.ec.encode_named_curve_parameters("secp256r1")
 
@@ -435,7 +435,7 @@ with Cluster(os.environ[STATE_VARIABLE]).library() as luna:
         with assigned:
             found = client.get_token(token_label=label)
             assert found.slot.slot_id == assigned.slot.slot_id
-            with found.open(rw=True, user_pin="user-1") as session:
+            with found.open(rw=True, user_pin="user-pin-1") as session:
                 rsa = session.generate_keypair(KeyType.RSA, 1024, store=True, label="rsa")
                 ec = ec_keys(session)
                 for _ in range(5):
@@ -445,7 +445,7 @@ with Cluster(os.environ[STATE_VARIABLE]).library() as luna:
         # All processes use this one token, each with the keys of the others as well.
         with luna.token("shared"):
             found = client.get_token(token_label="shared")
-            with found.open(rw=True, user_pin="user-1") as session:
+            with found.open(rw=True, user_pin="user-pin-1") as session:
                 ec_keys(session)
                 publics = session.get_objects({Attribute.CLASS: pkcs11.ObjectClass.PUBLIC_KEY})
                 assert len(list(publics)) > index

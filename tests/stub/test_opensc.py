@@ -99,12 +99,12 @@ def test_pkcs11_tool_cannot_log_in_to_a_token_without_pins(pkcs11_tool):
 @pytest.mark.parametrize("login", [(), ("--login",)])
 def test_pkcs11_tool_changes_the_pin(pkcs11_tool, payments, login):
     token = ("--token-label", "payments")
-    change = ("--change-pin", *token, *login, "--pin", USER_PIN, "--new-pin", "changed")
+    change = ("--change-pin", *token, *login, "--pin", USER_PIN, "--new-pin", "changed-1")
 
     pkcs11_tool(*change)
 
     assert "CKR_PIN_INCORRECT" in pkcs11_tool.refusal(*change)
-    assert pkcs11_tool("--list-objects", *token, "--login", "--pin", "changed") == ""
+    assert pkcs11_tool("--list-objects", *token, "--login", "--pin", "changed-1") == ""
 
 
 def test_pkcs11_tool_gets_random_numbers(pkcs11_tool, payments, tmp_path):
