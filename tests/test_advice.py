@@ -6,7 +6,7 @@ import os
 
 import pkcs11
 import pytest
-from support import INIT_PIN, LOCK
+from support import DUAL_IDENTITY, INIT_PIN, LOCK
 
 import luna_ext
 from luna_ext.errors import VENDOR_DEFINED, error_for, rv_name
@@ -182,23 +182,27 @@ def test_a_wrong_pin(luna, cluster, rv):
         # The right PIN is the way, and forgets the wrong tries.
         token.assign("new", so_pin=SO_PIN)
     with luna.claim(cluster.cluster_id) as token:
-        for _ in range(WRONG_TRIES):
+        for _ in range(WRONG_TRIES - 1):
             with refused(rv):
                 token.assign("other", so_pin="wrong")
+        # The last one erases the keyring.
         with refused(PIN_LOCKED):
-            token.assign("other", so_pin=SO_PIN)
+            token.assign("other", so_pin="wrong")
+        token.assign("other", so_pin=OTHER_PIN)
 
 
+@DUAL_IDENTITY
 @pytest.mark.parametrize("say", ["min_pin_length", "max_pin_length"])
 @follows("the PIN is too short or too long; token_info.min_pin_length and .max_pin_length say")
 def test_a_pin_of_a_wrong_length(luna, provision, rv, say):
-    error = provision(user_pin="1" if say == "min_pin_length" else "1" * 255)
+    error = provision(user_pin="1" if say == "min_pin_length" else "1" * 256)
     assert (error.rv, str(error).endswith(advice_of(rv))) == (rv, True)
     right = "1" * getattr(luna.token("new").slot.token_info, say)
     assert provision(user_pin=right) is None
     assert_logs_in(luna, right)
 
 
+@DUAL_IDENTITY
 @follows(
     "the PIN has a character that the device refuses", "the device's policy wants a stronger PIN"
 )
@@ -210,6 +214,7 @@ def test_a_pin_that_the_device_does_not_like(luna, cluster, provision, rv):
     assert_logs_in(luna, OTHER_PIN)
 
 
+@DUAL_IDENTITY
 @follows("the PIN has to be changed first (C_SetPIN)")
 def test_a_pin_that_has_to_be_changed(luna, cluster, provision, rv):
     cluster.fault("C_Login", rv, times=1)
@@ -266,6 +271,7 @@ def test_sessions_on_a_token_that_is_to_be_erased(luna, cluster, program, rv):
         token.assign("new", so_pin=SO_PIN)
 
 
+@DUAL_IDENTITY
 @follows("close this process's read-only sessions on the token first")
 def test_read_only_sessions_beside_the_security_officer(luna, provision, rv):
     assert provision(user_pin=None) is None
@@ -277,6 +283,7 @@ def test_read_only_sessions_beside_the_security_officer(luna, provision, rv):
     assert_logs_in(luna, USER_PIN)
 
 
+@DUAL_IDENTITY
 @follows("the token allows no further session; close some")
 def test_as_many_sessions_as_there_may_be(luna, provision, rv):
     assert provision(user_pin=None) is None

@@ -12,6 +12,7 @@ import pytest
 from support import (
     CLAIM,
     DEVICE_ERROR,
+    DUAL_IDENTITY,
     LOCK,
     NONE_LEFT,
     UNLOCK,
@@ -202,6 +203,7 @@ def test_assign_gives_the_label_and_the_pins(luna, cluster, owner_of):
     assert [token.label for token in assigned] == ["payments-01"]
 
 
+@DUAL_IDENTITY
 @pytest.mark.parametrize("kind", [str, str.encode, lambda pin: bytearray(pin, "utf-8")])
 def test_pins_of_every_kind(luna, kind):
     with luna.claim("cluster-1") as token:
@@ -234,6 +236,7 @@ def test_a_pin_that_is_no_text_leaves_no_trace(luna):
     assert caught.value.__cause__ is None
 
 
+@DUAL_IDENTITY
 def test_without_a_user_pin_no_session_is_opened(luna, calls_of):
     with luna.claim("cluster-1") as token:
         new = token.assign("no-user", so_pin=SO_PIN)

@@ -14,6 +14,7 @@ import pytest
 from support import (
     CLAIM,
     DEVICE_ERROR,
+    DUAL_IDENTITY,
     INIT_PIN,
     INIT_TOKEN,
     ON_BOTH,
@@ -176,6 +177,7 @@ def test_a_pin_that_is_refused_at_first_is_tried_once(cluster, provision, labell
     assert labelled() == {}
 
 
+@DUAL_IDENTITY
 def test_a_user_pin_that_is_refused_at_first_spoils_one_token(provision, labelled, luna):
     report = provision(user_pin="1")
     assert list(report.failed) == LABELS
@@ -224,6 +226,7 @@ def test_more_labels_than_tokens(provision, labelled):
     assert len(labelled()) == 8
 
 
+@DUAL_IDENTITY
 def test_a_token_that_lacks_its_user_pin_gets_it(luna, cluster, provision):
     cluster.fault(INIT_PIN, DEVICE_ERROR, times=1)
     report = provision(user_pin=USER_PIN)
@@ -237,6 +240,7 @@ def test_a_token_that_lacks_its_user_pin_gets_it(luna, cluster, provision):
     assert has_user_pin(luna, token.slot.slot_id)
 
 
+@DUAL_IDENTITY
 def test_a_user_pin_that_another_host_sets_meanwhile_is_left_alone(
     luna, cluster, provision, call, wait_until_queued, calls_of
 ):
@@ -293,6 +297,7 @@ def without_user_pin(luna):
         return token.assign(LABELS[0], so_pin=SO_PIN)
 
 
+@DUAL_IDENTITY
 def test_a_user_pin_is_not_set_where_the_lock_is_lost(luna, cluster, provision, without_user_pin):
     # The calls before it ask whether there is one, and check the label.
     cluster.fault("C_GetSessionInfo", SESSION_HANDLE_INVALID, times=1)
@@ -303,6 +308,7 @@ def test_a_user_pin_is_not_set_where_the_lock_is_lost(luna, cluster, provision, 
     luna.reconnect()
 
 
+@DUAL_IDENTITY
 def test_close_does_not_unlock_while_a_user_pin_is_set(
     luna, cluster, provision, without_user_pin, call, wait_until_inside
 ):

@@ -204,7 +204,7 @@ def test_two_hosts_at_once(start, command, cluster, found, pin_file, guarded):
 
 def test_the_user_pin_is_set(provision, command, pin_file):
     done = provision(
-        "--count", 2, "--prefix", "x", "--user-pin-file", pin_file(b"user-1\n", name="u")
+        "--count", 2, "--prefix", "x", "--user-pin-file", pin_file(b"user-pin-1\n", name="u")
     )
     assert done.returncode == 0
     tokens = json.loads(command("tokens", "--json").stdout)

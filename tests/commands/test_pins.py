@@ -37,7 +37,7 @@ def labels(cluster):
         b"so-pin-1\n",
         b"so-pin-1\r\n",
         b"so-pin-1\nwhat comes behind\n",
-        b"\xff\xfe\x80-1\n",
+        b"\xff\xfe\x80-pin-1\n",
     ],
 )
 def test_the_first_line_of_a_file(assign, labels, pin_file, luna, contents):

@@ -46,7 +46,7 @@ USER_PIN_INITIALIZED, TOKEN_INITIALIZED = 0x8, 0x400
 
 
 @pytest.fixture
-def module(cluster):
+def module(cluster, dual_identity):
     module = CryptoModule()
     assert module.C_Initialize(None) == OK
     yield module
@@ -159,13 +159,13 @@ def test_sessions_are_those_of_the_stand_in(module, session):
 
 def test_fresh_keyring_is_not_initialised_and_takes_any_pin(module):
     assert module.token_info(1).flags & (TOKEN_INITIALIZED | USER_PIN_INITIALIZED) == 0
-    assert module.init_token(1, "new", b"any pin") == OK
+    assert module.init_token(1, "new", b"any pin at all") == OK
 
     info = module.token_info(1)
     assert info.label == b"new".ljust(32)
     assert info.flags & (TOKEN_INITIALIZED | USER_PIN_INITIALIZED) == TOKEN_INITIALIZED
     assert module.get_slot_id("new", 1)[2][0] == 1
-    assert module.init_token(1, "newer", b"another") == PIN_INCORRECT
+    assert module.init_token(1, "newer", b"another pin") == PIN_INCORRECT
 
 
 def test_init_token_destroys_all_keys(module, session):
@@ -241,8 +241,8 @@ def test_a_running_process_sees_that_a_pin_is_another(module):
         assert module.set_pin(session, USER_PIN, b"changed-1") == OK
 
         assert ask("(session := module.open_session(1))").isdigit()
-        assert ask("module.login(session, 1, b'user-1')") == str(PIN_INCORRECT)
-        assert ask("module.login(session, 1, b'changed')") == "0"
+        assert ask("module.login(session, 1, b'user-pin-1')") == str(PIN_INCORRECT)
+        assert ask("module.login(session, 1, b'changed-1')") == "0"
         assert module.login(session, USER, USER_PIN) == PIN_INCORRECT
 
 

@@ -21,7 +21,7 @@ def test_pkcs11_tool_lists_slots_and_tokens(pkcs11_tool, luna, payments, option)
         ]
         for slot in luna.slots()
     }
-    assert {fields["pin min/max"] for fields in slots.values()} == {"4/64"}
+    assert {fields["pin min/max"] for fields in slots.values()} == {"8/255"}
     assert set(slots[payments.slot.slot_id]["token flags"].split(", ")) == {
         "login required",
         "rng",
@@ -54,6 +54,7 @@ def test_pkcs11_tool_lists_no_mechanisms_and_no_objects(pkcs11_tool, payments):
     assert pkcs11_tool("--list-objects", *slot, "--login", "--pin", USER_PIN) == ""
 
 
+@pytest.mark.usefixtures("dual_identity")
 def test_pkcs11_tool_initialises_token_and_user_s_pin(pkcs11_tool, luna):
     pkcs11_tool("--init-token", "--slot", "3", "--label", "über alles", "--so-pin", SO_PIN)
     slot = luna.token("über alles").slot
