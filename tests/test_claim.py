@@ -381,7 +381,7 @@ def test_errors_of_each_step_say_how_far_it_came(luna, cluster, caplog, function
             token.assign("new", so_pin=SO_PIN, user_pin=USER_PIN)
         assert (caught.value.function, caught.value.rv) == (function, rv)
         notes = " ".join(caught.value.__notes__)
-        assert ("its user PIN is not set" in notes) == label_took
+        assert ("user_pin is not set" in notes) == label_took
         assert token.slot.token_info.label == ("new" if label_took else token.label)
         # The library's own.
         assert token.slot.token_info.session_count <= 1

@@ -90,6 +90,7 @@ def test_no_labels(provision, calls_of):
     assert calls_of(CLAIM) == 0
 
 
+@pytest.mark.luna_cluster(keyrings=8, password=SO_PIN)
 @pytest.mark.parametrize("user_pin", [None, USER_PIN])
 def test_so_many_device_calls_a_label_as_the_docstring_says(luna, provision, user_pin):
     provision(LABELS[:1], user_pin=user_pin)
@@ -488,7 +489,7 @@ def test_killed_at_any_moment_and_run_again_it_comes_to_an_end(luna, cluster, pr
         one.process.stdin.write("\n")
         one.process.stdin.flush()
         # A process that has finished by then has printed its result.
-        if select.select([one.process.stdout], [], [], chance.uniform(0, 0.04) + kills * 0.002)[0]:
+        if select.select([one.process.stdout], [], [], chance.uniform(0, 0.04) + kills * 0.01)[0]:
             break
         one.process.kill()
         assert one.ended().returncode == -signal.SIGKILL

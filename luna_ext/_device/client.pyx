@@ -260,6 +260,7 @@ cdef class Client:
         self.unlock_clustered_slot = <CA_UnlockClusteredSlot_t> luna_symbol(
             self.handle, b"CA_UnlockClusteredSlot"
         )
+        self.change_label = <CA_ChangeLabel_t> luna_symbol(self.handle, b"CA_ChangeLabel")
         self.is_stub = luna_symbol(self.handle, b"luna_stub_create") != NULL
         self.state = CLOSED
         self.shares = set()
@@ -292,17 +293,20 @@ cdef class Client:
             return self.lock_clustered_slot != NULL
         if function == CA_UNLOCK_CLUSTERED_SLOT:
             return self.unlock_clustered_slot != NULL
+        if function == CA_CHANGE_LABEL:
+            return self.change_label != NULL
         return True
 
     cdef int need(self, int function, str path) except -1:
         """Refuse, before anything was done, what the loaded client cannot do."""
         if not self.has(function):
             name = name_of(function)
-            raise UnsupportedFunctionError(
-                f"{path!r} does not export {name}: "
-                "Luna client 10.6 and newer have it, other PKCS #11 libraries do not",
-                function=name,
+            where = (
+                "some Luna clients have it; assign with erase=True without it"
+                if function == CA_CHANGE_LABEL
+                else "Luna client 10.6 and newer have it, other PKCS #11 libraries do not"
             )
+            raise UnsupportedFunctionError(f"{path!r} does not export {name}: {where}", function=name)
         return 0
 
     def cluster_functions(self):
