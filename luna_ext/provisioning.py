@@ -180,7 +180,7 @@ def provision(
 
     For each label it makes 8 device calls, with a user PIN 13: CA_GetSlotId, CA_GetUnassignedSlot,
     C_GetTokenInfo, C_GetSessionInfo, C_InitToken, C_GetTokenInfo, (C_OpenSession, C_Login, C_InitPIN,
-    C_Logout, C_CloseSession,) CA_UnlockClusteredSlot, CA_GetSlotId. If that takes longer than 50 ms,
+    C_Logout, C_CloseSession,) CA_UnlockClusteredSlot, CA_GetSlotId. If that takes longer than 25 ms,
     C_GetSessionInfo comes once more; C_GetTokenInfo does until the PINs are proven.
     """
     if isinstance(labels, str | bytes):

@@ -201,6 +201,7 @@ cdef class Heartbeat:
         for in this round.
         """
         cdef SlotMutex mutex = self.mutex
+        cdef CK_TOKEN_INFO info
         cdef object problem = None
         cdef bint finalised = seen(&mutex.record).generation != mutex.generation()
         cdef bint news
@@ -213,7 +214,7 @@ cdef class Heartbeat:
             if finalised:
                 mutex.locks.lose_all()
             elif not self.is_over():
-                mutex._label_while_held(self.hold)
+                mutex._read_while_held(self.hold, &info)
         except LockLostError:
             # That is told, unless the block has ended meanwhile.
             pass

@@ -5,9 +5,9 @@
 # done here: per slot there is one holder, at most one lock call on its way to the device, and a
 # queue.
 
-# After a hold of this length the canary is asked before the unlock: one round trip more, a fiftieth of the
+# After a hold of this length the canary is asked before the unlock: one round trip more, a 25th of the
 # hold at most where that takes a millisecond.
-cdef uint64_t LONG_HOLD_NANOSECONDS = 50000000
+cdef uint64_t LONG_HOLD_NANOSECONDS = 25000000
 # How long an unlock call is repeated while the device answers that it is busy.
 cdef double BUSY_SECONDS = 2.0
 # The limits of a "moment", in seconds: so long an unlock waits, once for a client, for a lock call that
