@@ -65,7 +65,7 @@ CK_SESSION_HANDLE some_session(void)
         return model.sessions[0].open ? model.sessions[0].handle : handle;
     if (choice < 240)
         return handle;
-    return choice < 248 ? handle + (choice % 2 == 0 ? 1U : SESSIONS_MAX)
+    return choice < 248 ? handle + (choice % 2 == 0 ? 1U : SESSION_PLACES)
                         : (CK_SESSION_HANDLE)input_bytes(8);
 }
 
