@@ -226,6 +226,14 @@ def test_the_user_has_to_change_what_the_security_officer_has_set(module, forced
 
 
 @made_with_a_password
+def test_a_new_password_of_the_security_officer_is_no_change_by_the_user(module, forced):
+    assert module.login(forced, SO, OTHER) == OK
+    assert module.set_pin(forced, OTHER, b"by the officer") == OK
+    assert module.C_Logout(forced) == OK
+    assert module.login(forced, USER, b"by the officer") == PIN_EXPIRED
+
+
+@made_with_a_password
 def test_what_the_keyring_was_made_with_need_not_be_changed(cluster, module):
     cluster.switch("pin_change", "forced")
     assert not module.token_info(1).flags & TO_BE_CHANGED
@@ -365,8 +373,8 @@ def test_a_session_notices_that_another_process_had_the_keyring_erased(cluster, 
     session, other = module.open_session(1), module.open_session(1, RO_SESSION)
     assert module.login(session, USER, PASSWORD) == OK
     with called_elsewhere(GUESSING):
-        assert is_as_new(module, cluster)
         assert module.C_Logout(session) == SESSION_HANDLE_INVALID
+        assert is_as_new(module, cluster)
         assert module.C_CloseSession(other) == SESSION_HANDLE_INVALID
         assert module.session_state(module.open_session(1)) == 2
         assert module.C_CloseAllSessions(1) == OK

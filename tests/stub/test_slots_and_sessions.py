@@ -188,6 +188,18 @@ def test_sessions_run_out(module):
     assert module.C_OpenSession(1, RW_SESSION, None, None, ctypes.byref(handle)) == OK
 
 
+def test_closed_sessions_make_room(cluster, module):
+    cluster.switch("log", "off")
+    module.open_session(1)
+    handles = set()
+    for _ in range(0x10000 + 1):
+        handles.add(session := module.open_session(1))
+        assert module.C_CloseSession(session) == OK
+
+    assert len(handles) == 0x10000 + 1
+    assert module.token_info(1).session_count == 1
+
+
 def test_finalisation_closes_the_sessions(module):
     session = module.open_session(1)
     assert module.C_Finalize(None) == OK
