@@ -165,7 +165,7 @@ def errors(error: luna_ext.LunaError) -> None:
 
 def stand_in() -> None:
     assert_type(library_path(), str)
-    with Cluster(cluster_id="c", keyrings=2, label="k", first_slot=1) as cluster:
+    with Cluster(cluster_id="c", keyrings=2, label="k", first_slot=1, password=b"1") as cluster:
         assert_type(cluster.path, str)
         assert_type(cluster.cluster_id, str)
         assert_type(cluster.library(contention="poll"), luna_ext.Library)
@@ -175,6 +175,10 @@ def stand_in() -> None:
         cluster.latency(0.001)
         cluster.latency(0.001, "CA_GetSlotId", up_to=0.1, seed=1)
         cluster.switch("contention", "error")
+        cluster.set_pins(1, "1", b"2")
+        cluster.set_pins(1, None)
+        cluster.unlock_keyring(1)
+        cluster.pin_lengths(8, 255)
         cluster.disconnect(1)
         assert_type(cluster.log(), list[LoggedCall])
         for call in cluster.log():

@@ -115,7 +115,7 @@ class Cluster:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         An argument is out of range.
     OSError
         The file cannot be made or opened, or is no state file of this version.

@@ -183,8 +183,21 @@ def test_sessions_run_out(module):
         module.open_session(1)
 
     assert module.C_OpenSession(1, RW_SESSION, None, None, ctypes.byref(handle)) == SESSION_COUNT
+    assert module.open_session(2) != 0  # the limit is each token's
     assert module.C_CloseAllSessions(1) == OK
     assert module.C_OpenSession(1, RW_SESSION, None, None, ctypes.byref(handle)) == OK
+
+
+def test_closed_sessions_make_room(cluster, module):
+    cluster.switch("log", "off")
+    module.open_session(1)
+    handles = set()
+    for _ in range(0x10000 + 1):
+        handles.add(session := module.open_session(1))
+        assert module.C_CloseSession(session) == OK
+
+    assert len(handles) == 0x10000 + 1
+    assert module.token_info(1).session_count == 1
 
 
 def test_finalisation_closes_the_sessions(module):
