@@ -197,7 +197,8 @@ cdef class Client:
     cdef int make_ready(self) except -1
     cdef int refuse(self) except -1
     cdef int need(self, int function, str path) except -1
-    cdef bint has(self, int function) noexcept
+    cdef bint exports(self, int function) noexcept
+    cdef int lacks(self, int function) noexcept
     cdef int in_flight(self) noexcept nogil
     cdef bint wait_for_calls(self, double seconds, int left) except -1
     cdef CK_RV finalize(self) except? 0xFFFFFFFF

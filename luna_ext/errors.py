@@ -99,7 +99,7 @@ class DeviceError(CryptokiError):
 
 
 class BufferTooSmallError(CryptokiError):
-    """CKR_BUFFER_TOO_SMALL: a list is still larger than the size that the client has reported."""
+    """CKR_BUFFER_TOO_SMALL: a list is larger than the client has reported, however often it is asked."""
 
 
 class FunctionFailedError(CryptokiError):
@@ -119,7 +119,7 @@ class LibraryLoadError(LunaError, OSError):
 
 
 class UnsupportedFunctionError(LunaError, NotImplementedError):
-    """The loaded client library does not export the function that is needed."""
+    """The loaded client library lacks the function that is needed."""
 
 
 class LibraryClosedError(LunaError, RuntimeError):

@@ -250,6 +250,14 @@ cdef class Client:
                 rv=rv,
                 function="C_GetFunctionList",
             )
+        # Without these nothing can be done, or looked after. Others are looked for when they are needed.
+        for function in (C_INITIALIZE, C_FINALIZE, C_GET_SLOT_LIST, C_GET_TOKEN_INFO):
+            if not self.exports(function):
+                raise LibraryLoadError(
+                    f"{path!r} gives a function list without {name_of(function)}; take a client library "
+                    "that is complete",
+                    function=name_of(function),
+                )
         self.get_slot_id = <CA_GetSlotId_t> luna_symbol(self.handle, b"CA_GetSlotId")
         self.get_unassigned_slot = <CA_GetUnassignedSlot_t> luna_symbol(
             self.handle, b"CA_GetUnassignedSlot"
@@ -283,7 +291,35 @@ cdef class Client:
         luna_guard_unlock(&self.guard)
         return self.locks
 
-    cdef bint has(self, int function) noexcept:
+    cdef bint exports(self, int function) noexcept:
+        """Whether the library has the function: in its function list, or under its name."""
+        cdef CK_FUNCTION_LIST *list = self.functions
+        if function == C_INITIALIZE:
+            return list.C_Initialize != NULL
+        if function == C_FINALIZE:
+            return list.C_Finalize != NULL
+        if function == C_GET_INFO:
+            return list.C_GetInfo != NULL
+        if function == C_GET_SLOT_LIST:
+            return list.C_GetSlotList != NULL
+        if function == C_GET_SLOT_INFO:
+            return list.C_GetSlotInfo != NULL
+        if function == C_GET_TOKEN_INFO:
+            return list.C_GetTokenInfo != NULL
+        if function == C_INIT_TOKEN:
+            return list.C_InitToken != NULL
+        if function == C_INIT_PIN:
+            return list.C_InitPIN != NULL
+        if function == C_OPEN_SESSION:
+            return list.C_OpenSession != NULL
+        if function == C_CLOSE_SESSION:
+            return list.C_CloseSession != NULL
+        if function == C_GET_SESSION_INFO:
+            return list.C_GetSessionInfo != NULL
+        if function == C_LOGIN:
+            return list.C_Login != NULL
+        if function == C_LOGOUT:
+            return list.C_Logout != NULL
         if function == CA_GET_SLOT_ID:
             return self.get_slot_id != NULL
         if function == CA_GET_UNASSIGNED_SLOT:
@@ -294,21 +330,47 @@ cdef class Client:
             return self.unlock_clustered_slot != NULL
         return True
 
+    cdef int lacks(self, int function) noexcept:
+        """The function that is missing for this one to be called: itself, or one that undoes or completes
+        what it does, for that is not begun then. -1: none.
+        """
+        while self.exports(function):
+            if function == C_INIT_TOKEN:
+                function = C_INIT_PIN
+            elif function == C_INIT_PIN:
+                function = C_LOGIN
+            elif function == C_LOGIN:
+                function = C_LOGOUT
+            elif function == C_LOGOUT:
+                function = C_OPEN_SESSION
+            elif function == C_OPEN_SESSION:
+                function = C_CLOSE_SESSION
+            else:
+                return -1
+        return function
+
     cdef int need(self, int function, str path) except -1:
         """Refuse, before anything was done, what the loaded client cannot do."""
-        if not self.has(function):
-            name = name_of(function)
-            raise UnsupportedFunctionError(
-                f"{path!r} does not export {name}: "
-                "Luna client 10.6 and newer have it, other PKCS #11 libraries do not",
-                function=name,
+        cdef int missing = self.lacks(function)
+        if missing < 0:
+            return 0
+        name = name_of(missing)
+        if missing >= CA_GET_SLOT_ID:
+            why = (
+                f"{path!r} does not export {name}: Luna client 10.6 and newer have it, other PKCS #11 "
+                "libraries do not"
             )
-        return 0
+        else:
+            why = (
+                f"{path!r} has no {name} in its function list, and so {name_of(function)} is not called. "
+                "Nothing was done; take a client library that is complete"
+            )
+        raise UnsupportedFunctionError(why, function=name)
 
     def cluster_functions(self):
         """The names of the cluster extensions that the library exports."""
         functions = range(CA_GET_SLOT_ID, FUNCTION_COUNT)
-        return frozenset(name_of(function) for function in functions if self.has(function))
+        return frozenset(name_of(function) for function in functions if self.exports(function))
 
     # ---- C_Initialize and C_Finalize ----
 
