@@ -33,6 +33,7 @@ from luna_ext._device cimport (
     Deadline,
     PyThread_get_thread_ident,
     PyThread_release_lock,
+    LONG_WAIT_SECONDS,
     Share,
     deadline_in,
     blank_padded,
@@ -64,7 +65,6 @@ from luna_ext._device cimport (
 from luna_ext._mutex cimport (
     FAILED,
     GRANTED,
-    LONG_WAIT_SECONDS,
     LOST,
     NOT_LOST,
     NOT_MINE,

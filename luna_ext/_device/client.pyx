@@ -450,12 +450,15 @@ cdef class Client:
         cdef CK_C_INITIALIZE_ARGS arguments
         cdef CK_RV rv
         cdef uint64_t began, lasted
+        cdef Watch *watch
         memset(&arguments, 0, sizeof(arguments))
         arguments.flags = CKF_OS_LOCKING_OK
+        watch = begin_watch(<void *> self)
         with nogil:
             began = luna_ticks(self.tick)
             rv = self.functions.C_Initialize(&arguments)
             lasted = luna_since(began, self.tick)
+            end_watch(watch)
         count_call(self, C_INITIALIZE, lasted, rv)
         # If other code in this process did it, finalising is left to that code.
         if rv != CKR_OK and (rv != CKR_CRYPTOKI_ALREADY_INITIALIZED or self._is_parents()):
@@ -661,6 +664,101 @@ cdef class Client:
         self._make_signals()
 
 
+# ---- a C_Initialize that takes long ----
+
+# A thread that Python does not know sees to it that a WARNING comes while the call lasts. It is joined,
+# unless it has to warn: so no thread is left when the call is back, and the warning delays nothing.
+
+cdef struct Watch:
+    luna_thread thread
+    void *client                # a Client; they live as long as the process
+    PyThread_type_lock over     # released when the call is back
+    int decided                 # marked by the one that comes first: the end of the call, or of the time
+    int left                    # marked by each of the two that is done with this; the second frees it
+    long thread_id              # the operating system's ID of the thread
+
+# How long a thread may take that has ended, until it is gone.
+cdef double VANISHING_SECONDS = 0.01
+
+# Held from the last look whether the interpreter exits until the thread that is to warn has the GIL.
+cdef PyThread_type_lock exit_gate = PyThread_allocate_lock()
+cdef int exit_has_passed = 0
+
+
+cdef Watch *begin_watch(void *client) noexcept:
+    """NULL: there is no memory, or no thread, and so no warning."""
+    cdef Watch *watch = <Watch *> calloc(1, sizeof(Watch))
+    if watch == NULL:
+        return NULL
+    watch.client = client
+    watch.thread.run = watch_initialising
+    watch.thread.argument = watch
+    watch.over = PyThread_allocate_lock()
+    if watch.over != NULL:
+        PyThread_acquire_lock(watch.over, NOWAIT_LOCK)
+        if luna_start_thread(&watch.thread):
+            return watch
+    free_watch(watch)
+    return NULL
+
+
+cdef void free_watch(Watch *watch) noexcept nogil:
+    if watch.over != NULL:
+        PyThread_free_lock(watch.over)
+    free(watch)
+
+
+cdef void end_watch(Watch *watch) noexcept nogil:
+    cdef luna_thread thread
+    cdef Deadline deadline = deadline_in(VANISHING_SECONDS)
+    if watch == NULL:
+        return
+    thread = watch.thread
+    if luna_is_first(&watch.decided):
+        PyThread_release_lock(watch.over)
+        luna_join_thread(&thread)
+        # A thread that was joined may be there for a few microseconds more, and Python warns of a fork
+        # then.
+        while luna_thread_exists(watch.thread_id) and left_of(deadline) != 0:
+            luna_pause(SHORTEST_WAIT_SECONDS)
+        free_watch(watch)
+        return
+    luna_leave_thread(&thread)
+    if not luna_is_first(&watch.left):
+        free_watch(watch)
+
+
+cdef void watch_initialising(void *argument) noexcept nogil:
+    cdef Watch *watch = <Watch *> argument
+    watch.thread_id = luna_thread_id()
+    if (
+        PyThread_acquire_lock_timed(watch.over, LONG_WAIT_SECONDS * 1000000LL, 0) == PY_LOCK_ACQUIRED
+        or not luna_is_first(&watch.decided)
+    ):
+        return
+    PyThread_acquire_lock(exit_gate, WAIT_LOCK)
+    if luna_is_marked(&exit_has_passed):
+        # There may be no interpreter any more.
+        PyThread_release_lock(exit_gate)
+    else:
+        warn_of_initialising(watch.client)
+    if not luna_is_first(&watch.left):
+        free_watch(watch)
+
+
+cdef void warn_of_initialising(void *client) noexcept with gil:
+    PyThread_release_lock(exit_gate)
+    # Imported only here: layer 1 has little to log.
+    import logging
+
+    logging.getLogger("luna_ext").warning(
+        "%r: C_Initialize has not answered for %d s, and is waited for; check the network, the HSM's "
+        "health (vtl verify) and the client's configuration",
+        (<Client> client).path,
+        LONG_WAIT_SECONDS,
+    )
+
+
 # ---- the interpreter's exit ----
 
 
@@ -669,6 +767,14 @@ cdef int begin_exit(Deadline deadline) noexcept:
     global exit_deadline, exiting_thread
     exit_deadline = deadline
     exiting_thread = PyThread_get_thread_ident()
+    luna_mark(&exit_has_passed)
+    with nogil:
+        while not PyThread_acquire_lock(exit_gate, NOWAIT_LOCK):
+            if left_of(deadline) == 0:
+                break
+            luna_pause(SHORTEST_WAIT_SECONDS)
+        else:
+            PyThread_release_lock(exit_gate)
     return 0
 
 
@@ -746,9 +852,12 @@ cdef int hear_of_fork() except -1:
 
 
 def _after_fork_in_child():
-    global unheard_fork
+    global unheard_fork, exit_gate, exit_has_passed
     unheard_fork = 0
     exit_deadline.end = INFINITY
+    # A thread of the parent's may have held it.
+    exit_gate = PyThread_allocate_lock()
+    exit_has_passed = 0
     for client in loaded_clients():
         (<Client> client).after_fork()
 
