@@ -5,6 +5,8 @@ cdef object is_finalizing = sys.is_finalizing
 
 LARGEST_SLOT_ID = <CK_SLOT_ID> -1
 
+cdef int application_was_looked_at = 0
+
 
 @cython.final
 cdef class Library:
@@ -53,6 +55,11 @@ cdef class Library:
             expected = isinstance(path, ExpectedStandIn)
             check_stand_in(self.path, warn=not (expected or self.client.stub_warned))
             self.client.stub_warned |= not expected
+        elif luna_shared_set_once(&application_was_looked_at):
+            # The stand-in has no such configuration.
+            from .applications import tell_once
+
+            tell_once()
         self.slots_by_id = {}
         self.share = open_client(self.locks, self.path)
         self.share.poll = contention == "poll"

@@ -49,6 +49,7 @@ cdef Client load_client(str path):
         client = _clients.setdefault(key, Client.__new__(Client, path, key, _CLIENT_KEY))
         watch_forks(<Client> client)
         warn_of_copies(path, others)
+        warn_of_old_functions(<Client> client)
     return <Client> client
 
 
@@ -73,6 +74,26 @@ cdef int warn_of_copies(str path, list others) except -1:
                 path,
                 (<Client> other).path,
             )
+    return 0
+
+
+cdef int warn_of_old_functions(Client client) except -1:
+    """Clients of before 10.6 export the lock functions alone."""
+    if (
+        client.exports(CA_LOCK_CLUSTERED_SLOT)
+        and client.exports(CA_UNLOCK_CLUSTERED_SLOT)
+        and not client.exports(CA_GET_SLOT_ID)
+        and not client.exports(CA_GET_UNASSIGNED_SLOT)
+    ):
+        import logging
+
+        logging.getLogger("luna_ext").warning(
+            "%r exports CA_LockClusteredSlot and CA_UnlockClusteredSlot without CA_GetSlotId and "
+            "CA_GetUnassignedSlot, as clients of before 10.6 do: what the two do there is not documented, "
+            "and it may be no lock that keeps other processes out. Install Luna client 10.6 or newer, or "
+            "find out with `luna-ext probe --slot N`",
+            client.path,
+        )
     return 0
 
 
