@@ -208,6 +208,8 @@ typedef CK_UNASSIGNED_SLOT_INFO CK_PTR CK_UNASSIGNED_SLOT_INFO_PTR;
 #define CKU_SO 0UL
 #define CKU_USER 1UL
 #define CKU_CONTEXT_SPECIFIC 2UL
+#define CKU_LIMITED_USER 0x80000001UL     /* the vendor's */
+#define CKU_LIMITED_USER_OLD 0x08000001UL /* the same in older clients */
 
 /* CK_STATE */
 #define CKS_RO_PUBLIC_SESSION 0UL
@@ -466,6 +468,13 @@ extern CK_RV CA_GetUnassignedSlot(const CK_CHAR_PTR clusterID,
                                   CK_UNASSIGNED_SLOT_INFO_PTR pUnassignedSlot);
 extern CK_RV CA_LockClusteredSlot(CK_SLOT_ID slotID);
 extern CK_RV CA_UnlockClusteredSlot(CK_SLOT_ID slotID);
+
+/* ---- what some clients export besides ---- */
+
+/* Gives the token of this slot, with which the session is, another label: 1 to 32 bytes, not
+   NUL-terminated. It erases nothing, unlike C_InitToken. The security officer has to be logged in. */
+extern CK_RV CA_ChangeLabel(CK_SESSION_HANDLE hSession, CK_SLOT_ID slotID, CK_CHAR_PTR pLabel,
+                            CK_ULONG ulLabelLen);
 
 #ifdef _WIN32
 #pragma pack(pop, cryptoki)

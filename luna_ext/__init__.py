@@ -30,6 +30,7 @@ from .errors import (
     TokenNotFoundError,
     UnsupportedFunctionError,
 )
+from .pin_pad import PIN_PAD, PinPad
 
 # As typing.TYPE_CHECKING; to import typing takes longer than to import the three extensions.
 TYPE_CHECKING = False
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .provisioning import ProvisionProgress, ProvisionReport, provision
 
 __all__ = [
+    "PIN_PAD",
     "AmbiguousLabelError",
     "ArgumentsBadError",
     "AssignmentConflictError",
@@ -64,6 +66,7 @@ __all__ = [
     "NoUnassignedTokenError",
     "NotInitializedError",
     "PinError",
+    "PinPad",
     "ProvisionProgress",
     "ProvisionReport",
     "SlotFlag",

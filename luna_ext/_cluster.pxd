@@ -5,6 +5,7 @@ from libc.stdint cimport uint64_t
 from luna_ext._device cimport (
     CK_RV,
     CK_SLOT_ID,
+    CK_TOKEN_INFO,
     Client,
     Deadline,
     Pin,
@@ -40,8 +41,17 @@ cdef class Token:
     cdef bytes raw_label                       # the label, blank padded to 32 bytes
     cdef object known_info                     # the TokenInfo that was read; or None
     cdef uint64_t claimed                      # the number of the hold that claim() began, or 0
+    # Whether its user had a PIN, the SO's, when C_InitToken had made it what it is.
+    cdef bint user_pin_stayed
 
     cdef int check_label(self, bytes now) except -1
+    cdef int _check_held(self, CK_TOKEN_INFO *info) except -1
+    cdef int _refuse_pins(self, CK_TOKEN_INFO *info, Pin so, Pin user) except -1
+    cdef bint _init(self, bytes raw_label, Pin so, Pin user) except -1
+    cdef int _relabel(self, bytes raw_label, Pin so, Pin user) except -1
+    cdef int _check_new_label(
+        self, bytes raw_label, str function, str done, CK_TOKEN_INFO *info
+    ) except -1
     cdef int _init_token(self, bytes raw_label, Pin so) except -1
 
 

@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, final
 
 from .errors import CryptokiError, LockLostError
 from .info import FunctionStats, LibraryInfo, SlotInfo, TokenInfo
+from .pin_pad import PinPad
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -548,9 +549,10 @@ class Token:
         self,
         label: str,
         *,
-        so_pin: str | bytes | bytearray,
-        user_pin: str | bytes | bytearray | None = None,
+        so_pin: str | bytes | bytearray | PinPad | Pin,
+        user_pin: str | bytes | bytearray | PinPad | Pin | None = None,
         unique: bool = True,
+        erase: bool = True,
     ) -> Token:
         """Give the claimed token its label: **erases the token** (C_InitToken).
 
@@ -561,10 +563,22 @@ class Token:
         ----------
         label : str
             1 to 32 bytes of UTF-8.
-        so_pin, user_pin : str, bytes or bytearray
-            PINs. They are copied, and the copies are wiped; no error or log shows them.
+        so_pin : str, bytes, bytearray or PIN_PAD
+            **The password that the keyring has already**: it was given where the keyring was made, on the
+            appliance. Only a token that is not initialised takes any PIN, and keeps it.
+        user_pin : str, bytes, bytearray or PIN_PAD, optional
+            The PIN that the user is to have. With *single identity*, a cluster's default, the SO (KRSO)
+            and the user (KRCO) have the same password, and whatever changes one changes the other:
+            a `user_pin` that is not `so_pin` becomes the SO's too. One that is the same is set already,
+            and no call is made for it. With *dual identity* each has its own.
         unique : bool
             True: refuse a label that a token has already (CA_GetSlotId). False: do not look.
+        erase : bool
+            False: keep what is in the token, and only change its label (C_OpenSession, C_Login,
+            CA_ChangeLabel), where the client has CA_ChangeLabel.
+
+        PINs are copied, and the copies are wiped; no error or log shows them. `PIN_PAD` stands for one that
+        is entered at the token's own pad.
 
         Returns
         -------
@@ -574,23 +588,62 @@ class Token:
         Raises
         ------
         TypeError, ValueError
-            For the label or a PIN, before the device is asked.
+            For the label or a PIN, before the device is asked; for PIN_PAD where the token has no such pad,
+            before it is changed.
         LockNotOwnedError
             The lock is not held, or was released since the claim.
         AssignmentConflictError
             The Token did not come out of `claim()`, or the token has another label by now; or a
-            token has the new label already, and its slot is in `slot_ids`. Nothing was erased. Or
-            C_InitToken reported success, but the token does not have the new label.
+            token has the new label already, and its slot is in `slot_ids`; or there is no PIN to log in
+            with, which `erase=False` needs. Nothing was erased. Or C_InitToken reported success, but the
+            token does not have the new label.
         UnsupportedFunctionError
-            The client library has no CA_GetSlotId, which `unique` needs.
+            The client library has no CA_GetSlotId, which `unique` needs, or no CA_ChangeLabel, which
+            `erase=False` needs.
         LockLostError
             The lock is gone, as `ensure_held()` says it.
         PinError, CryptokiError
-            What the device answers. A note says what has become of the token.
+            What the device answers. A note says what has become of the token. Also, before a PIN is tried,
+            where the SO has one try left, or none.
         """
-    def _set_user_pin(
-        self, so_pin: str | bytes | bytearray, user_pin: str | bytes | bytearray
-    ) -> None: ...
+    def change_pin(
+        self,
+        old: str | bytes | bytearray | PinPad,
+        new: str | bytes | bytearray | PinPad,
+        *,
+        role: Literal["user", "so"] = "user",
+    ) -> None:
+        """Give the user, or the SO, another PIN (C_SetPIN). The caller holds the lock.
+
+        It is what a token wants where a PIN has to be changed before it is used: CKR_PIN_EXPIRED, and the
+        flag USER_PIN_TO_BE_CHANGED.
+
+        Parameters
+        ----------
+        old, new : str, bytes, bytearray or PIN_PAD
+            The PIN that is valid now, and the one that is to be. They are copied, and the copies are wiped.
+            With *single identity*, a cluster's default, the SO and the user have the same password, and
+            both have the new one then.
+        role : {"user", "so"}
+            Whose: the user's (KRCO), with C_OpenSession, C_GetSessionInfo and C_SetPIN alone; or the SO's
+            (KRSO), with C_Login and C_Logout as well.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For an argument, before the device is asked; for PIN_PAD where the token has no such pad.
+        LockNotOwnedError, LockLostError, TokenChangedError
+            As `ensure_held()`.
+        PinError
+            The device refuses a PIN; or the SO has one try left, or none, and `old` was not tried.
+        UnsupportedFunctionError
+            The client library has no C_SetPIN.
+        CryptokiError
+            Any other answer. CKR_USER_ANOTHER_ALREADY_LOGGED_IN: other code of this process is logged in
+            in the other role. That login is left alone, and nothing was changed.
+        """
+    def _set_user_pin(self, so_pin: Pin, user_pin: Pin) -> bool: ...
+    def _ensure_user_pin(self, so_pin: Pin, user_pin: Pin) -> bool: ...
 
 @final
 class LostEvent:
@@ -678,8 +731,24 @@ class Departure:
     """The end of an ``async with`` block: what ``__aexit__`` gives to be awaited."""
     def __await__(self) -> Generator[Any, Any]: ...
 
-def check_pins(so_pin: str | bytes | bytearray, user_pin: str | bytes | bytearray | None) -> None:
-    """Raise the TypeError or ValueError that `Token.assign()` raises for these PINs."""
+class Pin:
+    """A copy of a PIN that no Python code can read; `provision()` passes it on."""
+
+def copied_pins(
+    so_pin: str | bytes | bytearray | PinPad, user_pin: str | bytes | bytearray | PinPad | None
+) -> tuple[Pin, Pin | None]:
+    """Copies of both that no Python code can read. Raises as `Token.assign()` does for these PINs."""
+
+def same_pin(one: Pin, other: Pin | None) -> bool:
+    """Whether the two are known to be the same."""
+
+def is_pad(pin: Pin | None) -> bool:
+    """Whether it is PIN_PAD's."""
+
+def has_single_identity(assigned: Token) -> bool:
+    """Whether the token that assign() gave has one PIN for both roles: C_InitToken does not take the user's
+    away then.
+    """
 
 @final
 class LockAll:

@@ -127,11 +127,13 @@ cdef enum Function:
     C_GET_TOKEN_INFO
     C_INIT_TOKEN
     C_INIT_PIN
+    C_SET_PIN
     C_OPEN_SESSION
     C_CLOSE_SESSION
     C_GET_SESSION_INFO
     C_LOGIN
     C_LOGOUT
+    CA_CHANGE_LABEL
     CA_GET_SLOT_ID
     CA_GET_UNASSIGNED_SLOT
     CA_LOCK_CLUSTERED_SLOT
@@ -185,10 +187,11 @@ cdef class Client:
     cdef bint stub_warned                         # whether the warning about the stand-in was given
     cdef void *handle                             # from dlopen; never closed
     cdef CK_FUNCTION_LIST *functions              # the C_ functions; published once, never changed
-    cdef CA_GetSlotId_t get_slot_id               # NULL: not exported; so the three below
+    cdef CA_GetSlotId_t get_slot_id               # NULL: not exported; so the four below
     cdef CA_GetUnassignedSlot_t get_unassigned_slot
     cdef CA_LockClusteredSlot_t lock_clustered_slot
     cdef CA_UnlockClusteredSlot_t unlock_clustered_slot
+    cdef CA_ChangeLabel_t change_label
     cdef int state                                # a State
     cdef bint initialised_here                    # whether our C_Initialize took effect, in this process
     cdef bint inherited                           # in a child: whether it was initialised at the fork
@@ -232,10 +235,11 @@ cdef class Client:
 
 
 cdef class Pin:
-    cdef CK_UTF8CHAR *bytes      # our own copy, wiped when the Pin goes
+    cdef CK_UTF8CHAR *bytes      # our own copy, wiped when the Pin goes; NULL: it is entered at the pad
     cdef CK_ULONG length         # of the PIN, in bytes
     cdef size_t room             # of the copy, in bytes; all of it is wiped
 
+    cdef bint is_pad(self) noexcept
     cdef int _reserve(self, Py_ssize_t size) except -1
     cdef bint _encode(self, str pin) except -1
 
@@ -281,11 +285,19 @@ cdef object library_info(Client client)
 cdef list slot_ids(Client client, bint token_present)
 cdef object slot_info(Client client, CK_SLOT_ID slot_id)
 cdef tuple labelled_token_info(Client client, CK_SLOT_ID slot_id)
+cdef int read_token_info(Client client, CK_SLOT_ID slot_id, CK_TOKEN_INFO *info) except -1
+cdef object token_info_of(CK_TOKEN_INFO *info)
 cdef bytes blank_padded(CK_UTF8CHAR *label)
 cdef bytes token_label(Client client, CK_SLOT_ID slot_id)
 cdef list slots_with_label(Client client, bytes label)
 cdef int init_token(Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label) except -1
-cdef int init_user_pin(Client client, CK_SLOT_ID slot_id, Pin so_pin, Pin user_pin) except -1
+cdef bint as_security_officer(
+    Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label, Pin user_pin
+) except -1
+cdef int set_pin(Client client, CK_SLOT_ID slot_id, CK_USER_TYPE role, Pin old, Pin new) except -1
+cdef bint ensure_user_pin(Client client, CK_SLOT_ID slot_id, Pin so_pin, Pin user_pin) except -1
+cdef Pin as_pin(object pin, str name)
+cdef bint same_pins(Pin one, Pin other) noexcept
 
 cdef str name_of(int function)
 cdef double average_seconds(Client client, int function) noexcept nogil

@@ -12,7 +12,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport INFINITY
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from .errors import (
     OPEN_AFTER_FORK,
@@ -22,14 +22,17 @@ from .errors import (
     LibraryClosedError,
     LibraryLoadError,
     Meaning,
+    PinError,
     UnsupportedFunctionError,
     codes_that_mean,
     error_for,
     rv_name,
 )
 from .labels import decode_label, decode_text
+from .pin_pad import PIN_PAD
 
 include "_device/stats.pyx"
 include "_device/pin.pyx"
 include "_device/client.pyx"
 include "_device/calls.pyx"
+include "_device/changes.pyx"

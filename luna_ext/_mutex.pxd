@@ -6,6 +6,7 @@ from libc.stdint cimport uint64_t
 from luna_ext._device cimport (
     CK_RV,
     CK_SLOT_ID,
+    CK_TOKEN_INFO,
     CK_UNASSIGNED_SLOT_INFO,
     Client,
     Deadline,
@@ -247,8 +248,8 @@ cdef class SlotMutex:
     cdef int check_mine(self, str function) except -1
     cdef int check_not_evicted(self, Share share, str function) except -1
     cdef bint task_is_gone(self) except -1
-    cdef bytes ensure_held(self, Share share)
-    cdef bytes _label_while_held(self, uint64_t hold)
+    cdef int ensure_held(self, Share share, CK_TOKEN_INFO *info) except -1
+    cdef int _read_while_held(self, uint64_t hold, CK_TOKEN_INFO *info) except -1
     cdef int begin_work(self) noexcept
     cdef int end_work(self) except -1
     cdef int keep_place(self, Place place) noexcept

@@ -101,6 +101,7 @@ from luna_ext._device cimport (
     luna_watch,
     new_signal,
     next_unassigned,
+    read_token_info,
     says_busy,
     token_label,
     unlock_slot,

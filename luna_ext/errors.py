@@ -317,7 +317,7 @@ _CODES: dict[int, _Code] = {
         "CKR_PIN_EXPIRED",
         PinError,
         "the PIN has to be changed first",
-        "token.change_pin(old, new) does that",
+        'token.change_pin(old, new) does that, and with role="so" the same for the SO\'s',
         meaning=Meaning.PIN,
     ),
     0x0A4: _Code(

@@ -5,13 +5,22 @@ from __future__ import annotations
 import operator
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
-from ._cluster import Claim, ClusterSlot, Library, Token, check_pins
+from ._cluster import (
+    Claim,
+    ClusterSlot,
+    Library,
+    Token,
+    copied_pins,
+    has_single_identity,
+    is_pad,
+    same_pin,
+)
 from .errors import (
     AssignmentConflictError,
     CryptokiError,
@@ -24,15 +33,20 @@ from .errors import (
 )
 from .info import CLUSTER_FUNCTIONS, TokenFlag
 from .labels import encode_label
+from .pin_pad import PinPad
+
+if TYPE_CHECKING:
+    # The class itself belongs to the layer below.
+    from ._cluster import Pin
 
 __all__ = ["ProvisionProgress", "ProvisionReport", "provision"]
 
 LOCK_SECONDS = 30.0
 """How long to wait for the lock of a token that lacks its user PIN; to assign one takes milliseconds."""
 
-CALLS_WITH_A_PIN = ("C_InitToken", "C_Login", "C_InitPIN")
+CALLS_WITH_A_PIN = ("C_InitToken", "C_Login", "C_InitPIN", "C_SetPIN")
 
-AnyPin: TypeAlias = str | bytes | bytearray
+AnyPin: TypeAlias = str | bytes | bytearray | PinPad
 _T = TypeVar("_T")
 
 
@@ -73,6 +87,9 @@ class ProvisionReport:
         Slot IDs of the tokens that have got their label, or their user PIN, by this call.
     skipped : dict of str to int
         Slot IDs of the tokens that had their label already.
+    fresh : dict of str to int
+        Those of `assigned` that were not initialised before. Such a token takes any `so_pin` and keeps
+        it: if it was mistyped, these are the tokens that have it.
     failed : dict of str to Exception
         Why a label has no token, or more than one; also an unlock that failed.
     """
@@ -80,6 +97,7 @@ class ProvisionReport:
     assigned: dict[str, int]
     skipped: dict[str, int]
     failed: dict[str, Exception]
+    fresh: dict[str, int] = field(default_factory=dict)
 
 
 def provision(
@@ -106,8 +124,11 @@ def provision(
         The cluster's ID.
     labels : iterable of str
         Each 1 to 32 bytes of UTF-8, none twice.
-    so_pin, user_pin : str, bytes or bytearray
-        PINs for all tokens. Without `user_pin` none is set.
+    so_pin : str, bytes, bytearray or PIN_PAD
+        The password that all the keyrings have already, as with `Token.assign()`.
+    user_pin : str, bytes, bytearray or PIN_PAD, optional
+        The PIN that all users are to have; without it none is set. `Token.assign()` says what it means
+        with single identity.
     workers : int
         How many tokens are worked on at a time, each on a thread of its own.
     guard : ClusterSlot or Token, optional
@@ -143,16 +164,24 @@ def provision(
     reported as failed, by an `AssignmentConflictError` with both slots in its `slot_ids`; so is a
     label that two tokens had from the beginning.
 
-    **A PIN that is refused** counts towards the lock-out of a token. Until one token has accepted
-    the PINs, tokens are assigned one by one. After the first call with a PIN (C_InitToken, C_Login,
-    C_InitPIN) that fails all other labels fail without a try, unless its code speaks of the device or its
-    connection. Later a `PinError` does the same. A token that could not be assigned stays locked until
-    the end, so that this call does not try it again for another label.
+    **A PIN that is refused** counts towards the lock-out of a token. Until one token that was initialised
+    before has accepted the PINs, such tokens are assigned one by one; a fresh one takes any PIN, which
+    proves nothing. After the first call with a PIN (C_InitToken, C_Login, C_InitPIN, C_SetPIN) that fails
+    all other labels fail without a try, unless its code speaks of the device or its connection. Later a
+    `PinError` does the same. A token that could not be assigned stays locked until the end, so that this
+    call does not try it again for another label.
+
+    **A process that was killed** between C_InitToken and C_InitPIN leaves a token without a user PIN, or,
+    with single identity, with `so_pin` in its place. On a token that has its label already, and is not
+    known to be without single identity, a `user_pin` that is not `so_pin` is therefore tried once (C_Login
+    as user), and set if it is refused and `so_pin` is not (C_SetPIN). If both are refused its user has
+    chosen another PIN: that is a `PinError`, so leave out the labels of tokens that are in use, or
+    `user_pin`.
 
     For each label it makes 8 device calls, with a user PIN 13: CA_GetSlotId, CA_GetUnassignedSlot,
     C_GetTokenInfo, C_GetSessionInfo, C_InitToken, C_GetTokenInfo, (C_OpenSession, C_Login, C_InitPIN,
     C_Logout, C_CloseSession,) CA_UnlockClusteredSlot, CA_GetSlotId. If that takes longer than 50 ms,
-    C_GetSessionInfo comes once more.
+    C_GetSessionInfo comes once more; C_GetTokenInfo does until the PINs are proven.
     """
     if isinstance(labels, str | bytes):
         raise TypeError("labels is an iterable of labels, not a single one")
@@ -164,7 +193,7 @@ def provision(
         wanted[label] = None
     if operator.index(workers) < 1:
         raise ValueError(f"workers is at least 1, not {workers}")
-    check_pins(so_pin, user_pin)
+    pins = _Pins(*copied_pins(so_pin, user_pin))
     if not isinstance(guard, ClusterSlot | Token | None):
         raise TypeError(f"guard is a ClusterSlot or a Token, not {type(guard).__name__}")
     library.claim(cluster_id)  # checks the argument, and nothing else
@@ -175,50 +204,76 @@ def provision(
                 "Luna client 10.6 and newer have it",
                 function=function,
             )
-    run = _Run(library, cluster_id, list(wanted), _Pins(so_pin, user_pin), on_progress)
+    run = _Run(library, cluster_id, list(wanted), pins, on_progress)
     with nullcontext() if guard is None else guard.lock():
         run.each(run.provide, run.labels, workers)
+        run.each(run.settle_user_pin, run.doubtful, workers)
         run.each(run.look_for_others, list(run.assigned), workers)
     return run.report()
 
 
 class _Pins:
-    """The PINs, and whether they are known to be right."""
+    """The PINs, in copies that no Python code can read, and what is known of them."""
 
-    def __init__(self, so_pin: AnyPin, user_pin: AnyPin | None) -> None:
+    def __init__(self, so_pin: Pin, user_pin: Pin | None) -> None:
         self.so_pin = so_pin
         self.user_pin = user_pin
-        self._proof = threading.Lock()
+        self._first_try = threading.Lock()
+        self._taken = False
+        """Whether a token was assigned with them: a fresh one, which takes any."""
         self._proven = False
-        self._refusal: CryptokiError | None = None
+        """Whether a token has accepted them that had a PIN before."""
+        # At a pad one PIN is entered at a time.
+        self._one_by_one = is_pad(so_pin) or is_pad(user_pin)
+        self._refusal: LunaError | ValueError | None = None
 
-    @contextmanager
-    def tried(self) -> Iterator[None]:
-        """The block tries the PINs: one block at a time until one has succeeded."""
+    def raise_refused(self) -> None:
+        """Raise if they were refused."""
+        if self._refusal is not None:
+            raise PinError(
+                f"not tried, for a call with the PIN failed on another token: {self._refusal}",
+                rv=getattr(self._refusal, "rv", None),
+                function=getattr(self._refusal, "function", None),
+            )
+
+    @property
+    def proven(self) -> bool:
+        return self._proven
+
+    def try_on(self, fresh: bool, call: Callable[[], bool]) -> None:
+        """Call what tries the PINs on a token: one at a time until one has succeeded.
+
+        It returns whether the device has compared them with the token's own.
+        """
         with ExitStack() as alone:
-            if not self._proven:
-                alone.enter_context(self._proof)
-                if self._proven:
+            if not self._are_known(fresh):
+                alone.enter_context(self._first_try)
+                if self._are_known(fresh):
                     alone.close()
-            if self._refusal is not None:
-                raise PinError(
-                    f"not tried, for a call with the PIN failed on another token: {self._refusal}",
-                    rv=self._refusal.rv,
-                    function=self._refusal.function,
-                )
+            self.raise_refused()
             try:
-                yield
-            except CryptokiError as error:
-                # Ten wrong tries may erase a token. A code that is not known to speak of the device or its
-                # connection may speak of the PIN.
-                if isinstance(error, PinError) or (
-                    not self._proven
-                    and error.function in CALLS_WITH_A_PIN
-                    and meaning_of(error.rv or 0) not in (Meaning.BUSY, Meaning.LOST, Meaning.GONE)
-                ):
+                compared = call()
+            except (CryptokiError, ValueError) as error:
+                if self._speaks_of_the_pin(error):
                     self._refusal = error
                 raise
-            self._proven = True
+            if not self._one_by_one:
+                self._taken = True
+                self._proven = self._proven or compared
+
+    def _are_known(self, fresh: bool) -> bool:
+        return self._taken if fresh else self._proven
+
+    def _speaks_of_the_pin(self, error: CryptokiError | ValueError) -> bool:
+        # Ten wrong tries may erase a token. A code that is not known to speak of the device or its
+        # connection may speak of the PIN.
+        if not isinstance(error, CryptokiError) or isinstance(error, PinError):
+            return True
+        return (
+            not self._proven
+            and error.function in CALLS_WITH_A_PIN
+            and meaning_of(error.rv or 0) not in (Meaning.BUSY, Meaning.LOST, Meaning.GONE)
+        )
 
 
 class _Run:
@@ -236,6 +291,11 @@ class _Run:
         self.assigned: dict[str, int] = {}
         self._skipped: dict[str, int] = {}
         self._failed: dict[str, Exception] = {}
+        self._fresh: set[str] = set()
+        self.doubtful: list[str] = []
+        """Labels of tokens whose user has a PIN, which may be the SO's."""
+        self._single_identity: bool | None = None
+        """Whether the tokens have one PIN for both roles; None: not known."""
         self._library = library
         self._cluster_id = cluster_id
         self._pins = pins
@@ -246,7 +306,14 @@ class _Run:
             return {label: found[label] for label in self.labels if label in found}
 
         return ProvisionReport(
-            in_order(self.assigned), in_order(self._skipped), in_order(self._failed)
+            in_order(self.assigned),
+            in_order(self._skipped),
+            in_order(self._failed),
+            {
+                label: self.assigned[label]
+                for label in in_order(self.assigned)
+                if label in self._fresh
+            },
         )
 
     def each(self, step: _Step, labels: list[str], workers: int) -> None:
@@ -320,27 +387,49 @@ class _Run:
 
     # ---- the steps, on any thread ----
 
-    def provide(self, label: str, kept: _Kept) -> _End:
+    def provide(self, label: str, kept: _Kept) -> _End | None:
         tokens = self._with_label(label)
         if not tokens:
             try:
-                with self._pins.tried():
-                    return _End(label, "assigned", self._assign(label, kept), None)
+                return _End(label, "assigned", self._assign(label, kept), None)
             except NoUnassignedTokenError:
                 # Another host may have claimed the last token for the same label.
                 tokens = self._with_label(label)
                 if not tokens:
                     raise
         (token,) = tokens
-        if self._pins.user_pin is None or _has_user_pin(token):
+        user_pin = self._pins.user_pin
+        if user_pin is None:
             return _End(label, "skipped", token.slot.slot_id, None)
+        if _has_user_pin(token):
+            if same_pin(self._pins.so_pin, user_pin) or is_pad(user_pin):
+                return _End(label, "skipped", token.slot.slot_id, None)
+            # Later: until then a token that is assigned may show that it cannot be the SO's.
+            self.doubtful.append(label)
+            return None
         # A process was killed after C_InitToken; or another process has the lock and is about to set the
         # PIN.
-        with token.lock(timeout=LOCK_SECONDS), self._pins.tried():
+        with token.lock(timeout=LOCK_SECONDS):
             if _has_user_pin(token):
                 return _End(label, "skipped", token.slot.slot_id, None)
-            token._set_user_pin(self._pins.so_pin, self._pins.user_pin)
+            self._single_identity = False
+            self._pins.try_on(False, lambda: token._set_user_pin(self._pins.so_pin, user_pin))
         return _End(label, "assigned", token.slot.slot_id, None)
+
+    def settle_user_pin(self, label: str, kept: _Kept) -> _End:
+        """Where both roles have one PIN, a process may have been killed before it changed the user's."""
+        (token,) = self._with_label(label)
+        so_pin, user_pin = self._pins.so_pin, self._pins.user_pin
+        changed: list[bool] = []
+        if user_pin is not None and self._single_identity is not False:
+
+            def compare() -> bool:
+                changed.append(token._ensure_user_pin(so_pin, user_pin))
+                return changed[0]
+
+            with token.lock(timeout=LOCK_SECONDS):
+                self._pins.try_on(False, compare)
+        return _End(label, "assigned" if any(changed) else "skipped", token.slot.slot_id, None)
 
     def look_for_others(self, label: str, kept: _Kept) -> None:
         """Another host may have assigned the same label meanwhile."""
@@ -362,6 +451,7 @@ class _Run:
         return tokens
 
     def _assign(self, label: str, kept: _Kept) -> int:
+        self._pins.raise_refused()
         claim = self._library.claim(self._cluster_id)
         # Before anything is claimed, so that the claim is ended at whatever point an exception comes.
         kept.append((claim, None))
@@ -371,15 +461,24 @@ class _Run:
             kept.pop()
             raise
         try:
-            token.assign(
-                label, so_pin=self._pins.so_pin, user_pin=self._pins.user_pin, unique=False
-            )
+            fresh = not self._pins.proven and TokenFlag.TOKEN_INITIALIZED not in token.info.flags
+            self._pins.try_on(fresh, lambda: self._assign_claimed(token, label))
         except Exception as error:
             kept[-1] = (claim, error)
             raise
         kept.pop()
         claim.__exit__(None, None, None)
         return token.slot.slot_id
+
+    def _assign_claimed(self, token: Token, label: str) -> bool:
+        """Returns whether the token had a PIN before."""
+        pins = self._pins
+        assigned = token.assign(label, so_pin=pins.so_pin, user_pin=pins.user_pin, unique=False)
+        self._single_identity = has_single_identity(assigned)
+        if TokenFlag.TOKEN_INITIALIZED in token.info.flags:
+            return True
+        self._fresh.add(label)
+        return False
 
 
 def _has_user_pin(token: Token) -> bool:

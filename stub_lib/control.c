@@ -21,11 +21,16 @@ static int open_state(const char *path, struct state_file *file)
 }
 
 int luna_stub_create(const char *path, const char *cluster_id, const char *label, uint32_t keyrings,
-                     uint64_t first_slot)
+                     uint64_t first_slot, const uint8_t *password, uint32_t password_length)
 {
     if (path == NULL || cluster_id == NULL || label == NULL)
         return EINVAL;
-    struct state_plan plan = {cluster_id, label, keyrings, first_slot, 0};
+    struct state_plan plan = {.cluster_id = cluster_id,
+                              .label = label,
+                              .keyrings = keyrings,
+                              .first_slot = first_slot,
+                              .password = password,
+                              .password_length = password_length};
     if (!platform_random(&plan.identity, sizeof plan.identity))
         return EIO;
     return state_create(path, &plan);
@@ -141,6 +146,11 @@ enum switch_name {
     SWITCH_UNLOCK_OWNER,
     SWITCH_REGRANT,
     SWITCH_GRANTS,
+    SWITCH_IDENTITY,
+    SWITCH_PIN_CHANGE,
+    SWITCH_AUTHENTICATION,
+    SWITCH_APPLICATION,
+    SWITCH_CHANGE_LABEL,
     SWITCH_LOG,
 };
 
@@ -161,6 +171,16 @@ static const struct setting {
     {"regrant", "off", SWITCH_REGRANT, REGRANT_OFF},
     {"grants", "once", SWITCH_GRANTS, GRANTS_ONCE},
     {"grants", "counted", SWITCH_GRANTS, GRANTS_COUNTED},
+    {"identity", "single", SWITCH_IDENTITY, IDENTITY_SINGLE},
+    {"identity", "dual", SWITCH_IDENTITY, IDENTITY_DUAL},
+    {"pin_change", "free", SWITCH_PIN_CHANGE, PIN_CHANGE_FREE},
+    {"pin_change", "forced", SWITCH_PIN_CHANGE, PIN_CHANGE_FORCED},
+    {"authentication", "password", SWITCH_AUTHENTICATION, AUTHENTICATION_PASSWORD},
+    {"authentication", "ped", SWITCH_AUTHENTICATION, AUTHENTICATION_PED},
+    {"application", "process", SWITCH_APPLICATION, APPLICATION_PROCESS},
+    {"application", "shared", SWITCH_APPLICATION, APPLICATION_SHARED},
+    {"change_label", "off", SWITCH_CHANGE_LABEL, CHANGE_LABEL_OFF},
+    {"change_label", "on", SWITCH_CHANGE_LABEL, CHANGE_LABEL_ON},
     {"log", "on", SWITCH_LOG, LOG_ON},
     {"log", "off", SWITCH_LOG, LOG_OFF},
 };
@@ -187,6 +207,16 @@ static _Atomic uint32_t *find_switch(struct state_switches *switches, enum switc
         return &switches->regrant;
     case SWITCH_GRANTS:
         return &switches->grants;
+    case SWITCH_IDENTITY:
+        return &switches->identity;
+    case SWITCH_PIN_CHANGE:
+        return &switches->pin_change;
+    case SWITCH_AUTHENTICATION:
+        return &switches->authentication;
+    case SWITCH_APPLICATION:
+        return &switches->application;
+    case SWITCH_CHANGE_LABEL:
+        return &switches->change_label;
     default:
         return &switches->log;
     }
@@ -206,6 +236,90 @@ int luna_stub_switch(const char *path, const char *name, const char *value)
     atomic_store(find_switch(&file.state->switches, setting->which), setting->number);
     state_close(&file);
     return 0;
+}
+
+/* ---- PINs ---- */
+
+int luna_stub_pin_lengths(const char *path, uint32_t least, uint32_t most)
+{
+    if (least < 1 || most > STATE_PIN_MAX || least > most)
+        return EINVAL;
+    struct state_file file;
+    int error = open_state(path, &file);
+    if (error != 0)
+        return error;
+    state_set_pin_lengths(file.state, least, most);
+    state_close(&file);
+    return 0;
+}
+
+/* What a keyring's record is changed to. */
+struct pins {
+    const uint8_t *so_pin;
+    const uint8_t *user_pin;
+    uint32_t so_pin_length;
+    uint32_t user_pin_length;
+};
+
+static void give_pins(struct token_record *record, const struct pins *pins)
+{
+    memset(&record->so_pin, 0, sizeof record->so_pin);
+    memset(&record->user_pin, 0, sizeof record->user_pin);
+    record->initialised = pins->so_pin != NULL;
+    if (pins->so_pin != NULL)
+        state_set_pin(&record->so_pin, pins->so_pin, pins->so_pin_length);
+    if (pins->user_pin != NULL)
+        state_set_pin(&record->user_pin, pins->user_pin, pins->user_pin_length);
+}
+
+static void forget_tries(struct token_record *record, const struct pins *pins)
+{
+    (void)pins;
+    record->so_pin.failures = 0;
+    record->user_pin.failures = 0;
+}
+
+static int change_record(const char *path, uint64_t slot_id, const struct pins *pins,
+                         void (*change)(struct token_record *record, const struct pins *pins))
+{
+    struct state_file file;
+    int error = open_state(path, &file);
+    if (error != 0)
+        return error;
+    struct state_keyring *keyring = state_keyring(&file, slot_id);
+    if (keyring == NULL) {
+        error = ENXIO;
+    } else if (state_write_begin(&file)) {
+        struct token_record record;
+        state_read_token(&keyring->token, &record);
+        change(&record, pins);
+        state_write_token(&keyring->token, &record);
+        state_write_end(&file);
+    } else {
+        error = ENOLCK;
+    }
+    state_close(&file);
+    return error;
+}
+
+static bool pin_possible(const uint8_t *pin, uint32_t length)
+{
+    return pin == NULL || (length >= 1 && length <= STATE_PIN_MAX);
+}
+
+int luna_stub_set_pins(const char *path, uint64_t slot_id, const uint8_t *so_pin,
+                       uint32_t so_pin_length, const uint8_t *user_pin, uint32_t user_pin_length)
+{
+    if (!pin_possible(so_pin, so_pin_length) || !pin_possible(user_pin, user_pin_length) ||
+        (so_pin == NULL && user_pin != NULL))
+        return EINVAL;
+    const struct pins pins = {so_pin, user_pin, so_pin_length, user_pin_length};
+    return change_record(path, slot_id, &pins, give_pins);
+}
+
+int luna_stub_unlock_keyring(const char *path, uint64_t slot_id)
+{
+    return change_record(path, slot_id, NULL, forget_tries);
 }
 
 /* ---- applications and their locks ---- */

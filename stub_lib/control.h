@@ -52,9 +52,12 @@ typedef struct luna_stub_call {
 } luna_stub_call;
 
 /* A new cluster of 1 to 3500 keyrings, labelled `label` with 1, 2, ... appended (at most 32 bytes).
-   cluster_id: 1 to 64 bytes. EEXIST: there is a file, and it stays as it is. EINVAL. */
+   cluster_id: 1 to 64 bytes. password: 8 to 255 bytes, which both roles of each keyring have, as the
+   appliance makes them; NULL: the keyrings are not initialised, and the first C_InitToken sets the
+   security officer's PIN. EEXIST: there is a file, and it stays as it is. EINVAL. */
 LUNA_STUB_API int luna_stub_create(const char *path, const char *cluster_id, const char *label,
-                                   uint32_t keyrings, uint64_t first_slot);
+                                   uint32_t keyrings, uint64_t first_slot, const uint8_t *password,
+                                   uint32_t password_length);
 
 /* NUL-terminated. */
 LUNA_STUB_API int luna_stub_cluster_id(const char *path, char cluster_id[65]);
@@ -82,9 +85,33 @@ LUNA_STUB_API int luna_stub_latency(const char *path, const char *function, uint
    claim or a lock call.
    grants=once|counted: whether one unlock call takes off a lock that was granted several times, or
    one for each grant.
+   identity=single|dual: whether both roles of a keyring have one password. single: what sets the PIN
+   of one sets the other's; after C_InitToken, the user's PIN is the security officer's. dual:
+   C_InitToken erases the user's PIN.
+   pin_change=free|forced: whether a user has to change a PIN that C_InitPIN has set. forced: C_Login
+   answers CKR_PIN_EXPIRED to the right PIN, until C_SetPIN.
+   authentication=password|ped: ped: PINs are NULL and of length 0, and always right.
+   application=process|shared: shared: all processes are one application to the device. A lock that
+   one of them has is each one's own; it still goes with the process that it was first granted to.
+   change_label=off|on: whether CA_ChangeLabel is supported.
    log=on|off: whether calls are logged.
    The first value is the default. EINVAL: anything else. */
 LUNA_STUB_API int luna_stub_switch(const char *path, const char *name, const char *value);
+
+/* How long a PIN that is set from now on has to be: 1 to 255 bytes. In a new cluster 8 to 255. EINVAL:
+   out of range, or the shortest is longer than the longest. */
+LUNA_STUB_API int luna_stub_pin_lengths(const char *path, uint32_t least, uint32_t most);
+
+/* The keyring is initialised and has these PINs of 1 to 255 bytes, whatever luna_stub_pin_lengths() and
+   the switches say; no wrong try is remembered. user_pin NULL: the user has none. so_pin NULL: the
+   keyring is not initialised. Its label and its objects stay. ENXIO: no such slot. EINVAL. */
+LUNA_STUB_API int luna_stub_set_pins(const char *path, uint64_t slot_id, const uint8_t *so_pin,
+                                     uint32_t so_pin_length, const uint8_t *user_pin,
+                                     uint32_t user_pin_length);
+
+/* What `keyring unlock` does on the appliance: the wrong tries of the keyring's roles are forgotten.
+   ENXIO: no such slot. */
+LUNA_STUB_API int luna_stub_unlock_keyring(const char *path, uint64_t slot_id);
 
 /* All applications of that process: their locks are gone, and their calls answer CKR_DEVICE_ERROR
    until C_Finalize and C_Initialize. ESRCH: it has none. */

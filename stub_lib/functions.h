@@ -22,7 +22,8 @@
     X(CA_GetSlotId, )         \
     X(CA_GetUnassignedSlot, ) \
     X(CA_LockClusteredSlot, ) \
-    X(CA_UnlockClusteredSlot, )
+    X(CA_UnlockClusteredSlot, ) \
+    X(CA_ChangeLabel, )
 
 /* The numbers are part of the state file's layout. */
 enum function_id {

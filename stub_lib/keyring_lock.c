@@ -20,13 +20,21 @@ static void wake(struct state_keyring *keyring)
     }
 }
 
+/* Whether the device takes this living owner for the application that calls. With one application ID
+   for all, it does not keep their processes apart. */
+static bool is_own(struct state_file *file, uint64_t owner)
+{
+    return registry_application(owner) == file->self ||
+           atomic_load(&file->state->switches.application) == APPLICATION_SHARED;
+}
+
 /* What the switches say to a lock call that finds this living owner. */
 enum answer { ANSWER_WAIT, ANSWER_GRANTED, ANSWER_ERROR };
 
 static enum answer ask_switches(struct state_file *file, uint64_t owner)
 {
     struct state_switches *switches = &file->state->switches;
-    if (registry_application(owner) != file->self)
+    if (!is_own(file, owner))
         return atomic_load(&switches->contention) == CONTENTION_ERROR ? ANSWER_ERROR : ANSWER_WAIT;
     switch (atomic_load(&switches->relock)) {
     case RELOCK_WAIT:
@@ -96,7 +104,8 @@ bool keyring_lock(struct state_file *file, struct state_keyring *keyring,
 static bool may_claim_again(struct state_file *file, uint64_t owner)
 {
     struct state_switches *switches = &file->state->switches;
-    return owner == file->self && atomic_load(&switches->regrant) == REGRANT_ON &&
+    return (owner & REGISTRY_GRANTS) == 0 && is_own(file, owner) &&
+           atomic_load(&switches->regrant) == REGRANT_ON &&
            atomic_load(&switches->relock) == RELOCK_GRANTED;
 }
 
@@ -113,12 +122,17 @@ void keyring_unclaim(struct state_file *file, struct state_keyring *keyring)
     uint64_t owner = atomic_load(&keyring->owner);
     uint64_t next;
     do {
-        if (registry_application(owner) != file->self)
+        if (owner == 0 || !is_own(file, owner))
             return;
         next = one_grant_less(owner);
     } while (!atomic_compare_exchange_weak(&keyring->owner, &owner, next));
     if (next == 0)
         wake(keyring);
+}
+
+static bool has_lock(struct state_file *file, uint64_t owner)
+{
+    return owner != 0 && is_own(file, owner) && registry_alive(file, owner);
 }
 
 bool keyring_unlock(struct state_file *file, struct state_keyring *keyring)
@@ -130,7 +144,7 @@ bool keyring_unlock(struct state_file *file, struct state_keyring *keyring)
     uint64_t owner = atomic_load(&keyring->owner);
     uint64_t next;
     do {
-        if (checked && registry_application(owner) != file->self)
+        if (checked && !has_lock(file, owner))
             return false;
         next = counted ? one_grant_less(owner) : 0;
     } while (!atomic_compare_exchange_weak(&keyring->owner, &owner, next));

@@ -118,3 +118,10 @@ bool registry_any_in_session(struct state_file *file, uint32_t keyring)
     }
     return false;
 }
+
+void registry_end_sessions(struct state_file *file, uint32_t keyring)
+{
+    uint64_t bit = UINT64_C(1) << keyring % 64U;
+    for (uint32_t index = 0; index < STATE_APPLICATIONS; index++)
+        atomic_fetch_and(session_word(file, index, keyring), ~bit);
+}

@@ -46,5 +46,7 @@ void registry_restart(struct state_file *file, uint64_t owner);
    application has one, needs state_write_begin(). */
 void registry_set_in_session(struct state_file *file, uint32_t keyring, bool in_session);
 bool registry_any_in_session(struct state_file *file, uint32_t keyring);
+/* So does this: no application has one any more. */
+void registry_end_sessions(struct state_file *file, uint32_t keyring);
 
 #endif

@@ -53,7 +53,10 @@ void sessions_unlock(void)
 struct session *session_find(CK_SESSION_HANDLE handle)
 {
     struct session *session = &sessions[handle % SESSIONS_MAX];
-    return handle != CK_INVALID_HANDLE && session->handle == handle ? session : NULL;
+    if (handle == CK_INVALID_HANDLE || session->handle != handle)
+        return NULL;
+    (void)session_token(session->slot_id); /* which may close it */
+    return session->handle == handle ? session : NULL;
 }
 
 uint64_t session_slot(CK_SESSION_HANDLE handle)
@@ -74,9 +77,32 @@ bool session_twin(CK_SESSION_HANDLE handle, CK_SESSION_HANDLE_PTR twin, struct c
     return session != NULL;
 }
 
+static void close_all_of(CK_SLOT_ID slot_id)
+{
+    for (uint32_t i = 0; i < SESSIONS_MAX; i++) {
+        if (sessions[i].handle != CK_INVALID_HANDLE && sessions[i].slot_id == slot_id)
+            close_session(&sessions[i]);
+    }
+}
+
 struct token_use *session_token(CK_SLOT_ID slot_id)
 {
-    return &tokens[state_keyring_index(application_file(), slot_id)];
+    struct state_file *file = application_file();
+    struct token_use *token = &tokens[state_keyring_index(file, slot_id)];
+    uint64_t now = atomic_load(&state_keyring(file, slot_id)->erasures);
+    if (token->erasures != now) {
+        token->erasures = now;
+        close_all_of(slot_id);
+    }
+    return token;
+}
+
+void sessions_end(CK_SLOT_ID slot_id)
+{
+    struct state_file *file = application_file();
+    atomic_fetch_add(&state_keyring(file, slot_id)->erasures, 1U);
+    registry_end_sessions(file, state_keyring_index(file, slot_id));
+    (void)session_token(slot_id);
 }
 
 CK_STATE session_state(const struct session *session)
@@ -191,10 +217,7 @@ static CK_RV close_all(CK_SLOT_ID slot_id)
 {
     if (state_keyring(application_file(), slot_id) == NULL)
         return CKR_SLOT_ID_INVALID;
-    for (uint32_t i = 0; i < SESSIONS_MAX; i++) {
-        if (sessions[i].handle != CK_INVALID_HANDLE && sessions[i].slot_id == slot_id)
-            close_session(&sessions[i]);
-    }
+    close_all_of(slot_id);
     return CKR_OK;
 }
 

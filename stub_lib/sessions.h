@@ -26,6 +26,7 @@ struct token_use {
     uint16_t sessions;
     uint16_t rw_sessions;
     enum login login;
+    uint64_t erasures; /* of the keyring, that its sessions know of */
 };
 
 /* As if the process had never had any. Only while no call is in flight. */
@@ -40,7 +41,11 @@ bool session_twin(CK_SESSION_HANDLE handle, CK_SESSION_HANDLE_PTR twin, struct c
 void sessions_lock(void);
 void sessions_unlock(void);
 struct session *session_find(CK_SESSION_HANDLE handle); /* NULL: no such session */
-struct token_use *session_token(CK_SLOT_ID slot_id);    /* of a slot that exists */
+/* Of a slot that exists. Closes the sessions that are older than the keyring's last erasure. */
+struct token_use *session_token(CK_SLOT_ID slot_id);
+/* After wrong tries have erased the keyring: no application has a session with it any more. Between
+   state_write_begin() and state_write_end(). */
+void sessions_end(CK_SLOT_ID slot_id);
 CK_STATE session_state(const struct session *session);
 
 uint64_t session_slot(CK_SESSION_HANDLE handle); /* CALL_NO_SLOT: no such session */

@@ -89,12 +89,16 @@ static CK_FLAGS pin_flags(const struct token_pin *pin, CK_FLAGS low, CK_FLAGS la
     return flags;
 }
 
-static CK_FLAGS token_flags(const struct token_record *record)
+static CK_FLAGS token_flags(struct state_switches *switches, const struct token_record *record)
 {
     CK_FLAGS flags = CKF_RNG | CKF_LOGIN_REQUIRED;
+    if (atomic_load(&switches->authentication) == AUTHENTICATION_PED)
+        flags |= CKF_PROTECTED_AUTHENTICATION_PATH;
+    if (record->user_pin.by_so != 0 && atomic_load(&switches->pin_change) == PIN_CHANGE_FORCED)
+        flags |= CKF_USER_PIN_TO_BE_CHANGED;
     if (record->initialised != 0)
         flags |= CKF_TOKEN_INITIALIZED;
-    if (record->user_pin.length > 0)
+    if (record->user_pin.set != 0)
         flags |= CKF_USER_PIN_INITIALIZED;
     flags |= pin_flags(&record->so_pin, CKF_SO_PIN_COUNT_LOW, CKF_SO_PIN_FINAL_TRY,
                        CKF_SO_PIN_LOCKED);
@@ -114,18 +118,21 @@ static CK_RV get_token_info(CK_SLOT_ID slot_id, CK_TOKEN_INFO_PTR info)
     struct token_record record;
     state_read_token(&keyring->token, &record);
     struct token_use use = *session_token(slot_id);
+    uint32_t shortest;
+    uint32_t longest;
+    state_pin_lengths(file->state, &shortest, &longest);
     memset(info, 0, sizeof *info);
     memcpy(info->label, record.label, sizeof info->label);
     text_pad(info->manufacturerID, sizeof info->manufacturerID, TEXT_MANUFACTURER);
     text_pad(info->model, sizeof info->model, "Cluster keyring");
     memcpy(info->serialNumber, keyring->serial, sizeof info->serialNumber);
-    info->flags = token_flags(&record);
+    info->flags = token_flags(&file->state->switches, &record);
     info->ulMaxSessionCount = SESSIONS_MAX;
     info->ulSessionCount = use.sessions;
     info->ulMaxRwSessionCount = SESSIONS_MAX;
     info->ulRwSessionCount = use.rw_sessions;
-    info->ulMaxPinLen = STATE_PIN_MAX;
-    info->ulMinPinLen = STATE_PIN_MIN;
+    info->ulMaxPinLen = longest;
+    info->ulMinPinLen = shortest;
     info->ulTotalPublicMemory = CK_UNAVAILABLE_INFORMATION;
     info->ulFreePublicMemory = CK_UNAVAILABLE_INFORMATION;
     info->ulTotalPrivateMemory = CK_UNAVAILABLE_INFORMATION;

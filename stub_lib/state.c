@@ -74,6 +74,29 @@ void state_read_label(struct state_token *token, uint8_t label[STATE_LABEL_SIZE]
                       STATE_LABEL_SIZE / sizeof(uint64_t));
 }
 
+void state_set_pin(struct token_pin *pin, const uint8_t *value, size_t length)
+{
+    memset(pin, 0, sizeof *pin);
+    if (length > 0)
+        memcpy(pin->value, value, length);
+    pin->length = (uint32_t)length;
+    pin->set = 1;
+}
+
+void state_pin_lengths(struct state *state, uint32_t *least, uint32_t *most)
+{
+    uint32_t lengths = atomic_load(&state->switches.pin_lengths);
+    *least = lengths & 0xFFFFU;
+    *most = lengths >> 16;
+    if (*most > STATE_PIN_MAX) /* in a damaged file */
+        *most = STATE_PIN_MAX;
+}
+
+void state_set_pin_lengths(struct state *state, uint32_t least, uint32_t most)
+{
+    atomic_store(&state->switches.pin_lengths, most << 16 | least);
+}
+
 uint64_t state_read_fault(struct state_fault_rule *rule, struct fault_rule *record)
 {
     return read_record(&rule->version, rule->copies[0], STATE_WORDS(*record), record,
@@ -126,6 +149,11 @@ static void fill_keyring(struct state_keyring *keyring, const struct state_plan 
     struct token_record record;
     memset(&record, 0, sizeof record);
     memcpy(record.label, keyring->original_label, STATE_LABEL_SIZE);
+    if (plan->password != NULL) {
+        record.initialised = 1;
+        state_set_pin(&record.so_pin, plan->password, plan->password_length);
+        state_set_pin(&record.user_pin, plan->password, plan->password_length);
+    }
     state_write_token(&keyring->token, &record);
 }
 
@@ -146,6 +174,7 @@ static void fill(void *memory, const void *context)
     state->header.first_slot = plan->first_slot;
     state->header.file_size = file_size(plan->keyrings);
     state->header.identity = plan->identity;
+    state_set_pin_lengths(state, STATE_PIN_MIN, STATE_PIN_MAX);
     memcpy(state->header.cluster_id, plan->cluster_id, strlen(plan->cluster_id));
     for (uint32_t i = 0; i < plan->keyrings; i++)
         fill_keyring(&state->keyrings[i], plan, i + 1U);
@@ -157,6 +186,9 @@ int state_create(const char *path, const struct state_plan *plan)
     if (plan->keyrings < 1 || plan->keyrings > STATE_MAX_KEYRINGS)
         return EINVAL;
     if (!slots_fit(plan->first_slot, plan->keyrings))
+        return EINVAL;
+    if (plan->password != NULL &&
+        (plan->password_length < STATE_PIN_MIN || plan->password_length > STATE_PIN_MAX))
         return EINVAL;
     size_t id_length = strlen(plan->cluster_id);
     if (id_length < 1 || id_length > STATE_CLUSTER_ID_SIZE)

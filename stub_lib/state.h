@@ -11,7 +11,7 @@
 #include "functions.h"
 #include "platform.h"
 
-#define STATE_VERSION 4U
+#define STATE_VERSION 5U
 #define STATE_MAX_KEYRINGS 3500U
 #define STATE_APPLICATIONS 1024U
 #ifndef STATE_LOG_ENTRIES
@@ -30,14 +30,16 @@ _Static_assert(ATOMIC_INT_LOCK_FREE == 2 && ATOMIC_LLONG_LOCK_FREE == 2,
 
 /* ---- records: what has to change as a whole ---- */
 
-#define STATE_PIN_MIN 4U
-#define STATE_PIN_MAX 64U
+#define STATE_PIN_MIN 8U /* unless the cluster is told otherwise */
+#define STATE_PIN_MAX 255U
 #define STATE_PIN_TRIES 10U
 
 struct token_pin {
-    uint8_t value[STATE_PIN_MAX];
-    uint32_t length; /* 0: not set */
-    uint32_t failures;
+    uint8_t value[STATE_PIN_MAX + 1U];
+    uint32_t length; /* 0, though it is set: the key of a PED */
+    uint32_t set;
+    uint32_t failures; /* the wrong tries that count */
+    uint32_t by_so;    /* the user's: it is the one that the security officer has set */
 };
 
 struct token_record {
@@ -84,6 +86,11 @@ enum switch_relock { RELOCK_GRANTED, RELOCK_WAIT, RELOCK_ERROR };
 enum switch_unlock_owner { UNLOCK_OWNER_UNCHECKED, UNLOCK_OWNER_CHECKED };
 enum switch_regrant { REGRANT_ON, REGRANT_OFF };
 enum switch_grants { GRANTS_ONCE, GRANTS_COUNTED };
+enum switch_identity { IDENTITY_SINGLE, IDENTITY_DUAL };
+enum switch_pin_change { PIN_CHANGE_FREE, PIN_CHANGE_FORCED };
+enum switch_authentication { AUTHENTICATION_PASSWORD, AUTHENTICATION_PED };
+enum switch_application { APPLICATION_PROCESS, APPLICATION_SHARED };
+enum switch_change_label { CHANGE_LABEL_OFF, CHANGE_LABEL_ON };
 enum switch_log { LOG_ON, LOG_OFF };
 
 /* Written when the file is made and never again. */
@@ -111,7 +118,13 @@ struct state_switches {
     _Atomic uint32_t unlock_owner;
     _Atomic uint32_t regrant;
     _Atomic uint32_t grants;
+    _Atomic uint32_t identity;
+    _Atomic uint32_t pin_change;
+    _Atomic uint32_t authentication;
+    _Atomic uint32_t application;
+    _Atomic uint32_t change_label;
     _Atomic uint32_t log;
+    _Atomic uint32_t pin_lengths; /* the longest PIN's << 16 | the shortest's, in one word */
 };
 
 enum latency_moment { LATENCY_BEFORE_EFFECT, LATENCY_AFTER_EFFECT, LATENCY_MOMENTS };
@@ -167,6 +180,7 @@ struct state_keyring {
     uint8_t original_label[STATE_LABEL_SIZE];
     /* The token's half. */
     alignas(64) uint8_t serial[STATE_SERIAL_SIZE];
+    _Atomic uint64_t erasures; /* steps when wrong tries erase it; sessions are older or younger */
     struct state_token token;
 };
 
@@ -198,6 +212,8 @@ struct state_plan {
     uint32_t keyrings;
     uint64_t first_slot;
     uint64_t identity;
+    const uint8_t *password; /* of both roles; NULL: the keyrings are not initialised */
+    uint32_t password_length;
 };
 
 /* 0 or an errno value: EEXIST, EINVAL, ... */
@@ -225,6 +241,11 @@ void state_write_end(struct state_file *file);
 void state_read_token(struct state_token *token, struct token_record *record);
 void state_write_token(struct state_token *token, const struct token_record *record);
 void state_read_label(struct state_token *token, uint8_t label[STATE_LABEL_SIZE]);
+/* In a record: at most STATE_PIN_MAX bytes, or NULL and none. Its wrong tries are forgotten. */
+void state_set_pin(struct token_pin *pin, const uint8_t *value, size_t length);
+/* How long a PIN that is set has to be and may be. */
+void state_pin_lengths(struct state *state, uint32_t *least, uint32_t *most);
+void state_set_pin_lengths(struct state *state, uint32_t least, uint32_t most);
 /* The version that these return is another one for each rule. */
 uint64_t state_read_fault(struct state_fault_rule *rule, struct fault_rule *record);
 void state_write_fault(struct state_fault_rule *rule, const struct fault_rule *record);

@@ -153,6 +153,12 @@ def cluster(luna_cluster: Cluster) -> Cluster:
     return luna_cluster
 
 
+@pytest.fixture
+def dual_identity(cluster: Cluster) -> None:
+    """Each role of a keyring has a PIN of its own."""
+    cluster.switch("identity", "dual")
+
+
 @pytest.fixture(params=["on", "off"])
 def regrant(request: pytest.FixtureRequest, cluster: Cluster) -> str:
     """Runs the test twice: on a device whose claims may give what this process holds, and on one whose

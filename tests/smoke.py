@@ -35,7 +35,7 @@ def main() -> None:
         assert owners(cluster) == 0
 
         with luna.claim(cluster.cluster_id) as claimed:
-            token = claimed.assign("Schlüssel 鍵", so_pin="officer", user_pin="user")
+            token = claimed.assign("Schlüssel 鍵", so_pin="officer-1", user_pin="user-pin-1")
             token.ensure_held()
             assert owners(cluster) == 1
         assert owners(cluster) == 0

@@ -31,6 +31,7 @@ SESSION_HANDLE_INVALID = 0xB3
 AGAIN = 0x80000041
 BUSY = 0x80001604
 
+DUAL_IDENTITY = pytest.mark.usefixtures("dual_identity")
 ON_BOTH = pytest.mark.usefixtures("regrant")
 """Runs the test on a device that gives claims what their own process holds, and on one that does not."""
 

@@ -8,7 +8,7 @@ import os
 
 import pkcs11
 import pytest
-from support import INIT_PIN, LOCK
+from support import DUAL_IDENTITY, INIT_PIN, LOCK
 
 import luna_ext
 from luna_ext.errors import error_for, named_codes, rv_name
@@ -16,7 +16,6 @@ from luna_ext.explanations import explain
 
 SO_PIN, USER_PIN = "so-pin-1", "user-pin-1"
 OTHER_PIN = "another-1"
-PIN_LOCKED = 0xA4
 SESSION_READ_ONLY = 0xB5
 ALREADY_LOGGED_IN = 0x100
 SERIAL_SESSION, CKU_USER = ctypes.c_ulong(4), ctypes.c_ulong(1)
@@ -240,23 +239,26 @@ def test_a_wrong_pin(luna, cluster, rv):
         # The right PIN is the way, and forgets the wrong tries.
         token.assign("new", so_pin=SO_PIN)
     with luna.claim(cluster.cluster_id) as token:
-        for _ in range(WRONG_TRIES):
+        for _ in range(WRONG_TRIES - 1):
             with refused(rv):
                 token.assign("other", so_pin="wrong")
-        with refused(PIN_LOCKED):
-            token.assign("other", so_pin=SO_PIN)
+        # The last one would erase the keyring, and is not made.
+        with pytest.raises(luna_ext.PinError, match="one try left"):
+            token.assign("other", so_pin="wrong")
 
 
+@DUAL_IDENTITY
 @pytest.mark.parametrize("say", ["min_pin_length", "max_pin_length"])
 @follows("the PIN is too short or too long; token_info.min_pin_length and .max_pin_length say")
 def test_a_pin_of_a_wrong_length(luna, provision, rv, say):
-    error = provision(user_pin="1" if say == "min_pin_length" else "1" * 255)
+    error = provision(user_pin="1" if say == "min_pin_length" else "1" * 256)
     assert (error.rv, str(error).endswith(advice_of(rv))) == (rv, True)
     right = "1" * getattr(luna.token("new").slot.token_info, say)
     assert provision(user_pin=right) is None
     assert_logs_in(luna, right)
 
 
+@DUAL_IDENTITY
 @follows(
     "the PIN has a character that the device refuses",
     "the device's policy wants a stronger PIN",
@@ -270,15 +272,21 @@ def test_a_pin_that_the_device_does_not_like(luna, cluster, provision, rv):
     assert_logs_in(luna, OTHER_PIN)
 
 
-@follows("the PIN has to be changed first; token.change_pin(old, new) does that")
+@DUAL_IDENTITY
+@follows(
+    "the PIN has to be changed first; token.change_pin(old, new) does that, and with "
+    'role="so" the same for the SO\'s'
+)
 def test_a_pin_that_has_to_be_changed(luna, cluster, provision, rv):
     cluster.fault("C_Login", rv, times=1)
     error = provision()
     assert (error.rv, str(error).endswith(advice_of(rv))) == (rv, True)
-    with luna.token("new").pkcs11().open(rw=True, so_pin=SO_PIN) as session:
-        session.set_pin(SO_PIN, OTHER_PIN)
+    with luna.token("new") as token:
+        token.change_pin(SO_PIN, OTHER_PIN, role="so")
     assert provision(so_pin=OTHER_PIN) is None
-    assert_logs_in(luna, USER_PIN)
+    with luna.token("new") as token:
+        token.change_pin(USER_PIN, OTHER_PIN)
+    assert_logs_in(luna, OTHER_PIN)
 
 
 @follows("log in to the keyring first")
@@ -326,6 +334,7 @@ def test_sessions_on_a_token_that_is_to_be_erased(luna, cluster, program, rv):
         token.assign("new", so_pin=SO_PIN)
 
 
+@DUAL_IDENTITY
 @follows("close this process's read-only sessions on the token first")
 def test_read_only_sessions_beside_the_security_officer(luna, provision, rv):
     assert provision(user_pin=None) is None
@@ -337,6 +346,7 @@ def test_read_only_sessions_beside_the_security_officer(luna, provision, rv):
     assert_logs_in(luna, USER_PIN)
 
 
+@DUAL_IDENTITY
 @follows("the token allows no further session; close some")
 def test_as_many_sessions_as_there_may_be(luna, provision, rv):
     assert provision(user_pin=None) is None
@@ -357,6 +367,7 @@ def test_as_many_sessions_as_there_may_be(luna, provision, rv):
 # ---- what a program does that uses python-pkcs11 beside it ----
 
 
+@DUAL_IDENTITY
 @follows(
     "have the security officer set it: provision(..., user_pin=...) completes such a token, or "
     "C_InitPIN"
@@ -369,6 +380,7 @@ def test_a_token_without_a_user_pin(luna, provision, rv):
     assert_logs_in(luna, USER_PIN)
 
 
+@DUAL_IDENTITY
 @follows("open a new session")
 def test_a_session_that_cannot_be_used(luna, provision, rv):
     assert provision() is None
@@ -382,6 +394,7 @@ def test_a_session_that_cannot_be_used(luna, provision, rv):
     assert_logs_in(luna, OTHER_PIN)
 
 
+@DUAL_IDENTITY
 @follows("wait until that session is closed, or open a read-write session")
 def test_a_session_beside_the_security_officer(luna, provision, rv):
     assert provision() is None
@@ -394,6 +407,7 @@ def test_a_session_beside_the_security_officer(luna, provision, rv):
     token.open().close()
 
 
+@DUAL_IDENTITY
 @follows(
     "log in once for each process and token, with the right role; a login ends with the last session"
 )

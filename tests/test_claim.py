@@ -12,6 +12,7 @@ import pytest
 from support import (
     CLAIM,
     DEVICE_ERROR,
+    DUAL_IDENTITY,
     LOCK,
     NONE_LEFT,
     UNLOCK,
@@ -202,6 +203,7 @@ def test_assign_gives_the_label_and_the_pins(luna, cluster, owner_of):
     assert [token.label for token in assigned] == ["payments-01"]
 
 
+@DUAL_IDENTITY
 @pytest.mark.parametrize("kind", [str, str.encode, lambda pin: bytearray(pin, "utf-8")])
 def test_pins_of_every_kind(luna, kind):
     with luna.claim("cluster-1") as token:
@@ -234,6 +236,7 @@ def test_a_pin_that_is_no_text_leaves_no_trace(luna):
     assert caught.value.__cause__ is None
 
 
+@DUAL_IDENTITY
 def test_without_a_user_pin_no_session_is_opened(luna, calls_of):
     with luna.claim("cluster-1") as token:
         new = token.assign("no-user", so_pin=SO_PIN)
@@ -341,7 +344,7 @@ def test_a_token_that_was_assigned_behind_the_lock_is_left_alone(luna, cluster, 
         token.assign("elsewhere", so_pin=SO_PIN)
     with luna.claim("cluster-1") as token:
         rv = vendor_tool.C_InitToken(
-            ctypes.c_ulong(token.slot.slot_id), b"1234", ctypes.c_ulong(4), b"other".ljust(32)
+            ctypes.c_ulong(token.slot.slot_id), b"12345678", ctypes.c_ulong(8), b"other".ljust(32)
         )
         assert rv == 0
         with pytest.raises(luna_ext.AssignmentConflictError, match="'other'"):
@@ -378,7 +381,7 @@ def test_errors_of_each_step_say_how_far_it_came(luna, cluster, caplog, function
             token.assign("new", so_pin=SO_PIN, user_pin=USER_PIN)
         assert (caught.value.function, caught.value.rv) == (function, rv)
         notes = " ".join(caught.value.__notes__)
-        assert ("its user PIN is not set" in notes) == label_took
+        assert ("user_pin is not set" in notes) == label_took
         assert token.slot.token_info.label == ("new" if label_took else token.label)
         # The library's own.
         assert token.slot.token_info.session_count <= 1

@@ -380,7 +380,7 @@ def test_error_of_a_real_call_pickles(luna):
 def test_ambiguous_label_of_a_real_call_pickles_with_its_slots(luna):
     for _ in range(2):
         with luna.claim("cluster-1") as token:
-            token.assign("twice", so_pin="1234", unique=False)
+            token.assign("twice", so_pin="12345678", unique=False)
     with pytest.raises(luna_ext.AmbiguousLabelError) as caught:
         luna.token("twice")
 

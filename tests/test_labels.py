@@ -12,7 +12,7 @@ import luna_ext
 from luna_ext.stub import STATE_VARIABLE, Cluster
 
 LIMIT = 32
-SO_PIN = "1234"
+SO_PIN = "12345678"
 
 # name: a label of that script; the bytes are counted below.
 SCRIPTS = {
@@ -254,7 +254,7 @@ def write_label(luna, slot_id, raw_label):
     init_token = ctypes.CDLL(luna.path).C_InitToken
     init_token.restype = ctypes.c_ulong
     init_token.argtypes = [ctypes.c_ulong, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
-    assert init_token(slot_id, b"1234", 4, raw_label) == 0
+    assert init_token(slot_id, b"12345678", 8, raw_label) == 0
 
 
 def test_label_that_is_no_utf_8_is_shown_with_surrogates_and_found_by_them(luna):

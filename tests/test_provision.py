@@ -14,6 +14,7 @@ import pytest
 from support import (
     CLAIM,
     DEVICE_ERROR,
+    DUAL_IDENTITY,
     INIT_PIN,
     INIT_TOKEN,
     ON_BOTH,
@@ -89,6 +90,7 @@ def test_no_labels(provision, calls_of):
     assert calls_of(CLAIM) == 0
 
 
+@pytest.mark.luna_cluster(keyrings=8, password=SO_PIN)
 @pytest.mark.parametrize("user_pin", [None, USER_PIN])
 def test_so_many_device_calls_a_label_as_the_docstring_says(luna, provision, user_pin):
     provision(LABELS[:1], user_pin=user_pin)
@@ -176,6 +178,7 @@ def test_a_pin_that_is_refused_at_first_is_tried_once(cluster, provision, labell
     assert labelled() == {}
 
 
+@DUAL_IDENTITY
 def test_a_user_pin_that_is_refused_at_first_spoils_one_token(provision, labelled, luna):
     report = provision(user_pin="1")
     assert list(report.failed) == LABELS
@@ -224,6 +227,7 @@ def test_more_labels_than_tokens(provision, labelled):
     assert len(labelled()) == 8
 
 
+@DUAL_IDENTITY
 def test_a_token_that_lacks_its_user_pin_gets_it(luna, cluster, provision):
     cluster.fault(INIT_PIN, DEVICE_ERROR, times=1)
     report = provision(user_pin=USER_PIN)
@@ -237,6 +241,7 @@ def test_a_token_that_lacks_its_user_pin_gets_it(luna, cluster, provision):
     assert has_user_pin(luna, token.slot.slot_id)
 
 
+@DUAL_IDENTITY
 def test_a_user_pin_that_another_host_sets_meanwhile_is_left_alone(
     luna, cluster, provision, call, wait_until_queued, calls_of
 ):
@@ -258,7 +263,7 @@ def test_another_host_may_have_got_the_last_token_for_the_label(
     waiting = call(lambda: provision(LABELS[:1]))
     wait_until_inside(CLAIM)
     label = LABELS[0].encode().ljust(32)
-    assert ctypes.CDLL(library_path()).C_InitToken(ctypes.c_ulong(1), b"1234", 4, label) == 0
+    assert ctypes.CDLL(library_path()).C_InitToken(ctypes.c_ulong(1), b"12345678", 8, label) == 0
     assert waiting.result().skipped == {LABELS[0]: 1}
 
 
@@ -293,6 +298,7 @@ def without_user_pin(luna):
         return token.assign(LABELS[0], so_pin=SO_PIN)
 
 
+@DUAL_IDENTITY
 def test_a_user_pin_is_not_set_where_the_lock_is_lost(luna, cluster, provision, without_user_pin):
     # The calls before it ask whether there is one, and check the label.
     cluster.fault("C_GetSessionInfo", SESSION_HANDLE_INVALID, times=1)
@@ -303,6 +309,7 @@ def test_a_user_pin_is_not_set_where_the_lock_is_lost(luna, cluster, provision, 
     luna.reconnect()
 
 
+@DUAL_IDENTITY
 def test_close_does_not_unlock_while_a_user_pin_is_set(
     luna, cluster, provision, without_user_pin, call, wait_until_inside
 ):
@@ -482,7 +489,7 @@ def test_killed_at_any_moment_and_run_again_it_comes_to_an_end(luna, cluster, pr
         one.process.stdin.write("\n")
         one.process.stdin.flush()
         # A process that has finished by then has printed its result.
-        if select.select([one.process.stdout], [], [], chance.uniform(0, 0.04) + kills * 0.002)[0]:
+        if select.select([one.process.stdout], [], [], chance.uniform(0, 0.04) + kills * 0.01)[0]:
             break
         one.process.kill()
         assert one.ended().returncode == -signal.SIGKILL

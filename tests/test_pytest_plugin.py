@@ -47,7 +47,7 @@ def test_each_test_has_a_fresh_cluster(pytester):
             assert luna_cluster.tokens()[0].label == "keyring1"
             assert [call.function for call in luna_cluster.log()] == ["C_Initialize"]
             with luna.claim(luna_cluster.cluster_id) as token:
-                token.assign("payments", so_pin="1234567")
+                token.assign("payments", so_pin="12345678")
             luna_cluster.switch("contention", "error")
             luna_cluster.fault("CA_LockClusteredSlot", 0x30)
         """,

@@ -143,7 +143,8 @@ cdef class ClusterSlot:
         CryptokiError
             Any other error of C_GetTokenInfo. It does not tell whether the lock is still held.
         """
-        self.mutex.ensure_held(self.share)
+        cdef CK_TOKEN_INFO info
+        self.mutex.ensure_held(self.share, &info)
 
     @property
     def lost(self):

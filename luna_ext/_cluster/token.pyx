@@ -2,6 +2,11 @@
 
 # Only this file has the key, so that users cannot make a token by calling its class.
 cdef object _TOKEN_KEY = object()
+# Where a token's user has a PIN that may not be the one that provision() was given.
+cdef str NOT_THE_USERS = (
+    "If the token is in use, with a PIN that its user has chosen, leave its label out; if not, "
+    "token.change_pin() changes the PIN that it has"
+)
 
 
 cdef Token new_token(ClusterSlot slot, bytes raw_label, object known_info):
@@ -76,9 +81,14 @@ cdef class Token:
         TokenChangedError
             The lock is held, but the token has another label now.
         """
-        self.check_label(self.slot.mutex.ensure_held(self.slot.share))
+        cdef CK_TOKEN_INFO info
+        self._check_held(&info)
 
-    def assign(self, label, *, so_pin, user_pin=None, unique=True):
+    cdef int _check_held(self, CK_TOKEN_INFO *info) except -1:
+        self.slot.mutex.ensure_held(self.slot.share, info)
+        return self.check_label(blank_padded(info.label))
+
+    def assign(self, label, *, so_pin, user_pin=None, unique=True, erase=True):
         """Give the claimed token its label: **erases the token** (C_InitToken).
 
         Only inside the block of the `Library.claim()` that gave this Token. With `user_pin` the
@@ -88,10 +98,22 @@ cdef class Token:
         ----------
         label : str
             1 to 32 bytes of UTF-8.
-        so_pin, user_pin : str, bytes or bytearray
-            PINs. They are copied, and the copies are wiped; no error or log shows them.
+        so_pin : str, bytes, bytearray or PIN_PAD
+            **The password that the keyring has already**: it was given where the keyring was made, on the
+            appliance. Only a token that is not initialised takes any PIN, and keeps it.
+        user_pin : str, bytes, bytearray or PIN_PAD, optional
+            The PIN that the user is to have. With *single identity*, a cluster's default, the SO (KRSO)
+            and the user (KRCO) have the same password, and whatever changes one changes the other:
+            a `user_pin` that is not `so_pin` becomes the SO's too. One that is the same is set already,
+            and no call is made for it. With *dual identity* each has its own.
         unique : bool
             True: refuse a label that a token has already (CA_GetSlotId). False: do not look.
+        erase : bool
+            False: keep what is in the token, and only change its label (C_OpenSession, C_Login,
+            CA_ChangeLabel), where the client has CA_ChangeLabel.
+
+        PINs are copied, and the copies are wiped; no error or log shows them. `PIN_PAD` stands for one that
+        is entered at the token's own pad.
 
         Returns
         -------
@@ -101,25 +123,29 @@ cdef class Token:
         Raises
         ------
         TypeError, ValueError
-            For the label or a PIN, before the device is asked.
+            For the label or a PIN, before the device is asked; for PIN_PAD where the token has no such pad,
+            before it is changed.
         LockNotOwnedError
             The lock is not held, or was released since the claim.
         AssignmentConflictError
             The Token did not come out of `claim()`, or the token has another label by now; or a
-            token has the new label already, and its slot is in `slot_ids`. Nothing was erased. Or
-            C_InitToken reported success, but the token does not have the new label.
+            token has the new label already, and its slot is in `slot_ids`; or there is no PIN to log in
+            with, which `erase=False` needs. Nothing was erased. Or C_InitToken reported success, but the
+            token does not have the new label.
         UnsupportedFunctionError
-            The client library has no CA_GetSlotId, which `unique` needs.
+            The client library has no CA_GetSlotId, which `unique` needs, or no CA_ChangeLabel, which
+            `erase=False` needs.
         LockLostError
             The lock is gone, as `ensure_held()` says it.
         PinError, CryptokiError
-            What the device answers. A note says what has become of the token.
+            What the device answers. A note says what has become of the token. Also, before a PIN is tried,
+            where the SO has one try left, or none.
         """
         cdef SlotMutex mutex = self.slot.mutex
         cdef bytes raw_label = encode_label(label, errors="strict")
-        cdef Pin so = Pin(so_pin, "so_pin")
-        cdef Pin user = None if user_pin is None else Pin(user_pin, "user_pin")
-        cdef bytes now
+        cdef Pin so = as_pin(so_pin, "so_pin")
+        cdef Pin user = None if user_pin is None else as_pin(user_pin, "user_pin")
+        cdef CK_TOKEN_INFO info
         sys.audit("luna_ext.assign", mutex.slot_id, label)
         mutex.check_not_evicted(self.slot.share, "C_InitToken")
         mutex.check_mine("C_InitToken")
@@ -139,20 +165,52 @@ cdef class Token:
             raise ValueError(
                 f"{self.label!r} is the token's original label; the token would stay unassigned"
             )
+        if not erase:
+            mutex.client.need(CA_CHANGE_LABEL, self.slot.share.path)
+        assigned = new_token(self.slot, raw_label, None)
         mutex.begin_work()
         try:
-            now = mutex.ensure_held(self.slot.share)
-            if now != self.raw_label:
+            mutex.ensure_held(self.slot.share, &info)
+            # What it was before it is changed.
+            self.known_info = token_info_of(&info)
+            if blank_padded(info.label) != self.raw_label:
                 raise self._conflict(
-                    f"it is {decode_label(now)!r} by now: another program assigned it. "
+                    f"it is {self.known_info.label!r} by now: another program assigned it. "
                     "Claim another one"
+                )
+            self._refuse_pins(&info, so, user)
+            if not erase and not info.flags & CKF_TOKEN_INITIALIZED:
+                raise self._conflict(
+                    "it is not initialised, so there is no PIN to log in with. Assign with erase=True"
                 )
             if unique:
                 self._refuse_taken(raw_label)
-            self._init(raw_label, so, user)
+            if erase:
+                assigned.user_pin_stayed = self._init(raw_label, so, user)
+            else:
+                self._relabel(raw_label, so, user)
         finally:
             mutex.end_work()
-        return new_token(self.slot, raw_label, None)
+        return assigned
+
+    cdef int _refuse_pins(self, CK_TOKEN_INFO *info, Pin so, Pin user) except -1:
+        """Raise for PINs that must not be tried on this token. `so`: None, if the SO's is not."""
+        if not info.flags & CKF_PROTECTED_AUTHENTICATION_PATH:
+            for pin in (so, user):
+                if pin is not None and (<Pin> pin).is_pad():
+                    raise ValueError(
+                        f"slot {self.slot.slot_id}: PIN_PAD is for tokens with a protected authentication "
+                        "path, such as a PED, and this one has none; give its PIN"
+                    )
+        if so is not None and info.flags & (CKF_SO_PIN_LOCKED | CKF_SO_PIN_FINAL_TRY):
+            left = "is locked out" if info.flags & CKF_SO_PIN_LOCKED else "has one try left"
+            raise PinError(
+                f"slot {self.slot.slot_id}: the token's SO {left}, so the PIN was not tried: the tenth "
+                "wrong one may erase the token. See to it with the tools of the HSM",
+                function="C_Login",
+                slot_id=self.slot.slot_id,
+            )
+        return 0
 
     def _refuse_taken(self, bytes raw_label):
         """Raise if a token has the label already."""
@@ -168,39 +226,62 @@ cdef class Token:
             error.slot_ids = tuple(taken)
             raise error
 
-    def _init(self, bytes raw_label, Pin so, Pin user):
-        """The device calls of assign(); from the first one on, errors say how far it came."""
-        cdef Client client = self.slot.mutex.client
-        slot_id = self.slot.slot_id
+    cdef bint _init(self, bytes raw_label, Pin so, Pin user) except -1:
+        """The device calls of assign(); from the first one on, errors say how far it came. Returns whether
+        the user still has a PIN afterwards, which is the SO's then.
+        """
+        cdef CK_TOKEN_INFO info
+        cdef bint stayed
         try:
             self._init_token(raw_label, so)
         except CryptokiError as error:
             self._note_label(error)
             raise
+        self._check_new_label(raw_label, "C_InitToken", "has erased", &info)
+        stayed = info.flags & CKF_USER_PIN_INITIALIZED != 0
+        if user is None or (stayed and same_pins(so, user)):
+            return stayed
         try:
-            now = token_label(client, slot_id)
+            as_security_officer(self.slot.mutex.client, self.slot.mutex.slot_id, so, None, user)
         except LunaError as error:
             error.add_note(
-                f"luna_ext: C_InitToken has erased the token in slot {slot_id}; whether it took "
-                f"the label {decode_label(raw_label)!r} could not be read back"
-            )
-            raise
-        if now != raw_label:
-            raise self._conflict(
-                f"C_InitToken reported success, but the label is {decode_label(now)!r}, "
-                f"not {decode_label(raw_label)!r}"
-            )
-        if user is None:
-            return
-        try:
-            init_user_pin(client, slot_id, so, user)
-        except LunaError as error:
-            error.add_note(
-                f"luna_ext: the token in slot {slot_id} is assigned under its new label "
-                f"{decode_label(raw_label)!r}, but its user PIN is not set; provision() with this label "
+                f"luna_ext: the token in slot {self.slot.slot_id} is assigned under its new label "
+                f"{decode_label(raw_label)!r}, but user_pin is not set; provision() with this label "
                 "and the right PINs sets it"
             )
             raise
+        return stayed
+
+    cdef int _relabel(self, bytes raw_label, Pin so, Pin user) except -1:
+        """The device calls of assign(erase=False)."""
+        cdef CK_TOKEN_INFO info
+        try:
+            as_security_officer(self.slot.mutex.client, self.slot.mutex.slot_id, so, raw_label, user)
+        except CryptokiError as error:
+            self._note_label(error)
+            raise
+        luna_shared_set(&self.slot.mutex.is_unassigned, False)
+        return self._check_new_label(raw_label, "CA_ChangeLabel", "was called for", &info)
+
+    cdef int _check_new_label(
+        self, bytes raw_label, str function, str done, CK_TOKEN_INFO *info
+    ) except -1:
+        """Read back whether the token has taken the label."""
+        try:
+            read_token_info(self.slot.mutex.client, self.slot.mutex.slot_id, info)
+        except LunaError as error:
+            error.add_note(
+                f"luna_ext: {function} {done} the token in slot {self.slot.slot_id}; whether it took "
+                f"the label {decode_label(raw_label)!r} could not be read back"
+            )
+            raise
+        now = blank_padded(info.label)
+        if now != raw_label:
+            raise self._conflict(
+                f"{function} reported success, but the label is {decode_label(now)!r}, "
+                f"not {decode_label(raw_label)!r}"
+            )
+        return 0
 
     cdef int _init_token(self, bytes raw_label, Pin so) except -1:
         cdef Client client = self.slot.mutex.client
@@ -229,19 +310,93 @@ cdef class Token:
             self.slot.mutex.locks.look_for_canary(self.slot.slot_id)
         return 0
 
+    def change_pin(self, old, new, *, role="user"):
+        """Give the user, or the SO, another PIN (C_SetPIN). The caller holds the lock.
+
+        It is what a token wants where a PIN has to be changed before it is used: CKR_PIN_EXPIRED, and the
+        flag USER_PIN_TO_BE_CHANGED.
+
+        Parameters
+        ----------
+        old, new : str, bytes, bytearray or PIN_PAD
+            The PIN that is valid now, and the one that is to be. They are copied, and the copies are wiped.
+            With *single identity*, a cluster's default, the SO and the user have the same password, and
+            both have the new one then.
+        role : {"user", "so"}
+            Whose: the user's (KRCO), with C_OpenSession, C_GetSessionInfo and C_SetPIN alone; or the SO's
+            (KRSO), with C_Login and C_Logout as well.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For an argument, before the device is asked; for PIN_PAD where the token has no such pad.
+        LockNotOwnedError, LockLostError, TokenChangedError
+            As `ensure_held()`.
+        PinError
+            The device refuses a PIN; or the SO has one try left, or none, and `old` was not tried.
+        UnsupportedFunctionError
+            The client library has no C_SetPIN.
+        CryptokiError
+            Any other answer. CKR_USER_ANOTHER_ALREADY_LOGGED_IN: other code of this process is logged in
+            in the other role. That login is left alone, and nothing was changed.
+        """
+        cdef SlotMutex mutex = self.slot.mutex
+        cdef Pin old_pin = as_pin(old, "old")
+        cdef Pin new_pin = as_pin(new, "new")
+        cdef CK_TOKEN_INFO info
+        if role not in ("user", "so"):
+            raise ValueError(f"role is 'user' or 'so', not {role!r}")
+        if old_pin.is_pad() != new_pin.is_pad():
+            raise ValueError("old and new are both PIN_PAD, or neither is")
+        cdef bint is_so = role == "so"
+        sys.audit("luna_ext.change_pin", mutex.slot_id, role)
+        mutex.client.need(C_SET_PIN, self.slot.share.path)
+        mutex.begin_work()
+        try:
+            self._check_held(&info)
+            self._refuse_pins(&info, old_pin if is_so else None, new_pin)
+            set_pin(mutex.client, mutex.slot_id, CKU_SO if is_so else CKU_USER, old_pin, new_pin)
+        finally:
+            mutex.end_work()
+
     def _set_user_pin(self, so_pin, user_pin):
         """The last part of assign(), for a token whose assignment was interrupted before it.
 
         C_OpenSession, C_Login, C_InitPIN. The caller holds the lock, and has made sure that the
-        token lacks its user PIN.
+        token lacks its user PIN. Returns whether the device has looked at `so_pin`.
         """
         cdef SlotMutex mutex = self.slot.mutex
-        cdef Pin so = Pin(so_pin, "so_pin")
-        cdef Pin user = Pin(user_pin, "user_pin")
+        cdef Pin so = as_pin(so_pin, "so_pin")
+        cdef Pin user = as_pin(user_pin, "user_pin")
+        cdef CK_TOKEN_INFO info
         mutex.begin_work()
         try:
-            self.ensure_held()
-            init_user_pin(self.slot.mutex.client, mutex.slot_id, so, user)
+            self._check_held(&info)
+            self._refuse_pins(&info, so, user)
+            return as_security_officer(mutex.client, mutex.slot_id, so, None, user)
+        finally:
+            mutex.end_work()
+
+    def _ensure_user_pin(self, so_pin, user_pin):
+        """Give the user this PIN if it is still the SO's: on a token with single identity, whose
+        assignment was interrupted before C_InitPIN. Returns whether it was.
+
+        C_OpenSession, C_Login as user, and C_SetPIN if that is refused. The SO's tries are left alone, and
+        the user's last one. The caller holds the lock.
+        """
+        cdef SlotMutex mutex = self.slot.mutex
+        cdef Pin so = as_pin(so_pin, "so_pin")
+        cdef Pin user = as_pin(user_pin, "user_pin")
+        cdef CK_TOKEN_INFO info
+        mutex.begin_work()
+        try:
+            self._check_held(&info)
+            self._refuse_pins(&info, None, user)
+            try:
+                return ensure_user_pin(mutex.client, mutex.slot_id, so, user)
+            except PinError as error:
+                error.add_note(f"luna_ext: {NOT_THE_USERS}")
+                raise
         finally:
             mutex.end_work()
 
@@ -334,8 +489,23 @@ cdef class Token:
             error.add_note(f"luna_ext: the token's label is {now!r} now")
 
 
-def check_pins(so_pin, user_pin):
-    """Raise the TypeError or ValueError that `Token.assign()` raises for these PINs."""
-    Pin(so_pin, "so_pin")
-    if user_pin is not None:
-        Pin(user_pin, "user_pin")
+def copied_pins(so_pin, user_pin):
+    """Copies of both that no Python code can read. Raises as `Token.assign()` does for these PINs."""
+    return Pin(so_pin, "so_pin"), None if user_pin is None else Pin(user_pin, "user_pin")
+
+
+def same_pin(Pin one not None, Pin other):
+    """Whether the two are known to be the same."""
+    return other is not None and same_pins(one, other)
+
+
+def is_pad(Pin pin):
+    """Whether it is PIN_PAD's."""
+    return pin is not None and pin.is_pad()
+
+
+def has_single_identity(Token assigned not None):
+    """Whether the token that assign() gave has one PIN for both roles: C_InitToken does not take the user's
+    away then.
+    """
+    return assigned.user_pin_stayed

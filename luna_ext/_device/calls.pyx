@@ -143,15 +143,15 @@ cdef struct SessionArguments:
 
 
 # As read-only session it would keep the security officer from logging in.
-cdef CK_FLAGS CANARY_FLAGS = CKF_SERIAL_SESSION | CKF_RW_SESSION
+cdef CK_FLAGS SESSION_FLAGS = CKF_SERIAL_SESSION | CKF_RW_SESSION
 
 
-cdef CK_RV make_open_canary(Client client, void *arguments) noexcept nogil:
+cdef CK_RV make_open_session(Client client, void *arguments) noexcept nogil:
     cdef SessionArguments *open = <SessionArguments *> arguments
-    return client.functions.C_OpenSession(open.slot_id, CANARY_FLAGS, NULL, NULL, &open.session)
+    return client.functions.C_OpenSession(open.slot_id, SESSION_FLAGS, NULL, NULL, &open.session)
 
 
-cdef CK_RV make_close_canary(Client client, void *arguments) noexcept nogil:
+cdef CK_RV make_close_session(Client client, void *arguments) noexcept nogil:
     return client.functions.C_CloseSession((<SessionArguments *> arguments).session)
 
 
@@ -187,7 +187,7 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
     while count < wanted:
         arguments.session = 0
         made = make_call(
-            client, C_OPEN_SESSION, make_open_canary, &arguments, False, &rv, &nanoseconds, NULL, NULL
+            client, C_OPEN_SESSION, make_open_session, &arguments, False, &rv, &nanoseconds, NULL, NULL
         )
         if not made or rv != CKR_OK:
             break
@@ -204,7 +204,7 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
     for index in range(count):
         arguments.session = sessions[index]
         make_call(
-            client, C_CLOSE_SESSION, make_close_canary, &arguments, True, &closed, &nanoseconds,
+            client, C_CLOSE_SESSION, make_close_session, &arguments, True, &closed, &nanoseconds,
             NULL, NULL
         )
     luna_guard_lock(&client.guard)
@@ -235,7 +235,7 @@ cdef bint tells_of_session(
     ):
         return False
     if rv[0] == CKR_OK and (
-        arguments.info.slotID != slot_id or arguments.info.flags != CANARY_FLAGS
+        arguments.info.slotID != slot_id or arguments.info.flags != SESSION_FLAGS
     ):
         rv[0] = CKR_FUNCTION_FAILED
     return True
@@ -317,7 +317,7 @@ cdef bint close_canary(Client client, CK_SLOT_ID slot_id) noexcept:
     luna_guard_unlock(&client.guard)
     if here:
         make_call(
-            client, C_CLOSE_SESSION, make_close_canary, &arguments, True, &rv, &nanoseconds,
+            client, C_CLOSE_SESSION, make_close_session, &arguments, True, &rv, &nanoseconds,
             NULL, NULL
         )
     return here
@@ -570,7 +570,7 @@ cdef CK_RV make_get_token_info(Client client, void *arguments) noexcept nogil:
     return client.functions.C_GetTokenInfo(about.slot_id, <CK_TOKEN_INFO *> about.info)
 
 
-cdef int _get_token_info(Client client, CK_SLOT_ID slot_id, CK_TOKEN_INFO *info) except -1:
+cdef int read_token_info(Client client, CK_SLOT_ID slot_id, CK_TOKEN_INFO *info) except -1:
     cdef InfoArguments arguments = InfoArguments(slot_id, info)
     memset(info, 0, sizeof(CK_TOKEN_INFO))
     return require(client, C_GET_TOKEN_INFO, make_get_token_info, &arguments, slot_id)
@@ -578,11 +578,15 @@ cdef int _get_token_info(Client client, CK_SLOT_ID slot_id, CK_TOKEN_INFO *info)
 
 cdef tuple labelled_token_info(Client client, CK_SLOT_ID slot_id):
     """C_GetTokenInfo: the label, blank padded, and a TokenInfo."""
+    cdef CK_TOKEN_INFO info
+    read_token_info(client, slot_id, &info)
+    return blank_padded(info.label), token_info_of(&info)
+
+
+cdef object token_info_of(CK_TOKEN_INFO *info):
     from .info import TokenFlag, TokenInfo
 
-    cdef CK_TOKEN_INFO info
-    _get_token_info(client, slot_id, &info)
-    return blank_padded(info.label), TokenInfo(
+    return TokenInfo(
         label=decode_label(info.label[:32]),
         manufacturer=decode_text(info.manufacturerID[:32]),
         model=decode_text(info.model[:16]),
@@ -607,7 +611,7 @@ cdef tuple labelled_token_info(Client client, CK_SLOT_ID slot_id):
 cdef bytes token_label(Client client, CK_SLOT_ID slot_id):
     """The token's label as the device has it now, blank padded."""
     cdef CK_TOKEN_INFO info
-    _get_token_info(client, slot_id, &info)
+    read_token_info(client, slot_id, &info)
     return blank_padded(info.label)
 
 
@@ -626,78 +630,3 @@ cdef object _version(CK_VERSION version):
 
 cdef object _told(CK_ULONG value):
     return None if value == CK_UNAVAILABLE_INFORMATION else value
-
-
-# ---- what changes a token ----
-
-
-cdef struct PinArguments:
-    CK_SLOT_ID slot_id
-    CK_SESSION_HANDLE session
-    CK_UTF8CHAR *pin
-    CK_ULONG length
-    CK_UTF8CHAR *label
-
-
-cdef CK_RV make_init_token(Client client, void *arguments) noexcept nogil:
-    cdef PinArguments *token = <PinArguments *> arguments
-    return client.functions.C_InitToken(token.slot_id, token.pin, token.length, token.label)
-
-
-cdef int init_token(Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label) except -1:
-    """C_InitToken: erases the token and gives it the label."""
-    cdef PinArguments arguments
-    arguments.slot_id = slot_id
-    arguments.pin = so_pin.bytes
-    arguments.length = so_pin.length
-    arguments.label = label
-    return require(client, C_INIT_TOKEN, make_init_token, &arguments, slot_id)
-
-
-cdef CK_RV make_open_session(Client client, void *arguments) noexcept nogil:
-    cdef PinArguments *user = <PinArguments *> arguments
-    return client.functions.C_OpenSession(
-        user.slot_id, CKF_SERIAL_SESSION | CKF_RW_SESSION, NULL, NULL, &user.session
-    )
-
-
-cdef CK_RV make_login(Client client, void *arguments) noexcept nogil:
-    cdef PinArguments *user = <PinArguments *> arguments
-    return client.functions.C_Login(user.session, CKU_SO, user.pin, user.length)
-
-
-cdef CK_RV make_init_pin(Client client, void *arguments) noexcept nogil:
-    cdef PinArguments *user = <PinArguments *> arguments
-    return client.functions.C_InitPIN(user.session, user.pin, user.length)
-
-
-cdef CK_RV make_logout(Client client, void *arguments) noexcept nogil:
-    return client.functions.C_Logout((<PinArguments *> arguments).session)
-
-
-cdef CK_RV make_close_session(Client client, void *arguments) noexcept nogil:
-    return client.functions.C_CloseSession((<PinArguments *> arguments).session)
-
-
-cdef int init_user_pin(Client client, CK_SLOT_ID slot_id, Pin so_pin, Pin user_pin) except -1:
-    """C_OpenSession, C_Login as SO, C_InitPIN; logged out and closed whatever happens."""
-    cdef PinArguments arguments
-    cdef CK_RV rv
-    cdef uint64_t nanoseconds
-    arguments.slot_id = slot_id
-    require(client, C_OPEN_SESSION, make_open_session, &arguments, slot_id)
-    try:
-        arguments.pin = so_pin.bytes
-        arguments.length = so_pin.length
-        require(client, C_LOGIN, make_login, &arguments, slot_id)
-        try:
-            arguments.pin = user_pin.bytes
-            arguments.length = user_pin.length
-            require(client, C_INIT_PIN, make_init_pin, &arguments, slot_id)
-        finally:
-            make_call(client, C_LOGOUT, make_logout, &arguments, True, &rv, &nanoseconds, NULL, NULL)
-    finally:
-        make_call(
-            client, C_CLOSE_SESSION, make_close_session, &arguments, True, &rv, &nanoseconds, NULL, NULL
-        )
-    return 0

@@ -289,6 +289,7 @@ cdef class Client:
         self.unlock_clustered_slot = <CA_UnlockClusteredSlot_t> luna_symbol(
             self.handle, b"CA_UnlockClusteredSlot"
         )
+        self.change_label = <CA_ChangeLabel_t> luna_symbol(self.handle, b"CA_ChangeLabel")
         self.is_stub = luna_symbol(self.handle, b"luna_stub_create") != NULL
         self.state = CLOSED
         self.shares = set()
@@ -331,6 +332,8 @@ cdef class Client:
             return list.C_InitToken != NULL
         if function == C_INIT_PIN:
             return list.C_InitPIN != NULL
+        if function == C_SET_PIN:
+            return list.C_SetPIN != NULL
         if function == C_OPEN_SESSION:
             return list.C_OpenSession != NULL
         if function == C_CLOSE_SESSION:
@@ -349,6 +352,8 @@ cdef class Client:
             return self.lock_clustered_slot != NULL
         if function == CA_UNLOCK_CLUSTERED_SLOT:
             return self.unlock_clustered_slot != NULL
+        if function == CA_CHANGE_LABEL:
+            return self.change_label != NULL
         return True
 
     cdef int lacks(self, int function) noexcept:
@@ -358,7 +363,7 @@ cdef class Client:
         while self.exports(function):
             if function == C_INIT_TOKEN:
                 function = C_INIT_PIN
-            elif function == C_INIT_PIN:
+            elif function == C_INIT_PIN or function == C_SET_PIN or function == CA_CHANGE_LABEL:
                 function = C_LOGIN
             elif function == C_LOGIN:
                 function = C_LOGOUT
@@ -376,7 +381,12 @@ cdef class Client:
         if missing < 0:
             return 0
         name = name_of(missing)
-        if missing >= CA_GET_SLOT_ID:
+        if missing == CA_CHANGE_LABEL:
+            why = (
+                f"{path!r} does not export {name}: some Luna clients have it; assign with erase=True "
+                "without it"
+            )
+        elif missing >= CA_GET_SLOT_ID:
             why = (
                 f"{path!r} does not export {name}: Luna client 10.6 and newer have it, other PKCS #11 "
                 "libraries do not"

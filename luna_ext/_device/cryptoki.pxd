@@ -17,7 +17,18 @@ cdef extern from "layout.h":
     const CK_FLAGS CKF_OS_LOCKING_OK
     const CK_FLAGS CKF_RW_SESSION
     const CK_FLAGS CKF_SERIAL_SESSION
+    const CK_FLAGS CKF_PROTECTED_AUTHENTICATION_PATH
+    const CK_FLAGS CKF_TOKEN_INITIALIZED
+    const CK_FLAGS CKF_USER_PIN_INITIALIZED
+    const CK_FLAGS CKF_USER_PIN_FINAL_TRY
+    const CK_FLAGS CKF_USER_PIN_LOCKED
+    const CK_FLAGS CKF_SO_PIN_FINAL_TRY
+    const CK_FLAGS CKF_SO_PIN_LOCKED
     const CK_USER_TYPE CKU_SO
+    const CK_USER_TYPE CKU_USER
+    const CK_ULONG CKS_RW_PUBLIC_SESSION
+    const CK_ULONG CKS_RW_SO_FUNCTIONS
+    const CK_ULONG CKS_RW_USER_FUNCTIONS
 
     const CK_RV CKR_OK
     const CK_RV CKR_SLOT_ID_INVALID
@@ -25,8 +36,13 @@ cdef extern from "layout.h":
     const CK_RV CKR_DEVICE_ERROR
     const CK_RV CKR_TOKEN_NOT_PRESENT
     const CK_RV CKR_TOKEN_NOT_RECOGNIZED
+    const CK_RV CKR_PIN_INCORRECT
+    const CK_RV CKR_PIN_EXPIRED
     const CK_RV CKR_SESSION_HANDLE_INVALID
     const CK_RV CKR_SESSION_EXISTS
+    const CK_RV CKR_USER_ALREADY_LOGGED_IN
+    const CK_RV CKR_USER_NOT_LOGGED_IN
+    const CK_RV CKR_USER_ANOTHER_ALREADY_LOGGED_IN
     const CK_RV CKR_FUNCTION_NOT_SUPPORTED
     const CK_RV CKR_BUFFER_TOO_SMALL
     const CK_RV CKR_CRYPTOKI_NOT_INITIALIZED
@@ -73,6 +89,7 @@ cdef extern from "layout.h":
 
     ctypedef struct CK_SESSION_INFO:
         CK_SLOT_ID slotID
+        CK_ULONG state
         CK_FLAGS flags
 
     ctypedef struct CK_C_INITIALIZE_ARGS:
@@ -95,6 +112,8 @@ cdef extern from "layout.h":
                              CK_UTF8CHAR *pLabel) noexcept nogil
         CK_RV (*C_InitPIN)(CK_SESSION_HANDLE hSession, CK_UTF8CHAR *pPin,
                            CK_ULONG ulPinLen) noexcept nogil
+        CK_RV (*C_SetPIN)(CK_SESSION_HANDLE hSession, CK_UTF8CHAR *pOldPin, CK_ULONG ulOldLen,
+                          CK_UTF8CHAR *pNewPin, CK_ULONG ulNewLen) noexcept nogil
         CK_RV (*C_OpenSession)(CK_SLOT_ID slotID, CK_FLAGS flags, void *pApplication,
                                void *Notify, CK_SESSION_HANDLE *phSession) noexcept nogil
         CK_RV (*C_CloseSession)(CK_SESSION_HANDLE hSession) noexcept nogil
@@ -114,3 +133,6 @@ ctypedef CK_RV (*CA_GetUnassignedSlot_t)(const CK_CHAR *clusterID,
                                          CK_UNASSIGNED_SLOT_INFO *pUnassignedSlot) noexcept nogil
 ctypedef CK_RV (*CA_LockClusteredSlot_t)(CK_SLOT_ID slotID) noexcept nogil
 ctypedef CK_RV (*CA_UnlockClusteredSlot_t)(CK_SLOT_ID slotID) noexcept nogil
+# Only some clients have it. The label is not padded, its length is given.
+ctypedef CK_RV (*CA_ChangeLabel_t)(CK_SESSION_HANDLE hSession, CK_SLOT_ID slotID, CK_CHAR *pLabel,
+                                   CK_ULONG ulLabelLen) noexcept nogil

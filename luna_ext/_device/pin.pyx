@@ -20,7 +20,7 @@ cdef extern from "Python.h":
 
 @cython.final
 cdef class Pin:
-    """A copy of a str (as UTF-8), bytes or bytearray.
+    """A copy of a str (as UTF-8), bytes or bytearray; or none, for PIN_PAD.
 
     The caller's own object is left alone; a bytearray can be wiped by the caller.
     """
@@ -28,6 +28,8 @@ cdef class Pin:
     def __cinit__(self, pin, str name):
         cdef Py_buffer view
         cdef bint encoded = True
+        if pin is PIN_PAD:
+            return
         if isinstance(pin, str):
             encoded = self._encode(pin)
         elif isinstance(pin, (bytes, bytearray)):
@@ -39,11 +41,17 @@ cdef class Pin:
             finally:
                 PyBuffer_Release(&view)
         else:
-            raise TypeError(f"{name} is a str, bytes or bytearray, not {type(pin).__name__}")
+            raise TypeError(
+                f"{name} is a str, bytes, bytearray or PIN_PAD, not {type(pin).__name__}"
+            )
         if not encoded:
             raise ValueError(f"{name} contains a lone surrogate and cannot be written as UTF-8")
         if self.length == 0:
             raise ValueError(f"{name} is empty")
+
+    cdef bint is_pad(self) noexcept:
+        """Whether it is entered at the token's own pad."""
+        return self.bytes == NULL
 
     cdef int _reserve(self, Py_ssize_t size) except -1:
         self.room = <size_t> size + 1
@@ -94,3 +102,18 @@ cdef class Pin:
 
     def __reduce__(self):
         raise TypeError("a PIN is not pickled")
+
+
+cdef Pin as_pin(object pin, str name):
+    """The Pin that it is already, or a copy of it."""
+    return pin if isinstance(pin, Pin) else Pin(pin, name)
+
+
+cdef bint same_pins(Pin one, Pin other) noexcept:
+    """False for those that are entered at a pad: they are not known."""
+    return (
+        not one.is_pad()
+        and not other.is_pad()
+        and one.length == other.length
+        and memcmp(one.bytes, other.bytes, one.length) == 0
+    )

@@ -788,9 +788,8 @@ cdef class SlotMutex:
             self.raise_evicted(task_number(task), share, function)
         return 0
 
-    cdef bytes ensure_held(self, Share share):
-        """Ask the device for the token's label; a device that is gone has dropped the lock."""
-        cdef bytes label = None
+    cdef int ensure_held(self, Share share, CK_TOKEN_INFO *info) except -1:
+        """Ask the device for what it says of the token; a device that is gone has dropped the lock."""
         cdef uint64_t hold
         cdef Record now
         self.check_not_evicted(share, TOKEN_INFO)
@@ -800,7 +799,7 @@ cdef class SlotMutex:
         if now.loss == NOT_LOST and now.generation != self.generation():
             self.note_loss(hold, FINALISED)
         if seen(&self.record).loss == NOT_LOST:
-            label = self._label_while_held(hold)
+            self._read_while_held(hold, info)
             # While the device was asked, the library may have been initialised anew as well.
             if self.locks.is_finalised() or now.generation != self.generation():
                 self.locks.lose_all()
@@ -813,19 +812,19 @@ cdef class SlotMutex:
         if now.loss != NOT_LOST:
             hold_back_at_exit()
             raise lost_error(self.slot_id, LOSSES[<int> now.loss])
-        return label
+        return 0
 
-    cdef bytes _label_while_held(self, uint64_t hold):
-        """The token's label; raises LockLostError if the device does not know this application any more.
+    cdef int _read_while_held(self, uint64_t hold, CK_TOKEN_INFO *info) except -1:
+        """C_GetTokenInfo; raises LockLostError if the device does not know this application any more.
         One passing error is no loss: the question is put once more.
         """
         try:
-            return token_label(self.client, self.slot_id)
+            return read_token_info(self.client, self.slot_id, info)
         except CryptokiError as error:
             if not means_lost(error):
                 raise
         try:
-            return token_label(self.client, self.slot_id)
+            return read_token_info(self.client, self.slot_id, info)
         except CryptokiError as error:
             if not means_lost(error) or ask_canary(self.client) == ALIVE:
                 raise

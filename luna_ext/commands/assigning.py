@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ..errors import PinError
 from ..provisioning import ProvisionProgress
 from ..provisioning import provision as provision_all
 from .child import ended_by_signals
@@ -43,8 +44,9 @@ def assign(
 ) -> None:
     """Give an unassigned token of CLUSTER the LABEL. This erases the token.
 
-    The SO PIN is asked for on the terminal, unless a file or a descriptor has it. The user's PIN is
-    set if one is given.
+    The SO PIN is the password that the keyring has already, from where it was made. It is asked for on
+    the terminal, unless a file or a descriptor has it. The user's PIN is set if one is given; with
+    single identity, a cluster's default, both roles have one password, and it becomes the SO's too.
     """
     with (
         ended_by_signals(),
@@ -121,6 +123,9 @@ def provision(
 ) -> int:
     """Give many labels an unassigned token of CLUSTER each.
 
+    The SO PIN is the password that all the keyrings have already; a wrong one is tried once. The user's
+    PIN is set if one is given; with single identity, a cluster's default, it becomes the SO's too.
+
     Run it again after a crash: what is there is skipped. The exit code is 0 if all labels have
     their token, else 1. A label that two hosts assigned at the same moment is found and reported;
     --guard prevents it.
@@ -159,4 +164,9 @@ def provision(
         f"{len(report.assigned)} assigned, {len(report.skipped)} skipped, "
         f"{len(report.failed)} failed"
     )
+    if any(isinstance(error, PinError) for error in report.failed.values()):
+        for label, slot_id in report.fresh.items():
+            click.echo(
+                f"{printable(label)} in slot {slot_id} was not initialised before: it took this SO PIN"
+            )
     return 1 if report.failed else 0

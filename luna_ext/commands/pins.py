@@ -1,4 +1,4 @@
-"""Where PINs come from: a prompt, a file or a descriptor. Never from the command line."""
+"""Where PINs come from: a prompt, a file, a descriptor or the token's own pad. Never from the command line."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import click
+
+from ..pin_pad import PIN_PAD, PinPad
 
 MOST_BYTES = 256
 """More than any token takes."""
 
 SO_PIN, USER_PIN = "SO PIN", "user PIN"
 
+AnyPin: TypeAlias = bytearray | PinPad
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -31,10 +34,18 @@ class PinSources:
     user_pin_file: str | None
     user_pin_fd: int | None
     ask_user_pin: bool
+    pin_pad: bool
 
     @contextmanager
-    def read(self) -> Iterator[tuple[bytearray, bytearray | None]]:
+    def read(self) -> Iterator[tuple[AnyPin, AnyPin | None]]:
         """The SO's PIN and the user's, if there is one; wiped at the end of the block."""
+        if self.pin_pad:
+            if any(where is not None for where in self._elsewhere):
+                raise click.UsageError(
+                    "with --pin-pad PINs are entered there, not read from a file or a descriptor"
+                )
+            yield PIN_PAD, PIN_PAD if self.ask_user_pin else None
+            return
         so_pin = _read(SO_PIN, self.so_pin_file, self.so_pin_fd)
         user_pin = None
         try:
@@ -45,6 +56,10 @@ class PinSources:
             for pin in (so_pin, user_pin):
                 if pin is not None:
                     pin[:] = bytes(len(pin))
+
+    @property
+    def _elsewhere(self) -> tuple[object, ...]:
+        return self.so_pin_file, self.so_pin_fd, self.user_pin_file, self.user_pin_fd
 
 
 def pin_options(function: _F) -> Callable[..., Any]:
@@ -58,14 +73,18 @@ def pin_options(function: _F) -> Callable[..., Any]:
         user_pin_file: str | None,
         user_pin_fd: int | None,
         ask_user_pin: bool,
+        pin_pad: bool,
         **options: object,
     ) -> object:
-        pins = PinSources(so_pin_file, so_pin_fd, user_pin_file, user_pin_fd, ask_user_pin)
+        pins = PinSources(so_pin_file, so_pin_fd, user_pin_file, user_pin_fd, ask_user_pin, pin_pad)
         return function(*arguments, pins=pins, **options)
 
     decorated: Callable[..., Any] = click.option(
-        "--ask-user-pin", is_flag=True, help="Ask for the user's PIN."
+        "--pin-pad", is_flag=True, help="PINs are entered at the token's own pad, such as a PED."
     )(with_pins)
+    decorated = click.option("--ask-user-pin", is_flag=True, help="Ask for the user's PIN.")(
+        decorated
+    )
     for name, who in (("user-pin", "user's"), ("so-pin", "security officer's")):
         decorated = click.option(
             f"--{name}-fd",

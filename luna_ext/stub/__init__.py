@@ -17,13 +17,17 @@ from ..errors import rv_name
 from ..labels import decode_label
 from .control import (
     ALL_ONES,
+    LONGEST_PIN,
+    SHORTEST_PASSWORD,
     Call,
     Control,
     Rule,
     Token,
     file_path,
+    length_of,
     microseconds,
     module_path,
+    pin_bytes,
     real,
     text,
     whole,
@@ -100,6 +104,10 @@ class Cluster:
         What the keyrings' original labels begin with.
     first_slot : int
         The first slot ID; the others follow.
+    password : str or bytes, optional
+        8 to 255 bytes. Every keyring is made as the appliance makes it: initialised, and both of its
+        roles, CKU_SO and CKU_USER, have this password. Without it the keyrings are fresh: the first
+        C_InitToken sets the security officer's PIN.
     backend : str or os.PathLike, optional
         Another PKCS #11 module, such as SoftHSM2's, that keeps the objects of the keyrings and does
         their cryptography: "/usr/lib/softhsm/libsofthsm2.so". Without it there is none, unless
@@ -130,6 +138,7 @@ class Cluster:
         keyrings: int = 8,
         label: str = "keyring",
         first_slot: int = 1,
+        password: str | bytes | None = None,
         backend: str | os.PathLike[str] | None = None,
     ) -> None:
         check_stand_in(library_path(), warn=False)
@@ -144,7 +153,7 @@ class Cluster:
             self.path = os.path.abspath(file_path(path))
             self._control = Control(library_path(), self.path)
             if not os.path.exists(self.path):
-                self._create(cluster_id, label, keyrings, first_slot)
+                self._create(cluster_id, label, keyrings, first_slot, password)
             stored_id = ctypes.create_string_buffer(65)
             self._control.call("cluster_id", stored_id)
         except BaseException:
@@ -152,7 +161,15 @@ class Cluster:
             raise
         self.cluster_id = stored_id.value.decode("utf-8", "surrogateescape")
 
-    def _create(self, cluster_id: str, label: str, keyrings: int, first_slot: int) -> None:
+    def _create(
+        self,
+        cluster_id: str,
+        label: str,
+        keyrings: int,
+        first_slot: int,
+        password: str | bytes | None,
+    ) -> None:
+        common = pin_bytes("password", password, SHORTEST_PASSWORD)
         # Another process may have made the file meanwhile; then its cluster is used.
         with contextlib.suppress(FileExistsError):
             self._control.call(
@@ -161,6 +178,8 @@ class Cluster:
                 text("label", label),
                 ctypes.c_uint32(whole("keyrings", keyrings, 1, 3500)),
                 ctypes.c_uint64(whole("first_slot", first_slot, 0, 2**64 - 1)),
+                common,
+                length_of(common),
                 refusal="a cluster_id has 1 to 64 bytes, a label with its index 32 at most, and "
                 "the last slot ID has to be a CK_SLOT_ID, too: "
                 f"{cluster_id!r}, {label!r}, {first_slot}",
@@ -332,18 +351,27 @@ class Cluster:
     def switch(self, name: str, value: str) -> None:
         """Choose what the SDK leaves open.
 
-        ============ ======================= ==================================================
-        name         values, default first   what it is about
-        ============ ======================= ==================================================
-        contention   wait, error             a lock call while another process holds the lock
-        relock       granted, wait, error    a second lock call of the process that holds it
-        unlock_owner unchecked, checked      an unlock call by a process that does not hold it
-        regrant      on, off                 whether a claim may give a token whose lock this
+        ============== ===================== ==================================================
+        name           values, default first what it is about
+        ============== ===================== ==================================================
+        contention     wait, error           a lock call while another process holds the lock
+        relock         granted, wait, error  a second lock call of the process that holds it
+        unlock_owner   unchecked, checked    an unlock call by a process that does not hold it
+        regrant        on, off               whether a claim may give a token whose lock this
                                              process holds, while relock is granted
-        grants       once, counted           whether one unlock call takes off a lock that was
+        grants         once, counted         whether one unlock call takes off a lock that was
                                              granted several times, or one for each grant
-        log          on, off                 whether calls are logged
-        ============ ======================= ==================================================
+        application    process, shared       whether each process is an application, or all are
+                                             one: then what one of them holds, each holds
+        identity       single, dual          whether both roles of a keyring have one password,
+                                             so that what sets one sets the other's as well
+        pin_change     free, forced          whether a user has to change a PIN that C_InitPIN
+                                             has set: until then, CKR_PIN_EXPIRED
+        authentication password, ped         whether PINs are passed, or are NULL and read by a
+                                             PED, and always right
+        change_label   off, on               whether CA_ChangeLabel is supported
+        log            on, off               whether calls are logged
+        ============== ===================== ==================================================
 
         The change also applies to calls that wait already. With regrant, a claim gives a free token
         or one that the process holds, by chance; but one that was granted again already, by a claim
@@ -363,6 +391,82 @@ class Cluster:
             text("value", value),
             refusal=f"there is no switch {name!r} with a value {value!r}; "
             "Cluster.switch says which there are",
+        )
+
+    def pin_lengths(self, least: int, most: int) -> None:
+        """Say how long a PIN has to be that is set from now on. At first: 8 to 255 bytes.
+
+        Parameters
+        ----------
+        least, most : int
+            Bytes, 1 to 255.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A number is out of range, or `least` is more than `most`.
+        OSError
+            The state file cannot be used.
+        """
+        self._control.call(
+            "pin_lengths",
+            ctypes.c_uint32(whole("least", least, 1, LONGEST_PIN)),
+            ctypes.c_uint32(whole("most", most, 1, LONGEST_PIN)),
+            refusal=f"least is not more than most, as {least!r} is",
+        )
+
+    def set_pins(
+        self, slot_id: int, so_pin: str | bytes | None, user_pin: str | bytes | None = None
+    ) -> None:
+        """Give a keyring these PINs; wrong tries are forgotten.
+
+        Its label and its objects stay. The PINs are taken as they are, whatever `pin_lengths()` and
+        the switches say: with a single identity they should be the same.
+
+        Parameters
+        ----------
+        slot_id : int
+            The keyring's.
+        so_pin : str or bytes, optional
+            The security officer's: 1 to 255 bytes. None: the keyring is not initialised.
+        user_pin : str or bytes, optional
+            The user's. None: the user's PIN is not set.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The cluster has no such slot, a PIN is out of range, or there is one of the user's alone.
+        OSError
+            The state file cannot be used.
+        """
+        officer, user = pin_bytes("so_pin", so_pin), pin_bytes("user_pin", user_pin)
+        self._control.call(
+            "set_pins",
+            ctypes.c_uint64(whole("slot_id", slot_id, 0, 2**64 - 1)),
+            officer,
+            length_of(officer),
+            user,
+            length_of(user),
+            refusal="a keyring that is not initialised has no user_pin",
+        )
+
+    def unlock_keyring(self, slot_id: int) -> None:
+        """Forget the wrong tries of a keyring's roles, as `lunash keyring unlock` does.
+
+        Parameters
+        ----------
+        slot_id : int
+            The keyring's.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The cluster has no such slot.
+        OSError
+            The state file cannot be used.
+        """
+        self._control.call(
+            "unlock_keyring", ctypes.c_uint64(whole("slot_id", slot_id, 0, 2**64 - 1))
         )
 
     def disconnect(self, pid: int) -> None:

@@ -10,6 +10,8 @@ import os
 ALL_ONES = 2**64 - 1
 """The number that means "none" in control.h."""
 MICROSECONDS = 1_000_000
+SHORTEST_PASSWORD = 8
+LONGEST_PIN = 255
 MOST_SECONDS = 1e9
 
 
@@ -66,12 +68,18 @@ class Control:
             raise ValueError(refusal)
         if error == errno.ENOSYS:
             raise ValueError(f"there is no such C_ or CA_ function: {_shown(arguments[0])}")
+        if error == errno.ENXIO:
+            raise ValueError(f"the cluster has no slot {_slot(arguments[0])}")
         if error == errno.EBADMSG:
             raise OSError(error, "not a state file of this version of the stand-in", self._path)
         if error == errno.ESRCH:
             raise ProcessLookupError(error, "no such process has initialised the stand-in")
         if error:
             raise OSError(error, f"the stand-in's {name}: {os.strerror(error)}", self._path)
+
+
+def _slot(number: object) -> object:
+    return getattr(number, "value", number)
 
 
 def _shown(name: object) -> str:
@@ -100,6 +108,21 @@ def text(name: str, value: str) -> bytes:
     if b"\0" in encoded:
         raise ValueError(f"{name} must not contain a NUL character: {value!r}")
     return encoded
+
+
+def pin_bytes(name: str, value: str | bytes | None, least: int = 1) -> bytes | None:
+    if value is None:
+        return None
+    if not isinstance(value, str | bytes):
+        raise TypeError(f"{name} is a str or bytes, not {type(value).__name__}")
+    encoded = value.encode() if isinstance(value, str) else value
+    if not least <= len(encoded) <= LONGEST_PIN:
+        raise ValueError(f"{name} has {least} to {LONGEST_PIN} bytes, not {len(encoded)}")
+    return encoded
+
+
+def length_of(pin: bytes | None) -> ctypes.c_uint32:
+    return ctypes.c_uint32(0 if pin is None else len(pin))
 
 
 def whole(name: str, value: int, least: int, most: int) -> int:

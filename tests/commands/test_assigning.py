@@ -122,6 +122,15 @@ def test_failures_are_told_and_counted(provision, cluster, found):
     assert len(found()) == 7
 
 
+def test_fresh_tokens_that_took_a_pin_that_others_refuse_are_named(provision, cluster, found):
+    for token in cluster.tokens()[1:]:
+        cluster.set_pins(token.slot_id, "another-password")
+    done = provision("--count", 8, "--prefix", "x")
+    assert done.returncode == 1
+    told = [line for line in done.stdout.splitlines() if "was not initialised before" in line]
+    assert [line.split()[0] for line in told] == list(found())
+
+
 def test_a_bar_on_a_terminal(terminal, cluster, found, pin_file):
     cluster.fault("C_InitToken", 0x30, times=1)
     options = ("--so-pin-file", pin_file(), "--count", 5, "--prefix", "x", "--workers", 1)
@@ -204,7 +213,7 @@ def test_two_hosts_at_once(start, command, cluster, found, pin_file, guarded):
 
 def test_the_user_pin_is_set(provision, command, pin_file):
     done = provision(
-        "--count", 2, "--prefix", "x", "--user-pin-file", pin_file(b"user-1\n", name="u")
+        "--count", 2, "--prefix", "x", "--user-pin-file", pin_file(b"user-pin-1\n", name="u")
     )
     assert done.returncode == 0
     tokens = json.loads(command("tokens", "--json").stdout)

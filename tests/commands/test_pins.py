@@ -37,7 +37,7 @@ def labels(cluster):
         b"so-pin-1\n",
         b"so-pin-1\r\n",
         b"so-pin-1\nwhat comes behind\n",
-        b"\xff\xfe\x80-1\n",
+        b"\xff\xfe\x80-pin-1\n",
     ],
 )
 def test_the_first_line_of_a_file(assign, labels, pin_file, luna, contents):
@@ -137,6 +137,34 @@ def test_what_is_no_file(assign, tmp_path):
         (line,) = done.said
         assert str(path) in line
         assert says in line
+
+
+@pytest.mark.parametrize("options", [(), ("--ask-user-pin",)])
+def test_a_pad(assign, cluster, labels, options):
+    cluster.switch("authentication", "ped")
+    done = assign("--pin-pad", *options)
+    assert (done.returncode, done.said) == (0, [])
+    assert "new" in labels()
+    inits = [call for call in cluster.log() if call.function == "C_InitPIN"]
+    # With single identity the user has it too, which only a user of the pad can tell.
+    assert len(inits) == len(options)
+
+
+def test_a_pad_that_is_not_there(assign, labels):
+    done = assign("--pin-pad")
+    assert done.returncode == 1
+    assert (
+        "no protected authentication path" in done.stderr.replace("\n", " ")
+        or "has none" in done.stderr
+    )
+    assert "new" not in labels()
+
+
+@pytest.mark.parametrize("option", ["--so-pin-file", "--user-pin-file"])
+def test_a_pad_and_a_file(assign, labels, pin_file, option):
+    done = assign("--pin-pad", option, pin_file())
+    assert done.returncode == 2
+    assert "new" not in labels()
 
 
 def test_two_pins_from_one_descriptor(cluster, luna, pin_file):

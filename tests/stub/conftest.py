@@ -29,8 +29,8 @@ def module(uninitialised):
 
 
 @pytest.fixture
-def token(module):
-    """The slot of a token that has SO PIN 1234 and user PIN user."""
+def token(module, dual_identity):
+    """The slot of a token that has SO PIN so-pin-1 and user PIN user-pin."""
     assert module.init_token(1) == OK
     session = module.open_session(1)
     assert module.login(session) == OK
@@ -61,7 +61,7 @@ def stand_in_program(tmp_path_factory):
 
 
 @pytest.fixture
-def payments(luna):
+def payments(luna, dual_identity):
     """The token "payments", assigned with both PINs; the other seven keyrings are as new."""
     with luna.claim("cluster-1") as token:
         return token.assign("payments", so_pin=SO_PIN, user_pin=USER_PIN)

@@ -18,7 +18,7 @@ SOFTHSM = next(
     ),
     None,
 )
-SO_PIN, USER_PIN = b"officer-1", b"user-1"
+SO_PIN, USER_PIN = b"officer-1", b"user-pin-1"
 KEY_LABEL, EC_PARAMS, CLASS, TOKEN, PRIVATE = 0x3, 0x180, 0x0, 0x1, 0x2
 ALWAYS_AUTHENTICATE = 0x202
 PUBLIC_KEY, PRIVATE_KEY = 2, 3

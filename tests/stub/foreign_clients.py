@@ -10,7 +10,7 @@ import pytest
 
 SECONDS = 30
 MANUFACTURER = "luna_ext stand-in, not an HSM"
-SO_PIN, USER_PIN = "officer-1", "user-1"
+SO_PIN, USER_PIN = "officer-1", "user-pin-1"
 DEVICE_ERROR = 0x30
 
 

@@ -121,7 +121,7 @@ class Module:
         rv = self.CA_GetUnassignedSlot(cluster_id, ctypes.byref(info))
         return rv, info.slot_id, info.label
 
-    def init_token(self, slot_id, label="token", pin=b"1234"):
+    def init_token(self, slot_id, label="token", pin=b"so-pin-1"):
         return self.C_InitToken(slot_id, pin, len(pin), label.encode().ljust(32))
 
     def token_info(self, slot_id):
@@ -139,10 +139,10 @@ class Module:
         assert self.C_GetSessionInfo(session, ctypes.byref(info)) == OK
         return info.state
 
-    def login(self, session, user=SO, pin=b"1234"):
+    def login(self, session, user=SO, pin=b"so-pin-1"):
         return self.C_Login(session, user, pin, len(pin))
 
-    def init_pin(self, session, pin=b"user"):
+    def init_pin(self, session, pin=b"user-pin"):
         return self.C_InitPIN(session, pin, len(pin))
 
     def set_pin(self, session, old, new):

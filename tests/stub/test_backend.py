@@ -46,7 +46,7 @@ USER_PIN_INITIALIZED, TOKEN_INITIALIZED = 0x8, 0x400
 
 
 @pytest.fixture
-def module(cluster):
+def module(cluster, dual_identity):
     module = CryptoModule()
     assert module.C_Initialize(None) == OK
     yield module
@@ -159,13 +159,13 @@ def test_sessions_are_those_of_the_stand_in(module, session):
 
 def test_fresh_keyring_is_not_initialised_and_takes_any_pin(module):
     assert module.token_info(1).flags & (TOKEN_INITIALIZED | USER_PIN_INITIALIZED) == 0
-    assert module.init_token(1, "new", b"any pin") == OK
+    assert module.init_token(1, "new", b"any pin at all") == OK
 
     info = module.token_info(1)
     assert info.label == b"new".ljust(32)
     assert info.flags & (TOKEN_INITIALIZED | USER_PIN_INITIALIZED) == TOKEN_INITIALIZED
     assert module.get_slot_id("new", 1)[2][0] == 1
-    assert module.init_token(1, "newer", b"another") == PIN_INCORRECT
+    assert module.init_token(1, "newer", b"another pin") == PIN_INCORRECT
 
 
 def test_init_token_destroys_all_keys(module, session):
@@ -238,11 +238,11 @@ def test_a_running_process_sees_that_a_pin_is_another(module):
     module.assign(1)
     with another_process() as ask:
         session = module.open_session(1)
-        assert module.set_pin(session, USER_PIN, b"changed") == OK
+        assert module.set_pin(session, USER_PIN, b"changed-1") == OK
 
         assert ask("(session := module.open_session(1))").isdigit()
-        assert ask("module.login(session, 1, b'user-1')") == str(PIN_INCORRECT)
-        assert ask("module.login(session, 1, b'changed')") == "0"
+        assert ask("module.login(session, 1, b'user-pin-1')") == str(PIN_INCORRECT)
+        assert ask("module.login(session, 1, b'changed-1')") == "0"
         assert module.login(session, USER, USER_PIN) == PIN_INCORRECT
 
 
@@ -411,7 +411,7 @@ from pkcs11 import Attribute, KeyType, Mechanism
 
 from luna_ext.stub import STATE_VARIABLE, Cluster, library_path
 
-PINS = {"so_pin": "officer-1", "user_pin": "user-1"}
+PINS = {"so_pin": "officer-1", "user_pin": "user-pin-1"}
 number, rounds = sys.argv[1:]
 CURVE = pkcs11.util.ec.encode_named_curve_parameters("secp256r1")
 
@@ -435,7 +435,7 @@ with Cluster(os.environ[STATE_VARIABLE]).library() as luna:
         with assigned:
             found = client.get_token(token_label=label)
             assert found.slot.slot_id == assigned.slot.slot_id
-            with found.open(rw=True, user_pin="user-1") as session:
+            with found.open(rw=True, user_pin="user-pin-1") as session:
                 rsa = session.generate_keypair(KeyType.RSA, 1024, store=True, label="rsa")
                 ec = ec_keys(session)
                 for _ in range(5):
@@ -445,7 +445,7 @@ with Cluster(os.environ[STATE_VARIABLE]).library() as luna:
         # All processes use this one token, each with the keys of the others as well.
         with luna.token("shared"):
             found = client.get_token(token_label="shared")
-            with found.open(rw=True, user_pin="user-1") as session:
+            with found.open(rw=True, user_pin="user-pin-1") as session:
                 ec_keys(session)
                 publics = session.get_objects({Attribute.CLASS: pkcs11.ObjectClass.PUBLIC_KEY})
                 assert len(list(publics)) > index

@@ -27,6 +27,7 @@ def test_p11tool_lists_no_mechanisms_and_no_objects(p11tool, payments):
     assert "No matching objects" in p11tool.refusal("--list-all", *login, token)
 
 
+@pytest.mark.usefixtures("dual_identity")
 def test_p11tool_initialises_token_and_user_s_pin(p11tool, luna):
     so_pin, pin = ("--set-so-pin", SO_PIN), ("--set-pin", USER_PIN)
 
@@ -53,7 +54,7 @@ def test_p11tool_logs_in_with_the_right_pin_only(
 
     assert "No matching objects" in list_all(right)
     assert wrong_try not in payments.slot.token_info.flags
-    assert "No matching objects" not in list_all("wrong")
+    assert "No matching objects" not in list_all("the wrong one")
     assert wrong_try in payments.slot.token_info.flags
 
 

@@ -21,7 +21,7 @@ def test_pkcs11_tool_lists_slots_and_tokens(pkcs11_tool, luna, payments, option)
         ]
         for slot in luna.slots()
     }
-    assert {fields["pin min/max"] for fields in slots.values()} == {"4/64"}
+    assert {fields["pin min/max"] for fields in slots.values()} == {"8/255"}
     assert set(slots[payments.slot.slot_id]["token flags"].split(", ")) == {
         "login required",
         "rng",
@@ -54,6 +54,7 @@ def test_pkcs11_tool_lists_no_mechanisms_and_no_objects(pkcs11_tool, payments):
     assert pkcs11_tool("--list-objects", *slot, "--login", "--pin", USER_PIN) == ""
 
 
+@pytest.mark.usefixtures("dual_identity")
 def test_pkcs11_tool_initialises_token_and_user_s_pin(pkcs11_tool, luna):
     pkcs11_tool("--init-token", "--slot", "3", "--label", "über alles", "--so-pin", SO_PIN)
     slot = luna.token("über alles").slot
@@ -99,12 +100,12 @@ def test_pkcs11_tool_cannot_log_in_to_a_token_without_pins(pkcs11_tool):
 @pytest.mark.parametrize("login", [(), ("--login",)])
 def test_pkcs11_tool_changes_the_pin(pkcs11_tool, payments, login):
     token = ("--token-label", "payments")
-    change = ("--change-pin", *token, *login, "--pin", USER_PIN, "--new-pin", "changed")
+    change = ("--change-pin", *token, *login, "--pin", USER_PIN, "--new-pin", "changed-1")
 
     pkcs11_tool(*change)
 
     assert "CKR_PIN_INCORRECT" in pkcs11_tool.refusal(*change)
-    assert pkcs11_tool("--list-objects", *token, "--login", "--pin", "changed") == ""
+    assert pkcs11_tool("--list-objects", *token, "--login", "--pin", "changed-1") == ""
 
 
 def test_pkcs11_tool_gets_random_numbers(pkcs11_tool, payments, tmp_path):

@@ -132,13 +132,13 @@ for pin in ({"user_pin": user_pin}, {"user_pin": "wrong"}, {"so_pin": so_pin}, {
         print("incorrect")
 
 with token.open(rw=True, user_pin=user_pin) as session:
-    session.set_pin(user_pin, "changed")
+    session.set_pin(user_pin, "changed-1")
     try:
         session.init_pin("by the user")
     except UserNotLoggedIn:
         print("not the officer")
-with token.open(rw=True, user_pin="changed"):
-    print("changed")
+with token.open(rw=True, user_pin="changed-1"):
+    print("changed-1")
 with token.open(rw=True, so_pin=so_pin) as session:
     session.init_pin("by the officer")
 with token.open(user_pin="by the officer"):
@@ -154,7 +154,7 @@ def test_python_pkcs11_logs_in_and_sets_pins(python_pkcs11):
         "SO",
         "incorrect",
         "not the officer",
-        "changed",
+        "changed-1",
         "set",
     ]
 
@@ -167,7 +167,7 @@ from luna_ext.stub import Cluster
 
 with Cluster(os.environ["LUNA_STUB_STATE"]).library() as luna:
     with luna.claim("cluster-1") as token:
-        token.assign("renamed", so_pin="officer-1", user_pin="user-1")
+        token.assign("renamed", so_pin="officer-1", user_pin="user-pin-1")
 '''
 
 client = pkcs11.lib(PATH)
@@ -175,7 +175,7 @@ slots = client.get_slots()
 print([slot.get_token().label for slot in slots].count("renamed"))
 subprocess.run([sys.executable, "-W", "error", "-c", CHANGE], check=True, timeout=20)
 print([slot.get_token().label for slot in slots].count("renamed"))
-with client.get_token(token_label="renamed").open(user_pin="user-1"):
+with client.get_token(token_label="renamed").open(user_pin="user-pin-1"):
     print("logged in")
 """
 

@@ -1,0 +1,297 @@
+# The calls that change a token, with the sessions and logins that they need.
+
+
+cdef struct InitTokenArguments:
+    CK_SLOT_ID slot_id
+    CK_UTF8CHAR *pin
+    CK_ULONG length
+    CK_UTF8CHAR *label
+
+
+cdef CK_RV make_init_token(Client client, void *arguments) noexcept nogil:
+    cdef InitTokenArguments *token = <InitTokenArguments *> arguments
+    return client.functions.C_InitToken(token.slot_id, token.pin, token.length, token.label)
+
+
+cdef int init_token(Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label) except -1:
+    """C_InitToken: erases the token and gives it the label."""
+    cdef InitTokenArguments arguments
+    arguments.slot_id = slot_id
+    arguments.pin = so_pin.bytes
+    arguments.length = so_pin.length
+    arguments.label = label
+    return require(client, C_INIT_TOKEN, make_init_token, &arguments, slot_id)
+
+
+cdef struct RoleArguments:
+    uint64_t generation     # of C_Initialize, in which the session was opened
+    CK_SESSION_HANDLE session
+    CK_SLOT_ID slot_id
+    CK_USER_TYPE role
+    CK_UTF8CHAR *text       # a PIN, or a label
+    CK_ULONG length
+    CK_UTF8CHAR *new_pin
+    CK_ULONG new_length
+    CK_SESSION_INFO info
+
+
+cdef inline bint is_stale(Client client, RoleArguments *role) noexcept nogil:
+    """Whether the library was initialised anew: the handle may be that of another session by now."""
+    return luna_shared_get64(&client.generation) != role.generation
+
+
+cdef CK_RV make_login(Client client, void *arguments) noexcept nogil:
+    cdef RoleArguments *role = <RoleArguments *> arguments
+    if is_stale(client, role):
+        return CKR_SESSION_HANDLE_INVALID
+    return client.functions.C_Login(role.session, role.role, role.text, role.length)
+
+
+cdef CK_RV make_logout(Client client, void *arguments) noexcept nogil:
+    cdef RoleArguments *role = <RoleArguments *> arguments
+    return CKR_OK if is_stale(client, role) else client.functions.C_Logout(role.session)
+
+
+cdef CK_RV make_close_role(Client client, void *arguments) noexcept nogil:
+    cdef RoleArguments *role = <RoleArguments *> arguments
+    return CKR_OK if is_stale(client, role) else client.functions.C_CloseSession(role.session)
+
+
+cdef CK_RV make_get_role(Client client, void *arguments) noexcept nogil:
+    cdef RoleArguments *role = <RoleArguments *> arguments
+    if is_stale(client, role):
+        return CKR_SESSION_HANDLE_INVALID
+    return client.functions.C_GetSessionInfo(role.session, &role.info)
+
+
+cdef CK_RV make_init_pin(Client client, void *arguments) noexcept nogil:
+    cdef RoleArguments *role = <RoleArguments *> arguments
+    if is_stale(client, role):
+        return CKR_SESSION_HANDLE_INVALID
+    return client.functions.C_InitPIN(role.session, role.text, role.length)
+
+
+cdef CK_RV make_set_pin(Client client, void *arguments) noexcept nogil:
+    cdef RoleArguments *role = <RoleArguments *> arguments
+    if is_stale(client, role):
+        return CKR_SESSION_HANDLE_INVALID
+    return client.functions.C_SetPIN(
+        role.session, role.text, role.length, role.new_pin, role.new_length
+    )
+
+
+cdef CK_RV make_change_label(Client client, void *arguments) noexcept nogil:
+    cdef RoleArguments *role = <RoleArguments *> arguments
+    if is_stale(client, role):
+        return CKR_SESSION_HANDLE_INVALID
+    return client.change_label(role.session, role.slot_id, role.text, role.length)
+
+
+@cython.final
+cdef class RoleSession:
+    """A session on a token, and a login in it. A login belongs to the whole process: that of other code is
+    used, and left as it is.
+    """
+    cdef Client client
+    cdef CK_SLOT_ID slot_id
+    cdef RoleArguments arguments    # of the next call; the session, once it is open
+    cdef bint is_open
+    cdef bint logged_in             # by us: the login has to be ended
+
+    def __cinit__(self, Client client, CK_SLOT_ID slot_id):
+        self.client = client
+        self.slot_id = slot_id
+
+    cdef int open(self) except -1:
+        cdef SessionArguments opened
+        # Before the call, so that a session is not taken for one of a generation that began meanwhile.
+        self.arguments.generation = luna_shared_get64(&self.client.generation)
+        opened.slot_id = self.slot_id
+        opened.session = 0
+        require(self.client, C_OPEN_SESSION, make_open_session, &opened, self.slot_id)
+        self.arguments.session = opened.session
+        self.arguments.slot_id = self.slot_id
+        self.is_open = True
+        return 0
+
+    cdef int require(self, int function, Making make) except -1:
+        return require(self.client, function, make, &self.arguments, self.slot_id)
+
+    cdef int use_pin(self, Pin pin) noexcept:
+        self.arguments.text = pin.bytes
+        self.arguments.length = pin.length
+        return 0
+
+    cdef CK_RV log_in(self, CK_USER_TYPE role, Pin pin) except? 0xFFFFFFFF:
+        """C_Login, and what it answers."""
+        cdef CK_RV rv
+        self.arguments.role = role
+        self.use_pin(pin)
+        rv = answer_of(self.client, C_LOGIN, make_login, &self.arguments)
+        self.logged_in = rv == CKR_OK
+        return rv
+
+    cdef int require_login(self, CK_USER_TYPE role, Pin pin) except -1:
+        """Log in, unless other code of this process has done so in the same role."""
+        cdef CK_RV rv = self.log_in(role, pin)
+        if rv != CKR_OK and rv != CKR_USER_ALREADY_LOGGED_IN:
+            raise error_of(rv, C_LOGIN, self.slot_id)
+        return 0
+
+    cdef int init_pin(self, Pin user_pin) except -1:
+        self.use_pin(user_pin)
+        return self.require(C_INIT_PIN, make_init_pin)
+
+    cdef int set_pin(self, Pin old, Pin new) except -1:
+        """C_SetPIN: of the role that is logged in; of the user if none is."""
+        self.use_pin(old)
+        self.arguments.new_pin = new.bytes
+        self.arguments.new_length = new.length
+        return self.require(C_SET_PIN, make_set_pin)
+
+    cdef int change_label(self, bytes label) except -1:
+        cdef CK_RV rv
+        bare = label.rstrip(b" ")
+        self.arguments.text = bare
+        self.arguments.length = <CK_ULONG> len(bare)
+        rv = answer_of(self.client, CA_CHANGE_LABEL, make_change_label, &self.arguments)
+        if rv == CKR_FUNCTION_NOT_SUPPORTED:
+            raise UnsupportedFunctionError(
+                f"slot {self.slot_id}: the device does not offer CA_ChangeLabel. Assign with erase=True, "
+                "which needs none",
+                rv=rv,
+                function=name_of(CA_CHANGE_LABEL),
+                slot_id=self.slot_id,
+            )
+        if rv != CKR_OK:
+            raise error_of(rv, CA_CHANGE_LABEL, self.slot_id)
+        return 0
+
+    cdef CK_ULONG state(self) except? 0xFFFFFFFF:
+        """Which role is logged in, as C_GetSessionInfo says it (CKS_...)."""
+        self.require(C_GET_SESSION_INFO, make_get_role)
+        return self.arguments.info.state
+
+    cdef int close(self, error) except -1:
+        """Log out and close the session. What fails is an ERROR record, and a note of the error that
+        ended the work; None: it was done.
+        """
+        cdef CK_RV logged_out = CKR_OK
+        cdef CK_RV closed = CKR_OK
+        cdef uint64_t nanoseconds
+        # Both before a word of it: the log handlers are Python.
+        if self.logged_in:
+            make_call(
+                self.client, C_LOGOUT, make_logout, &self.arguments, True, &logged_out, &nanoseconds,
+                NULL, NULL
+            )
+        if self.is_open:
+            make_call(
+                self.client, C_CLOSE_SESSION, make_close_role, &self.arguments, True, &closed,
+                &nanoseconds, NULL, NULL
+            )
+        if logged_out != CKR_OK and logged_out != CKR_USER_NOT_LOGGED_IN:
+            self.tell_left(C_LOGOUT, logged_out, "the role may stay logged in", error)
+        if closed != CKR_OK:
+            self.tell_left(C_CLOSE_SESSION, closed, "the session may stay open", error)
+        return 0
+
+    cdef int tell_left(self, int function, CK_RV rv, str what, error) except -1:
+        import logging
+
+        told = (
+            f"slot {self.slot_id}: {name_of(function)} answered {rv_name(rv)}: {what} for the whole "
+            "process. Library.reconnect() ends it, and drops all locks of the process"
+        )
+        logging.getLogger("luna_ext").error("%s", told)
+        if error is not None:
+            error.add_note(f"luna_ext: {told}")
+        return 0
+
+
+cdef bint as_security_officer(
+    Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label, Pin user_pin
+) except -1:
+    """C_OpenSession, C_Login as SO, CA_ChangeLabel if there is a label, C_InitPIN if there is a user's PIN;
+    logged out and closed whatever happens. Returns whether the device has looked at `so_pin`.
+    """
+    session = RoleSession(client, slot_id)
+    try:
+        session.open()
+        session.require_login(CKU_SO, so_pin)
+        if label is not None:
+            session.change_label(label)
+        if user_pin is not None:
+            session.init_pin(user_pin)
+    except BaseException as error:
+        checked = session.logged_in
+        session.close(error)
+        raise
+    checked = session.logged_in
+    session.close(None)
+    return checked
+
+
+cdef int set_pin(Client client, CK_SLOT_ID slot_id, CK_USER_TYPE role, Pin old, Pin new) except -1:
+    """C_SetPIN, for the SO after C_Login. Refused where the other role is logged in, whose PIN it would
+    change.
+    """
+    cdef CK_ULONG state
+    session = RoleSession(client, slot_id)
+    try:
+        session.open()
+        state = session.state()
+        if state == (CKS_RW_SO_FUNCTIONS if role == CKU_USER else CKS_RW_USER_FUNCTIONS):
+            raise error_of(CKR_USER_ANOTHER_ALREADY_LOGGED_IN, C_SET_PIN, slot_id)
+        if role == CKU_SO:
+            session.require_login(CKU_SO, old)
+        session.set_pin(old, new)
+    except BaseException as error:
+        session.close(error)
+        raise
+    session.close(None)
+    return 0
+
+
+cdef bint ensure_user_pin(Client client, CK_SLOT_ID slot_id, Pin so_pin, Pin user_pin) except -1:
+    """Give the user this PIN if it is still the SO's (C_Login, C_SetPIN); whether it was. Where a role is
+    logged in it cannot be known, and is left as it is.
+    """
+    cdef CK_RV rv
+    cdef bint was_officers = False
+    session = RoleSession(client, slot_id)
+    try:
+        spare_last_try(client, slot_id)
+        session.open()
+        rv = session.log_in(CKU_USER, user_pin)
+        if rv == CKR_PIN_INCORRECT:
+            spare_last_try(client, slot_id)
+            session.set_pin(so_pin, user_pin)
+            was_officers = True
+        elif (
+            rv != CKR_OK
+            # Right, but the user has to change it first.
+            and rv != CKR_PIN_EXPIRED
+            and rv != CKR_USER_ALREADY_LOGGED_IN
+            and rv != CKR_USER_ANOTHER_ALREADY_LOGGED_IN
+        ):
+            raise error_of(rv, C_LOGIN, slot_id)
+    except BaseException as error:
+        session.close(error)
+        raise
+    session.close(None)
+    return was_officers
+
+
+cdef int spare_last_try(Client client, CK_SLOT_ID slot_id) except -1:
+    """Raise where one more wrong try would lock the token's user out, or has."""
+    cdef CK_TOKEN_INFO info
+    read_token_info(client, slot_id, &info)
+    if info.flags & (CKF_USER_PIN_FINAL_TRY | CKF_USER_PIN_LOCKED):
+        left = "is locked out" if info.flags & CKF_USER_PIN_LOCKED else "has one try left"
+        raise PinError(
+            f"slot {slot_id}: the token's user {left}, so the PIN was not tried",
+            function=name_of(C_LOGIN),
+            slot_id=slot_id,
+        )
+    return 0
