@@ -476,6 +476,30 @@ extern CK_RV CA_UnlockClusteredSlot(CK_SLOT_ID slotID);
 extern CK_RV CA_ChangeLabel(CK_SESSION_HANDLE hSession, CK_SLOT_ID slotID, CK_CHAR_PTR pLabel,
                             CK_ULONG ulLabelLen);
 
+/* All of these in one table, as CK_FUNCTION_LIST has the others. The vendor's struct of this name has
+   many more members, in an order that is known from its own header alone. So a table of one kind is of
+   no use to a program that was compiled for the other: this one has nothing where the other has its
+   members but functions that answer CKR_FUNCTION_NOT_SUPPORTED, and its own members behind them. A
+   program for both kinds looks the functions up by their names instead. */
+#define CK_SFNT_CA_UNKNOWN 1024
+typedef struct CK_SFNT_CA_FUNCTION_LIST CK_SFNT_CA_FUNCTION_LIST;
+typedef CK_SFNT_CA_FUNCTION_LIST CK_PTR CK_SFNT_CA_FUNCTION_LIST_PTR;
+typedef CK_SFNT_CA_FUNCTION_LIST_PTR CK_PTR CK_SFNT_CA_FUNCTION_LIST_PTR_PTR;
+extern CK_RV CA_GetFunctionList(CK_SFNT_CA_FUNCTION_LIST_PTR_PTR ppSfntFunctionList);
+
+struct CK_SFNT_CA_FUNCTION_LIST {
+    CK_VERSION version;
+    CK_RV(CK_PTR unknown[CK_SFNT_CA_UNKNOWN])(void);
+    CK_RV(CK_PTR CA_GetFunctionList)(CK_SFNT_CA_FUNCTION_LIST_PTR_PTR ppSfntFunctionList);
+    CK_RV(CK_PTR CA_GetSlotId)(CK_UTF8CHAR label[32], CK_SLOT_ID_PTR pSlotId, CK_ULONG_PTR pulCount);
+    CK_RV(CK_PTR CA_GetUnassignedSlot)(const CK_CHAR_PTR clusterID,
+                                       CK_UNASSIGNED_SLOT_INFO_PTR pUnassignedSlot);
+    CK_RV(CK_PTR CA_LockClusteredSlot)(CK_SLOT_ID slotID);
+    CK_RV(CK_PTR CA_UnlockClusteredSlot)(CK_SLOT_ID slotID);
+    CK_RV(CK_PTR CA_ChangeLabel)(CK_SESSION_HANDLE hSession, CK_SLOT_ID slotID, CK_CHAR_PTR pLabel,
+                                 CK_ULONG ulLabelLen);
+};
+
 #ifdef _WIN32
 #pragma pack(pop, cryptoki)
 #endif

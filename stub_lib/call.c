@@ -21,7 +21,7 @@ bool call_meet_fault(struct call *call)
         call_end(call, rv);
         return false;
     }
-    if (application_interrupted() && call->function != FUNCTION_C_GetFunctionList) {
+    if (application_interrupted() && !call_works_anywhere(call->function)) {
         call_end(call, interrupted_rv(call));
         return false;
     }
@@ -37,7 +37,7 @@ void call_delay_answer(struct call *call)
 {
     bool arrives = fault_delay_answer(application_file()->state, call->function,
                                       application_interrupted);
-    if (!arrives && call->function != FUNCTION_C_GetFunctionList)
+    if (!arrives && !call_works_anywhere(call->function))
         call->rv = interrupted_rv(call);
 }
 

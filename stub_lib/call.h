@@ -30,6 +30,12 @@ static inline CK_RV call_not_initialised(enum function_id function)
     return locks ? CKR_DEVICE_ERROR : CKR_CRYPTOKI_NOT_INITIALIZED;
 }
 
+/* The functions that hand out a table work in any state. */
+static inline bool call_works_anywhere(enum function_id function)
+{
+    return function == FUNCTION_C_GetFunctionList || function == FUNCTION_CA_GetFunctionList;
+}
+
 /* The parts that a call without a fault, latency and log does not need. */
 bool call_meet_fault(struct call *call);
 void call_delay_answer(struct call *call);
@@ -61,7 +67,7 @@ static inline bool call_begin(struct call *call, enum function_id function, uint
     struct state *state = application_file()->state;
     if (log_wanted(state))
         log_begin(state, function, slot_id, &call->ticket);
-    if (application_disconnected() && function != FUNCTION_C_GetFunctionList) {
+    if (application_disconnected() && !call_works_anywhere(function)) {
         call_end(call, CKR_DEVICE_ERROR);
         return false;
     }

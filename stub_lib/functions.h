@@ -18,12 +18,13 @@
 #pragma GCC visibility pop
 #endif
 
-#define CLUSTER_FUNCTIONS(X)  \
-    X(CA_GetSlotId, )         \
-    X(CA_GetUnassignedSlot, ) \
-    X(CA_LockClusteredSlot, ) \
+#define CLUSTER_FUNCTIONS(X)    \
+    X(CA_GetSlotId, )           \
+    X(CA_GetUnassignedSlot, )   \
+    X(CA_LockClusteredSlot, )   \
     X(CA_UnlockClusteredSlot, ) \
-    X(CA_ChangeLabel, )
+    X(CA_ChangeLabel, )         \
+    X(CA_GetFunctionList, )
 
 /* The numbers are part of the state file's layout. */
 enum function_id {

@@ -17,7 +17,9 @@ _Static_assert(offsetof(CK_SESSION_INFO, ulDeviceError) == 3 * sizeof(CK_ULONG),
 _Static_assert(sizeof(CK_SESSION_INFO) == 4 * sizeof(CK_ULONG), "CK_SESSION_INFO");
 
 static platform_mutex sessions_mutex = PLATFORM_MUTEX_INITIALIZER;
-static struct session sessions[SESSIONS_MAX];
+static struct session sessions[SESSION_PLACES];
+static uint32_t places;     /* so many of them have ever been used */
+static uint32_t first_free; /* before this one none is free */
 static struct token_use tokens[STATE_MAX_KEYRINGS];
 static uint64_t restarts; /* of this application, that the sessions know of */
 static CK_ULONG opened; /* makes a closed session's handle differ from its successor's */
@@ -25,7 +27,9 @@ static CK_ULONG opened; /* makes a closed session's handle differ from its succe
 void sessions_forget(void)
 {
     platform_mutex_reset(&sessions_mutex);
-    memset(sessions, 0, sizeof sessions);
+    memset(sessions, 0, places * sizeof sessions[0]);
+    places = 0;
+    first_free = 0;
     memset(tokens, 0, sizeof tokens);
     restarts = atomic_load(&application.entry->restarts);
 }
@@ -39,7 +43,7 @@ void sessions_lock(void)
     if (now == restarts)
         return;
     restarts = now;
-    for (uint32_t i = 0; i < SESSIONS_MAX; i++) {
+    for (uint32_t i = 0; i < places; i++) {
         if (sessions[i].handle != CK_INVALID_HANDLE)
             close_session(&sessions[i]);
     }
@@ -52,7 +56,7 @@ void sessions_unlock(void)
 
 struct session *session_find(CK_SESSION_HANDLE handle)
 {
-    struct session *session = &sessions[handle % SESSIONS_MAX];
+    struct session *session = &sessions[handle % SESSION_PLACES];
     if (handle == CK_INVALID_HANDLE || session->handle != handle)
         return NULL;
     (void)session_token(session->slot_id); /* which may close it */
@@ -79,7 +83,7 @@ bool session_twin(CK_SESSION_HANDLE handle, CK_SESSION_HANDLE_PTR twin, struct c
 
 static void close_all_of(CK_SLOT_ID slot_id)
 {
-    for (uint32_t i = 0; i < SESSIONS_MAX; i++) {
+    for (uint32_t i = 0; i < places; i++) {
         if (sessions[i].handle != CK_INVALID_HANDLE && sessions[i].slot_id == slot_id)
             close_session(&sessions[i]);
     }
@@ -135,6 +139,15 @@ static void tell_last_session(CK_SLOT_ID slot_id)
     registry_set_in_session(file, state_keyring_index(file, slot_id), false);
 }
 
+/* SESSION_PLACES: all are taken. */
+static uint32_t find_place(void)
+{
+    uint32_t place = first_free;
+    while (place < places && sessions[place].handle != CK_INVALID_HANDLE)
+        place++;
+    return place;
+}
+
 static CK_RV open_session(CK_SLOT_ID slot_id, CK_FLAGS flags, CK_SESSION_HANDLE_PTR handle,
                           bool reply_lost)
 {
@@ -148,10 +161,8 @@ static CK_RV open_session(CK_SLOT_ID slot_id, CK_FLAGS flags, CK_SESSION_HANDLE_
     struct token_use *token = session_token(slot_id);
     if (!read_write && token->login == LOGIN_SO)
         return CKR_SESSION_READ_WRITE_SO_EXISTS;
-    uint32_t place = 0;
-    while (place < SESSIONS_MAX && sessions[place].handle != CK_INVALID_HANDLE)
-        place++;
-    if (place == SESSIONS_MAX)
+    uint32_t place = token->sessions < SESSIONS_MAX ? find_place() : SESSION_PLACES;
+    if (place == SESSION_PLACES)
         return CKR_SESSION_COUNT;
     if (token->sessions == 0 && !tell_first_session(slot_id))
         return CKR_DEVICE_ERROR;
@@ -162,11 +173,14 @@ static CK_RV open_session(CK_SLOT_ID slot_id, CK_FLAGS flags, CK_SESSION_HANDLE_
             tell_last_session(slot_id);
         return rv;
     }
-    CK_SESSION_HANDLE next = ++opened * SESSIONS_MAX + place;
+    CK_SESSION_HANDLE next = ++opened * SESSION_PLACES + place;
     if (next == CK_INVALID_HANDLE)
-        next = ++opened * SESSIONS_MAX + place;
+        next = ++opened * SESSION_PLACES + place;
     sessions[place] = (struct session){.handle = next, .twin = twin, .slot_id = slot_id,
                                        .read_write = read_write};
+    first_free = place + 1U;
+    if (places < first_free)
+        places = first_free;
     token->sessions++;
     if (read_write)
         token->rw_sessions++;
@@ -197,6 +211,9 @@ static void close_session(struct session *session)
         tell_last_session(session->slot_id);
     }
     session->handle = CK_INVALID_HANDLE;
+    uint32_t place = (uint32_t)(session - sessions);
+    if (place < first_free)
+        first_free = place;
 }
 
 static CK_RV close_one(CK_SESSION_HANDLE handle)

@@ -9,7 +9,8 @@
 #include "backend.h"
 #include "call.h"
 
-#define SESSIONS_MAX 1024U
+#define SESSIONS_MAX 1024U      /* of one token */
+#define SESSION_PLACES 0x10000U /* of all */
 
 enum login { LOGIN_NONE, LOGIN_SO, LOGIN_USER };
 

@@ -57,12 +57,22 @@ def stub() -> None:
     """The stand-in for the HSM: a cluster in a file, for tests and trials."""
 
 
-@stub.command(epilog=examples('eval "$(luna-ext stub create --state /tmp/cluster --keyrings 8)"'))
+@stub.command(
+    epilog=examples(
+        'eval "$(luna-ext stub create --state /tmp/cluster --keyrings 8 --password password-1)"'
+    )
+)
 @_state
 @click.option("--keyrings", type=click.IntRange(1, 3500), default=8, show_default=True)
 @click.option("--cluster-id", default="cluster-1", show_default=True)
 @click.option("--label", default="keyring", show_default=True, help="What the labels begin with.")
 @click.option("--first-slot", type=click.IntRange(0), default=1, show_default=True)
+@click.option(
+    "--password",
+    metavar="TEXT",
+    help="8 to 255 bytes: what both roles of each keyring have, as the appliance makes them. Without it "
+    "the keyrings are not initialised. The stand-in keeps no secrets: take none that is in use.",
+)
 @click.option(
     "--backend",
     type=click.Path(exists=True, dir_okay=False, resolve_path=True),
@@ -70,13 +80,24 @@ def stub() -> None:
     help="The PKCS #11 module that does the cryptography, such as SoftHSM2's.",
 )
 def create(
-    path: str, keyrings: int, cluster_id: str, label: str, first_slot: int, backend: str | None
+    path: str,
+    keyrings: int,
+    cluster_id: str,
+    label: str,
+    first_slot: int,
+    password: str | None,
+    backend: str | None,
 ) -> None:
     """Make a cluster, and print what puts it into a shell's environment."""
     if os.path.exists(path):
         raise click.ClickException(f"{path} is there already; `luna-ext stub destroy` removes it")
     cluster = Cluster(
-        path, cluster_id=cluster_id, keyrings=keyrings, label=label, first_slot=first_slot
+        path,
+        cluster_id=cluster_id,
+        keyrings=keyrings,
+        label=label,
+        first_slot=first_slot,
+        password=password,
     )
     click.echo(f"export {ENVIRONMENT_VARIABLE}={shlex.quote(library_path())}")
     click.echo(f"export {STATE_VARIABLE}={shlex.quote(cluster.path)}")
@@ -147,6 +168,69 @@ def fault(
         seed=seed,
         lost_reply=lost_reply,
     )
+
+
+@stub.command(
+    epilog=examples("luna-ext stub switch identity dual", "luna-ext stub switch contention error")
+)
+@_state
+@click.argument("name")
+@click.argument("value")
+def switch(path: str, name: str, value: str) -> None:
+    """Choose what the SDK leaves open: set the switch NAME to VALUE.
+
+    \b
+    contention      wait, error: a lock call while another process holds the lock
+    relock          granted, wait, error: a second lock call of its holder
+    unlock_owner    unchecked, checked: an unlock call by another process
+    regrant         on, off: whether a claim may give what its process holds
+    grants          once, counted: what one unlock call takes off
+    application     process, shared: whether all processes are one application
+    identity        single, dual: whether both roles have one password
+    pin_change      free, forced: whether a user has to change the SO's PIN
+    authentication  password, ped: whether PINs are passed, or read by a PED
+    change_label    off, on: whether CA_ChangeLabel is supported
+    log             on, off: whether calls are logged
+
+    The first value is the default. docs/stand_in.md says more.
+    """
+    _existing(path).switch(name, value)
+
+
+@stub.command(
+    "set-pins",
+    epilog=examples(
+        "luna-ext stub set-pins 3 --so-pin officer-1 --user-pin user-pin-1",
+        "luna-ext stub set-pins 3",
+    ),
+)
+@_state
+@click.argument("slot_id", metavar="SLOT", type=click.IntRange(0))
+@click.option("--so-pin", metavar="TEXT", help="Without it the keyring is not initialised.")
+@click.option("--user-pin", metavar="TEXT", help="Without it the user's PIN is not set.")
+def set_pins(path: str, slot_id: int, so_pin: str | None, user_pin: str | None) -> None:
+    """Give the keyring in SLOT these PINs; wrong tries are forgotten.
+
+    The stand-in keeps no secrets, so its PINs may be seen: take none that is in use.
+    """
+    _existing(path).set_pins(slot_id, so_pin, user_pin)
+
+
+@stub.command("unlock-keyring", epilog=examples("luna-ext stub unlock-keyring 3"))
+@_state
+@click.argument("slot_id", metavar="SLOT", type=click.IntRange(0))
+def unlock_keyring(path: str, slot_id: int) -> None:
+    """Forget the wrong tries of the keyring in SLOT, as `lunash keyring unlock` does."""
+    _existing(path).unlock_keyring(slot_id)
+
+
+@stub.command("pin-lengths", epilog=examples("luna-ext stub pin-lengths 4 64"))
+@_state
+@click.argument("least", type=click.IntRange(1, 255))
+@click.argument("most", type=click.IntRange(1, 255))
+def pin_lengths(path: str, least: int, most: int) -> None:
+    """PINs that are set from now on have LEAST to MOST bytes; in a new cluster 8 to 255."""
+    _existing(path).pin_lengths(least, most)
 
 
 @stub.command(epilog=examples("luna-ext stub destroy --state /tmp/cluster"))

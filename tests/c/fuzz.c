@@ -33,35 +33,20 @@ static struct template {
     size_t size;
 } templates[TEMPLATES] = {
     {"cluster-1", "keyring", MODEL_TOKENS, 1, NULL, false, NULL, 0},
-    {"cluster-1", "keyring", MODEL_TOKENS, 1, "1234", false, NULL, 0},
+    {"cluster-1", "keyring", MODEL_TOKENS, 1, "12345678", false, NULL, 0},
     {"cluster-1", "keyring", MODEL_TOKENS, 1, NULL, true, NULL, 0},
     {"a cluster whose ID has 64 bytes, as many as there may be at most",
      "this is a label with 31 bytes: ", 1, UINT64_MAX, NULL, false, NULL, 0},
 };
 
-static struct token_record initialised_record(const struct token_record *new, const char *text)
-{
-    struct token_record record = *new;
-    record.initialised = 1;
-    memcpy(record.so_pin.value, text, strlen(text));
-    record.so_pin.length = (uint32_t)strlen(text);
-    record.user_pin = record.so_pin;
-    return record;
-}
-
 static void make_template(struct template *template)
 {
     if (luna_stub_create(FUZZ_PATH, template->cluster_id, template->label, template->keyrings,
-                         template->first_slot) != 0)
+                         template->first_slot, (const uint8_t *)template->pin,
+                         template->pin == NULL ? 0 : (uint32_t)strlen(template->pin)) != 0)
         memory_fail("luna_stub_create");
     uint8_t *content = memory_file(FUZZ_PATH, &template->size);
     struct state *state = (struct state *)(void *)content;
-    for (unsigned int i = 0; i < template->keyrings && template->pin != NULL; i++) {
-        struct token_record record;
-        state_read_token(&state->keyrings[i].token, &record);
-        record = initialised_record(&record, template->pin);
-        state_write_token(&state->keyrings[i].token, &record);
-    }
     atomic_store(&state->switches.regrant, template->grants ? REGRANT_ON : REGRANT_OFF);
     atomic_store(&state->switches.grants, template->grants ? GRANTS_COUNTED : GRANTS_ONCE);
     template->content = malloc(template->size);
@@ -73,6 +58,7 @@ static void make_template(struct template *template)
 
 static void model_pin_of(struct model_pin *pin, const char *text)
 {
+    pin->set = true;
     pin->length = strlen(text);
     memcpy(pin->value, text, pin->length);
 }
@@ -84,6 +70,8 @@ static void make_model(const struct template *template, bool valid)
     model.tokens_count = template->keyrings;
     model.first_slot = template->first_slot;
     model.cluster_id = template->cluster_id;
+    model.shortest_pin = STATE_PIN_MIN;
+    model.longest_pin = STATE_PIN_MAX;
     model_us()->pid = memory_system.pid;
     model.regrant = template->grants ? REGRANT_ON : REGRANT_OFF;
     model.grants = template->grants ? GRANTS_COUNTED : GRANTS_ONCE;

@@ -73,8 +73,10 @@ enum who { NOBODY, US, OTHER, PARENT };
 
 struct model_pin {
     uint8_t value[STATE_PIN_MAX];
-    CK_ULONG length; /* 0: not set */
+    CK_ULONG length;
+    bool set;
     unsigned int failures;
+    bool by_so;
 };
 
 struct model_token {
@@ -123,7 +125,14 @@ struct model {
     enum switch_unlock_owner unlock_owner;
     enum switch_regrant regrant;
     enum switch_grants grants;
+    enum switch_identity identity;
+    enum switch_pin_change pin_change;
+    enum switch_authentication authentication;
+    enum switch_application application;
+    enum switch_change_label change_label;
     enum switch_log log;
+    CK_ULONG shortest_pin;
+    CK_ULONG longest_pin;
 };
 
 extern struct model model;
@@ -140,6 +149,8 @@ unsigned int model_sessions_of(unsigned int token, bool only_read_write);
 void model_forget_sessions(void);
 /* Whether this application lives, with its connection. */
 bool model_alive(enum who who);
+/* Does the device take this application for the one that has the lock? */
+bool model_is_own(const struct model_token *token, enum who who);
 /* Can a claim of this living application get the token? And it gets it, as a lock call does. */
 bool model_can_claim(const struct model_token *token, enum who who);
 void model_grant(struct model_token *token, enum who who);
@@ -181,6 +192,7 @@ void call_init_token(void);
 void call_init_pin(void);
 void call_set_pin(void);
 void call_login(void);
+void call_change_label(void);
 void call_logout(void);
 void call_open_session(void);
 void call_close_session(void);

@@ -65,7 +65,7 @@ CK_SESSION_HANDLE some_session(void)
         return model.sessions[0].open ? model.sessions[0].handle : handle;
     if (choice < 240)
         return handle;
-    return choice < 248 ? handle + (choice % 2 == 0 ? 1U : SESSIONS_MAX)
+    return choice < 248 ? handle + (choice % 2 == 0 ? 1U : SESSION_PLACES)
                         : (CK_SESSION_HANDLE)input_bytes(8);
 }
 
@@ -91,9 +91,8 @@ static CK_ULONG wrong_length(void)
 struct pin some_pin(void)
 {
     static const char *const pins[] = {
-        "1234", "12345", "123", "", "abcdefgh",
-        "0123456789012345678901234567890123456789012345678901234567890123",
-        "01234567890123456789012345678901234567890123456789012345678901234"};
+        "12345678", "123456789", "1234567", "", "123456", "0123456789012345",
+        "01234567890123456"};
     struct pin pin;
     unsigned int choice = input_below(16);
     if (choice < 11) {
@@ -102,11 +101,11 @@ struct pin some_pin(void)
         pin.value = exactly(pin.length);
         memcpy(pin.value, text, pin.length);
     } else if (choice == 11) {
-        pin = (struct pin){NULL, input_byte()};
+        pin = (struct pin){NULL, input_below(2) == 0 ? 0U : input_byte()};
     } else if (choice < 15) { /* nothing of it may be read, so there is nothing */
         pin = (struct pin){exactly(1), wrong_length()};
     } else {
-        pin.length = input_below(STATE_PIN_MAX + 8U);
+        pin.length = input_byte() + input_below(8);
         pin.value = exactly(pin.length);
         memset(pin.value, input_byte(), pin.length);
     }

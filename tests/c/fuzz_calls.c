@@ -134,6 +134,16 @@ static void call_get_function_list(void)
     call_ended(&call, rv, list == NULL ? CKR_ARGUMENTS_BAD : CKR_OK);
 }
 
+static void call_ca_get_function_list(void)
+{
+    struct fuzz_call call = call_starts(FUNCTION_CA_GetFunctionList);
+    CK_SFNT_CA_FUNCTION_LIST_PTR *list = some_memory(sizeof *list);
+    CK_RV rv = CA_GetFunctionList(list);
+    if (rv == CKR_OK && !call.armed && (*list)->CA_GetFunctionList != CA_GetFunctionList)
+        disagree("the vendor's function list", 0, 1);
+    call_ended(&call, rv, list == NULL ? CKR_ARGUMENTS_BAD : CKR_OK);
+}
+
 static void call_unsupported(void)
 {
     CK_SESSION_HANDLE session = some_session();
@@ -198,13 +208,21 @@ static void check_token_info(const CK_TOKEN_INFO *info, CK_SLOT_ID slot)
     unsigned int index = (unsigned int)(slot - model.first_slot);
     CK_FLAGS flags = CKF_RNG | CKF_LOGIN_REQUIRED |
                      (token->initialised ? CKF_TOKEN_INITIALIZED : 0) |
-                     (token->user_pin.length > 0 ? CKF_USER_PIN_INITIALIZED : 0) |
+                     (token->user_pin.set ? CKF_USER_PIN_INITIALIZED : 0) |
+                     (token->user_pin.by_so && model.pin_change == PIN_CHANGE_FORCED
+                          ? CKF_USER_PIN_TO_BE_CHANGED
+                          : 0) |
+                     (model.authentication == AUTHENTICATION_PED
+                          ? CKF_PROTECTED_AUTHENTICATION_PATH
+                          : 0) |
                      flags_of(&token->so_pin, CKF_SO_PIN_COUNT_LOW, CKF_SO_PIN_FINAL_TRY,
                               CKF_SO_PIN_LOCKED) |
                      flags_of(&token->user_pin, CKF_USER_PIN_COUNT_LOW, CKF_USER_PIN_FINAL_TRY,
                               CKF_USER_PIN_LOCKED);
     if (info->flags != flags)
         disagree("the token's flags", info->flags, flags);
+    if (info->ulMinPinLen != model.shortest_pin || info->ulMaxPinLen != model.longest_pin)
+        disagree("the lengths of PINs", info->ulMinPinLen, model.shortest_pin);
     if (memcmp(info->label, token->label, STATE_LABEL_SIZE) != 0)
         disagree("the token's label", info->label[0], token->label[0]);
     if (info->ulSessionCount != model_sessions_of(index, false) ||
@@ -322,8 +340,8 @@ static struct model_token *claimed_token(const CK_UNASSIGNED_SLOT_INFO *info, bo
         struct model_token *token = &model.tokens[i];
         uint64_t owner = atomic_load(&state->keyrings[i].owner);
         bool ours = owner != 0 && registry_application(owner) == application_file()->self;
-        bool again = (owner & REGISTRY_GRANTS) != 0;
-        if (ours && (token->owner != US || (again && token->grants == 0)))
+        bool again = token->owner != NOBODY && (owner & REGISTRY_GRANTS) != 0 && token->grants == 0;
+        if (again || (ours && token->owner == NOBODY))
             return token;
     }
     return NULL;
@@ -382,9 +400,8 @@ static CK_RV normal_lock(struct model_token *token)
         return CKR_SLOT_ID_INVALID;
     if (model_us()->disconnected)
         return CKR_DEVICE_ERROR;
-    if (token->owner == US && model.relock != RELOCK_GRANTED)
-        return CKR_DEVICE_ERROR;
-    if (token->owner != US && token->owner != NOBODY)
+    if (token->owner != NOBODY &&
+        (!model_is_own(token, US) || model.relock != RELOCK_GRANTED))
         return CKR_DEVICE_ERROR;
     model_grant(token, US);
     return CKR_OK;
@@ -403,7 +420,7 @@ static CK_RV normal_unlock(struct model_token *token)
 {
     if (token == NULL)
         return CKR_SLOT_ID_INVALID;
-    if (model.unlock_owner == UNLOCK_OWNER_CHECKED && token->owner != US)
+    if (model.unlock_owner == UNLOCK_OWNER_CHECKED && !model_is_own(token, US))
         return CKR_DEVICE_ERROR;
     if (model.grants == GRANTS_COUNTED && token->owner != NOBODY && token->grants > 0)
         token->grants--;
@@ -436,7 +453,7 @@ void fuzz_pkcs11_call(void)
         call_get_session_info,  call_find,           call_random,
         call_get_slot_id,       call_lock,           call_lock,
         call_unlock,            call_unlock,         call_get_unassigned_slot,
-        call_wait_for_slot_event,
+        call_wait_for_slot_event, call_change_label, call_ca_get_function_list,
     };
     calls[input_below(sizeof calls / sizeof calls[0])]();
 }

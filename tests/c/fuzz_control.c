@@ -43,7 +43,7 @@ static void expect_error(const char *what, int error, int expected)
 static enum function_id some_function(void)
 {
     unsigned int choice = input_byte();
-    return (enum function_id)(choice < 128 ? FUNCTION_COUNT - 1U - choice % 4U
+    return (enum function_id)(choice < 128 ? FUNCTION_COUNT - 1U - choice % 6U
                                            : choice % FUNCTION_COUNT);
 }
 
@@ -145,6 +145,16 @@ void fuzz_set_switch(const char *name, const char *value, unsigned int number)
         model.regrant = (enum switch_regrant)number;
     else if (strcmp(name, "grants") == 0)
         model.grants = (enum switch_grants)number;
+    else if (strcmp(name, "identity") == 0)
+        model.identity = (enum switch_identity)number;
+    else if (strcmp(name, "pin_change") == 0)
+        model.pin_change = (enum switch_pin_change)number;
+    else if (strcmp(name, "authentication") == 0)
+        model.authentication = (enum switch_authentication)number;
+    else if (strcmp(name, "application") == 0)
+        model.application = (enum switch_application)number;
+    else if (strcmp(name, "change_label") == 0)
+        model.change_label = (enum switch_change_label)number;
     else
         model.log = (enum switch_log)number;
 }
@@ -167,6 +177,16 @@ static void control_switch(void)
         {"regrant", "off", REGRANT_OFF},
         {"grants", "once", GRANTS_ONCE},
         {"grants", "counted", GRANTS_COUNTED},
+        {"identity", "single", IDENTITY_SINGLE},
+        {"identity", "dual", IDENTITY_DUAL},
+        {"pin_change", "free", PIN_CHANGE_FREE},
+        {"pin_change", "forced", PIN_CHANGE_FORCED},
+        {"authentication", "password", AUTHENTICATION_PASSWORD},
+        {"authentication", "ped", AUTHENTICATION_PED},
+        {"application", "process", APPLICATION_PROCESS},
+        {"application", "shared", APPLICATION_SHARED},
+        {"change_label", "off", CHANGE_LABEL_OFF},
+        {"change_label", "on", CHANGE_LABEL_ON},
         {"log", "on", LOG_ON},
         {"log", "off", LOG_OFF},
     };
@@ -176,13 +196,83 @@ static void control_switch(void)
         const char *value;
     } wrong[] = {{"contention", "granted"}, {"relock", "on"}, {"", ""},
                  {NULL, "wait"}, {"contention", NULL}};
-    unsigned int choice = input_below(32);
+    unsigned int choice = input_below(64);
     if (choice < 5)
         expect_error("luna_stub_switch",
                      luna_stub_switch(FUZZ_PATH, wrong[choice].name, wrong[choice].value), EINVAL);
     else
         fuzz_set_switch(settings[choice % count].name, settings[choice % count].value,
                         settings[choice % count].number);
+}
+
+/* ---- PINs ---- */
+
+static void control_pin_lengths(void)
+{
+    bool there;
+    const char *path = some_path(&there);
+    uint32_t least = input_below(4) == 0 ? input_byte() : 1U + input_below(10);
+    uint32_t most = input_below(4) == 0 ? input_byte() + input_below(8) : STATE_PIN_MAX;
+    bool right = least >= 1 && most <= STATE_PIN_MAX && least <= most;
+    int expected = !right ? EINVAL : !there ? error_of(path) : 0;
+    if (expected == 0) {
+        model.shortest_pin = least;
+        model.longest_pin = most;
+    }
+    expect_error("luna_stub_pin_lengths", luna_stub_pin_lengths(path, least, most), expected);
+}
+
+static void give_pin(struct model_pin *pin, struct pin given)
+{
+    memset(pin, 0, sizeof *pin);
+    if (given.value == NULL)
+        return;
+    pin->set = true;
+    pin->length = given.length;
+    memcpy(pin->value, given.value, given.length);
+}
+
+static bool is_possible(struct pin pin)
+{
+    return pin.value == NULL || (pin.length >= 1 && pin.length <= STATE_PIN_MAX);
+}
+
+static void control_set_pins(void)
+{
+    bool there;
+    const char *path = some_path(&there);
+    CK_SLOT_ID slot = some_slot();
+    struct pin so_pin = some_pin();
+    struct pin user_pin = some_pin();
+    struct model_token *token = model_token(slot);
+    so_pin.length &= UINT32_MAX;
+    user_pin.length &= UINT32_MAX;
+    bool right = is_possible(so_pin) && is_possible(user_pin) &&
+                 (so_pin.value != NULL || user_pin.value == NULL);
+    int expected = !right ? EINVAL : !there ? error_of(path) : token == NULL ? ENXIO : 0;
+    if (model.valid && expected == 0) {
+        give_pin(&token->so_pin, so_pin);
+        give_pin(&token->user_pin, user_pin);
+        token->initialised = so_pin.value != NULL;
+    }
+    expect_error("luna_stub_set_pins",
+                 luna_stub_set_pins(path, slot, so_pin.value, (uint32_t)so_pin.length,
+                                    user_pin.value, (uint32_t)user_pin.length),
+                 expected);
+}
+
+static void control_unlock_keyring(void)
+{
+    bool there;
+    const char *path = some_path(&there);
+    CK_SLOT_ID slot = some_slot();
+    struct model_token *token = model_token(slot);
+    int expected = !there ? error_of(path) : token == NULL ? ENXIO : 0;
+    if (model.valid && expected == 0) {
+        token->so_pin.failures = 0;
+        token->user_pin.failures = 0;
+    }
+    expect_error("luna_stub_unlock_keyring", luna_stub_unlock_keyring(path, slot), expected);
 }
 
 /* ---- disconnecting ---- */
@@ -292,12 +382,17 @@ static void control_create(void)
     size_t id_length = input_below(STATE_CLUSTER_ID_SIZE + 3U);
     uint64_t first_slot = first_slots[input_below(5)];
     bool again = input_below(8) == 7;
+    struct pin password = some_pin();
+    password.length &= UINT32_MAX;
     int error = luna_stub_create(again ? FUZZ_PATH : FUZZ_NEW_PATH, text_of(id_length),
-                                 text_of(label_length), keyrings, first_slot);
+                                 text_of(label_length), keyrings, first_slot, password.value,
+                                 (uint32_t)password.length);
     size_t digits = keyrings < 10 ? 1 : 2;
     bool right = keyrings >= 1 && keyrings <= STATE_MAX_KEYRINGS && id_length >= 1 &&
                  id_length <= STATE_CLUSTER_ID_SIZE && label_length + digits <= STATE_LABEL_SIZE &&
-                 first_slot + (keyrings - 1U) >= first_slot;
+                 first_slot + (keyrings - 1U) >= first_slot &&
+                 (password.value == NULL ||
+                  (password.length >= STATE_PIN_MIN && password.length <= STATE_PIN_MAX));
     expect_error("luna_stub_create", error, !right ? EINVAL : again ? EEXIST : 0);
     if (error == 0) {
         uint32_t count = 0;
@@ -313,6 +408,7 @@ void fuzz_control_call(void)
     static void (*const calls[])(void) = {
         control_fault,    control_fault, control_latency,    control_switch, control_disconnect,
         control_snapshot, control_log,   control_cluster_id, control_entered, control_create,
+        control_set_pins, control_set_pins, control_unlock_keyring, control_pin_lengths,
     };
     calls[input_below(sizeof calls / sizeof calls[0])]();
 }

@@ -60,18 +60,25 @@ bool model_alive(enum who who)
     return model.applications[who].entered && !model.applications[who].disconnected;
 }
 
+bool model_is_own(const struct model_token *token, enum who who)
+{
+    return token->owner == who ||
+           (token->owner != NOBODY && model.application == APPLICATION_SHARED);
+}
+
 bool model_can_claim(const struct model_token *token, enum who who)
 {
     if (token->owner == NOBODY)
         return true;
-    return token->owner == who && token->grants == 0 && model.regrant == REGRANT_ON &&
+    return model_is_own(token, who) && token->grants == 0 && model.regrant == REGRANT_ON &&
            model.relock == RELOCK_GRANTED;
 }
 
 void model_grant(struct model_token *token, enum who who)
 {
-    token->grants = token->owner == who ? token->grants + 1U : 0;
-    token->owner = who;
+    token->grants = token->owner == NOBODY ? 0 : token->grants + 1U;
+    if (token->owner == NOBODY)
+        token->owner = who;
 }
 
 void model_release_all(enum who who)
@@ -114,7 +121,7 @@ struct model_entry model_fault(enum function_id function)
 
 struct model_entry model_gate(enum function_id function)
 {
-    bool anywhere = function == FUNCTION_C_GetFunctionList; /* works wherever it is called */
+    bool anywhere = call_works_anywhere(function);
     if (!model_us()->entered)
         return (struct model_entry){.enters = anywhere, .rv = call_not_initialised(function)};
     if (model_us()->disconnected && !anywhere)

@@ -10,14 +10,29 @@
 
 /* ---- PINs ---- */
 
-static CK_RV normal_try(struct model_pin *pin, struct pin given)
+static bool comes_right(struct pin given)
 {
-    if (pin->length == 0)
+    return model.authentication == AUTHENTICATION_PED ? given.value == NULL && given.length == 0
+                                                      : given.value != NULL;
+}
+
+static bool matches(const struct model_pin *pin, struct pin given)
+{
+    return given.value == NULL ||
+           (given.length > 0 && given.length == pin->length &&
+            memcmp(given.value, pin->value, given.length) == 0);
+}
+
+static CK_RV normal_try(struct model_token *token, bool officer, struct pin given)
+{
+    struct model_pin *pin = officer ? &token->so_pin : &token->user_pin;
+    if (!pin->set)
         return CKR_PIN_INCORRECT;
     if (pin->failures >= STATE_PIN_TRIES)
         return CKR_PIN_LOCKED;
-    if (given.length != pin->length || memcmp(given.value, pin->value, given.length) != 0) {
-        pin->failures++;
+    if (!matches(pin, given)) {
+        if (officer || (pin->length <= 16 && given.length > 6))
+            pin->failures++;
         return CKR_PIN_INCORRECT;
     }
     pin->failures = 0;
@@ -26,14 +41,64 @@ static CK_RV normal_try(struct model_pin *pin, struct pin given)
 
 static bool in_range(struct pin pin)
 {
-    return pin.length >= STATE_PIN_MIN && pin.length <= STATE_PIN_MAX;
+    return pin.value == NULL ||
+           (pin.length >= model.shortest_pin && pin.length <= model.longest_pin);
 }
 
 static void assign_pin(struct model_pin *pin, struct pin given)
 {
     memset(pin, 0, sizeof *pin);
-    memcpy(pin->value, given.value, given.length);
+    if (given.value != NULL)
+        memcpy(pin->value, given.value, given.length);
     pin->length = given.length;
+    pin->set = true;
+}
+
+/* The other role has the same PIN, and keeps the rest. */
+static void follow(struct model_pin *other, struct pin given)
+{
+    struct model_pin before = *other;
+    if (model.identity == IDENTITY_DUAL)
+        return;
+    assign_pin(other, given);
+    other->failures = before.failures;
+    other->by_so = before.by_so;
+}
+
+static void assign_so_pin(struct model_token *token, struct pin given)
+{
+    assign_pin(&token->so_pin, given);
+    follow(&token->user_pin, given);
+}
+
+static void assign_user_pin(struct model_token *token, struct pin given, bool by_so)
+{
+    assign_pin(&token->user_pin, given);
+    token->user_pin.by_so = by_so;
+    follow(&token->so_pin, given);
+}
+
+static void erase(struct model_token *token)
+{
+    unsigned int index = (unsigned int)(token - model.tokens);
+    for (unsigned int i = 0; i < MODEL_SESSIONS; i++) {
+        if (model.sessions[i].open && model.sessions[i].token == index)
+            model.sessions[i].open = false;
+    }
+    memset(token->in_session, 0, sizeof token->in_session);
+    memset(&token->so_pin, 0, sizeof token->so_pin);
+    memset(&token->user_pin, 0, sizeof token->user_pin);
+    memcpy(token->label, token->original, STATE_LABEL_SIZE);
+    token->initialised = false;
+    token->login = LOGIN_NONE;
+}
+
+static CK_RV erase_if_exhausted(struct model_token *token, CK_RV rv)
+{
+    if (token->so_pin.failures < STATE_PIN_TRIES)
+        return rv;
+    erase(token);
+    return CKR_PIN_LOCKED;
 }
 
 static bool any_in_session(const struct model_token *token)
@@ -47,23 +112,25 @@ static bool any_in_session(const struct model_token *token)
 static CK_RV normal_init_token(CK_SLOT_ID slot, struct pin pin, const CK_UTF8CHAR *label)
 {
     struct model_token *token = model_token(slot);
-    if (pin.value == NULL || label == NULL)
+    if (!comes_right(pin) || label == NULL)
         return CKR_ARGUMENTS_BAD;
     if (token == NULL)
         return CKR_SLOT_ID_INVALID;
     if (any_in_session(token))
         return CKR_SESSION_EXISTS;
     if (token->initialised) {
-        CK_RV rv = normal_try(&token->so_pin, pin);
+        CK_RV rv = erase_if_exhausted(token, normal_try(token, true, pin));
         if (rv != CKR_OK)
             return rv;
-    } else {
-        if (!in_range(pin))
-            return CKR_PIN_INCORRECT;
-        assign_pin(&token->so_pin, pin);
+    } else if (!in_range(pin)) {
+        return CKR_PIN_INCORRECT;
     }
-    memcpy(token->label, label, STATE_LABEL_SIZE);
     memset(&token->user_pin, 0, sizeof token->user_pin);
+    if (!token->initialised)
+        assign_so_pin(token, pin);
+    else if (model.identity == IDENTITY_SINGLE)
+        token->user_pin = token->so_pin;
+    memcpy(token->label, label, STATE_LABEL_SIZE);
     token->initialised = true;
     return CKR_OK;
 }
@@ -83,14 +150,14 @@ static CK_RV normal_init_pin(const struct model_session *session, struct pin pin
 {
     if (session == NULL)
         return CKR_SESSION_HANDLE_INVALID;
-    if (pin.value == NULL)
+    if (!comes_right(pin))
         return CKR_ARGUMENTS_BAD;
     struct model_token *token = &model.tokens[session->token];
     if (token->login != LOGIN_SO)
         return CKR_USER_NOT_LOGGED_IN;
     if (!in_range(pin))
         return CKR_PIN_LEN_RANGE;
-    assign_pin(&token->user_pin, pin);
+    assign_user_pin(token, pin, true);
     return CKR_OK;
 }
 
@@ -108,18 +175,20 @@ static CK_RV normal_set_pin(const struct model_session *session, struct pin old,
 {
     if (session == NULL)
         return CKR_SESSION_HANDLE_INVALID;
-    if (old.value == NULL || new.value == NULL)
+    if (!comes_right(old) || !comes_right(new))
         return CKR_ARGUMENTS_BAD;
     if (!session->read_write)
         return CKR_SESSION_READ_ONLY;
     if (!in_range(new))
         return CKR_PIN_LEN_RANGE;
     struct model_token *token = &model.tokens[session->token];
-    struct model_pin *pin = token->login == LOGIN_SO ? &token->so_pin : &token->user_pin;
-    CK_RV rv = normal_try(pin, old);
-    if (rv == CKR_OK)
-        assign_pin(pin, new);
-    return rv;
+    bool officer = token->login == LOGIN_SO;
+    CK_RV rv = normal_try(token, officer, old);
+    if (rv == CKR_OK && officer)
+        assign_so_pin(token, new);
+    else if (rv == CKR_OK)
+        assign_user_pin(token, new, false);
+    return erase_if_exhausted(token, rv);
 }
 
 void call_set_pin(void)
@@ -138,12 +207,15 @@ static CK_RV normal_login(const struct model_session *session, CK_USER_TYPE user
 {
     if (session == NULL)
         return CKR_SESSION_HANDLE_INVALID;
-    if (pin.value == NULL)
+    if (!comes_right(pin))
         return CKR_ARGUMENTS_BAD;
+    struct model_token *token = &model.tokens[session->token];
+    if (user_type == CKU_LIMITED_USER || user_type == CKU_LIMITED_USER_OLD)
+        return token->login == LOGIN_NONE ? CKR_USER_PIN_NOT_INITIALIZED
+                                          : CKR_USER_ANOTHER_ALREADY_LOGGED_IN;
     if (user_type > CKU_USER)
         return user_type == CKU_CONTEXT_SPECIFIC ? CKR_OPERATION_NOT_INITIALIZED
                                                  : CKR_USER_TYPE_INVALID;
-    struct model_token *token = &model.tokens[session->token];
     enum login login = user_type == CKU_SO ? LOGIN_SO : LOGIN_USER;
     if (token->login != LOGIN_NONE)
         return token->login == login ? CKR_USER_ALREADY_LOGGED_IN
@@ -151,23 +223,61 @@ static CK_RV normal_login(const struct model_session *session, CK_USER_TYPE user
     if (login == LOGIN_SO &&
         model_sessions_of(session->token, false) > model_sessions_of(session->token, true))
         return CKR_SESSION_READ_ONLY_EXISTS;
-    if (login == LOGIN_USER && token->user_pin.length == 0)
+    if (login == LOGIN_USER && !token->user_pin.set)
         return CKR_USER_PIN_NOT_INITIALIZED;
-    CK_RV rv = normal_try(login == LOGIN_SO ? &token->so_pin : &token->user_pin, pin);
+    CK_RV rv = normal_try(token, login == LOGIN_SO, pin);
+    if (rv == CKR_OK && login == LOGIN_USER && token->user_pin.by_so &&
+        model.pin_change == PIN_CHANGE_FORCED)
+        return CKR_PIN_EXPIRED;
     if (rv == CKR_OK)
         token->login = login;
-    return rv;
+    return erase_if_exhausted(token, rv);
 }
 
 void call_login(void)
 {
     struct fuzz_call call = call_starts(FUNCTION_C_Login);
     CK_SESSION_HANDLE handle = some_session();
-    CK_USER_TYPE user_type = input_below(4);
+    static const CK_USER_TYPE user_types[] = {CKU_SO, CKU_USER, CKU_SO, CKU_USER,
+                                              CKU_CONTEXT_SPECIFIC, 3, CKU_LIMITED_USER,
+                                              CKU_LIMITED_USER_OLD};
+    CK_USER_TYPE user_type = user_types[input_below(8)];
     struct pin pin = some_pin();
     CK_RV rv = C_Login(handle, user_type, pin.value, pin.length);
     bool enters = model.valid && call.gate.enters;
     call_ended(&call, rv, enters ? normal_login(model_session(handle), user_type, pin) : CKR_OK);
+}
+
+static CK_RV normal_change_label(const struct model_session *session, CK_SLOT_ID slot,
+                                 const CK_UTF8CHAR *label, CK_ULONG length)
+{
+    if (model.change_label == CHANGE_LABEL_OFF)
+        return CKR_FUNCTION_NOT_SUPPORTED;
+    if (session == NULL)
+        return CKR_SESSION_HANDLE_INVALID;
+    if (label == NULL || length < 1 || length > STATE_LABEL_SIZE)
+        return CKR_ARGUMENTS_BAD;
+    struct model_token *token = &model.tokens[session->token];
+    if (slot != model.first_slot + session->token)
+        return CKR_SLOT_ID_INVALID;
+    if (token->login != LOGIN_SO)
+        return CKR_USER_NOT_LOGGED_IN;
+    memset(token->label, ' ', STATE_LABEL_SIZE);
+    memcpy(token->label, label, length);
+    return CKR_OK;
+}
+
+void call_change_label(void)
+{
+    struct fuzz_call call = call_starts(FUNCTION_CA_ChangeLabel);
+    CK_SESSION_HANDLE handle = some_session();
+    CK_SLOT_ID slot = some_slot();
+    CK_UTF8CHAR *label = some_label();
+    CK_ULONG length = input_below(4) == 0 ? input_below(64) : STATE_LABEL_SIZE;
+    CK_RV rv = CA_ChangeLabel(handle, slot, label, length);
+    bool enters = model.valid && call.gate.enters;
+    call_ended(&call, rv,
+               enters ? normal_change_label(model_session(handle), slot, label, length) : CKR_OK);
 }
 
 void call_logout(void)

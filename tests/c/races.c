@@ -162,7 +162,7 @@ int main(int argc, char **argv)
         {"rules", rules}, {"forks", forks}, {"finalise", finalise}, {"disconnect", disconnect}};
     check(argc == 3, "usage: races rules|forks|finalise|disconnect STATE_FILE");
     path = argv[2];
-    check(luna_stub_create(path, "c", "k", 1, 1) == 0, "luna_stub_create");
+    check(luna_stub_create(path, "c", "k", 1, 1, NULL, 0) == 0, "luna_stub_create");
     check(setenv("LUNA_STUB_STATE", path, 1) == 0, "setenv");
     for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
         if (strcmp(argv[1], ways[i].name) == 0) {

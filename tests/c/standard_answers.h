@@ -22,6 +22,7 @@
     CKR_OPERATION_NOT_INITIALIZED,      \
     CKR_PIN_INCORRECT,                  \
     CKR_PIN_LEN_RANGE,                  \
+    CKR_PIN_EXPIRED,                    \
     CKR_PIN_LOCKED,                     \
     CKR_SESSION_COUNT,                  \
     CKR_SESSION_HANDLE_INVALID,         \

@@ -94,7 +94,7 @@ static void steer_latency(void)
 static void steer_switch(void)
 {
     static const char *const relock[] = {"error", "wait", "granted"};
-    switch (random_below(6)) {
+    switch (random_below(10)) {
     case 0:
         expect_zero(luna_stub_switch(path, "contention", one_in(4) ? "error" : "wait"), "switch");
         break;
@@ -112,6 +112,19 @@ static void steer_switch(void)
         break;
     case 4:
         expect_zero(luna_stub_switch(path, "grants", one_in(2) ? "counted" : "once"), "switch");
+        break;
+    case 5:
+        expect_zero(luna_stub_switch(path, "identity", one_in(2) ? "single" : "dual"), "switch");
+        break;
+    case 6:
+        expect_zero(luna_stub_switch(path, "pin_change", one_in(4) ? "forced" : "free"), "switch");
+        break;
+    case 7:
+        expect_zero(luna_stub_switch(path, "authentication", one_in(4) ? "ped" : "password"),
+                    "switch");
+        break;
+    case 8:
+        expect_zero(luna_stub_switch(path, "change_label", one_in(2) ? "on" : "off"), "switch");
         break;
     default:
         expect_zero(luna_stub_switch(path, "log", one_in(4) ? "off" : "on"), "switch");
@@ -145,7 +158,7 @@ static void check_cluster_id(void)
     expect_zero(luna_stub_cluster_id(path, cluster_id), "luna_stub_cluster_id");
     if (strcmp(cluster_id, CLUSTER_ID) != 0)
         fail("the cluster's ID is %s", cluster_id);
-    if (luna_stub_create(path, "another", "keyring", 1, 1) != EEXIST)
+    if (luna_stub_create(path, "another", "keyring", 1, 1, NULL, 0) != EEXIST)
         fail("luna_stub_create replaced a file");
 }
 
@@ -248,13 +261,17 @@ static void check_what_is_left(void)
 static void make_cluster(void)
 {
     (void)unlink(path);
-    expect_zero(luna_stub_create(path, CLUSTER_ID, "keyring", KEYRINGS, FIRST_SLOT), "create");
+    expect_zero(luna_stub_create(path, CLUSTER_ID, "keyring", KEYRINGS, FIRST_SLOT, NULL, 0),
+                "create");
     use_cluster(path);
     if (!exercise->round.granted)
         expect_zero(luna_stub_switch(path, "relock", "wait"), "luna_stub_switch");
     expect_rv(C_Initialize(NULL), CKR_OK, "C_Initialize");
     for (unsigned int i = 0; i < GUESSED; i++) {
+        static const uint8_t pin[] = "12345678"; /* of so few bytes that it can be locked */
         init_token(SLOT_OF(EXCLUSIVE + WILD + i), 'g', 'g');
+        expect_zero(luna_stub_set_pins(path, SLOT_OF(EXCLUSIVE + WILD + i), pin, 8, pin, 8),
+                    "luna_stub_set_pins");
         atomic_store(&exercise->wrong_guesses[i], 0);
     }
     /* Assigned, so that no claim gets past the threads' own exclusion. */

@@ -320,8 +320,9 @@ void storm_kill(void)
     cluster_path = path_in_directory("cluster");
     created_path = path_in_directory(CREATED);
     watch_for((unsigned int)storm.seconds + 120U, "the first process");
-    expect_zero(luna_stub_create(cluster_path, CLUSTER_ID, "keyring", KEYRINGS, FIRST_SLOT),
+    expect_zero(luna_stub_create(cluster_path, CLUSTER_ID, "keyring", KEYRINGS, FIRST_SLOT, NULL, 0),
                 "luna_stub_create");
+    expect_zero(luna_stub_switch(cluster_path, "identity", "dual"), "luna_stub_switch");
     use_cluster(cluster_path);
     label_tokens();
     double begin = now();

@@ -177,13 +177,13 @@ static void init_some_token(void)
 /* All threads guess the PIN of one token at the same time: each wrong guess has to be counted. */
 static void guess_pins(void)
 {
-    CK_UTF8CHAR pin[] = "wrong";
+    CK_UTF8CHAR pin[] = "a wrong one";
     for (unsigned int token = 0; token < GUESSED; token++) {
         CK_SESSION_HANDLE session = CK_INVALID_HANDLE;
         (void)plausible(C_OpenSession(SLOT_OF(EXCLUSIVE + WILD + token),
                                       CKF_SERIAL_SESSION | CKF_RW_SESSION, NULL, NULL, &session));
         for (unsigned int tries = 0; tries < STATE_PIN_TRIES; tries++) {
-            if (plausible(C_Login(session, CKU_SO, pin, sizeof pin - 1U)) == CKR_PIN_INCORRECT)
+            if (plausible(C_Login(session, CKU_USER, pin, sizeof pin - 1U)) == CKR_PIN_INCORRECT)
                 atomic_fetch_add(&exercise->wrong_guesses[token], 1U);
         }
         (void)plausible(C_CloseSession(session));
@@ -213,7 +213,8 @@ static void use_sessions(struct worker *worker)
     CK_OBJECT_HANDLE object;
     CK_ULONG count;
     CK_BYTE bytes[40];
-    switch (random_below(14)) {
+    CK_UTF8CHAR label[STATE_LABEL_SIZE];
+    switch (random_below(15)) {
     case 0:
     case 1:
     case 2:
@@ -249,6 +250,10 @@ static void use_sessions(struct worker *worker)
     case 12:
         (void)plausible(C_FindObjects(*session, &object, 1, &count));
         (void)plausible(C_FindObjectsFinal(*session));
+        break;
+    case 13:
+        some_label(label);
+        (void)plausible(CA_ChangeLabel(*session, wild_slot(), label, sizeof label));
         break;
     default:
         (void)plausible(C_SeedRandom(*session, bytes, sizeof bytes));

@@ -60,6 +60,44 @@ static void login_wrong(void)
     expect_rv(login(session, CKU_SO, 99), CKR_PIN_INCORRECT, "C_Login");
 }
 
+static void guess_nine_times(void)
+{
+    session = open_session(SLOT);
+    for (unsigned int tries = 1; tries < STATE_PIN_TRIES; tries++)
+        login_wrong();
+}
+
+static void guess_once_more(void)
+{
+    expect_rv(login(session, CKU_SO, 99), CKR_PIN_LOCKED, "C_Login");
+}
+
+static void login_so_to_change_label(void)
+{
+    expect_zero(luna_stub_switch(stepped_path, "change_label", "on"), "luna_stub_switch");
+    login_so();
+}
+
+static void change_label(void)
+{
+    CK_UTF8CHAR label[STATE_LABEL_SIZE];
+    uniform_label(22, label);
+    expect_rv(CA_ChangeLabel(session, SLOT, label, sizeof label), CKR_OK, "CA_ChangeLabel");
+}
+
+static void set_pins(void)
+{
+    CK_UTF8CHAR so[STATE_PIN_MAX];
+    CK_UTF8CHAR user[STATE_PIN_MAX];
+    CK_ULONG so_length;
+    CK_ULONG user_length;
+    pin_of(12, so, &so_length);
+    pin_of(32, user, &user_length);
+    expect_zero(luna_stub_set_pins(stepped_path, SLOT, so, (uint32_t)so_length, user,
+                                   (uint32_t)user_length),
+                "luna_stub_set_pins");
+}
+
 static void act_open_session(void)
 {
     (void)open_session(SLOT);
@@ -141,7 +179,8 @@ static void disconnect(void)
 
 static void create(void)
 {
-    expect_zero(luna_stub_create(stepped_path, CLUSTER_ID, "keyring", KEYRINGS, SLOT),
+    expect_zero(luna_stub_create(stepped_path, CLUSTER_ID, "keyring", KEYRINGS, SLOT, NULL,
+                                 0),
                 "luna_stub_create");
 }
 
@@ -159,6 +198,12 @@ const struct scenario scenarios[] = {
     {"C_SetPIN", {WITH_PINS, 0, 0}, {TOKEN(21, 11, 32), 0, 0}, login_user, set_user_pin,
      INITIALISED},
     {"C_Login", {WITH_PINS, 0, 0}, {WITH_PINS, 0, 0}, only_open_session, login_wrong, INITIALISED},
+    {"the tenth wrong C_Login", {WITH_PINS, 0, 0}, {NEW, 0, 0}, guess_nine_times, guess_once_more,
+     INITIALISED},
+    {"CA_ChangeLabel", {WITH_PINS, 0, 0}, {TOKEN(22, 11, 31), 0, 0}, login_so_to_change_label,
+     change_label, INITIALISED},
+    {"luna_stub_set_pins", {WITH_PINS, 0, 0}, {TOKEN(21, 12, 32), 0, 0}, NULL, set_pins,
+     INITIALISED},
     {"C_OpenSession", {WITH_PINS, 0, 0}, {WITH_PINS, 0, 0}, NULL, act_open_session, INITIALISED},
     {"C_CloseSession", {WITH_PINS, 0, 0}, {WITH_PINS, 0, 0}, login_so, close_session, INITIALISED},
     {"CA_LockClusteredSlot", {NEW, 0, 0}, {NEW, 0, 0}, NULL, lock, INITIALISED},
@@ -198,6 +243,7 @@ void make_file(const struct scenario *scenario)
     if (scenario->beginning == WITHOUT_FILE)
         return;
     create();
+    expect_zero(luna_stub_switch(stepped_path, "identity", "dual"), "luna_stub_switch");
     if (scenario->before.fault != 0)
         set_fault(stepped_path, RULED, (uint8_t)scenario->before.fault);
     if (scenario->before.latency != 0)

@@ -197,10 +197,11 @@ _Noreturn void be_creator(void)
 {
     (void)setpgid(0, 0);
     watch_for(60, "a victim that creates");
-    int error = luna_stub_create(created_path, CLUSTER_ID, "keyring", TOKENS, FIRST_SLOT);
+    int error = luna_stub_create(created_path, CLUSTER_ID, "keyring", TOKENS, FIRST_SLOT, NULL, 0);
     if (error != (atomic_load(&lane->file_settled) ? EEXIST : 0))
         fail("luna_stub_create: %s", strerror(error));
     atomic_store(&lane->file_settled, true);
+    expect_zero(luna_stub_switch(created_path, "identity", "dual"), "luna_stub_switch");
     expect_rv(C_Initialize(NULL), CKR_OK, "C_Initialize");
     atomic_store(&lane->begun, true);
     for (;;) {

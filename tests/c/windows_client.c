@@ -33,8 +33,8 @@ static void make_cluster(const wchar_t *wide_path)
 {
     char path[1024] = "";
     EXPECT(WideCharToMultiByte(CP_UTF8, 0, wide_path, -1, path, sizeof path, NULL, NULL) > 0);
-    EXPECT(luna_stub_create(path, "cluster-1", "keyring", 3, SLOT) == 0);
-    EXPECT(luna_stub_create(path, "cluster-2", "keyring", 3, SLOT) == EEXIST);
+    EXPECT(luna_stub_create(path, "cluster-1", "keyring", 3, SLOT, NULL, 0) == 0);
+    EXPECT(luna_stub_create(path, "cluster-2", "keyring", 3, SLOT, NULL, 0) == EEXIST);
     EXPECT(C_Initialize(NULL) == CKR_DEVICE_ERROR);
     EXPECT(SetEnvironmentVariableW(L"LUNA_STUB_STATE", wide_path));
 }

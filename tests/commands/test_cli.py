@@ -58,7 +58,19 @@ def test_each_subcommand_has_a_help(command, name):
     assert done.stderr == ""
 
 
-OF_STUB = [f"stub {name}" for name in ("create", "status", "fault", "destroy")]
+OF_STUB = [
+    f"stub {name}"
+    for name in (
+        "create",
+        "status",
+        "fault",
+        "switch",
+        "set-pins",
+        "unlock-keyring",
+        "pin-lengths",
+        "destroy",
+    )
+]
 
 
 @pytest.mark.parametrize("name", [*SUBCOMMANDS, *OF_STUB])

@@ -4,6 +4,7 @@ import ctypes
 import json
 
 import pytest
+from support import DUAL_IDENTITY
 
 from luna_ext.stub import library_path
 
@@ -29,6 +30,7 @@ def test_slots_for_programs(command):
     assert slots[0]["firmware_version"] == "1.00"
 
 
+@DUAL_IDENTITY
 def test_tokens(command, assign):
     slot_id = assign("payments-01")
     done = command("tokens")

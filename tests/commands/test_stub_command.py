@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import luna_ext
 from luna_ext.stub import Cluster, library_path
 
 
@@ -95,6 +96,53 @@ def test_a_fault_that_cannot_be(command, arguments, says):
     assert done.returncode == 1
     (line,) = done.said
     assert says in line
+
+
+def flags_of(command, slot_id):
+    described = json.loads(command("tokens", "--json").stdout)
+    (flags,) = [token["flags"] for token in described if token["slot_id"] == slot_id]
+    return {flag for flag in flags if "pin" in flag or "initialized" in flag}
+
+
+def test_create_with_a_password(command, state, monkeypatch):
+    assert command("stub", "create", "--state", state, "--password", "short").returncode == 1
+    assert not state.exists()
+    assert command("stub", "create", "--state", state, "--password", "password-1").returncode == 0
+    monkeypatch.setenv("LUNA_STUB_STATE", str(state))
+    monkeypatch.setenv("LUNA_EXT_LIBRARY", library_path())
+    assert flags_of(command, 8) == {"token_initialized", "user_pin_initialized"}
+
+
+def test_pins_of_one_keyring(command, cluster):
+    pins = ("--so-pin", "officer-1", "--user-pin", "user-pin-1")
+    assert command("stub", "set-pins", 2, *pins).returncode == 0
+    assert flags_of(command, 1) == set()
+    assert flags_of(command, 2) == {"token_initialized", "user_pin_initialized"}
+    assert command("stub", "set-pins", 2, "--so-pin", "officer-1").returncode == 0
+    assert flags_of(command, 2) == {"token_initialized"}
+    assert command("stub", "set-pins", 2).returncode == 0
+    assert flags_of(command, 2) == set()
+
+
+def test_a_keyring_is_unlocked(command, cluster):
+    assert command("stub", "unlock-keyring", 2).returncode == 0
+    done = command("stub", "unlock-keyring", 9)
+    assert done.returncode == 1
+    assert done.said == ["luna-ext: the cluster has no slot 9"]
+
+
+def test_a_switch_and_the_lengths_of_pins(command, cluster, luna):
+    assert command("stub", "switch", "authentication", "ped").returncode == 0
+    assert command("stub", "pin-lengths", 4, 64).returncode == 0
+    info = luna.slot(1).token_info
+    assert luna_ext.TokenFlag.PROTECTED_AUTHENTICATION_PATH in info.flags
+    assert (info.min_pin_length, info.max_pin_length) == (4, 64)
+
+    done = command("stub", "switch", "authentication", "none")
+    assert done.returncode == 1
+    (line,) = done.said
+    assert "no switch 'authentication' with a value 'none'" in line
+    assert command("stub", "pin-lengths", 9, 8).returncode == 1
 
 
 def test_destroy(command, state):

@@ -31,6 +31,7 @@ OPERATION_ACTIVE = 0x90
 OPERATION_NOT_INITIALIZED = 0x91
 PIN_INCORRECT = 0xA0
 PIN_LEN_RANGE = 0xA2
+PIN_EXPIRED = 0xA3
 PIN_LOCKED = 0xA4
 SESSION_COUNT = 0xB1
 SESSION_HANDLE_INVALID = 0xB3
@@ -50,6 +51,7 @@ NOT_INITIALIZED = 0x190
 ALREADY_INITIALIZED = 0x191
 
 SO, USER, CONTEXT_SPECIFIC = 0, 1, 2
+LIMITED_USER, LIMITED_USER_OLD = 0x80000001, 0x8000001
 RO_SESSION, RW_SESSION = 0x4, 0x6
 NO_SLOT = 99
 UNTOUCHED = 0xABCDEF
@@ -71,7 +73,9 @@ class TokenInfo(ctypes.Structure):
         ("session_count", ctypes.c_ulong),
         ("max_rw_session_count", ctypes.c_ulong),
         ("rw_session_count", ctypes.c_ulong),
-        ("rest", ctypes.c_char * 72),
+        ("max_pin_len", ctypes.c_ulong),
+        ("min_pin_len", ctypes.c_ulong),
+        ("rest", ctypes.c_char * 56),
     )
 
 

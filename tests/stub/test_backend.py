@@ -29,8 +29,10 @@ from pkcs11_client import (
     OK,
     OPERATION_NOT_INITIALIZED,
     PIN_INCORRECT,
+    PIN_LOCKED,
     SESSION_EXISTS,
     SESSION_HANDLE_INVALID,
+    SO,
     USER,
     USER_NOT_LOGGED_IN,
 )
@@ -177,6 +179,50 @@ def test_init_token_destroys_all_keys(module, session):
     session = module.user_session(1)
     assert module.find(session) == []
     module.make_key(session)
+    assert module.sign(session, module.key_pair(session)[1])[0] == OK
+
+
+def test_wrong_tries_of_the_security_officer_destroy_all_keys(module, session):
+    for _ in range(9):
+        assert module.set_pin(session, b"a wrong one", b"another-12") == PIN_INCORRECT
+    assert module.C_Logout(session) == OK
+    for _ in range(9):
+        assert module.login(session, SO, b"wrong") == PIN_INCORRECT
+    assert module.login(session, SO, b"wrong") == PIN_LOCKED
+    assert module.sign(session, 1)[0] == SESSION_HANDLE_INVALID
+
+    module.assign(1, "again")
+
+    session = module.user_session(1)
+    assert module.find(session) == []
+    module.make_key(session)
+    assert module.sign(session, module.key_pair(session)[1])[0] == OK
+
+
+def test_a_running_process_notices_that_a_keyring_was_erased(module, session):
+    with another_process() as ask:
+        assert ask("(session := module.user_session(1))").isdigit()
+        assert ask("module.sign(session, module.key_pair(session)[1])[0]") == "0"
+        assert module.C_Logout(session) == OK
+        assert [module.login(session, SO, b"wrong") for _ in range(10)][-1] == PIN_LOCKED
+        module.assign(1, "again")
+        module.make_key(module.user_session(1), b"new")
+
+        assert ask("module.sign(session, 1)[0]") == str(SESSION_HANDLE_INVALID)
+        assert ask("(session := module.user_session(1))").isdigit()
+        assert ask("{label for _, label, _ in module.find(session)}") == "{b'new'}"
+        assert ask("module.sign(session, module.key_pair(session, b'new')[1])[0]") == "0"
+
+
+def test_a_changed_label_destroys_no_keys(module, cluster, session):
+    cluster.switch("change_label", "on")
+    assert module.C_Logout(session) == OK
+    assert module.login(session, SO, SO_PIN) == OK
+    assert module.CA_ChangeLabel(session, 1, b"other", 5) == OK
+    assert module.C_CloseSession(session) == OK
+
+    session = module.user_session(1)
+    assert module.token_info(1).label == b"other".ljust(32)
     assert module.sign(session, module.key_pair(session)[1])[0] == OK
 
 

@@ -1,9 +1,22 @@
 """OpenSC's pkcs11-tool uses the stand-in."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
-from foreign_clients import DEVICE_ERROR, MANUFACTURER, SO_PIN, USER_PIN, described_slots
+from foreign_clients import (
+    DEVICE_ERROR,
+    MANUFACTURER,
+    SECONDS,
+    SO_PIN,
+    USER_PIN,
+    described_slots,
+)
 
 import luna_ext
+from luna_ext.stub import library_path
 
 
 @pytest.mark.parametrize("option", ["--list-slots", "--list-token-slots"])
@@ -138,3 +151,40 @@ def test_pkcs11_tool_uses_a_token_that_another_process_has_locked(pkcs11_tool, p
     with payments:
         assert pkcs11_tool("--list-objects", *login) == ""
         payments.ensure_held()
+
+
+THROUGH_A_WRAPPER = """
+import sys
+import luna_ext
+
+with luna_ext.Library(sys.argv[1]) as luna:
+    print(luna.info.manufacturer)
+    print(luna.slot(1).token_info.manufacturer)
+"""
+
+
+@pytest.mark.parametrize("forbidden", ["0", "1"])
+def test_pkcs11_spy_does_not_hide_the_stand_in(cluster, tmp_path, forbidden):
+    spies = [
+        *Path("/usr/lib").glob("**/pkcs11-spy.so"),
+        *Path("/usr/lib64").glob("**/pkcs11-spy.so"),
+    ]
+    if not spies:
+        pytest.skip("there is no pkcs11-spy (Debian: opensc-pkcs11)")
+    done = subprocess.run(
+        [sys.executable, "-c", THROUGH_A_WRAPPER, str(spies[0])],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env={
+            **os.environ,
+            "PKCS11SPY": library_path(),
+            "PKCS11SPY_OUTPUT": str(tmp_path / "spy"),
+            "LUNA_EXT_FORBID_STUB": forbidden,
+        },
+    )
+    if forbidden == "1":
+        assert done.returncode == 1
+        assert "CKR_DEVICE_ERROR" in done.stderr.splitlines()[-1]
+    else:
+        assert (done.stdout.splitlines(), done.stderr) == ([MANUFACTURER, MANUFACTURER], "")

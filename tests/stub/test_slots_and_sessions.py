@@ -183,6 +183,7 @@ def test_sessions_run_out(module):
         module.open_session(1)
 
     assert module.C_OpenSession(1, RW_SESSION, None, None, ctypes.byref(handle)) == SESSION_COUNT
+    assert module.open_session(2) != 0  # the limit is each token's
     assert module.C_CloseAllSessions(1) == OK
     assert module.C_OpenSession(1, RW_SESSION, None, None, ctypes.byref(handle)) == OK
 

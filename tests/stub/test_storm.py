@@ -63,6 +63,6 @@ def test_file_has_old_or_new_values_when_its_writer_is_killed(storm):
 def test_file_has_old_or_new_values_after_every_instruction_of_its_writer(storm):
     figures = storm("step", 0)
 
-    assert figures["scenarios"] == 22
+    assert figures["scenarios"] == 25
     assert figures["steps"] > 1000 * figures["scenarios"]
     assert figures["images"] > 10 * figures["scenarios"]
