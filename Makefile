@@ -41,6 +41,11 @@ check: model $(VENV)/built $(VENV)/with-check
 	$(BIN)/python -m mypy.stubtest luna_ext --allowlist tests/stubtest_allowlist.txt \
 		--mypy-config-file pyproject.toml
 
+# From the table by which errors are raised.
+docs/errors.md: luna_ext/errors.py luna_ext/explanations.py luna_ext/vendor_codes.py docs/make_errors.py \
+		| $(VENV)/built
+	$(BIN)/python docs/make_errors.py
+
 # The rules for locks and claims of one slot, in every order of events.
 model:
 	$(PYTHON) tests/model/slot_model.py

@@ -28,8 +28,8 @@ class Library:
     Raises
     ------
     LibraryLoadError
-        No client library was found, the file is not a PKCS #11 module, or it is the stand-in and
-        the environment says LUNA_EXT_FORBID_STUB=1.
+        No client library was found, the file is not a PKCS #11 module or not a complete one, or it is
+        the stand-in and the environment says LUNA_EXT_FORBID_STUB=1.
     DeviceError, CryptokiError
         What C_Initialize answers.
     TypeError, ValueError

@@ -43,6 +43,7 @@ from luna_ext._device cimport (
     Deadline,
     PyThread_get_thread_ident,
     PyThread_release_lock,
+    LONG_WAIT_SECONDS,
     Share,
     as_pin,
     as_security_officer,
@@ -80,7 +81,6 @@ from luna_ext._device cimport (
 from luna_ext._mutex cimport (
     FAILED,
     GRANTED,
-    LONG_WAIT_SECONDS,
     LOST,
     NOT_LOST,
     NOT_MINE,

@@ -49,6 +49,13 @@ cdef extern from "native.h":
 
     int luna_at_fork_in_child(void (*handler)() noexcept nogil) noexcept
 
+    ctypedef struct luna_thread:
+        void (*run)(void *argument) noexcept nogil
+        void *argument
+    bint luna_start_thread(luna_thread *thread) noexcept
+    void luna_join_thread(const luna_thread *thread) noexcept nogil
+    void luna_leave_thread(const luna_thread *thread) noexcept nogil
+
     bint LUNA_GIL
     enum:
         LUNA_SHARDS
@@ -70,6 +77,7 @@ cdef extern from "native.h":
     bint luna_shared_set_once(int *place) noexcept nogil
     void luna_mark(int *place) noexcept nogil
     bint luna_is_marked(int *place) noexcept nogil
+    bint luna_is_first(int *place) noexcept nogil
 
     struct luna_counter:
         uint64_t nanoseconds
@@ -102,6 +110,11 @@ cdef extern from "native.h":
     bint luna_thread_exists(long id) noexcept nogil
 
     int luna_raise_pending() except -1
+
+
+cdef enum:
+    # A longer wait is worth a WARNING.
+    LONG_WAIT_SECONDS = 5
 
 
 # The C functions that are called; indices into NAMES and into a Client's counters.
@@ -200,7 +213,8 @@ cdef class Client:
     cdef int make_ready(self) except -1
     cdef int refuse(self) except -1
     cdef int need(self, int function, str path) except -1
-    cdef bint has(self, int function) noexcept
+    cdef bint exports(self, int function) noexcept
+    cdef int lacks(self, int function) noexcept
     cdef int in_flight(self) noexcept nogil
     cdef bint wait_for_calls(self, double seconds, int left) except -1
     cdef CK_RV finalize(self) except? 0xFFFFFFFF

@@ -16,6 +16,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from .errors import (
     OPEN_AFTER_FORK,
+    BufferTooSmallError,
     CryptokiError,
     DeviceError,
     LibraryClosedError,

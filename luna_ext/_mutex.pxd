@@ -379,9 +379,6 @@ cdef int tell_unlocked(double began, CK_SLOT_ID slot_id, bint unwanted) except -
 cdef int tell_failed_release(object error) except -1
 cdef bint debug_is_on() except -1
 cdef bint debug_may_be_on() noexcept
-cdef enum:
-    # A longer wait is worth a WARNING.
-    LONG_WAIT_SECONDS = 5
 cdef int audit_lock(CK_SLOT_ID slot_id) except -1
 cdef int audit_unlock(CK_SLOT_ID slot_id) except -1
 cdef int close_client(Locks locks, Share share, bint wait) except -1

@@ -34,6 +34,7 @@ from luna_ext._device cimport (
     CKR_OK,
     CKR_SESSION_HANDLE_INVALID,
     CLOSING,
+    LONG_WAIT_SECONDS,
     NOWAIT_LOCK,
     PY_LOCK_ACQUIRED,
     PYTHREAD_INVALID_THREAD_ID,

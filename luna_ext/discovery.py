@@ -12,6 +12,11 @@ from pathlib import Path
 
 from .errors import LibraryLoadError
 
+# As typing.TYPE_CHECKING, which takes long to import.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 ENVIRONMENT_VARIABLE = "LUNA_EXT_LIBRARY"
 CONFIGURATION_VARIABLE = "ChrystokiConfigurationPath"
 SYSTEM_CONFIGURATION = Path("/etc/Chrystoki.conf")
@@ -21,6 +26,9 @@ WINDOWS = sys.platform == "win32"
 
 MAIN_SECTION = "Chrystoki2"
 CLUSTER_SECTION = "LunaSA Client"
+MISC_SECTION = "Misc"
+APPLICATION_KEYS = ("AppIdMajor", "AppIdMinor", "AppId")
+"""An application ID of 64 bits in two parts, and one of 128 bits, which newer clients know as well."""
 CLUSTERS = 10
 """A client registers with so many clusters at most: LNHServer00 to LNHServer09."""
 
@@ -182,6 +190,10 @@ class Configuration:
             raise LibraryLoadError(f"the environment variable {CONFIGURATION_VARIABLE}: not set")
         self.file = Path(directory, name) if directory else SYSTEM_CONFIGURATION
         try:
+            mode = os.stat(self.file).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                # To open a pipe may take for ever.
+                raise LibraryLoadError(f"{self.file}: is not a file")
             contents = self.file.read_bytes()
         except (OSError, ValueError) as error:
             raise LibraryLoadError(f"{self.file}: {_reason(error)}") from None
@@ -194,8 +206,19 @@ class Configuration:
 
     def clusters(self) -> dict[str, str]:
         """The clusters that the client is registered with: the value of each LNHServer00 to 09."""
-        keys = [f"LNHServer{number:02}" for number in range(CLUSTERS)]
-        values = {key: self.entry(CLUSTER_SECTION, key) for key in keys}
+        return self._entries(
+            CLUSTER_SECTION, [f"LNHServer{number:02}" for number in range(CLUSTERS)]
+        )
+
+    def application_id(self) -> dict[str, str]:
+        """The entries that set an application ID for all processes with this configuration; mostly none."""
+        if "appid" not in self._text.lower():
+            # Each Library reads them, and to look for an entry takes ten times as long.
+            return {}
+        return self._entries(MISC_SECTION, APPLICATION_KEYS)
+
+    def _entries(self, section: str, keys: Iterable[str]) -> dict[str, str]:
+        values = {key: self.entry(section, key) for key in keys}
         return {key: value for key, value in values.items() if value}
 
 

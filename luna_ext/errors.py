@@ -99,7 +99,7 @@ class DeviceError(CryptokiError):
 
 
 class BufferTooSmallError(CryptokiError):
-    """CKR_BUFFER_TOO_SMALL: a list is still larger than the size that the client has reported."""
+    """CKR_BUFFER_TOO_SMALL: a list is larger than the client has reported, however often it is asked."""
 
 
 class FunctionFailedError(CryptokiError):
@@ -119,7 +119,7 @@ class LibraryLoadError(LunaError, OSError):
 
 
 class UnsupportedFunctionError(LunaError, NotImplementedError):
-    """The loaded client library does not export the function that is needed."""
+    """The loaded client library lacks the function that is needed."""
 
 
 class LibraryClosedError(LunaError, RuntimeError):
@@ -197,29 +197,40 @@ class Meaning(enum.Enum):
 
 
 class _Code:
-    __slots__ = ("advice", "exception", "meaning", "name")
+    __slots__ = ("advice", "exception", "meaning", "name", "says")
 
     def __init__(
         self,
         name: str,
         exception: type[CryptokiError] = CryptokiError,
+        says: str = "",
         advice: str = "",
         meaning: Meaning | None = None,
     ) -> None:
         self.name = name
         self.exception = exception
+        self.says = says
+        """What is the matter, in an error's message."""
         self.advice = advice
+        """What to do, behind it. Without it: see `explanations`."""
         self.meaning = meaning
+
+    def text(self) -> str:
+        return "; ".join(part for part in (self.says, self.advice) if part)
 
 
 _CONNECTION = "check the network and the HSM's health (vtl verify), then open a new Library"
-_AGAIN = "the device is busy; try again"
+_BUSY = "the device is busy"
+_AGAIN = "try again"
+_WRONG_TRIES = "too many wrong tries"
 # The PIN may be that of the keyring's security officer, who cannot unlock it then.
 _LOCKED_OUT = (
-    "too many wrong tries; a keyring is unlocked by the crypto officer of the cluster's partition "
-    "(lunash keyring unlock)"
+    "a keyring is unlocked by the crypto officer of the cluster's partition (lunash keyring unlock)"
 )
-_PED = "the PED is not there to log in with; see to it, or to its connection, on the client's host"
+_AUDITOR = "too many wrong tries to log in as auditor"
+_NO_PED = "the PED is not there to log in with"
+_PED = "see to the PED, or to its connection, on the client's host"
+_COUNTS = "each further try counts towards a lock-out"
 _KEYRINGS = "Library.tokens() lists the tokens that there are"
 OPEN_AFTER_FORK = (
     "let the parent open no Library before it forks, but each process one after the fork"
@@ -229,11 +240,12 @@ OPEN_AFTER_FORK = (
 _CODES: dict[int, _Code] = {
     0x000: _Code("CKR_OK"),
     0x001: _Code("CKR_CANCEL"),
-    0x002: _Code("CKR_HOST_MEMORY", advice="the client library is out of memory"),
+    0x002: _Code("CKR_HOST_MEMORY", says="the client library is out of memory"),
     0x003: _Code(
         "CKR_SLOT_ID_INVALID",
         SlotIdInvalidError,
-        "the client knows no such slot; Library.slots() lists the ones that it knows",
+        "the client knows no such slot",
+        "Library.slots() lists the ones that it knows",
         meaning=Meaning.GONE,
     ),
     0x005: _Code("CKR_GENERAL_ERROR", advice="see the client library's own log"),
@@ -252,19 +264,20 @@ _CODES: dict[int, _Code] = {
     0x030: _Code(
         "CKR_DEVICE_ERROR",
         DeviceError,
-        "the device or the connection to it failed; " + _CONNECTION,
+        "the device or the connection to it failed",
+        _CONNECTION,
         meaning=Meaning.LOST,
     ),
     0x031: _Code(
         "CKR_DEVICE_MEMORY", DeviceError, "the device is out of memory", meaning=Meaning.LOST
     ),
-    0x032: _Code("CKR_DEVICE_REMOVED", DeviceError, _CONNECTION, meaning=Meaning.LOST),
+    0x032: _Code("CKR_DEVICE_REMOVED", DeviceError, advice=_CONNECTION, meaning=Meaning.LOST),
     0x040: _Code("CKR_ENCRYPTED_DATA_INVALID"),
     0x041: _Code("CKR_ENCRYPTED_DATA_LEN_RANGE"),
     0x050: _Code("CKR_FUNCTION_CANCELED"),
     0x051: _Code("CKR_FUNCTION_NOT_PARALLEL"),
     0x052: _Code("CKR_FUNCTION_PARALLEL"),
-    0x054: _Code("CKR_FUNCTION_NOT_SUPPORTED", advice="this client or device does not offer it"),
+    0x054: _Code("CKR_FUNCTION_NOT_SUPPORTED", says="this client or device does not offer it"),
     0x060: _Code("CKR_KEY_HANDLE_INVALID"),
     0x062: _Code("CKR_KEY_SIZE_RANGE"),
     0x063: _Code("CKR_KEY_TYPE_INCONSISTENT"),
@@ -283,7 +296,8 @@ _CODES: dict[int, _Code] = {
     0x0A0: _Code(
         "CKR_PIN_INCORRECT",
         PinError,
-        "the PIN is wrong; each further try counts towards a lock-out",
+        "the PIN is wrong",
+        _COUNTS,
         meaning=Meaning.PIN,
     ),
     0x0A1: _Code(
@@ -295,31 +309,39 @@ _CODES: dict[int, _Code] = {
     0x0A2: _Code(
         "CKR_PIN_LEN_RANGE",
         PinError,
-        "the PIN is too short or too long; token_info.min_pin_length and .max_pin_length say",
+        "the PIN is too short or too long",
+        "token_info.min_pin_length and .max_pin_length say",
         meaning=Meaning.PIN,
     ),
     0x0A3: _Code(
         "CKR_PIN_EXPIRED",
         PinError,
-        "the PIN has to be changed first (C_SetPIN)",
+        "the PIN has to be changed first",
+        'token.change_pin(old, new) does that, and with role="so" the same for the SO\'s',
         meaning=Meaning.PIN,
     ),
     0x0A4: _Code(
         "CKR_PIN_LOCKED",
         PinError,
+        _WRONG_TRIES,
         _LOCKED_OUT,
         meaning=Meaning.PIN,
     ),
     0x0B0: _Code("CKR_SESSION_CLOSED"),
-    0x0B1: _Code("CKR_SESSION_COUNT", advice="the token allows no further session; close some"),
+    0x0B1: _Code(
+        "CKR_SESSION_COUNT",
+        says="the token allows no further session",
+        advice="close some",
+    ),
     0x0B2: _Code("CKR_SESSION_EXCLUSIVE_EXISTS"),
     0x0B3: _Code("CKR_SESSION_HANDLE_INVALID"),
     0x0B4: _Code("CKR_SESSION_PARALLEL_NOT_SUPPORTED"),
     0x0B5: _Code("CKR_SESSION_READ_ONLY"),
     0x0B6: _Code(
         "CKR_SESSION_EXISTS",
-        advice="a program has a session on the token: close this process's and those of other programs, "
-        "also a Library that has locked this very slot",
+        says="a program has a session on the token",
+        advice="close this process's and those of other programs, also a Library that has locked this very "
+        "slot",
     ),
     0x0B7: _Code(
         "CKR_SESSION_READ_ONLY_EXISTS",
@@ -331,7 +353,7 @@ _CODES: dict[int, _Code] = {
     0x0D0: _Code("CKR_TEMPLATE_INCOMPLETE"),
     0x0D1: _Code("CKR_TEMPLATE_INCONSISTENT"),
     0x0E0: _Code(
-        "CKR_TOKEN_NOT_PRESENT", advice="the slot has no token any more", meaning=Meaning.GONE
+        "CKR_TOKEN_NOT_PRESENT", says="the slot has no token any more", meaning=Meaning.GONE
     ),
     0x0E1: _Code("CKR_TOKEN_NOT_RECOGNIZED", meaning=Meaning.GONE),
     0x0E2: _Code("CKR_TOKEN_WRITE_PROTECTED"),
@@ -344,7 +366,8 @@ _CODES: dict[int, _Code] = {
     0x103: _Code("CKR_USER_TYPE_INVALID"),
     0x104: _Code(
         "CKR_USER_ANOTHER_ALREADY_LOGGED_IN",
-        advice="another user of this process is logged in to the token; log out first",
+        says="another user of this process is logged in to the token",
+        advice="log out first",
     ),
     0x105: _Code("CKR_USER_TOO_MANY_TYPES"),
     0x110: _Code("CKR_WRAPPED_KEY_INVALID"),
@@ -364,7 +387,8 @@ _CODES: dict[int, _Code] = {
     0x190: _Code(
         "CKR_CRYPTOKI_NOT_INITIALIZED",
         NotInitializedError,
-        "something else in this process finalised the client library; open a new Library",
+        "something else in this process finalised the client library",
+        "open a new Library",
         meaning=Meaning.LOST,
     ),
     0x191: _Code("CKR_CRYPTOKI_ALREADY_INITIALIZED"),
@@ -386,65 +410,90 @@ _CODES: dict[int, _Code] = {
     0x201: _Code("CKR_TOKEN_RESOURCE_EXCEEDED"),
     0x202: _Code("CKR_OPERATION_CANCEL_FAILED"),
     # Vendor codes: VENDOR_DEFINED + n. vendor_codes.py has the names of the others.
-    VENDOR_DEFINED + 0x04: _Code("CKR_RC_ERROR", DeviceError, _CONNECTION, meaning=Meaning.LOST),
+    VENDOR_DEFINED + 0x04: _Code(
+        "CKR_RC_ERROR", DeviceError, advice=_CONNECTION, meaning=Meaning.LOST
+    ),
     VENDOR_DEFINED + 0x07: _Code(
         "CKR_USER_LOCKED_OUT",
         PinError,
+        _WRONG_TRIES,
         _LOCKED_OUT,
         meaning=Meaning.PIN,
     ),
     VENDOR_DEFINED + 0x1A: _Code(
         "CKR_USER_NOT_AUTHORIZED",
-        advice="the role lacks the right; give the PIN of one that has it",
+        says="the role lacks the right",
+        advice="give the PIN of one that has it",
     ),
     VENDOR_DEFINED + 0x1C: _Code(
-        "CKR_SO_LOGIN_FAILURE_THRESHOLD", PinError, _LOCKED_OUT, meaning=Meaning.PIN
+        "CKR_SO_LOGIN_FAILURE_THRESHOLD",
+        PinError,
+        _WRONG_TRIES + " to log in as security officer; ten of them erase a partition",
+        _LOCKED_OUT,
+        meaning=Meaning.PIN,
     ),
     VENDOR_DEFINED + 0x1F: _Code(
-        "CKR_UNABLE_TO_CONNECT", DeviceError, _CONNECTION, meaning=Meaning.LOST
+        "CKR_UNABLE_TO_CONNECT", DeviceError, advice=_CONNECTION, meaning=Meaning.LOST
     ),
     VENDOR_DEFINED + 0x20: _Code(
         "CKR_PARTITION_DISABLED",
         DeviceError,
-        "the HSM's administrator enables it again; then open a new Library",
+        advice="the HSM's administrator enables it again; then open a new Library",
         meaning=Meaning.LOST,
     ),
-    VENDOR_DEFINED + 0x24: _Code("CKR_TIMEOUT", DeviceError, _CONNECTION, meaning=Meaning.LOST),
-    VENDOR_DEFINED + 0x2B: _Code(
-        "CKR_DEVICE_TIMEOUT", DeviceError, _CONNECTION, meaning=Meaning.LOST
+    VENDOR_DEFINED + 0x24: _Code(
+        "CKR_TIMEOUT", DeviceError, advice=_CONNECTION, meaning=Meaning.LOST
     ),
-    VENDOR_DEFINED + 0x2D: _Code("CKR_PED_CLIENT_NOT_RUNNING", PinError, _PED, meaning=Meaning.PIN),
-    VENDOR_DEFINED + 0x2E: _Code("CKR_PED_UNPLUGGED", PinError, _PED, meaning=Meaning.PIN),
+    VENDOR_DEFINED + 0x2B: _Code(
+        "CKR_DEVICE_TIMEOUT", DeviceError, advice=_CONNECTION, meaning=Meaning.LOST
+    ),
+    VENDOR_DEFINED + 0x2D: _Code(
+        "CKR_PED_CLIENT_NOT_RUNNING", PinError, _NO_PED, _PED, meaning=Meaning.PIN
+    ),
+    VENDOR_DEFINED + 0x2E: _Code("CKR_PED_UNPLUGGED", PinError, _NO_PED, _PED, meaning=Meaning.PIN),
     VENDOR_DEFINED + 0x30: _Code(
-        "CKR_OPERATION_NOT_ALLOWED", advice="the HSM's policy or the token's state forbids it"
+        "CKR_OPERATION_NOT_ALLOWED", says="the HSM's policy or the token's state forbids it"
     ),
     VENDOR_DEFINED + 0x3B: _Code(
-        "CKR_AUDIT_LOGIN_TIMEOUT_IN_PROGRESS", PinError, _LOCKED_OUT, meaning=Meaning.PIN
+        "CKR_AUDIT_LOGIN_TIMEOUT_IN_PROGRESS",
+        PinError,
+        _AUDITOR,
+        "wait until the time is over",
+        meaning=Meaning.PIN,
     ),
     VENDOR_DEFINED + 0x3C: _Code(
-        "CKR_AUDIT_LOGIN_FAILURE_THRESHOLD", PinError, _LOCKED_OUT, meaning=Meaning.PIN
+        "CKR_AUDIT_LOGIN_FAILURE_THRESHOLD",
+        PinError,
+        _AUDITOR,
+        "the HSM's administrator knows what follows",
+        meaning=Meaning.PIN,
     ),
-    VENDOR_DEFINED + 0x41: _Code("CKR_AGAIN", DeviceError, _AGAIN, meaning=Meaning.BUSY),
+    VENDOR_DEFINED + 0x41: _Code("CKR_AGAIN", DeviceError, _BUSY, _AGAIN, meaning=Meaning.BUSY),
     VENDOR_DEFINED + 0x43: _Code("CKR_SLOT_NOT_EMPTY"),
     VENDOR_DEFINED + 0x67: _Code(
         "CKR_CHALLENGE_INCORRECT",
         PinError,
-        "the challenge password is wrong; each further try counts towards a lock-out",
+        "the challenge password is wrong",
+        _COUNTS,
         meaning=Meaning.PIN,
     ),
     VENDOR_DEFINED + 0x6F: _Code("CKR_OBJECT_ALREADY_EXISTS"),
-    VENDOR_DEFINED + 0x9D: _Code("CKR_PED_UNSUPPORTED", PinError, _PED, meaning=Meaning.PIN),
-    VENDOR_DEFINED + 0x9E: _Code("CKR_PED_ERROR", PinError, _PED, meaning=Meaning.PIN),
+    VENDOR_DEFINED + 0x9D: _Code(
+        "CKR_PED_UNSUPPORTED", PinError, _NO_PED, _PED, meaning=Meaning.PIN
+    ),
+    VENDOR_DEFINED + 0x9E: _Code("CKR_PED_ERROR", PinError, _NO_PED, _PED, meaning=Meaning.PIN),
     VENDOR_DEFINED + 0x305: _Code(
-        "CKR_OBJECT_NOT_KEYRING", advice="the slot is no keyring of a cluster; " + _KEYRINGS
+        "CKR_OBJECT_NOT_KEYRING", says="the slot is no keyring of a cluster", advice=_KEYRINGS
     ),
     VENDOR_DEFINED + 0x306: _Code(
-        "CKR_KEYRING_NOT_FOUND", advice="the cluster has no such keyring; " + _KEYRINGS
+        "CKR_KEYRING_NOT_FOUND",
+        says="the slot is no keyring that the cluster has",
+        advice=_KEYRINGS,
     ),
     VENDOR_DEFINED + 0x307: _Code(
         "CKR_KEYRING_NOT_AUTHORIZED", advice="log in to the keyring first"
     ),
-    VENDOR_DEFINED + 0x1604: _Code("CKR_BUSY", DeviceError, _AGAIN, meaning=Meaning.BUSY),
+    VENDOR_DEFINED + 0x1604: _Code("CKR_BUSY", DeviceError, _BUSY, _AGAIN, meaning=Meaning.BUSY),
 }
 
 
@@ -463,6 +512,17 @@ def _vendor_names() -> dict[int, str]:
     return VENDOR_NAMES
 
 
+def named_codes() -> list[int]:
+    """All CK_RVs that have a name, in the order of their numbers."""
+    return sorted({*_CODES, *_vendor_names()})
+
+
+def what_is_said_of(rv: int) -> tuple[type[CryptokiError], str, str]:
+    """Of a CK_RV: the class that is raised, what its message says, and what it advises; or ""."""
+    code = _CODES.get(rv) or _Code("")
+    return code.exception, code.says, code.advice
+
+
 def codes_that_mean(meaning: Meaning) -> list[int]:
     """All CK_RVs of this meaning."""
     return [rv for rv, code in _CODES.items() if code.meaning is meaning]
@@ -475,18 +535,16 @@ def meaning_of(rv: int) -> Meaning | None:
 
 
 def rv_named(text: str) -> int:
-    """The CK_RV of this name, or number: "CKR_DEVICE_ERROR", "0x30".
+    """The CK_RV of this name, or number: "CKR_DEVICE_ERROR", "device_error", "0x30", "48".
 
     Raises
     ------
     ValueError
         It is neither.
     """
-    for rv, code in _CODES.items():
-        if code.name == text.upper():
-            return rv
-    for rv, name in _vendor_names().items():
-        if name == text.upper():
+    name = "CKR_" + text.upper().removeprefix("CKR_")
+    for rv in named_codes():
+        if rv_name(rv) == name:
             return rv
     try:
         return int(text, 0)
@@ -512,5 +570,5 @@ def error_for(rv: int, function: str, slot_id: int | None = None) -> CryptokiErr
     code = _CODES.get(rv) or _Code(_vendor_names().get(rv, ""))
     where = function if slot_id is None else f"{function} on slot {slot_id}"
     what = f"{code.name} (0x{rv:X})" if code.name else f"unknown return code 0x{rv:08X}"
-    message = f"{where}: {what}" + (f": {code.advice}" if code.advice else "")
+    message = f"{where}: {what}" + (f": {code.text()}" if code.text() else "")
     return code.exception(message, rv=rv, function=function, slot_id=slot_id)

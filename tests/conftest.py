@@ -182,6 +182,7 @@ def old_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         function_list_rv: int | None = None,
         growing_from: int | None = None,
         in_child: str | None = None,
+        without: str | None = None,
     ) -> Path:
         switches = [f"-DWITH_{function}" for function in functions]
         if function_list_rv is not None:
@@ -190,6 +191,8 @@ def old_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             switches.append(f"-DGROWING_FROM={growing_from}")
         if in_child is not None:
             switches.append(f"-DIN_CHILD={in_child}")
+        if without is not None:
+            switches.append(f"-DWITHOUT={without}")
         library = directory / ("_".join(["client", *switches]).replace("-D", "") + ".so")
         if not library.exists():
             command = ["cc", "-shared", "-fPIC", "-std=c11", "-Wall", "-Wextra", "-Werror"]

@@ -608,7 +608,97 @@ def test_find_starts_again_when_the_number_of_matches_grew_in_between(old_client
         pytest.raises(luna_ext.BufferTooSmallError) as caught,
     ):
         luna.find("same")
-    assert str(2**61) in caught.value.__notes__[0]
+    assert f"CKR_BUFFER_TOO_SMALL, and the client reports {2**61} slots" in str(caught.value)
+
+
+# ---- clients whose function list is not complete ----
+
+OF_ASSIGNING = [
+    "C_InitToken",
+    "C_InitPIN",
+    "C_OpenSession",
+    "C_CloseSession",
+    "C_Login",
+    "C_Logout",
+]
+
+
+@pytest.mark.parametrize(
+    "missing", ["C_Initialize", "C_Finalize", "C_GetSlotList", "C_GetTokenInfo"]
+)
+def test_a_client_without_what_every_lock_needs_is_refused(old_client, cluster, missing):
+    library = old_client(*CLUSTER_FUNCTIONS, without=missing)
+    for _ in range(2):
+        with pytest.raises(luna_ext.LibraryLoadError) as caught:
+            luna_ext.Library(library)
+        assert caught.value.function == missing
+        assert str(library) in str(caught.value)
+        assert f"without {missing};" in str(caught.value)
+    assert cluster.log() == []
+
+
+@pytest.mark.parametrize(
+    ("missing", "use"),
+    [
+        ("C_GetInfo", lambda luna: luna.info),
+        ("C_GetSlotInfo", lambda luna: luna.slot(3).info),
+    ],
+    ids=["C_GetInfo", "C_GetSlotInfo"],
+)
+def test_a_function_that_the_list_lacks_is_named_when_it_is_needed(
+    old_client, cluster, missing, use
+):
+    with luna_ext.Library(old_client(*CLUSTER_FUNCTIONS, without=missing)) as luna:
+        with pytest.raises(luna_ext.UnsupportedFunctionError, match=missing) as caught:
+            use(luna)
+        assert caught.value.function == missing
+        with luna.token("keyring3"):
+            assert locked_slots(cluster) == [3]
+
+
+@pytest.mark.parametrize("user_pin", [None, "user-pin-1"])
+@pytest.mark.parametrize("missing", OF_ASSIGNING)
+def test_a_client_that_cannot_assign_refuses_before_anything_is_erased(
+    old_client, cluster, missing, user_pin
+):
+    with luna_ext.Library(old_client(*CLUSTER_FUNCTIONS, without=missing)) as luna:
+        with luna.claim("cluster-1") as token:
+            with pytest.raises(luna_ext.UnsupportedFunctionError) as caught:
+                token.assign("new", so_pin="so-pin-1", user_pin=user_pin)
+            token.ensure_held()
+        assert caught.value.function == missing
+        assert f"no {missing} in its function list" in str(caught.value)
+        assert "Nothing was done" in str(caught.value)
+    assert "C_InitToken" not in {call.function for call in cluster.log()}
+    assert {token.label for token in cluster.tokens()} == {f"keyring{n}" for n in range(1, 9)}
+
+
+@pytest.mark.parametrize("missing", [*OF_ASSIGNING, "C_GetSessionInfo"])
+def test_a_client_that_cannot_assign_locks(old_client, cluster, missing):
+    with luna_ext.Library(old_client(*CLUSTER_FUNCTIONS, without=missing)) as luna:
+        with luna.slot(3) as slot:
+            slot.ensure_held()
+            assert locked_slots(cluster) == [3]
+        luna.reconnect()
+        with luna.slot(3).lock(timeout=5):
+            assert locked_slots(cluster) == [3]
+    assert locked_slots(cluster) == []
+
+
+@pytest.mark.parametrize("missing", ["C_OpenSession", "C_CloseSession", "C_Login", "C_Logout"])
+def test_a_user_pin_is_not_begun_to_be_set_by_a_client_that_cannot_end_it(
+    old_client, cluster, missing
+):
+    with cluster.library() as luna:
+        report = luna_ext.provision(luna, "cluster-1", ["new"], so_pin="so-pin-1")
+        assert report.failed == {}
+    before = len(cluster.log())
+    with luna_ext.Library(old_client(*CLUSTER_FUNCTIONS, without=missing)) as luna:
+        pins = {"so_pin": "so-pin-1", "user_pin": "user-pin-1"}
+        report = luna_ext.provision(luna, "cluster-1", ["new"], **pins)
+        assert type(report.failed["new"]) is luna_ext.UnsupportedFunctionError
+        assert report.failed["new"].function == missing
+    assert "C_Login" not in {call.function for call in cluster.log()[before:]}
 
 
 # ---- an ordinary PKCS #11 module ----

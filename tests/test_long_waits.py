@@ -373,3 +373,106 @@ def test_a_long_wait_for_a_holder_of_this_process_names_it(luna, caplog, call):
         assert f"slot {number + 1}: still waiting" in texts[number]
         assert who in texts[number]
         assert re.search(place, texts[number]), texts[number]
+
+
+# ---- a client library that is not initialised soon ----
+
+INITIALISE = "C_Initialize"
+
+
+def of_initialising(caplog):
+    return [text for text in told(caplog) if INITIALISE in text]
+
+
+@pytest.mark.parametrize("way", ["Library", "reconnect"])
+def test_a_client_that_takes_long_to_initialise_is_told_of_while_it_lasts(
+    cluster, caplog, call, way
+):
+    with cluster.library() as luna:
+        if way == "Library":
+            luna.close()
+        cluster.latency(6, INITIALISE)
+        opening = call(luna.reconnect if way == "reconnect" else cluster.library)
+        wait_until(lambda: of_initialising(caplog))
+        assert opening.is_alive()
+        cluster.latency(0, INITIALISE)
+        opened = opening.result(30)
+        assert len((opened or luna).slots()) == 8
+        if opened:
+            opened.close()
+    (text,) = of_initialising(caplog)
+    assert text.startswith(f"{luna.path!r}: C_Initialize has not answered for 5 s")
+
+
+def test_the_record_of_a_client_that_takes_long_to_initialise_delays_nothing(cluster, call):
+    """A log handler that waits for what comes after the call."""
+    told_of, opened, left = [], threading.Event(), threading.Event()
+
+    def wait(record):
+        if INITIALISE in record.getMessage():
+            told_of.append(record)
+            assert opened.wait(30)
+            left.set()
+        return True
+
+    logger = logging.getLogger("luna_ext")
+    logger.addFilter(wait)
+    try:
+        cluster.latency(5.5, INITIALISE)
+        with call(cluster.library).result(30) as luna:
+            assert len(told_of) == 1
+            opened.set()
+            assert left.wait(30)
+            assert len(luna.slots()) == 8
+    finally:
+        opened.set()
+        logger.removeFilter(wait)
+
+
+def test_opening_and_connecting_anew_leave_no_thread_behind(succeed):
+    body = """
+        for _ in range(100):
+            luna.reconnect()
+            assert os.listdir("/proc/self/task") == [str(os.getpid())]
+            luna.close()
+            luna = cluster.library()
+            assert os.listdir("/proc/self/task") == [str(os.getpid())]
+        luna.close()
+    """
+    assert succeed(body) == []
+
+
+def test_a_client_is_initialised_though_no_thread_can_look_after_it(succeed):
+    body = f"""
+        luna.close()
+        {NO_MORE_THREADS}
+        with cluster.library() as luna:
+            print(len(luna.slots()))
+            luna.reconnect()
+            print(len(luna.slots()))
+    """
+    assert succeed(body) == ["8", "8"]
+
+
+@pytest.mark.parametrize("told_before", [False, True])
+def test_a_client_that_is_never_initialised_does_not_delay_the_exit(run, told_before):
+    body = f"""
+        import logging
+
+        class Told(logging.Handler):
+            def emit(self, record):
+                telling.set()
+
+        telling = threading.Event()
+        logging.getLogger("luna_ext").addHandler(Told())
+        luna.close()
+        cluster.latency(3600, {INITIALISE!r})
+        in_thread(cluster.library)
+        wait_until_inside({INITIALISE!r})
+        if {told_before}:
+            assert telling.wait(20)
+        leaving()
+    """
+    ended = run(body)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.seconds < 4

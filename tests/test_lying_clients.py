@@ -12,6 +12,8 @@ from luna_ext.stub import STATE_VARIABLE, library_path
 HERE = Path(__file__).parent
 SLOTS = [2, 3, 4, 5, 6, 7]
 """All that the lying client has."""
+MANY_SLOTS = list(range(2, 42))
+"""All that it has when it has many."""
 MOST_CALLS = 100
 """A caller that asks more often than this is about to ask for ever."""
 FUNCTIONS = {
@@ -69,6 +71,28 @@ def test_slots_may_come_and_go_between_the_count_and_the_list(ask, change):
 
 def test_slot_that_is_listed_twice_is_one_slot(ask):
     assert ask("each twice") == SLOTS
+
+
+@pytest.mark.parametrize(
+    "lie", ["many, and how many to a question alone", "many, and never how many"]
+)
+def test_a_list_that_needs_more_room_is_read_though_the_client_does_not_say_how_much(ask, lie):
+    assert ask(lie) == MANY_SLOTS
+
+
+@pytest.mark.parametrize("lie", ["one more each time", "twice as many each time"])
+def test_a_list_that_grows_for_ever_is_said_to_grow(ask, function, lie):
+    with pytest.raises(luna_ext.BufferTooSmallError) as caught:
+        ask(lie)
+
+    assert str(caught.value).startswith(f"{function}: the list of slots kept growing: 8 times ")
+    assert "TOO_SMALL" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lie", ["huge", "largest"])
+def test_a_number_of_slots_that_cannot_be_is_named(ask, lie):
+    with pytest.raises(luna_ext.CryptokiError, match=r"the client reports \d{19,20} slots"):
+        ask(lie)
 
 
 @pytest.mark.parametrize(

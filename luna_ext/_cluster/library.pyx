@@ -5,6 +5,8 @@ cdef object is_finalizing = sys.is_finalizing
 
 LARGEST_SLOT_ID = <CK_SLOT_ID> -1
 
+cdef int application_was_looked_at = 0
+
 
 @cython.final
 cdef class Library:
@@ -24,8 +26,8 @@ cdef class Library:
     Raises
     ------
     LibraryLoadError
-        No client library was found, the file is not a PKCS #11 module, or it is the stand-in and
-        the environment says LUNA_EXT_FORBID_STUB=1.
+        No client library was found, the file is not a PKCS #11 module or not a complete one, or it is
+        the stand-in and the environment says LUNA_EXT_FORBID_STUB=1.
     DeviceError, CryptokiError
         What C_Initialize answers.
     TypeError, ValueError
@@ -53,6 +55,11 @@ cdef class Library:
             expected = isinstance(path, ExpectedStandIn)
             check_stand_in(self.path, warn=not (expected or self.client.stub_warned))
             self.client.stub_warned |= not expected
+        elif luna_shared_set_once(&application_was_looked_at):
+            # The stand-in has no such configuration.
+            from .applications import tell_once
+
+            tell_once()
         self.slots_by_id = {}
         self.share = open_client(self.locks, self.path)
         self.share.poll = contention == "poll"

@@ -5,7 +5,7 @@ cdef enum:
     FEW = 16
     # A cluster has at most 3500 keyrings.
     MOST_SLOTS = 1 << 20
-    # How often a list is read again that grew between the call for its length and the one for it.
+    # How often a list is asked for that does not fit into the room that the client wants for it.
     MOST_READINGS = 8
 
 # Lists are filled with this byte before a call. No client gives a slot the ID that it makes.
@@ -53,9 +53,11 @@ cdef inline bint make_call(
 cdef CK_RV answer_of(
     Client client, int function, Making make, void *arguments
 ) except? 0xFFFFFFFF:
-    """Make a call and return the device's answer; raises if the library is closed."""
+    """Make a call and return the device's answer; raises if the library is closed, or lacks the function.
+    """
     cdef CK_RV rv = CKR_OK
     cdef uint64_t nanoseconds
+    client.need(function, client.path)
     while not make_call(client, function, make, arguments, False, &rv, &nanoseconds, NULL, NULL):
         client.make_ready()
     return rv
@@ -178,7 +180,7 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
     luna_guard_unlock(&client.guard)
     if not due:
         return CKR_OK
-    if client.functions.C_OpenSession == NULL or client.functions.C_GetSessionInfo == NULL:
+    if client.lacks(C_OPEN_SESSION) >= 0 or client.lacks(C_GET_SESSION_INFO) >= 0:
         return CKR_FUNCTION_NOT_SUPPORTED
     wanted = LEAST_SESSIONS + <int> (luna_ticks(0) // 64 % (MOST_SESSIONS - LEAST_SESSIONS + 1))
     arguments.slot_id = slot_id
@@ -421,31 +423,16 @@ cdef CK_RV make_get_slot_list(Client client, void *arguments) noexcept nogil:
 
 
 cdef list slot_ids(Client client, bint token_present):
-    """C_GetSlotList; asks again when slots came between the count and the list."""
+    """C_GetSlotList: a call for their number, and one for them."""
     cdef ListArguments arguments
-    cdef CK_ULONG room
-    cdef CK_RV rv
     arguments.token_present = token_present
-    arguments.slots = NULL
-    arguments.count = 0
-    rv = answer_of(client, C_GET_SLOT_LIST, make_get_slot_list, &arguments)
-    for _ in range(MOST_READINGS):
-        if rv != CKR_OK and rv != CKR_BUFFER_TOO_SMALL:
-            break
-        room = believable(arguments.count, C_GET_SLOT_LIST, rv)
-        # One more than was reported, so that an empty list has an address as well.
-        arguments.slots = new_list(room + 1)
-        try:
-            arguments.count = room
-            rv = answer_of(client, C_GET_SLOT_LIST, make_get_slot_list, &arguments)
-            if rv == CKR_OK:
-                return listed(&arguments, room, C_GET_SLOT_LIST)
-        finally:
-            free(arguments.slots)
-        # If the client answers "too small" without a larger count, the room is doubled.
-        if rv == CKR_BUFFER_TOO_SMALL and arguments.count <= room:
-            arguments.count = 2 * room + 1
-    raise error_of(rv, C_GET_SLOT_LIST, None)
+    return list_of(
+        client,
+        C_GET_SLOT_LIST,
+        make_get_slot_list,
+        &arguments,
+        number_of(client, C_GET_SLOT_LIST, make_get_slot_list, &arguments),
+    )
 
 
 cdef CK_RV make_get_slot_id(Client client, void *arguments) noexcept nogil:
@@ -454,31 +441,63 @@ cdef CK_RV make_get_slot_id(Client client, void *arguments) noexcept nogil:
 
 
 cdef list slots_with_label(Client client, bytes label):
-    """CA_GetSlotId: one call for few matches; again, with more room, when there are more."""
-    cdef CK_SLOT_ID[FEW] few
+    """CA_GetSlotId: one call for few matches."""
     cdef ListArguments arguments
-    cdef CK_ULONG room = FEW
-    cdef CK_RV rv = CKR_OK
-    memset(few, UNWRITTEN, sizeof(few))
     arguments.label = label
-    arguments.slots = few
-    try:
-        for _ in range(MOST_READINGS):
+    return list_of(client, CA_GET_SLOT_ID, make_get_slot_id, &arguments, FEW)
+
+
+cdef list list_of(
+    Client client, int function, Making make, ListArguments *arguments, CK_ULONG room
+):
+    """The slot IDs of a list, for which there is so much room at first; again, with more room, when there
+    are more.
+    """
+    cdef CK_ULONG wanted = room
+    cdef CK_RV rv
+    grows = True
+    for _ in range(MOST_READINGS):
+        room = wanted
+        # One more, so that an empty list has an address as well.
+        arguments.slots = new_list(room + 1)
+        try:
             arguments.count = room
-            rv = answer_of(client, CA_GET_SLOT_ID, make_get_slot_id, &arguments)
+            rv = answer_of(client, function, make, arguments)
             if rv == CKR_OK:
-                return listed(&arguments, room, CA_GET_SLOT_ID)
-            if rv != CKR_BUFFER_TOO_SMALL or arguments.count <= room:
-                break
-            room = believable(arguments.count, CA_GET_SLOT_ID, rv)
-            if arguments.slots != few:
-                free(arguments.slots)
-            arguments.slots = few
-            arguments.slots = new_list(room)
-        raise error_of(rv, CA_GET_SLOT_ID, None)
-    finally:
-        if arguments.slots != few:
+                return listed(arguments, room, function)
+        finally:
             free(arguments.slots)
+        if rv != CKR_BUFFER_TOO_SMALL:
+            raise error_of(rv, function, None)
+        wanted = believable(arguments.count, function, rv)
+        if wanted <= room:
+            wanted = number_of(client, function, make, arguments)
+        if wanted <= room:
+            grows = False
+            wanted = 2 * room + 1
+    name = NAMES[function]
+    raise BufferTooSmallError(
+        f"{name}: the list of slots kept growing: {MOST_READINGS} times there were more than the client "
+        f"had reported, {wanted} at last. Try again; a client that goes on so is none to rely on"
+        if grows
+        else f"{name}: {rv_name(rv)} (0x{rv:X}), though there was room for {room} slots, which is more "
+        "than the client has reported. It is no client to rely on",
+        rv=rv,
+        function=name,
+    )
+
+
+cdef CK_ULONG number_of(
+    Client client, int function, Making make, ListArguments *arguments
+) except? 0xFFFFFFFF:
+    """How many slots a list has, by a call that asks for nothing else."""
+    cdef CK_RV rv
+    arguments.slots = NULL
+    arguments.count = 0
+    rv = answer_of(client, function, make, arguments)
+    if rv != CKR_OK and rv != CKR_BUFFER_TOO_SMALL:
+        raise error_of(rv, function, None)
+    return believable(arguments.count, function, rv)
 
 
 cdef CK_SLOT_ID *new_list(CK_ULONG room) except NULL:
@@ -511,9 +530,12 @@ cdef CK_ULONG believable(CK_ULONG count, int function, CK_RV rv) except? 0xFFFFF
     number.
     """
     if count > MOST_SLOTS:
-        error = error_of(rv, function, None)
-        error.add_note(f"luna_ext: it reported {count} slots, more than {MOST_SLOTS}")
-        raise error
+        raise (BufferTooSmallError if rv == CKR_BUFFER_TOO_SMALL else CryptokiError)(
+            f"{NAMES[function]}: {rv_name(rv)}, and the client reports {count} slots, more than "
+            f"{MOST_SLOTS}. It is no client to rely on",
+            rv=rv,
+            function=NAMES[function],
+        )
     return count
 
 

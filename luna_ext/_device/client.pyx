@@ -49,6 +49,7 @@ cdef Client load_client(str path):
         client = _clients.setdefault(key, Client.__new__(Client, path, key, _CLIENT_KEY))
         watch_forks(<Client> client)
         warn_of_copies(path, others)
+        warn_of_old_functions(<Client> client)
     return <Client> client
 
 
@@ -73,6 +74,26 @@ cdef int warn_of_copies(str path, list others) except -1:
                 path,
                 (<Client> other).path,
             )
+    return 0
+
+
+cdef int warn_of_old_functions(Client client) except -1:
+    """Clients of before 10.6 export the lock functions alone."""
+    if (
+        client.exports(CA_LOCK_CLUSTERED_SLOT)
+        and client.exports(CA_UNLOCK_CLUSTERED_SLOT)
+        and not client.exports(CA_GET_SLOT_ID)
+        and not client.exports(CA_GET_UNASSIGNED_SLOT)
+    ):
+        import logging
+
+        logging.getLogger("luna_ext").warning(
+            "%r exports CA_LockClusteredSlot and CA_UnlockClusteredSlot without CA_GetSlotId and "
+            "CA_GetUnassignedSlot, as clients of before 10.6 do: what the two do there is not documented, "
+            "and it may be no lock that keeps other processes out. Install Luna client 10.6 or newer, or "
+            "find out with `luna-ext probe --slot N`",
+            client.path,
+        )
     return 0
 
 
@@ -250,6 +271,14 @@ cdef class Client:
                 rv=rv,
                 function="C_GetFunctionList",
             )
+        # Without these nothing can be done, or looked after. Others are looked for when they are needed.
+        for function in (C_INITIALIZE, C_FINALIZE, C_GET_SLOT_LIST, C_GET_TOKEN_INFO):
+            if not self.exports(function):
+                raise LibraryLoadError(
+                    f"{path!r} gives a function list without {name_of(function)}; take a client library "
+                    "that is complete",
+                    function=name_of(function),
+                )
         self.get_slot_id = <CA_GetSlotId_t> luna_symbol(self.handle, b"CA_GetSlotId")
         self.get_unassigned_slot = <CA_GetUnassignedSlot_t> luna_symbol(
             self.handle, b"CA_GetUnassignedSlot"
@@ -284,7 +313,37 @@ cdef class Client:
         luna_guard_unlock(&self.guard)
         return self.locks
 
-    cdef bint has(self, int function) noexcept:
+    cdef bint exports(self, int function) noexcept:
+        """Whether the library has the function: in its function list, or under its name."""
+        cdef CK_FUNCTION_LIST *list = self.functions
+        if function == C_INITIALIZE:
+            return list.C_Initialize != NULL
+        if function == C_FINALIZE:
+            return list.C_Finalize != NULL
+        if function == C_GET_INFO:
+            return list.C_GetInfo != NULL
+        if function == C_GET_SLOT_LIST:
+            return list.C_GetSlotList != NULL
+        if function == C_GET_SLOT_INFO:
+            return list.C_GetSlotInfo != NULL
+        if function == C_GET_TOKEN_INFO:
+            return list.C_GetTokenInfo != NULL
+        if function == C_INIT_TOKEN:
+            return list.C_InitToken != NULL
+        if function == C_INIT_PIN:
+            return list.C_InitPIN != NULL
+        if function == C_SET_PIN:
+            return list.C_SetPIN != NULL
+        if function == C_OPEN_SESSION:
+            return list.C_OpenSession != NULL
+        if function == C_CLOSE_SESSION:
+            return list.C_CloseSession != NULL
+        if function == C_GET_SESSION_INFO:
+            return list.C_GetSessionInfo != NULL
+        if function == C_LOGIN:
+            return list.C_Login != NULL
+        if function == C_LOGOUT:
+            return list.C_Logout != NULL
         if function == CA_GET_SLOT_ID:
             return self.get_slot_id != NULL
         if function == CA_GET_UNASSIGNED_SLOT:
@@ -297,22 +356,52 @@ cdef class Client:
             return self.change_label != NULL
         return True
 
+    cdef int lacks(self, int function) noexcept:
+        """The function that is missing for this one to be called: itself, or one that undoes or completes
+        what it does, for that is not begun then. -1: none.
+        """
+        while self.exports(function):
+            if function == C_INIT_TOKEN:
+                function = C_INIT_PIN
+            elif function == C_INIT_PIN or function == C_SET_PIN or function == CA_CHANGE_LABEL:
+                function = C_LOGIN
+            elif function == C_LOGIN:
+                function = C_LOGOUT
+            elif function == C_LOGOUT:
+                function = C_OPEN_SESSION
+            elif function == C_OPEN_SESSION:
+                function = C_CLOSE_SESSION
+            else:
+                return -1
+        return function
+
     cdef int need(self, int function, str path) except -1:
         """Refuse, before anything was done, what the loaded client cannot do."""
-        if not self.has(function):
-            name = name_of(function)
-            where = (
-                "some Luna clients have it; assign with erase=True without it"
-                if function == CA_CHANGE_LABEL
-                else "Luna client 10.6 and newer have it, other PKCS #11 libraries do not"
+        cdef int missing = self.lacks(function)
+        if missing < 0:
+            return 0
+        name = name_of(missing)
+        if missing == CA_CHANGE_LABEL:
+            why = (
+                f"{path!r} does not export {name}: some Luna clients have it; assign with erase=True "
+                "without it"
             )
-            raise UnsupportedFunctionError(f"{path!r} does not export {name}: {where}", function=name)
-        return 0
+        elif missing >= CA_GET_SLOT_ID:
+            why = (
+                f"{path!r} does not export {name}: Luna client 10.6 and newer have it, other PKCS #11 "
+                "libraries do not"
+            )
+        else:
+            why = (
+                f"{path!r} has no {name} in its function list, and so {name_of(function)} is not called. "
+                "Nothing was done; take a client library that is complete"
+            )
+        raise UnsupportedFunctionError(why, function=name)
 
     def cluster_functions(self):
         """The names of the cluster extensions that the library exports."""
         functions = range(CA_GET_SLOT_ID, FUNCTION_COUNT)
-        return frozenset(name_of(function) for function in functions if self.has(function))
+        return frozenset(name_of(function) for function in functions if self.exports(function))
 
     # ---- C_Initialize and C_Finalize ----
 
@@ -392,12 +481,15 @@ cdef class Client:
         cdef CK_C_INITIALIZE_ARGS arguments
         cdef CK_RV rv
         cdef uint64_t began, lasted
+        cdef Watch *watch
         memset(&arguments, 0, sizeof(arguments))
         arguments.flags = CKF_OS_LOCKING_OK
+        watch = begin_watch(<void *> self)
         with nogil:
             began = luna_ticks(self.tick)
             rv = self.functions.C_Initialize(&arguments)
             lasted = luna_since(began, self.tick)
+            end_watch(watch)
         count_call(self, C_INITIALIZE, lasted, rv)
         # If other code in this process did it, finalising is left to that code.
         if rv != CKR_OK and (rv != CKR_CRYPTOKI_ALREADY_INITIALIZED or self._is_parents()):
@@ -603,6 +695,101 @@ cdef class Client:
         self._make_signals()
 
 
+# ---- a C_Initialize that takes long ----
+
+# A thread that Python does not know sees to it that a WARNING comes while the call lasts. It is joined,
+# unless it has to warn: so no thread is left when the call is back, and the warning delays nothing.
+
+cdef struct Watch:
+    luna_thread thread
+    void *client                # a Client; they live as long as the process
+    PyThread_type_lock over     # released when the call is back
+    int decided                 # marked by the one that comes first: the end of the call, or of the time
+    int left                    # marked by each of the two that is done with this; the second frees it
+    long thread_id              # the operating system's ID of the thread
+
+# How long a thread may take that has ended, until it is gone.
+cdef double VANISHING_SECONDS = 0.01
+
+# Held from the last look whether the interpreter exits until the thread that is to warn has the GIL.
+cdef PyThread_type_lock exit_gate = PyThread_allocate_lock()
+cdef int exit_has_passed = 0
+
+
+cdef Watch *begin_watch(void *client) noexcept:
+    """NULL: there is no memory, or no thread, and so no warning."""
+    cdef Watch *watch = <Watch *> calloc(1, sizeof(Watch))
+    if watch == NULL:
+        return NULL
+    watch.client = client
+    watch.thread.run = watch_initialising
+    watch.thread.argument = watch
+    watch.over = PyThread_allocate_lock()
+    if watch.over != NULL:
+        PyThread_acquire_lock(watch.over, NOWAIT_LOCK)
+        if luna_start_thread(&watch.thread):
+            return watch
+    free_watch(watch)
+    return NULL
+
+
+cdef void free_watch(Watch *watch) noexcept nogil:
+    if watch.over != NULL:
+        PyThread_free_lock(watch.over)
+    free(watch)
+
+
+cdef void end_watch(Watch *watch) noexcept nogil:
+    cdef luna_thread thread
+    cdef Deadline deadline = deadline_in(VANISHING_SECONDS)
+    if watch == NULL:
+        return
+    thread = watch.thread
+    if luna_is_first(&watch.decided):
+        PyThread_release_lock(watch.over)
+        luna_join_thread(&thread)
+        # A thread that was joined may be there for a few microseconds more, and Python warns of a fork
+        # then.
+        while luna_thread_exists(watch.thread_id) and left_of(deadline) != 0:
+            luna_pause(SHORTEST_WAIT_SECONDS)
+        free_watch(watch)
+        return
+    luna_leave_thread(&thread)
+    if not luna_is_first(&watch.left):
+        free_watch(watch)
+
+
+cdef void watch_initialising(void *argument) noexcept nogil:
+    cdef Watch *watch = <Watch *> argument
+    watch.thread_id = luna_thread_id()
+    if (
+        PyThread_acquire_lock_timed(watch.over, LONG_WAIT_SECONDS * 1000000LL, 0) == PY_LOCK_ACQUIRED
+        or not luna_is_first(&watch.decided)
+    ):
+        return
+    PyThread_acquire_lock(exit_gate, WAIT_LOCK)
+    if luna_is_marked(&exit_has_passed):
+        # There may be no interpreter any more.
+        PyThread_release_lock(exit_gate)
+    else:
+        warn_of_initialising(watch.client)
+    if not luna_is_first(&watch.left):
+        free_watch(watch)
+
+
+cdef void warn_of_initialising(void *client) noexcept with gil:
+    PyThread_release_lock(exit_gate)
+    # Imported only here: layer 1 has little to log.
+    import logging
+
+    logging.getLogger("luna_ext").warning(
+        "%r: C_Initialize has not answered for %d s, and is waited for; check the network, the HSM's "
+        "health (vtl verify) and the client's configuration",
+        (<Client> client).path,
+        LONG_WAIT_SECONDS,
+    )
+
+
 # ---- the interpreter's exit ----
 
 
@@ -611,6 +798,14 @@ cdef int begin_exit(Deadline deadline) noexcept:
     global exit_deadline, exiting_thread
     exit_deadline = deadline
     exiting_thread = PyThread_get_thread_ident()
+    luna_mark(&exit_has_passed)
+    with nogil:
+        while not PyThread_acquire_lock(exit_gate, NOWAIT_LOCK):
+            if left_of(deadline) == 0:
+                break
+            luna_pause(SHORTEST_WAIT_SECONDS)
+        else:
+            PyThread_release_lock(exit_gate)
     return 0
 
 
@@ -688,9 +883,12 @@ cdef int hear_of_fork() except -1:
 
 
 def _after_fork_in_child():
-    global unheard_fork
+    global unheard_fork, exit_gate, exit_has_passed
     unheard_fork = 0
     exit_deadline.end = INFINITY
+    # A thread of the parent's may have held it.
+    exit_gate = PyThread_allocate_lock()
+    exit_has_passed = 0
     for client in loaded_clients():
         (<Client> client).after_fork()
 

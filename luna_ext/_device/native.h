@@ -17,6 +17,7 @@
 #else
 #include <dlfcn.h>
 #include <errno.h>
+#include <pthread.h>
 #include <sched.h>
 #include <time.h>
 #include <unistd.h>
@@ -197,10 +198,76 @@ static inline void luna_open_error(char *text, size_t room) {
 #ifdef _WIN32
 #define luna_at_fork_in_child(handler) ((void)(handler), 0)
 #else
-#include <pthread.h>
 static inline int luna_at_fork_in_child(void (*handler)(void)) {
     return pthread_atfork(NULL, NULL, handler);
 }
+#endif
+
+/* ---- a thread that can be joined, which Python's own cannot below Python ---- */
+
+/* It is to stay where it is until the thread has begun. */
+typedef struct luna_thread {
+    void (*run)(void *);
+    void *argument;
+#ifdef _WIN32
+    HANDLE id;
+#else
+    pthread_t id;
+#endif
+} luna_thread;
+
+#ifdef _WIN32
+
+static DWORD WINAPI luna_run_thread(LPVOID thread) {
+    ((luna_thread *)thread)->run(((luna_thread *)thread)->argument);
+    return 0;
+}
+
+/* With the GIL. 0: no thread can be had. */
+static inline int luna_start_thread(luna_thread *thread) {
+    thread->id = CreateThread(NULL, PyThread_get_stacksize(), luna_run_thread, thread, 0, NULL);
+    return thread->id != NULL;
+}
+
+static inline void luna_join_thread(const luna_thread *thread) {
+    WaitForSingleObject(thread->id, INFINITE);
+    CloseHandle(thread->id);
+}
+
+static inline void luna_leave_thread(const luna_thread *thread) {
+    CloseHandle(thread->id);
+}
+
+#else
+
+static void *luna_run_thread(void *thread) {
+    ((luna_thread *)thread)->run(((luna_thread *)thread)->argument);
+    return NULL;
+}
+
+/* With the GIL. 0: no thread can be had. */
+static inline int luna_start_thread(luna_thread *thread) {
+    pthread_attr_t attributes;
+    size_t size = PyThread_get_stacksize();
+    int failed;
+    if (pthread_attr_init(&attributes) != 0) {
+        return 0;
+    }
+    failed = (size != 0 && pthread_attr_setstacksize(&attributes, size) != 0) ||
+             pthread_create(&thread->id, &attributes, luna_run_thread, thread) != 0;
+    pthread_attr_destroy(&attributes);
+    return !failed;
+}
+
+static inline void luna_join_thread(const luna_thread *thread) {
+    pthread_join(thread->id, NULL);
+}
+
+/* It is not joined: it ends by itself. */
+static inline void luna_leave_thread(const luna_thread *thread) {
+    pthread_detach(thread->id);
+}
+
 #endif
 
 /* ---- guards and shared numbers ---- */
@@ -265,9 +332,12 @@ static inline int luna_shared_take(int *place) {
 #ifdef _MSC_VER
 #define luna_mark(place) ((void)(*(volatile int *)(place) = 1))
 #define luna_is_marked(place) (*(volatile int *)(place))
+#define luna_is_first(place) (_InterlockedExchange((volatile long *)(place), 1) == 0)
 #else
 #define luna_mark(place) __atomic_store_n((place), 1, __ATOMIC_RELEASE)
 #define luna_is_marked(place) __atomic_load_n((place), __ATOMIC_ACQUIRE)
+/* Of the threads that mark it, also without the GIL. */
+#define luna_is_first(place) (__atomic_exchange_n((place), 1, __ATOMIC_ACQ_REL) == 0)
 #endif
 
 /* ---- what is counted of the calls of one C function ---- */

@@ -27,6 +27,7 @@ MODULES = {
     "completion": "standing_in",
     "demo": "standing_in",
     "doctor": "exploring",
+    "explain": "explaining",
     "find": "listing",
     "lock": "running",
     "probe": "probing",

@@ -16,7 +16,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from .. import __version__, holders
+from .. import __version__, applications, holders
 from .._cluster import Library
 from ..discovery import Configuration, configured_library, find_library
 from ..errors import OPEN_AFTER_FORK, LibraryLoadError, LunaError, rv_name
@@ -75,12 +75,24 @@ def _library(luna: Library) -> Iterator[Finding]:
             "there" if there else "missing",
             "" if there else "install Luna client 10.6 or newer",
         )
+    if not luna.is_stub:
+        yield _application()
     slots = luna.slots()
     yield Finding(
         "slots",
         f"{len(slots)} with a token",
         "" if slots else "the client reaches no token; register it with the HSM (vtl verify)",
     )
+
+
+def _application() -> Finding:
+    """Whether something is known that makes one application of several processes."""
+    found = applications.shared_with_others()
+    if found is None:
+        return Finding(
+            "application ID", "the configuration sets none; each process has one of its own"
+        )
+    return Finding("application ID", *found)
 
 
 def _threads(luna: Library) -> Iterator[Finding]:
@@ -143,6 +155,7 @@ def _fork(luna: Library) -> Iterator[Finding]:
 
 
 def _examine(options: Settings) -> Iterator[Finding]:
+    applications.tell_no_more()
     try:
         yield from _configuration(options)
         with options.open() as luna:
@@ -162,8 +175,9 @@ def doctor(options: Settings) -> int:
     """Find out whether luna_ext works here. Exit code 1: there is a problem.
 
     Tells which client library is used, from where, its versions, which of the four cluster
-    functions it has, what the client's configuration says, with the clusters that it names, and
-    whether threads and forked children can use it.
+    functions it has, what the client's configuration says, with the clusters that it names, whether
+    the device may take several processes for one application, and whether threads and forked
+    children can use the client.
     """
     problems = 0
     for finding in _examine(options):

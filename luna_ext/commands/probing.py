@@ -15,6 +15,7 @@ from typing import NamedTuple, Self
 
 import click
 
+from ..applications import configured
 from ..errors import Meaning, meaning_of, rv_name
 from .console import Settings, examples, json_option, print_json, printable, settings
 
@@ -109,6 +110,9 @@ class Probe:
         self.waits = False
         self.contention: int | None = None
         """What a lock call answers while another process holds the lock."""
+        self.relock: int | None = None
+        """What it answers the process that holds the lock; None: it waits."""
+        self.owner_is_checked = False
 
     @contextmanager
     def _clients(self, count: int) -> Iterator[list[Client]]:
@@ -174,17 +178,38 @@ class Probe:
             got = holder.answer(holder.begin("lock", self._slot_id), self._patience)
             if got is None:
                 return "waits for the lock that its own process holds"
+            self.relock = got.rv
             return "is granted" if got.rv == CKR_OK else f"answers {rv_name(got.rv)}"
 
     def ask_unlock(self) -> str:
         with self._clients(3) as (_, stranger, other):
             rv = stranger.call("unlock", self._slot_id).rv
             if rv != CKR_OK:
+                self.owner_is_checked = True
                 return f"answers {rv_name(rv)}: the owner is checked"
             got = other.answer(other.begin("lock", self._slot_id), self._patience)
             if got is not None and got.rv == CKR_OK:
                 return "takes the lock off: THE OWNER IS NOT CHECKED"
             return "answers CKR_OK and does nothing"
+
+    def compare_processes(self, has_configuration: bool) -> str:
+        """Whether the device tells two processes apart, by what they were answered before."""
+        file, entries = configured() if has_configuration else ("", {})
+        ids = ", ".join(f"{key} = {value}" for key, value in entries.items())
+        cause = f"; {file} sets {ids} for all processes" if ids else ""
+        if self.contention == CKR_OK:
+            return (
+                "it looks so: a lock that one holds is GRANTED TO THE OTHER AT ONCE, as to itself, or the "
+                f"device keeps no process out{cause}"
+            )
+        if self.owner_is_checked:
+            return "no: only the process that holds a lock can take it off"
+        if self.relock != self.contention:
+            return "no: a lock call of the process that holds the lock is answered in another way"
+        return (
+            "it cannot be told: the device answers both processes alike, but grants neither a lock that "
+            f"is held{cause}"
+        )
 
     def ask_kill(self) -> str:
         with self._clients(2) as (holder, other):
@@ -236,11 +261,15 @@ class Probe:
         return "none: luna_ext would raise this answer as an error"
 
 
-def _findings(probe: Probe, cluster_id: str | None) -> Iterator[Finding]:
+def _findings(probe: Probe, cluster_id: str | None, is_stub: bool) -> Iterator[Finding]:
     questions: list[tuple[str, Callable[[], str]]] = [
         ("A lock call while another process holds the lock", probe.ask_contention),
         ("A second lock call of the process that holds it", probe.ask_relock),
         ("An unlock call by a process that does not hold it", probe.ask_unlock),
+        (
+            "Are two processes one application to the device",
+            lambda: probe.compare_processes(not is_stub),
+        ),
         ("How long until a killed holder's lock is free", probe.ask_kill),
         ("Does a lock call that waits delay its process's other calls", probe.ask_delay),
     ]
@@ -290,8 +319,9 @@ def probe(
     """Find out what the device does where the SDK says nothing.
 
     Does contention wait or answer an error? What does a second lock call of the same process get?
-    Does unlock check the owner? How long until a killed holder's lock is free? Prints the
-    findings, and the setting of --contention to use.
+    Does unlock check the owner? Are two processes one application to it, so that the lock does not
+    keep them apart? How long until a killed holder's lock is free? Prints the findings, and the
+    setting of --contention to use.
 
     Locks and unlocks the slot from several processes, for some seconds. Uses no other slot, but for
     --cluster, and leaves it unlocked. Asks before it touches a device that is not the stand-in.
@@ -306,7 +336,7 @@ def probe(
             err=True,
         )
     findings = []
-    for finding in _findings(Probe(path, slot_id, patience), cluster):
+    for finding in _findings(Probe(path, slot_id, patience), cluster, is_stub):
         findings.append(finding)
         if not as_json:
             click.echo(f"{finding.question}: {finding.answer}.")

@@ -17,6 +17,8 @@
 
 #define MATCHES 6U
 #define FIRST_MATCH 2U
+/* More than a caller expects. */
+#define MANY 40U
 /* What is in a place that no slot was written to: a caller that reads it is found out. */
 #define POISON ((CK_SLOT_ID)0xBAD510U)
 #define HUGE_COUNT ((CK_ULONG)1 << (8U * sizeof(CK_ULONG) - 3U))
@@ -54,7 +56,7 @@ static CK_ULONG less(CK_ULONG one, CK_ULONG other)
 static void write_matches(CK_SLOT_ID *slots, CK_ULONG places)
 {
     for (CK_ULONG i = 0; i < places; i++)
-        slots[i] = FIRST_MATCH + i % MATCHES;
+        slots[i] = FIRST_MATCH + i % (places > 2U * MATCHES ? MANY : MATCHES);
 }
 
 static CK_RV truth(CK_SLOT_ID *slots, CK_ULONG *count, CK_ULONG matches)
@@ -82,8 +84,10 @@ static CK_RV count_falsely(CK_ULONG *count)
         *count = MATCHES + 30U;
     else if (it_is("too few to begin with") || it_is("too few to begin with, and never how many"))
         *count = 1;
-    else if (it_is("none to begin with"))
+    else if (it_is("none to begin with") || it_is("many, and never how many"))
         *count = 0;
+    else if (it_is("many, and how many to a question alone"))
+        *count = MANY;
     else if (it_is("huge"))
         *count = HUGE_COUNT;
     else if (it_is("largest"))
@@ -103,6 +107,11 @@ static CK_RV list_falsely(CK_SLOT_ID *slots, CK_ULONG *count)
         slots[i] = POISON;
     if (it_is("too few to begin with, and never how many") && room < MATCHES)
         return CKR_BUFFER_TOO_SMALL;
+    if (it_is("many, and never how many") || it_is("many, and how many to a question alone")) {
+        if (room < MANY)
+            return CKR_BUFFER_TOO_SMALL;
+        return truth(slots, count, MANY);
+    }
     if (it_is("too small, but enough")) {
         *count = less(room, MATCHES);
         return CKR_BUFFER_TOO_SMALL;

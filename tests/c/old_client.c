@@ -5,6 +5,7 @@
  *
  *   -DSTAND_IN="path"         the stand-in's shared library
  *   -DWITH_CA_GetSlotId etc.  exports this function
+ *   -DWITHOUT=C_Login etc.    has no such function in its list
  *   -DFUNCTION_LIST_RV=n      what C_GetFunctionList answers without giving a list
  *   -DGROWING_FROM=n          the first CA_GetSlotId speaks of n matches, and each later one of
  *                             one more, until there are n + 3
@@ -85,6 +86,16 @@ static CK_FUNCTION_LIST_PTR wrapped(CK_FUNCTION_LIST_PTR list)
     functions = *list;
     functions.C_Initialize = initialise;
     functions.C_Finalize = finalise;
+    return &functions;
+}
+
+#elif defined WITHOUT
+
+static CK_FUNCTION_LIST_PTR wrapped(CK_FUNCTION_LIST_PTR list)
+{
+    static CK_FUNCTION_LIST functions;
+    functions = *list;
+    functions.WITHOUT = NULL;
     return &functions;
 }
 

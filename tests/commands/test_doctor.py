@@ -104,6 +104,23 @@ def test_the_clusters_of_the_configuration(command, client, monkeypatch, tmp_pat
     assert well["clusters"] == "LNHServer00 = 192.0.2.10, LNHServer09 = hsm\\x1b[1m.example"
 
 
+def test_an_application_id_that_the_configuration_sets(command, client, monkeypatch, tmp_path):
+    client(*CLUSTER_FUNCTIONS)
+    monkeypatch.setenv("ChrystokiConfigurationPath", str(tmp_path))
+    (tmp_path / "Chrystoki.conf").write_text("Misc = {\n  AppIdMajor = 1;\n  AppIdMinor = 2;\n}\n")
+    done = command("doctor")
+    _, problems, advice = findings(done)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert list(problems) == ["application ID"]
+    assert "AppIdMajor = 1, AppIdMinor = 2: for the device, all" in problems["application ID"]
+    assert "luna-ext probe --slot N" in advice[0]
+    (tmp_path / "Chrystoki.conf").write_text("Misc = {\n  #AppIdMajor = 1;\n}\n")
+    done = command("doctor")
+    well, _, _ = findings(done)
+    assert done.returncode == 0
+    assert well["application ID"] == "the configuration sets none; each process has one of its own"
+
+
 def test_a_file_that_is_no_library(command, tmp_path):
     file = tmp_path / "none.so"
     file.write_text("not a library")

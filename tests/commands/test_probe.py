@@ -13,6 +13,7 @@ from luna_ext.info import CLUSTER_FUNCTIONS
 CONTENTION = "A lock call while another process holds the lock"
 RELOCK = "A second lock call of the process that holds it"
 UNLOCK = "An unlock call by a process that does not hold it"
+APPLICATION = "Are two processes one application to the device"
 KILL = "How long until a killed holder's lock is free"
 DELAY = "Does a lock call that waits delay its process's other calls"
 CLAIM = "Can a claim return a slot that its process holds"
@@ -59,6 +60,14 @@ def test_each_switch_is_found_out(probe, cluster, values):
         expected[question] = answer
     found = probe()
     assert {question: found[question] for question in expected} == expected
+    contention, relock, unlock_owner = values
+    if unlock_owner == "checked":
+        apart = "no: only the process that holds a lock can take it off"
+    elif contention != relock:
+        apart = "no: a lock call of the process that holds the lock is answered in another way"
+    else:
+        apart = "it cannot be told: "
+    assert found[APPLICATION].startswith(apart)
     assert float(found[KILL].removesuffix(" s")) < 5
     if values[0] == "wait":
         assert found[DELAY].startswith("no: C_GetTokenInfo takes ")
@@ -67,6 +76,29 @@ def test_each_switch_is_found_out(probe, cluster, values):
         assert found[DELAY] == "no lock call waits"
         assert found[SETTING] == 'contention="poll"'
     assert found[CLAIM].startswith("not asked")
+
+
+@pytest.mark.parametrize("unlock_owner", ["unchecked", "checked"])
+@pytest.mark.parametrize("contention", ["wait", "error"])
+def test_processes_that_are_one_application(probe, cluster, contention, unlock_owner):
+    cluster.switch("application", "shared")
+    cluster.switch("contention", contention)
+    cluster.switch("unlock_owner", unlock_owner)
+    found = probe()
+    assert found[CONTENTION] == "is granted as well: THIS LOCK DOES NOT EXCLUDE OTHER PROCESSES"
+    assert found[RELOCK] == "is granted"
+    assert found[APPLICATION].startswith(
+        "it looks so: a lock that one holds is GRANTED TO THE OTHER AT ONCE"
+    )
+    assert found[SETTING] == "none: this lock does not exclude other processes"
+
+
+@pytest.mark.parametrize("relock", ["wait", "error"])
+def test_processes_that_are_one_application_which_is_granted_a_lock_once(probe, cluster, relock):
+    cluster.switch("application", "shared")
+    cluster.switch("contention", relock)
+    cluster.switch("relock", relock)
+    assert probe()[APPLICATION].startswith("it cannot be told: the device answers both processes")
 
 
 def test_claims(probe, cluster):
@@ -154,6 +186,19 @@ def test_a_real_device_is_probed_after_a_yes(terminal, command, device, cluster)
     assert command("probe", "--slot", 3, "--patience", 0.3, "--yes").returncode == 0
     used = {call.slot_id for call in cluster.log() if call.function.startswith("CA_")}
     assert used == {3}
+
+
+@pytest.mark.parametrize("application", ["shared", "process"])
+def test_the_application_id_of_the_configuration_is_named(
+    command, device, cluster, monkeypatch, tmp_path, application
+):
+    monkeypatch.setenv("ChrystokiConfigurationPath", str(tmp_path))
+    (tmp_path / "Chrystoki.conf").write_text("Misc = {\n  AppIdMajor = 1;\n  AppIdMinor = 2;\n}\n")
+    cluster.switch("application", application)
+    done = command("probe", "--slot", 3, "--patience", 0.3, "--yes", "--json")
+    said = json.loads(done.stdout)[APPLICATION]
+    sets = f"; {tmp_path / 'Chrystoki.conf'} sets AppIdMajor = 1, AppIdMinor = 2 for all processes"
+    assert said.endswith(sets) == (application == "shared")
 
 
 def test_ctrl_c_leaves_no_process_and_no_lock(terminal, cluster, locked):

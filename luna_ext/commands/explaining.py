@@ -1,0 +1,75 @@
+"""explain: what a return code means, and what to do."""
+
+from __future__ import annotations
+
+import click
+
+from .. import explanations
+from ..errors import rv_named
+from .console import examples, json_option, print_json
+
+LARGEST_RV = 2**64 - 1
+
+
+class Code(click.ParamType[explanations.Explanation]):
+    """A CK_RV that has a name, given by it or by its number."""
+
+    name = "code"
+
+    def convert(
+        self, value: str, parameter: click.Parameter | None, context: click.Context | None
+    ) -> explanations.Explanation:
+        try:
+            rv = rv_named(value)
+        except ValueError as error:
+            self.fail(str(error), parameter, context)
+        if not 0 <= rv <= LARGEST_RV:
+            self.fail(
+                f"{value} is no return code: a CK_RV is 0 to {LARGEST_RV}", parameter, context
+            )
+        explanation = explanations.explain(rv)
+        if explanation is None:
+            self.fail(
+                f"0x{rv:X} has no name, neither in PKCS #11 nor in the Luna client's header: what it means "
+                "is not known here. See the client library's own log, and ask its vendor",
+                parameter,
+                context,
+            )
+        return explanation
+
+
+def _class_of(explanation: explanations.Explanation) -> str | None:
+    return None if explanation.exception is None else f"luna_ext.{explanation.exception.__name__}"
+
+
+@click.command(
+    epilog=examples(
+        "luna-ext explain CKR_PIN_LOCKED", "luna-ext explain pin_locked 0x80000305 --json"
+    ),
+)
+@click.argument("codes", metavar="CODE...", nargs=-1, required=True, type=Code())
+@json_option
+def explain(codes: tuple[explanations.Explanation, ...], as_json: bool) -> None:
+    """Say what a return code means, and what to do.
+
+    A CODE is the name of a CK_RV, with or without CKR_, or its number: CKR_PIN_LOCKED, pin_locked,
+    0xA4, 164. docs/errors.md has all of them.
+    """
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": code.name,
+                    "number": code.rv,
+                    "exception": _class_of(code),
+                    "meaning": code.meaning,
+                    "advice": code.advice,
+                }
+                for code in codes
+            ]
+        )
+        return
+    for code in codes:
+        click.echo(f"{code.name} (0x{code.rv:X}): {_class_of(code) or 'no error'}")
+        click.echo(f"    It means: {code.meaning}")
+        click.echo(f"    What to do: {code.advice}.")
