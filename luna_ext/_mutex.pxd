@@ -119,6 +119,13 @@ cdef struct Record:
 cdef struct Backoff:
     double longest          # seconds; the next pause is shorter
 
+# What is known of other processes that want the lock of a slot, where that is found out by polling. In
+# microseconds of luna_now(); 0: never.
+cdef struct Contention:
+    uint64_t met            # when a lock call found the lock with another process, the last time
+    uint64_t run_began      # when this process got it first, without another one in between
+    uint64_t freed          # when an unlock call was answered, the last time
+
 # One wait, from the moment that the lock was asked for.
 cdef struct Wait:
     double began            # seconds of luna_now(); 0: with the device call, which is timed
@@ -217,6 +224,7 @@ cdef class SlotMutex:
     cdef uint64_t watched_call       # number of the lock call that the watcher saw last
     cdef double watched_since        # when the watcher saw it first, in seconds of luna_now()
     cdef bint watched_told           # whether the watcher has warned of it
+    cdef Contention contention       # of other processes, where the Library polls
     cdef int doubted                 # whether a worker is to tell of a doubt, if it lasts
     cdef LostEvent lost              # of the newest hold whose event was asked for; or None
 
@@ -275,6 +283,7 @@ cdef class SlotMutex:
     ) except -1
     cdef int _fail_first(self, object error) except -1
     cdef int _pause(self, CK_RV rv, Share share, Wait *wait, Backoff *backoff) except -1
+    cdef int _leave_to_others(self) noexcept
     cdef int _conclude_own_call(
         self, uint64_t number, Share share, Wait *wait, uint64_t nanoseconds
     ) except -1
@@ -370,6 +379,7 @@ cdef Record seen(Record *record) noexcept nogil
 cdef Outcome outcome_of(Record *record, Seat *seat) noexcept nogil
 cdef Deadline answer_by(double timeout) noexcept nogil
 cdef double next_pause(Backoff *backoff) noexcept nogil
+cdef double poll_pause(double waited) noexcept nogil
 
 cdef int sit_out(Waiter waiter, Wait *wait, Deadline deadline, object warn) except -1
 cdef int begin_wait(Wait *wait, bint by_device_call) except -1

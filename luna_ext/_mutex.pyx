@@ -93,6 +93,7 @@ from luna_ext._device cimport (
     luna_shared_get,
     luna_shared_get64,
     luna_shared_set,
+    luna_shared_set64,
     luna_shared_set_once,
     luna_shared_take,
     luna_thread_exists,

@@ -2,9 +2,11 @@
 
 import asyncio
 import gc
+import itertools
 import os
 import signal
 import threading
+import time
 import warnings
 import weakref
 from decimal import Decimal
@@ -19,6 +21,7 @@ from support import (
     LOCK,
     TOKEN_INFO,
     UNLOCK,
+    enter,
     let_device_forget_us,
     wait_until,
 )
@@ -450,6 +453,71 @@ def test_polling_waits_where_the_device_answers_an_error(cluster, hold_elsewhere
         waiting = call(use)
         holder.release()
         assert waiting.result() == os.getpid()
+
+
+def pauses(cluster):
+    """Seconds from the end of each unlock call of this process to its next lock call."""
+    mine = [entry for entry in cluster.log() if entry.pid == os.getpid()]
+    calls = [entry for entry in mine if entry.function in (LOCK, UNLOCK)]
+    return [
+        after.time - before.time - before.duration
+        for before, after in itertools.pairwise(calls)
+        if before.function == UNLOCK
+    ]
+
+
+@pytest.mark.parametrize("on", ["the main thread", "another thread"])
+def test_a_polling_process_leaves_the_lock_to_others_that_want_it(
+    cluster, hold_elsewhere, call, on
+):
+    def lock_again_and_again():
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            with slot:
+                pass
+
+    run = (
+        (lambda function: function())
+        if on == "the main thread"
+        else (lambda function: call(function).result())
+    )
+    cluster.switch("contention", "error")
+    # Else the log would not hold all calls.
+    cluster.latency(0.001, LOCK)
+    with cluster.library(contention="poll") as luna:
+        # Of no other test: what was met stays known for 5 s.
+        slot = luna.slot(7 if on == "the main thread" else 8)
+        run(lock_again_and_again)
+        # No other process has wanted it. A busy machine may make a few pauses.
+        assert sum(pause >= 0.025 for pause in pauses(cluster)) < 3
+        alone = len(pauses(cluster))
+        holder = hold_elsewhere(slot.slot_id)
+        waiting = call(lambda: enter(slot))
+        wait_until(lambda: any(entry.rv == DEVICE_ERROR for entry in cluster.log()))
+        holder.release()
+        waiting.result()
+        run(lock_again_and_again)
+        assert sum(pause >= 0.025 for pause in pauses(cluster)[alone:]) >= 3
+
+
+def test_a_polling_process_asks_seldom_whatever_the_number_of_its_waiters(
+    cluster, hold_elsewhere, call
+):
+    cluster.switch("contention", "error")
+    with cluster.library(contention="poll") as luna:
+        holder = hold_elsewhere(1)
+        slot = luna.slot(1)
+        waiting = [call(lambda: enter(slot)) for _ in range(8)]
+        wait_until(lambda: any(entry.rv == DEVICE_ERROR for entry in cluster.log()))
+        refused = [entry for entry in cluster.log() if entry.rv == DEVICE_ERROR]
+        end = refused[0].time + 1.5
+        wait_until(lambda: time.time() > end)
+        refused = [entry for entry in cluster.log() if entry.rv == DEVICE_ERROR]
+        holder.release()
+        for one in waiting:
+            one.result()
+    # It asks, and at most 50 times a second.
+    assert 20 <= sum(entry.time < end for entry in refused) <= 75
 
 
 @pytest.mark.parametrize("wait", [{}, {"timeout": 20}, {"blocking": False}])

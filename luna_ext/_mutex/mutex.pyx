@@ -226,6 +226,8 @@ cdef class SlotMutex:
         backoff.longest = 0
         if not luna_shared_get(&watching):
             watch_calls()
+        if luna_shared_get64(&self.contention.met) != 0:
+            self._leave_to_others()
         while True:
             if not luna_shared_get(&share.open) or luna_shared_get(&self.client.state) != READY:
                 self._make_ready(share)
@@ -247,6 +249,7 @@ cdef class SlotMutex:
                 self.locks.learn(luna_shared_get(&self.locks.kind))
             if verdict == OWNED:
                 self.held_since = now
+                note_grant(&self.contention)
                 break
             if verdict == IGNORED:
                 self._note_doubt()
@@ -274,7 +277,11 @@ cdef class SlotMutex:
         try:
             if not may_pass(rv, share.poll):
                 raise error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id)
-            pause = next_pause(backoff)
+            if says_busy(rv):
+                pause = next_pause(backoff)
+            else:
+                note_contention(&self.contention)
+                pause = poll_pause(luna_now() - wait.began)
             with nogil:
                 luna_pause(pause)
             if luna_now() - wait.began > LONG_WAIT_SECONDS:
@@ -283,6 +290,14 @@ cdef class SlotMutex:
             give_turn_back(&self.record)
             self.pass_turn()
             raise
+        return 0
+
+    cdef int _leave_to_others(self) noexcept:
+        """Before a lock call, whose turn the caller has."""
+        cdef double pause = turn_of_others(&self.contention)
+        if pause > 0:
+            with nogil:
+                luna_pause(pause)
         return 0
 
     cdef int _conclude_own_call(
@@ -418,9 +433,12 @@ cdef class SlotMutex:
         cdef Verdict verdict
         cdef Backoff backoff
         cdef double pause
+        cdef double refused_since = 0
         cdef uint64_t hold, generation
         cdef int kind
         backoff.longest = 0
+        if luna_shared_get64(&self.contention.met) != 0 and not trial:
+            self._leave_to_others()
         while True:
             if luna_shared_get(&self.client.state) != READY and not trial:
                 try:
@@ -451,6 +469,7 @@ cdef class SlotMutex:
                 self.locks.learn(luna_shared_get(&self.locks.kind))
             if verdict == OWNED:
                 self.held_since = now
+                note_grant(&self.contention)
                 hold = seat.hold
                 if not wake_unlinked(seat, None):
                     # The loop of the task is closed, or the task is gone.
@@ -469,7 +488,13 @@ cdef class SlotMutex:
                 if not may_try_again(&self.record, says_busy(rv), rv == CKR_DEVICE_ERROR):
                     self._fail_first(error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id))
                     return 0
-                pause = next_pause(&backoff)
+                if says_busy(rv):
+                    pause = next_pause(&backoff)
+                else:
+                    note_contention(&self.contention)
+                    if refused_since == 0:
+                        refused_since = luna_now()
+                    pause = poll_pause(luna_now() - refused_since)
                 with nogil:
                     luna_pause(pause)
         self.pass_turn()
@@ -604,6 +629,7 @@ cdef class SlotMutex:
                     rv = CKR_OK
         # Taken before the next claim may hold the slot, which marks it for itself.
         unassigned = luna_shared_get(&self.is_unassigned) and luna_shared_take(&self.is_unassigned)
+        note_unlock(&self.contention)
         end_leave(&self.record, luna_count_get(&self.locks.claims))
         self.pass_turn()
         if unassigned:

@@ -9,6 +9,18 @@ cdef double GREENLET_SECONDS = 0.1
 # The pauses between tries of a call that the device turns down grow from the one to the other.
 cdef double SHORTEST_PAUSE = 0.010
 cdef double LONGEST_PAUSE = 0.250
+# contention="poll", as benchmarks/polling.py has found it: the pause after a refusal is the longer one at
+# first, and shrinks with the time waited, by so much in each second, so that a process that has waited long
+# asks more often than one that has just come. Never more often than some 45 times a second.
+cdef double POLL_PAUSE = 0.050
+cdef double LEAST_POLL_PAUSE = 0.021
+cdef double POLL_SHRINKS = 8.0
+# While others are known to want the lock, a process that has had it for so long in a row leaves it to them
+# for so long.
+cdef double RUN_SECONDS = 0.120
+cdef double OTHERS_SECONDS = 0.040
+# For how long a refusal shows that others want the lock.
+cdef double CONTENDED_SECONDS = 5.0
 
 # ---- numbers ----
 
@@ -254,11 +266,71 @@ cdef double next_pause(Backoff *backoff) noexcept nogil:
     """Seconds to wait: random, from 10 ms to a limit that grows to 250 ms, so that clients that were
     turned down at the same moment do not ask again at the same moment.
     """
-    # The random number comes from the clock's lowest bits, which differ from process to process.
-    cdef uint64_t bits = luna_ticks(0) * <uint64_t> 0x9E3779B97F4A7C15
-    cdef double chance = <double> (bits >> 11) / <double> (<uint64_t> 1 << 53)
     backoff.longest = min(LONGEST_PAUSE, 2 * max(backoff.longest, SHORTEST_PAUSE))
-    return SHORTEST_PAUSE + chance * (backoff.longest - SHORTEST_PAUSE)
+    return SHORTEST_PAUSE + by_chance() * (backoff.longest - SHORTEST_PAUSE)
+
+
+cdef double by_chance() noexcept nogil:
+    """A random number from 0 to 1, of the clock's lowest bits, which differ from process to process."""
+    cdef uint64_t bits = luna_ticks(0) * <uint64_t> 0x9E3779B97F4A7C15
+    return <double> (bits >> 11) / <double> (<uint64_t> 1 << 53)
+
+
+cdef double about(double seconds) noexcept nogil:
+    """So long, give or take a fifth: processes that were turned down together shall not ask together."""
+    return seconds * (0.8 + 0.4 * by_chance())
+
+
+cdef double poll_pause(double waited) noexcept nogil:
+    """Seconds until a lock call is made again that found the lock with another process."""
+    return about(max(LEAST_POLL_PAUSE, POLL_PAUSE / (1 + POLL_SHRINKS * waited)))
+
+
+# ---- a lock that other processes want ----
+
+
+cdef void note_contention(Contention *contention) noexcept nogil:
+    """Another process had the lock."""
+    luna_shared_set64(&contention.met, microseconds_now())
+    luna_shared_set64(&contention.run_began, 0)
+
+
+cdef void note_grant(Contention *contention) noexcept nogil:
+    if luna_shared_get64(&contention.met) != 0 and luna_shared_get64(&contention.run_began) == 0:
+        luna_shared_set64(&contention.run_began, microseconds_now())
+
+
+cdef void note_unlock(Contention *contention) noexcept nogil:
+    if luna_shared_get64(&contention.met) != 0:
+        luna_shared_set64(&contention.freed, microseconds_now())
+
+
+cdef double turn_of_others(Contention *contention) noexcept nogil:
+    """Seconds that are left to other processes before the lock is asked for again."""
+    cdef uint64_t met = luna_shared_get64(&contention.met)
+    cdef uint64_t run_began, now
+    cdef double left, idle
+    if met == 0:
+        return 0
+    now = microseconds_now()
+    if now - met > <uint64_t> (1e6 * CONTENDED_SECONDS):
+        luna_shared_set64(&contention.met, 0)
+        luna_shared_set64(&contention.run_began, 0)
+        return 0
+    run_began = luna_shared_get64(&contention.run_began)
+    idle = 1e-6 * <double> (now - luna_shared_get64(&contention.freed))
+    if idle < OTHERS_SECONDS and now - run_began < <uint64_t> (1e6 * RUN_SECONDS):
+        return 0
+    # They have had their turn by now, or are given it.
+    luna_shared_set64(&contention.run_began, 0)
+    if run_began == 0:
+        return 0
+    left = about(OTHERS_SECONDS) - idle
+    return left if left > 0 else 0
+
+
+cdef uint64_t microseconds_now() noexcept nogil:
+    return <uint64_t> (1e6 * luna_now())
 
 
 # ---- one wait ----
