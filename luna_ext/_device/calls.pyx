@@ -374,6 +374,7 @@ cdef int some_slots(Client client, CK_SLOT_ID *slots, CK_RV *rv) noexcept:
     arguments.slots = <CK_SLOT_ID *> malloc(room * sizeof(CK_SLOT_ID))
     if arguments.slots == NULL:
         return 0
+    memset(arguments.slots, UNWRITTEN, room * sizeof(CK_SLOT_ID))
     count = 0
     if make_call(
         client, C_GET_SLOT_LIST, make_get_slot_list, &arguments, True, rv, &nanoseconds, NULL, NULL
