@@ -77,6 +77,7 @@ from luna_ext._device cimport (
     token_label,
     wait_on,
     want_canary,
+    wraps_stand_in,
 )
 from luna_ext._mutex cimport (
     FAILED,

@@ -185,6 +185,7 @@ cdef class Client:
     cdef readonly str path                        # absolute, as it was first loaded
     cdef readonly bint is_stub                    # whether it is the stand-in
     cdef bint stub_warned                         # whether the warning about the stand-in was given
+    cdef bint stub_sought                         # whether the manufacturer was asked for who made it
     cdef void *handle                             # from dlopen; never closed
     cdef CK_FUNCTION_LIST *functions              # the C_ functions; published once, never changed
     cdef CA_GetSlotId_t get_slot_id               # NULL: not exported; so the four below
@@ -282,6 +283,7 @@ cdef void want_canary(Client client) noexcept nogil
 cdef bint is_lost(Client client) noexcept
 # All others raise.
 cdef object library_info(Client client)
+cdef bint wraps_stand_in(Client client) except -1
 cdef list slot_ids(Client client, bint token_present)
 cdef object slot_info(Client client, CK_SLOT_ID slot_id)
 cdef tuple labelled_token_info(Client client, CK_SLOT_ID slot_id)

@@ -183,6 +183,7 @@ def old_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         growing_from: int | None = None,
         in_child: str | None = None,
         without: str | None = None,
+        token_flags: int = 0,
     ) -> Path:
         switches = [f"-DWITH_{function}" for function in functions]
         if function_list_rv is not None:
@@ -193,6 +194,8 @@ def old_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             switches.append(f"-DIN_CHILD={in_child}")
         if without is not None:
             switches.append(f"-DWITHOUT={without}")
+        if token_flags:
+            switches.append(f"-DTOKEN_FLAGS={token_flags:#x}")
         library = directory / ("_".join(["client", *switches]).replace("-D", "") + ".so")
         if not library.exists():
             command = ["cc", "-shared", "-fPIC", "-std=c11", "-Wall", "-Wextra", "-Werror"]

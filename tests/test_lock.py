@@ -379,7 +379,7 @@ def test_slot_info_and_token_info(luna):
     slot = luna.slot(2)
     assert luna_ext.SlotFlag.TOKEN_PRESENT in slot.info.flags
     assert slot.token_info.label == "keyring2"
-    assert slot.token_info.min_pin_length == 4
+    assert slot.token_info.min_pin_length == 8
     with pytest.raises(luna_ext.SlotIdInvalidError):
         _ = luna.slot(99).info
     with pytest.raises(luna_ext.SlotIdInvalidError):

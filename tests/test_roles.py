@@ -138,6 +138,30 @@ def test_the_officers_last_try_is_not_used_up(cluster, luna, other, calls_of):
         token.change_pin(PASSWORD, NEW)
 
 
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [(TokenFlag.SO_PIN_LOCKED, "locked out"), (TokenFlag.SO_PIN_FINAL_TRY, "one try left")],
+)
+def test_a_locked_officer_is_not_asked(old_client, cluster, calls_of, flag, says):
+    """The stand-in erases a keyring where other devices lock its SO out."""
+    path = old_client(*luna_ext.info.CLUSTER_FUNCTIONS, token_flags=int(flag))
+    with luna_ext.Library(path) as luna, luna.claim("cluster-1") as token:
+        with pytest.raises(luna_ext.PinError, match=says):
+            token.assign("payments", so_pin=PASSWORD)
+        with pytest.raises(luna_ext.PinError, match=says):
+            token.change_pin(PASSWORD, NEW, role="so")
+    assert (calls_of(INIT_TOKEN), calls_of("C_Login")) == (0, 0)
+
+
+@pytest.mark.parametrize("flag", [TokenFlag.USER_PIN_LOCKED, TokenFlag.USER_PIN_FINAL_TRY])
+def test_a_locked_user_is_not_asked_by_a_run_that_is_resumed(old_client, cluster, calls_of, flag):
+    path = old_client(*luna_ext.info.CLUSTER_FUNCTIONS, token_flags=int(flag))
+    with luna_ext.Library(path) as luna:
+        report = luna_ext.provision(luna, "cluster-1", ["keyring1"], so_pin=PASSWORD, user_pin=NEW)
+    assert isinstance(report.failed["keyring1"], luna_ext.PinError)
+    assert calls_of("C_Login") == 0
+
+
 def test_provision_ends_at_an_officers_last_try(cluster, provision, other, calls_of):
     for token in cluster.tokens():
         for _ in range(9):
@@ -175,18 +199,18 @@ def test_a_login_of_other_code_is_left_alone(cluster, luna, other, assigned, rol
 @pytest.mark.parametrize("raises", [False, True])
 @pytest.mark.parametrize("function", ["C_Logout", "C_CloseSession"])
 def test_a_login_that_cannot_be_ended_is_told(cluster, luna, assigned, caplog, function, raises):
+    cluster.switch("regrant", "off")
     # The library's own session, which C_InitToken ends, is on another token.
     with luna.slot(6):
-        pass
-    if raises:
-        cluster.fault(INIT_PIN, 0x5, times=1)
-    cluster.fault(function, 0x5, times=1)
-    if raises:
-        with pytest.raises(luna_ext.CryptokiError) as caught:
+        if raises:
+            cluster.fault(INIT_PIN, 0x5, times=1)
+        cluster.fault(function, 0x5, times=1)
+        if raises:
+            with pytest.raises(luna_ext.CryptokiError) as caught:
+                assigned(user_pin=NEW)
+            assert any(function in note for note in caught.value.__notes__)
+        else:
             assigned(user_pin=NEW)
-        assert any(function in note for note in caught.value.__notes__)
-    else:
-        assigned(user_pin=NEW)
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert f"{function} answered CKR_GENERAL_ERROR" in record.getMessage()
     assert "reconnect()" in record.getMessage()

@@ -297,6 +297,19 @@ def test_assign_is_not_hindered_by_the_librarys_own_session(luna, cluster):
     assert nothing_is_locked(cluster)
 
 
+@pytest.mark.luna_cluster(keyrings=1)
+def test_assign_is_not_hindered_by_a_session_that_is_being_opened(
+    luna, cluster, call, wait_until_inside
+):
+    """A thread that is about to lock the slot opens it, and a claim gives the slot to another thread."""
+    cluster.latency(0.02, "C_OpenSession", after=True)
+    locking = call(lambda: enter(luna.slot(1)))
+    wait_until_inside("C_OpenSession")
+    with luna.claim("cluster-1") as token:
+        token.assign("payments", so_pin="so-pin-1")
+    locking.result()
+
+
 def test_one_passing_error_is_no_loss(luna, cluster):
     with luna.slot(1) as slot:
         cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)

@@ -49,12 +49,7 @@ cdef class Library:
         self.client = load_client(self.path)
         self.locks = locks_of(self.client)
         if self.client.is_stub:
-            # Imported only here: a program that works with an HSM needs nothing of luna_ext.stub.
-            from .stub.guard import ExpectedStandIn, check_stand_in
-
-            expected = isinstance(path, ExpectedStandIn)
-            check_stand_in(self.path, warn=not (expected or self.client.stub_warned))
-            self.client.stub_warned |= not expected
+            self._check_stand_in(path)
         elif luna_shared_set_once(&application_was_looked_at):
             # The stand-in has no such configuration.
             from .applications import tell_once
@@ -64,10 +59,26 @@ cdef class Library:
         self.share = open_client(self.locks, self.path)
         self.share.poll = contention == "poll"
         self.opened = True
+        if wraps_stand_in(self.client):
+            self._check_stand_in(path)
         if "PyKCS11" in sys.modules:
             from .neighbours import keep_pykcs11
 
             keep_pykcs11(self.path)
+
+    def _check_stand_in(self, path):
+        """Refuse the stand-in where it is forbidden; warn unless the caller means it."""
+        # Imported only here: a program that works with an HSM needs nothing of luna_ext.stub.
+        from .stub.guard import ExpectedStandIn, check_stand_in
+
+        expected = isinstance(path, ExpectedStandIn)
+        try:
+            check_stand_in(self.path, warn=not (expected or self.client.stub_warned))
+        except BaseException:
+            if self.opened:
+                self.close()
+            raise
+        self.client.stub_warned |= not expected
 
     def __enter__(self):
         self._check_open()

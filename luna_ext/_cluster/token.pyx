@@ -302,6 +302,8 @@ cdef class Token:
                     if error.rv != CKR_SESSION_EXISTS or pause >= left_of(deadline):
                         raise
                 time.sleep(pause)
+                # A thread that was about to lock the slot, before the claim gave it, may have opened it.
+                had_canary = close_canary(client, self.slot.slot_id) or had_canary
         finally:
             if had_canary:
                 want_canary(client)

@@ -394,6 +394,9 @@ cdef CK_RV make_get_info(Client client, void *arguments) noexcept nogil:
     return client.functions.C_GetInfo(<CK_INFO *> arguments)
 
 
+# What stub_lib/text.h calls the stand-in's manufacturer.
+cdef bytes STUB_MANUFACTURER = b"luna_ext stand-in, not an HSM"
+
 # luna_ext.info is imported where it is used: its import takes longer than all imports that a lock needs.
 
 
@@ -409,6 +412,25 @@ cdef object library_info(Client client):
         description=decode_text(info.libraryDescription[:32]),
         version=_version(info.libraryVersion),
     )
+
+
+cdef bint wraps_stand_in(Client client) except -1:
+    """Whether the stand-in is behind this library, by the manufacturer's name (C_GetInfo): a wrapper, such
+    as pkcs11-spy, exports none of the stand-in's own functions. Asked once; sets `is_stub`.
+    """
+    cdef CK_INFO info
+    cdef CK_RV rv = CKR_OK
+    cdef uint64_t nanoseconds
+    if client.stub_sought or client.is_stub or not client.exports(C_GET_INFO):
+        return False
+    memset(&info, 0, sizeof(info))
+    if not make_call(
+        client, C_GET_INFO, make_get_info, &info, False, &rv, &nanoseconds, NULL, NULL
+    ) or rv != CKR_OK:
+        return False
+    client.stub_sought = True
+    client.is_stub = info.manufacturerID[:32].startswith(STUB_MANUFACTURER)
+    return client.is_stub
 
 
 cdef struct ListArguments:

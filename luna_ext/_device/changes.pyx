@@ -215,6 +215,8 @@ cdef bint as_security_officer(
     """C_OpenSession, C_Login as SO, CA_ChangeLabel if there is a label, C_InitPIN if there is a user's PIN;
     logged out and closed whatever happens. Returns whether the device has looked at `so_pin`.
     """
+    if user_pin is not None:
+        client.need(C_INIT_PIN, client.path)
     session = RoleSession(client, slot_id)
     try:
         session.open()

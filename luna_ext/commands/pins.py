@@ -1,4 +1,4 @@
-"""Where PINs come from: a prompt, a file, a descriptor or the token's own pad. Never from the command line."""
+"""Where PINs come from: a prompt, a file, a descriptor, the token's own pad. Never the command line."""
 
 from __future__ import annotations
 

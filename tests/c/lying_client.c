@@ -1,7 +1,7 @@
 /*
  * lying_client.c: stands for a client library whose C_GetSlotList or CA_GetSlotId is wrong about how
  * many slots there are. Both know MATCHES slots, FIRST_MATCH and those that follow; all else is the
- * stand-in's.
+ * stand-in's, but for the manufacturer's name.
  *
  *   -DSTAND_IN="path"   the stand-in's shared library
  *
@@ -176,10 +176,19 @@ CK_RV CA_GetSlotId(CK_UTF8CHAR label[32], CK_SLOT_ID_PTR pSlotId, CK_ULONG_PTR p
 
 /* ---- the rest ---- */
 
+static CK_FUNCTION_LIST_PTR list;
+
+static CK_RV get_info(CK_INFO_PTR pInfo)
+{
+    CK_RV rv = list->C_GetInfo(pInfo);
+    if (rv == CKR_OK)
+        memcpy(pInfo->manufacturerID, "A liar's maker                  ", sizeof pInfo->manufacturerID);
+    return rv;
+}
+
 CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR ppFunctionList)
 {
     static CK_FUNCTION_LIST functions;
-    CK_FUNCTION_LIST_PTR list = NULL;
     CK_RV (*function)(CK_FUNCTION_LIST_PTR_PTR);
     void *library = dlopen(STAND_IN, RTLD_NOW | RTLD_LOCAL);
     *(void **)&function = library == NULL ? NULL : dlsym(library, "C_GetFunctionList");
@@ -187,6 +196,7 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR ppFunctionList)
     if (rv != CKR_OK)
         return rv;
     functions = *list;
+    functions.C_GetInfo = get_info;
     functions.C_GetSlotList = get_slot_list;
     *ppFunctionList = &functions;
     return CKR_OK;

@@ -1,11 +1,12 @@
 /*
  * old_client.c: stands for a client library that lacks some of the cluster extensions, whose
  * C_GetFunctionList does not do its job, or which cannot be used in a forked child. All that it does
- * have is the stand-in's.
+ * have is the stand-in's, but for the manufacturer's name.
  *
  *   -DSTAND_IN="path"         the stand-in's shared library
  *   -DWITH_CA_GetSlotId etc.  exports this function
  *   -DWITHOUT=C_Login etc.    has no such function in its list
+ *   -DTOKEN_FLAGS=n           adds these to the flags of each token
  *   -DFUNCTION_LIST_RV=n      what C_GetFunctionList answers without giving a list
  *   -DGROWING_FROM=n          the first CA_GetSlotId speaks of n matches, and each later one of
  *                             one more, until there are n + 3
@@ -19,6 +20,7 @@
 #include <dlfcn.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "cryptoki_v2.h"
@@ -43,12 +45,21 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR ppFunctionList)
 
 #else
 
+static CK_FUNCTION_LIST_PTR real;
+static CK_FUNCTION_LIST functions;
+
+static CK_RV get_info(CK_INFO_PTR pInfo)
+{
+    CK_RV rv = real->C_GetInfo(pInfo);
+    if (rv == CKR_OK)
+        memcpy(pInfo->manufacturerID, "Another client's maker          ", sizeof pInfo->manufacturerID);
+    return rv;
+}
+
 #ifdef IN_CHILD
 
 enum { NOTICES_NOTHING, HANGS, CRASHES, KILLS };
 
-static CK_FUNCTION_LIST_PTR real;
-static CK_FUNCTION_LIST functions;
 static pid_t initialised_in;
 
 static CK_RV initialise(CK_VOID_PTR pInitArgs)
@@ -80,37 +91,37 @@ static CK_RV finalise(CK_VOID_PTR pReserved)
     return real->C_Finalize(pReserved);
 }
 
-static CK_FUNCTION_LIST_PTR wrapped(CK_FUNCTION_LIST_PTR list)
+#elif defined TOKEN_FLAGS
+
+static CK_RV get_token_info(CK_SLOT_ID slotID, CK_TOKEN_INFO_PTR pInfo)
 {
-    real = list;
-    functions = *list;
-    functions.C_Initialize = initialise;
-    functions.C_Finalize = finalise;
-    return &functions;
+    CK_RV rv = real->C_GetTokenInfo(slotID, pInfo);
+    if (rv == CKR_OK)
+        pInfo->flags |= TOKEN_FLAGS;
+    return rv;
 }
 
-#elif defined WITHOUT
-
-static CK_FUNCTION_LIST_PTR wrapped(CK_FUNCTION_LIST_PTR list)
-{
-    static CK_FUNCTION_LIST functions;
-    functions = *list;
-    functions.WITHOUT = NULL;
-    return &functions;
-}
-
-#else
-#define wrapped(list) (list)
 #endif
 
 CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR ppFunctionList)
 {
     CK_RV rv, (*function)(CK_FUNCTION_LIST_PTR_PTR);
     *(void **)&function = stand_in("C_GetFunctionList");
-    rv = function(ppFunctionList);
-    if (rv == CKR_OK)
-        *ppFunctionList = wrapped(*ppFunctionList);
-    return rv;
+    rv = function(&real);
+    if (rv != CKR_OK)
+        return rv;
+    functions = *real;
+    functions.C_GetInfo = get_info;
+#if defined IN_CHILD
+    functions.C_Initialize = initialise;
+    functions.C_Finalize = finalise;
+#elif defined WITHOUT
+    functions.WITHOUT = NULL;
+#elif defined TOKEN_FLAGS
+    functions.C_GetTokenInfo = get_token_info;
+#endif
+    *ppFunctionList = &functions;
+    return CKR_OK;
 }
 
 #endif
