@@ -33,6 +33,8 @@ from support import (
 import luna_ext
 from luna_ext.stub import library_path
 
+SESSION_COUNT = 0xB1
+
 OPEN_SESSION = "C_OpenSession"
 # After a block as long as this the library looks whether it was finalised.
 LONG_BLOCK = 0.1
@@ -295,6 +297,30 @@ def test_assign_is_not_hindered_by_the_librarys_own_session(luna, cluster):
             time.sleep(LONG_BLOCK)
     assert len(logged(cluster, INIT_TOKEN)) == 4
     assert nothing_is_locked(cluster)
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_the_session_of_an_earlier_library_is_not_closed_again(cluster):
+    """Its number may be that of another program's session."""
+    with cluster.library() as luna, luna.slot(1):
+        pass
+    cluster.fault("C_OpenSession", SESSION_COUNT)
+    with cluster.library() as luna, luna.claim("cluster-1") as token:
+        token.assign("payments", so_pin="so-pin-1")
+    closed = logged(cluster, "C_CloseSession")
+    assert [call for call in closed if call.rv == SESSION_HANDLE_INVALID] == []
+
+
+def test_the_session_of_an_earlier_library_is_not_closed_among_other_codes(cluster):
+    with cluster.library() as luna, luna.slot(1):
+        pass
+    other = ctypes.CDLL(library_path())
+    assert other.C_Initialize(None) == 0
+    with cluster.library():
+        pass
+    assert other.C_Finalize(None) == 0
+    closed = logged(cluster, "C_CloseSession")
+    assert [call for call in closed if call.rv == SESSION_HANDLE_INVALID] == []
 
 
 @pytest.mark.luna_cluster(keyrings=1)

@@ -316,7 +316,12 @@ cdef bint close_canary(Client client, CK_SLOT_ID slot_id) noexcept:
     cdef CK_RV rv = CKR_OK
     cdef bint here
     luna_guard_lock(&client.guard)
-    here = client.canary.generation != 0 and client.canary.slot_id == slot_id
+    # The handle of an earlier generation's may be that of another program's session by now.
+    here = (
+        client.canary.generation != 0
+        and client.canary.generation == luna_shared_get64(&client.generation)
+        and client.canary.slot_id == slot_id
+    )
     arguments.session = client.canary.session
     if here:
         client.canary.generation = 0

@@ -628,7 +628,7 @@ cdef class Client:
                 self.initialised_here = False
                 luna_shared_set(&self.initialised, 0)
                 rv = self._call_finalize()
-            elif self.canary.generation != 0:
+            elif self.canary.generation != 0 and self.canary.generation == self.generation:
                 # Other code goes on with the library, and without our session.
                 self._drop_canary()
             luna_shared_set(&self.state, CLOSED)
