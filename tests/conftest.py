@@ -183,6 +183,7 @@ def old_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         growing_from: int | None = None,
         in_child: str | None = None,
         without: str | None = None,
+        nameless_claims: bool = False,
         token_flags: int = 0,
     ) -> Path:
         switches = [f"-DWITH_{function}" for function in functions]
@@ -194,6 +195,8 @@ def old_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             switches.append(f"-DIN_CHILD={in_child}")
         if without is not None:
             switches.append(f"-DWITHOUT={without}")
+        if nameless_claims:
+            switches.append("-DNAMELESS_CLAIMS")
         if token_flags:
             switches.append(f"-DTOKEN_FLAGS={token_flags:#x}")
         library = directory / ("_".join(["client", *switches]).replace("-D", "") + ".so")

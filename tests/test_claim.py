@@ -23,6 +23,7 @@ from support import (
 )
 
 import luna_ext
+from luna_ext.info import CLUSTER_FUNCTIONS
 from luna_ext.stub import Cluster, library_path
 
 pytestmark = pytest.mark.usefixtures("regrant")
@@ -604,3 +605,19 @@ def test_no_copy_of_a_pin_is_left_in_memory(succeed):
     if one == "0":
         pytest.skip("malloc() takes its memory from elsewhere than the heap")
     assert (one, none) == ("1", "0")
+
+
+@pytest.mark.parametrize("timeout", [0, 5])
+def test_a_claim_that_does_not_say_which_slot_it_gives(old_client, cluster, timeout):
+    """No slot is taken for it, and none is unlocked."""
+    with luna_ext.Library(old_client(*CLUSTER_FUNCTIONS, nameless_claims=True)) as luna:
+        with pytest.raises(luna_ext.CryptokiError) as caught:
+            luna.claim("cluster-1", timeout=timeout).__enter__()
+        assert (caught.value.rv, caught.value.function) == (0, "CA_GetUnassignedSlot")
+        assert "has not written which slot it gives" in str(caught.value)
+        assert len([token for token in cluster.tokens() if token.owner is not None]) == 1
+        # As the error says.
+        luna.reconnect()
+        assert [token for token in cluster.tokens() if token.owner is not None] == []
+        assert not any(slot.locked() for slot in luna.slots())
+    assert "CA_UnlockClusteredSlot" not in {call.function for call in cluster.log()}

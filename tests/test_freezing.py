@@ -8,14 +8,20 @@ import sys
 
 import pytest
 
+from luna_ext.info import CLUSTER_FUNCTIONS
+
 PROGRAM = """
 import sys
+import luna_ext
 from luna_ext.stub import Cluster
 
 with Cluster(keyrings=2) as cluster, cluster.library() as luna:
     with luna.slot(1).lock(timeout=10), luna.slot(2):
         print(sys.frozen, [token.owner is not None for token in cluster.tokens()])
     print([token.owner for token in cluster.tokens()])
+    # A second client library, and one that is not the stand-in.
+    with luna_ext.Library(sys.argv[1]) as other, other.slot(1):
+        print(len(other.slots()))
 """
 MINUTES = 5
 
@@ -24,7 +30,7 @@ MINUTES = 5
     importlib.util.find_spec("PyInstaller") is None,
     reason="PyInstaller is not installed (PyPI: pyinstaller)",
 )
-def test_program_of_one_file_locks_and_needs_no_options(tmp_path):
+def test_program_of_one_file_locks_and_needs_no_options(tmp_path, old_client):
     (tmp_path / "program.py").write_text(PROGRAM)
     environment = {**os.environ, "PYINSTALLER_CONFIG_DIR": str(tmp_path / "cache")}
     freezing = [sys.executable, "-m", "PyInstaller", "--onefile", "program.py"]
@@ -41,6 +47,7 @@ def test_program_of_one_file_locks_and_needs_no_options(tmp_path):
     # Away from all that it was made of.
     (tmp_path / "elsewhere").mkdir()
     program = shutil.move(tmp_path / "dist" / "program", tmp_path / "elsewhere")
-    ran = subprocess.run([program], cwd="/", capture_output=True, text=True, timeout=60)
+    command = [program, old_client(*CLUSTER_FUNCTIONS)]
+    ran = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
 
-    assert (ran.stdout, ran.stderr) == ("True [True, True]\n[None, None]\n", "")
+    assert (ran.stdout, ran.stderr) == ("True [True, True]\n[None, None]\n2\n", "")

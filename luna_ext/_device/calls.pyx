@@ -119,9 +119,15 @@ cdef bint next_unassigned(
     arguments.cluster_id = cluster_id
     arguments.info = info
     memset(info, 0, sizeof(CK_UNASSIGNED_SLOT_INFO))
+    info.slotID = NO_SLOT
     return make_call(
         client, CA_GET_UNASSIGNED_SLOT, make_claim, &arguments, False, rv, &nanoseconds, NULL, NULL
     )
+
+
+cdef bint names_a_slot(CK_UNASSIGNED_SLOT_INFO *info) noexcept nogil:
+    """After CKR_OK: whether the client has written which slot it gives."""
+    return info.slotID != NO_SLOT
 
 
 # ---- the canary ----
@@ -379,6 +385,7 @@ cdef int some_slots(Client client, CK_SLOT_ID *slots, CK_RV *rv) noexcept:
     arguments.slots = <CK_SLOT_ID *> malloc(room * sizeof(CK_SLOT_ID))
     if arguments.slots == NULL:
         return 0
+    memset(arguments.slots, UNWRITTEN, room * sizeof(CK_SLOT_ID))
     count = 0
     if make_call(
         client, C_GET_SLOT_LIST, make_get_slot_list, &arguments, True, rv, &nanoseconds, NULL, NULL

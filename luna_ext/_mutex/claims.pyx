@@ -293,6 +293,10 @@ cdef class Request(Waiter):
             if not next_unassigned(client, self.cluster_id, &self.info, &rv):
                 self._end()
                 continue
+            if rv == CKR_OK and not names_a_slot(&self.info):
+                self._end()
+                self._refuse(nameless_error())
+                return 0
             if rv == CKR_OK:
                 known = self.locks.mutexes.get(self.info.slotID)
                 if known is None:

@@ -177,6 +177,16 @@ def lost_error(slot_id, reason, *, rv=None, function=UNLOCK):
     )
 
 
+def nameless_error():
+    return CryptokiError(
+        f"{CLAIM}: CKR_OK, but the client has not written which slot it gives. It is no client to rely "
+        "on; a lock may stay set until this process disconnects: Library.reconnect() does that, and "
+        "drops all its locks",
+        rv=CKR_OK,
+        function=CLAIM,
+    )
+
+
 def release_error(cause):
     error = LockReleaseError(
         f"{cause}. The lock may stay set until this process disconnects: Library.reconnect() does that, "

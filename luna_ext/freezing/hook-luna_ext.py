@@ -8,6 +8,9 @@ def imported() -> list[str]:
 
     before = set(sys.modules)
     # They bring the package with them, and are what it imports only when it is needed.
+    import filecmp  # noqa: F401
+
+    import luna_ext.applications
     import luna_ext.holders
     import luna_ext.provisioning
     import luna_ext.stub  # noqa: F401

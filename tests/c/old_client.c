@@ -6,6 +6,7 @@
  *   -DSTAND_IN="path"         the stand-in's shared library
  *   -DWITH_CA_GetSlotId etc.  exports this function
  *   -DWITHOUT=C_Login etc.    has no such function in its list
+ *   -DNAMELESS_CLAIMS         CA_GetUnassignedSlot answers CKR_OK, and not which slot it is
  *   -DTOKEN_FLAGS=n           adds these to the flags of each token
  *   -DFUNCTION_LIST_RV=n      what C_GetFunctionList answers without giving a list
  *   -DGROWING_FROM=n          the first CA_GetSlotId speaks of n matches, and each later one of
@@ -158,7 +159,13 @@ CK_RV CA_GetUnassignedSlot(const CK_CHAR_PTR clusterID,
 {
     CK_RV (*function)(const CK_CHAR_PTR, CK_UNASSIGNED_SLOT_INFO_PTR);
     *(void **)&function = stand_in("CA_GetUnassignedSlot");
+#ifdef NAMELESS_CLAIMS
+    CK_UNASSIGNED_SLOT_INFO unassigned;
+    (void)pUnassignedSlot;
+    return function(clusterID, &unassigned);
+#else
     return function(clusterID, pUnassignedSlot);
+#endif
 }
 #endif
 
