@@ -267,7 +267,10 @@ class _Pins:
     def _speaks_of_the_pin(self, error: CryptokiError | ValueError) -> bool:
         # Ten wrong tries may erase a token. A code that is not known to speak of the device or its
         # connection may speak of the PIN.
-        if not isinstance(error, CryptokiError) or isinstance(error, PinError):
+        if not isinstance(error, CryptokiError):
+            # Of PIN_PAD, where there is no pad.
+            return self._one_by_one
+        if isinstance(error, PinError):
             return True
         return (
             not self._proven
@@ -418,7 +421,8 @@ class _Run:
 
     def settle_user_pin(self, label: str, kept: _Kept) -> _End:
         """Where both roles have one PIN, a process may have been killed before it changed the user's."""
-        (token,) = self._with_label(label)
+        # Where the label has gone meanwhile, Library.token() says so.
+        (token,) = self._with_label(label) or [self._library.token(label)]
         so_pin, user_pin = self._pins.so_pin, self._pins.user_pin
         changed: list[bool] = []
         if user_pin is not None and self._single_identity is not False:
