@@ -95,11 +95,12 @@ def test_no_labels(provision, calls_of):
 def test_so_many_device_calls_a_label_as_the_docstring_says(luna, provision, user_pin):
     provision(LABELS[:1], user_pin=user_pin)
     before = {name: stats.calls for name, stats in luna.stats().items()}
-    provision(LABELS[1:], user_pin=user_pin)
+    provision(LABELS[1:], user_pin=user_pin, workers=1)
     made = {name: stats.calls - before.get(name, 0) for name, stats in luna.stats().items()}
     # On a busy machine a label may take long, and then it is asked for once more.
     assert made.pop("C_GetSessionInfo") >= 5
-    assert sum(made.values()) == 5 * (7 if user_pin is None else 12)
+    # The first one's PIN is not proven yet.
+    assert sum(made.values()) == 1 + 5 * (7 if user_pin is None else 12)
 
 
 @pytest.mark.parametrize(
