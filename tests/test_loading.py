@@ -3,6 +3,7 @@
 import ctypes
 import ctypes.util
 import gc
+import importlib.util
 import pickle
 import re
 import subprocess
@@ -329,8 +330,19 @@ CALLS_OF_A_TOKEN = {
 }
 
 
+WITHOUT_NEIGHBOURS = {
+    name: pytest.mark.skipif(
+        importlib.util.find_spec(module) is None, reason=f"{module} is not installed"
+    )
+    for name, module in (("pkcs11", "pkcs11"), ("pykcs11", "PyKCS11"))
+}
+
+
 def by_name(calls):
-    return [pytest.param(call, id=name) for name, call in calls.items()]
+    return [
+        pytest.param(call, id=name, marks=WITHOUT_NEIGHBOURS.get(name, ()))
+        for name, call in calls.items()
+    ]
 
 
 def test_every_public_name_of_a_library_is_tried_after_close_or_works_then():
