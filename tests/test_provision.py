@@ -99,7 +99,8 @@ def test_so_many_device_calls_a_label_as_the_docstring_says(luna, provision, use
     made = {name: stats.calls - before.get(name, 0) for name, stats in luna.stats().items()}
     # On a busy machine a label may take long, and then it is asked for once more.
     assert made.pop("C_GetSessionInfo") >= 5
-    assert sum(made.values()) == 5 * (7 if user_pin is None else 12)
+    # Of tokens that are claimed before the PINs are proven, C_GetTokenInfo is called once more.
+    assert 1 <= sum(made.values()) - 5 * (7 if user_pin is None else 12) <= 5
 
 
 @pytest.mark.parametrize(
