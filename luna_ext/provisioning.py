@@ -174,9 +174,9 @@ def provision(
     **A process that was killed** between C_InitToken and C_InitPIN leaves a token without a user PIN, or,
     with single identity, with `so_pin` in its place. On a token that has its label already, and is not
     known to be without single identity, a `user_pin` that is not `so_pin` is therefore tried once (C_Login
-    as user), and set if it is refused and `so_pin` is not (C_SetPIN). If both are refused its user has
-    chosen another PIN: that is a `PinError`, so leave out the labels of tokens that are in use, or
-    `user_pin`.
+    as user), and set if it is refused and `so_pin` is not (C_SetPIN); on one such token after the other. If
+    both are refused its user has chosen another PIN: that is a `PinError`, so leave out the labels of
+    tokens that are in use, or `user_pin`.
 
     For each label it makes 8 device calls, with a user PIN 13: CA_GetSlotId, CA_GetUnassignedSlot,
     C_GetTokenInfo, C_GetSessionInfo, C_InitToken, C_GetTokenInfo, (C_OpenSession, C_Login, C_InitPIN,
@@ -207,7 +207,8 @@ def provision(
     run = _Run(library, cluster_id, list(wanted), pins, on_progress)
     with nullcontext() if guard is None else guard.lock():
         run.each(run.provide, run.labels, workers)
-        run.each(run.settle_user_pin, run.doubtful, workers)
+        # One by one: that others have accepted the PINs says nothing of the one that a user has chosen.
+        run.each(run.settle_user_pin, run.doubtful, 1)
         run.each(run.look_for_others, list(run.assigned), workers)
     return run.report()
 

@@ -498,6 +498,21 @@ def test_a_pin_that_the_user_has_chosen_is_left_alone(cluster, luna, provision, 
         assert other.try_pin(slot_id, USER, "chosen-by-the-user") == 0
 
 
+@pytest.mark.luna_cluster(keyrings=10, password=PASSWORD)
+def test_a_pin_that_others_accept_is_not_tried_on_many_whose_users_have_chosen_theirs(
+    cluster, luna, provision
+):
+    labels = [f"payments-{number}" for number in range(8)]
+    provision(labels, user_pin=NEW)
+    for label in labels:
+        with luna.token(label) as token:
+            token.change_pin(NEW, "chosen-by-the-user")
+    cluster.latency(0.05, "C_Login")
+    report = provision([*labels, "other"], user_pin=NEW)
+    assert list(report.assigned) == ["other"]
+    assert failures(cluster) == ["C_Login", "C_SetPIN"]
+
+
 def test_with_dual_identity_no_users_pin_is_tried(cluster, luna, provision, other):
     cluster.switch("identity", "dual")
     provision(LABELS[:3], user_pin=NEW)
