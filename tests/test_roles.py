@@ -421,6 +421,13 @@ def test_a_pad_that_is_not_there(luna, provision, calls_of):
     assert calls_of(INIT_TOKEN) == 0
 
 
+def test_a_pad_that_is_not_there_uses_up_no_try(cluster, provision):
+    provision(user_pin=NEW)
+    report = provision(so_pin=PIN_PAD, user_pin="another-password")
+    assert isinstance(report.failed[LABELS[0]], ValueError)
+    assert failures(cluster) == []
+
+
 def test_pin_pad_is_one_object():
     import copy
     import pickle
