@@ -8,7 +8,7 @@ import traceback
 import types
 
 import pytest
-from support import INIT_PIN, INIT_TOKEN, logged
+from support import INIT_PIN, INIT_TOKEN, logged, wait_until
 
 import luna_ext
 from luna_ext import PIN_PAD, TokenFlag
@@ -218,6 +218,18 @@ def test_a_login_that_cannot_be_ended_is_told(cluster, luna, assigned, caplog, f
     luna.reconnect()
     token = luna.token("payments")
     assert token.slot.token_info.session_count == 0
+
+
+def test_a_login_that_has_ended_with_the_library_is_not_said_to_last(
+    cluster, luna, other, assigned, caplog, call
+):
+    cluster.latency(0.5, "C_Login", after=True)
+    running = call(lambda: assigned(user_pin=NEW))
+    wait_until(lambda: logged(cluster, "C_Login"))
+    assert other.client.C_Finalize(None) == 0
+    with pytest.raises(luna_ext.NotInitializedError):
+        running.result()
+    assert "reconnect()" not in caplog.text
 
 
 # ---- change_pin ----

@@ -190,9 +190,14 @@ cdef class RoleSession:
                 self.client, C_CLOSE_SESSION, make_close_role, &self.arguments, True, &closed,
                 &nanoseconds, NULL, NULL
             )
-        if logged_out != CKR_OK and logged_out != CKR_USER_NOT_LOGGED_IN:
+        # Both end with C_Finalize, too.
+        if (
+            logged_out != CKR_OK
+            and logged_out != CKR_USER_NOT_LOGGED_IN
+            and logged_out != CKR_CRYPTOKI_NOT_INITIALIZED
+        ):
             self.tell_left(C_LOGOUT, logged_out, "the role may stay logged in", error)
-        if closed != CKR_OK:
+        if closed != CKR_OK and closed != CKR_CRYPTOKI_NOT_INITIALIZED:
             self.tell_left(C_CLOSE_SESSION, closed, "the session may stay open", error)
         return 0
 
