@@ -275,6 +275,7 @@ cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *cl
 cdef bint next_unassigned(
     Client client, const CK_CHAR *cluster_id, CK_UNASSIGNED_SLOT_INFO *info, CK_RV *rv
 ) noexcept
+cdef bint names_slot(CK_UNASSIGNED_SLOT_INFO *info) noexcept nogil
 # The same, and the answer is the session's handle.
 cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept
 cdef Life ask_canary(Client client) noexcept

@@ -99,6 +99,7 @@ from luna_ext._device cimport (
     luna_thread_id,
     luna_ticks,
     luna_watch,
+    names_slot,
     new_signal,
     next_unassigned,
     read_token_info,

@@ -119,9 +119,15 @@ cdef bint next_unassigned(
     arguments.cluster_id = cluster_id
     arguments.info = info
     memset(info, 0, sizeof(CK_UNASSIGNED_SLOT_INFO))
+    info.slotID = NO_SLOT
     return make_call(
         client, CA_GET_UNASSIGNED_SLOT, make_claim, &arguments, False, rv, &nanoseconds, NULL, NULL
     )
+
+
+cdef bint names_slot(CK_UNASSIGNED_SLOT_INFO *info) noexcept nogil:
+    """Whether the client has written which slot it has claimed."""
+    return info.slotID != NO_SLOT
 
 
 # ---- the canary ----
@@ -367,7 +373,7 @@ cdef int some_slots(Client client, CK_SLOT_ID *slots, CK_RV *rv) noexcept:
     """Slots with a token, from all over the list; how many."""
     cdef ListArguments arguments
     cdef uint64_t nanoseconds
-    cdef CK_ULONG room, count, index
+    cdef CK_ULONG room, wanted, count, index
     arguments.token_present = CK_TRUE
     arguments.slots = NULL
     arguments.count = 0
@@ -379,14 +385,17 @@ cdef int some_slots(Client client, CK_SLOT_ID *slots, CK_RV *rv) noexcept:
     arguments.slots = <CK_SLOT_ID *> malloc(room * sizeof(CK_SLOT_ID))
     if arguments.slots == NULL:
         return 0
+    memset(arguments.slots, UNWRITTEN, room * sizeof(CK_SLOT_ID))
     count = 0
     if make_call(
         client, C_GET_SLOT_LIST, make_get_slot_list, &arguments, True, rv, &nanoseconds, NULL, NULL
     ) and rv[0] == CKR_OK:
         room = min(arguments.count, room)
-        count = min(room, <CK_ULONG> SLOTS_TO_ASK)
-        for index in range(count):
-            slots[index] = arguments.slots[0 if count == 1 else index * (room - 1) // (count - 1)]
+        wanted = min(room, <CK_ULONG> SLOTS_TO_ASK)
+        for index in range(wanted):
+            slots[count] = arguments.slots[0 if wanted == 1 else index * (room - 1) // (wanted - 1)]
+            if slots[count] != NO_SLOT:
+                count += 1
     free(arguments.slots)
     return <int> count
 

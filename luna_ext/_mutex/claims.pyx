@@ -293,6 +293,19 @@ cdef class Request(Waiter):
             if not next_unassigned(client, self.cluster_id, &self.info, &rv):
                 self._end()
                 continue
+            if rv == CKR_OK and not names_slot(&self.info):
+                self._end()
+                # No slot is unlocked: it would be another program's.
+                self._refuse(
+                    CryptokiError(
+                        "CA_GetUnassignedSlot: CKR_OK, but the client has not written which slot it has "
+                        "claimed, whose lock may be set now: Library.reconnect() drops it. It is no client "
+                        "to rely on",
+                        rv=CKR_OK,
+                        function="CA_GetUnassignedSlot",
+                    )
+                )
+                return 0
             if rv == CKR_OK:
                 known = self.locks.mutexes.get(self.info.slotID)
                 if known is None:
