@@ -591,17 +591,23 @@ def test_no_traceback_leads_to_a_pin(cluster, provision):
     report = provision(so_pin=so_pin, user_pin=user_pin)
     assert list(report.failed) == LABELS
     secrets = (so_pin, user_pin, so_pin.encode(), user_pin.encode())
-    seen, left = set(), []
+    seen, left, frames = set(), list(report.failed.values()), []
     for error in report.failed.values():
         while error is not None:
-            left += [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+            frames += [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
             error = error.__cause__ or error.__context__
+    assert frames
+    assert not any(frame.f_locals for frame in frames)
+    for thing in gc.get_referents(*frames):
+        # What a frame's function refers to from outside outlives the frame's locals.
+        left += getattr(thing, "__closure__", None) or ()
     while left:
         thing = left.pop()
+        # Nor do they keep a copy from being wiped, which Python code cannot see.
+        assert type(thing).__name__ != "Pin"
         if id(thing) in seen or isinstance(thing, types.ModuleType | type | types.FunctionType):
             continue
         seen.add(id(thing))
         assert thing not in secrets
         # Not into the frames that run at this moment, those of this test among them.
         left += [each for each in gc.get_referents(thing) if not isinstance(each, types.FrameType)]
-    assert len(seen) > 50
