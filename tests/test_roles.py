@@ -220,6 +220,24 @@ def test_a_login_that_cannot_be_ended_is_told(cluster, luna, assigned, caplog, f
     assert token.slot.token_info.session_count == 0
 
 
+@pytest.mark.parametrize("rv", [0x30, 0x5, 0x8000BEEF])
+def test_a_login_whose_reply_is_lost_is_told(cluster, luna, assigned, other, caplog, rv):
+    assigned()
+    with luna.token("payments") as token:
+        cluster.fault("C_Login", rv, times=1, lost_reply=True)
+        with pytest.raises(luna_ext.CryptokiError) as caught:
+            token.change_pin(PASSWORD, NEW, role="so")
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "C_Login answered" in record.getMessage()
+    assert "reconnect()" in record.getMessage()
+    assert any("C_Login answered" in note for note in caught.value.__notes__)
+    # It stays as long as the library's own session does. The advice helps.
+    session = other.open(token.slot.slot_id)
+    assert other.log_in(session, SO, PASSWORD) == USER_ALREADY_LOGGED_IN
+    luna.reconnect()
+    assert other.try_pin(token.slot.slot_id, SO, PASSWORD) == 0
+
+
 def test_a_login_that_has_ended_with_the_library_is_not_said_to_last(
     cluster, luna, other, assigned, caplog, call
 ):
