@@ -129,7 +129,7 @@ def test_the_officers_last_try_is_not_used_up(cluster, luna, other, calls_of):
         assert TokenFlag.SO_PIN_FINAL_TRY in token.slot.token_info.flags
         logins = calls_of("C_Login")
         for erase in (True, False):
-            with pytest.raises(luna_ext.PinError, match="one try left"):
+            with pytest.raises(luna_ext.PinError, match=r"one try left.* crypto officer"):
                 token.assign("payments", so_pin=PASSWORD, erase=erase)
         with pytest.raises(luna_ext.PinError, match="one try left"):
             token.change_pin(PASSWORD, NEW, role="so")
@@ -571,6 +571,7 @@ def test_the_users_last_try_is_not_used_up(cluster, luna, provision, other):
         report = provision(LABELS[:1], user_pin=NEW)
         assert isinstance(report.failed[LABELS[0]], luna_ext.PinError)
     assert "one try left" in str(report.failed[LABELS[0]])
+    assert "crypto officer of the cluster's partition" in str(report.failed[LABELS[0]])
     assert len(failures(cluster)) == 9
     assert other.try_pin(token.slot.slot_id, USER, "user-chose-it") == 0
 

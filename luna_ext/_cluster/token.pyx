@@ -200,7 +200,7 @@ cdef class Token:
             left = "is locked out" if info.flags & CKF_SO_PIN_LOCKED else "has one try left"
             raise PinError(
                 f"slot {self.slot.slot_id}: the token's SO {left}, so the PIN was not tried: the tenth "
-                "wrong one may erase the token. See to it with the tools of the HSM",
+                f"wrong one may erase the token; {LOCKED_OUT}",
                 function="C_Login",
                 slot_id=self.slot.slot_id,
             )

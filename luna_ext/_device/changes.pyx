@@ -325,7 +325,7 @@ cdef int spare_last_try(Client client, CK_SLOT_ID slot_id) except -1:
     if info.flags & (CKF_USER_PIN_FINAL_TRY | CKF_USER_PIN_LOCKED):
         left = "is locked out" if info.flags & CKF_USER_PIN_LOCKED else "has one try left"
         raise PinError(
-            f"slot {slot_id}: the token's user {left}, so the PIN was not tried",
+            f"slot {slot_id}: the token's user {left}, so the PIN was not tried; {LOCKED_OUT}",
             function=name_of(C_LOGIN),
             slot_id=slot_id,
         )
