@@ -145,6 +145,7 @@ from ._mutex import (
 )
 from .discovery import find_library
 from .errors import (
+    LOCKED_OUT,
     AmbiguousLabelError,
     ArgumentsBadError,
     AssignmentConflictError,

@@ -15,6 +15,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from .errors import (
+    LOCKED_OUT,
     OPEN_AFTER_FORK,
     BufferTooSmallError,
     CryptokiError,

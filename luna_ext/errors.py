@@ -224,9 +224,10 @@ _BUSY = "the device is busy"
 _AGAIN = "try again"
 _WRONG_TRIES = "too many wrong tries"
 # The PIN may be that of the keyring's security officer, who cannot unlock it then.
-_LOCKED_OUT = (
+LOCKED_OUT = (
     "a keyring is unlocked by the crypto officer of the cluster's partition (lunash keyring unlock)"
 )
+"""The advice where wrong PINs have locked a role out, or are about to."""
 _AUDITOR = "too many wrong tries to log in as auditor"
 _NO_PED = "the PED is not there to log in with"
 _PED = "see to the PED, or to its connection, on the client's host"
@@ -324,7 +325,7 @@ _CODES: dict[int, _Code] = {
         "CKR_PIN_LOCKED",
         PinError,
         _WRONG_TRIES,
-        _LOCKED_OUT,
+        LOCKED_OUT,
         meaning=Meaning.PIN,
     ),
     0x0B0: _Code("CKR_SESSION_CLOSED"),
@@ -417,7 +418,7 @@ _CODES: dict[int, _Code] = {
         "CKR_USER_LOCKED_OUT",
         PinError,
         _WRONG_TRIES,
-        _LOCKED_OUT,
+        LOCKED_OUT,
         meaning=Meaning.PIN,
     ),
     VENDOR_DEFINED + 0x1A: _Code(
@@ -429,7 +430,7 @@ _CODES: dict[int, _Code] = {
         "CKR_SO_LOGIN_FAILURE_THRESHOLD",
         PinError,
         _WRONG_TRIES + " to log in as security officer; ten of them erase a partition",
-        _LOCKED_OUT,
+        LOCKED_OUT,
         meaning=Meaning.PIN,
     ),
     VENDOR_DEFINED + 0x1F: _Code(

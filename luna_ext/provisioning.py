@@ -174,9 +174,9 @@ def provision(
     **A process that was killed** between C_InitToken and C_InitPIN leaves a token without a user PIN, or,
     with single identity, with `so_pin` in its place. On a token that has its label already, and is not
     known to be without single identity, a `user_pin` that is not `so_pin` is therefore tried once (C_Login
-    as user), and set if it is refused and `so_pin` is not (C_SetPIN). If both are refused its user has
-    chosen another PIN: that is a `PinError`, so leave out the labels of tokens that are in use, or
-    `user_pin`.
+    as user), and set if it is refused and `so_pin` is not (C_SetPIN); on one such token after the other. If
+    both are refused its user has chosen another PIN: that is a `PinError`, so leave out the labels of
+    tokens that are in use, or `user_pin`.
 
     For each label it makes 8 device calls, with a user PIN 13: CA_GetSlotId, CA_GetUnassignedSlot,
     C_GetTokenInfo, C_GetSessionInfo, C_InitToken, C_GetTokenInfo, (C_OpenSession, C_Login, C_InitPIN,
@@ -207,9 +207,14 @@ def provision(
     run = _Run(library, cluster_id, list(wanted), pins, on_progress)
     with nullcontext() if guard is None else guard.lock():
         run.each(run.provide, run.labels, workers)
-        run.each(run.settle_user_pin, run.doubtful, workers)
+        # One by one: that others have accepted the PINs says nothing of the one that a user has chosen.
+        run.each(run.settle_user_pin, run.doubtful, 1)
         run.each(run.look_for_others, list(run.assigned), workers)
-    return run.report()
+    report = run.report()
+    # The tracebacks in it would keep the copies of the PINs, which are wiped when they go.
+    pins.forget()
+    _empty_frames(report.failed.values())
+    return report
 
 
 class _Pins:
@@ -226,6 +231,10 @@ class _Pins:
         # At a pad one PIN is entered at a time.
         self._one_by_one = is_pad(so_pin) or is_pad(user_pin)
         self._refusal: LunaError | ValueError | None = None
+
+    def forget(self) -> None:
+        """All work with them is done."""
+        del self.so_pin, self.user_pin
 
     def raise_refused(self) -> None:
         """Raise if they were refused."""
@@ -483,6 +492,24 @@ class _Run:
             return True
         self._fresh.add(label)
         return False
+
+
+def _empty_frames(errors: Iterable[BaseException]) -> None:
+    """Let the tracebacks' frames keep nothing alive but the functions that they were of."""
+    left: list[BaseException | None] = list(errors)
+    seen: set[int] = set()
+    while left:
+        error = left.pop()
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
+        left += (error.__cause__, error.__context__)
+        step = error.__traceback__
+        while step is not None:
+            # One that still runs, such as that of a callback which has raised an error of the report anew.
+            with suppress(RuntimeError):
+                step.tb_frame.clear()
+            step = step.tb_next
 
 
 def _has_user_pin(token: Token) -> bool:

@@ -43,6 +43,22 @@ def test_claim_comes_locked_and_is_only_unlocked(luna, owner_of, calls_of):
     assert (calls_of(CLAIM), calls_of(LOCK), calls_of(UNLOCK)) == (1, 0, 1)
 
 
+@pytest.mark.luna_cluster(first_slot=0)
+def test_a_claim_that_does_not_say_of_which_slot_unlocks_none(
+    cluster, luna, hold_elsewhere, owner_of
+):
+    hold_elsewhere(0)
+    cluster.fault(CLAIM, 0, times=1, lost_reply=True)
+    with pytest.raises(luna_ext.CryptokiError, match="has not written which slot") as caught:
+        luna.claim("cluster-1").__enter__()
+    assert (caught.value.rv, caught.value.function) == (0, CLAIM)
+    assert logged(cluster, UNLOCK) == []
+    (slot_id,) = (each.slot_id for each in cluster.tokens() if each.owner == os.getpid())
+    # The advice helps.
+    luna.reconnect()
+    assert owner_of(slot_id) is None
+
+
 def test_nothing_happens_before_the_with(luna, calls_of):
     luna.claim("cluster-1", timeout=1)
     assert calls_of(CLAIM) == 0

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support import logged
 
 import luna_ext
 from luna_ext.stub import STATE_VARIABLE, library_path
@@ -129,6 +130,18 @@ def test_list_that_was_not_written_is_an_error_that_names_the_function(ask, func
 
     assert caught.value.function == function
     assert function in str(caught.value)
+
+
+def test_no_slot_is_asked_about_that_was_not_written(ask, client, cluster, function):
+    with pytest.raises(luna_ext.LunaError):
+        ask("nothing written, and all is well")
+    # After such an answer, a new Library asks some of the slots whether the device still knows it.
+    cluster.fault("C_GetTokenInfo", 0x30, times=1)
+    with luna_ext.Library(client) as luna, pytest.raises(luna_ext.DeviceError):
+        luna.slot(SLOTS[0]).token_info  # noqa: B018
+    luna_ext.Library(client).close()
+    asked = [call.slot_id for call in logged(cluster, "C_GetTokenInfo")]
+    assert set(asked) <= set(SLOTS)
 
 
 def test_library_works_on_after_a_lie(ask):

@@ -8,7 +8,7 @@ import traceback
 import types
 
 import pytest
-from support import INIT_PIN, INIT_TOKEN, logged
+from support import INIT_PIN, INIT_TOKEN, logged, wait_until
 
 import luna_ext
 from luna_ext import PIN_PAD, TokenFlag
@@ -129,7 +129,7 @@ def test_the_officers_last_try_is_not_used_up(cluster, luna, other, calls_of):
         assert TokenFlag.SO_PIN_FINAL_TRY in token.slot.token_info.flags
         logins = calls_of("C_Login")
         for erase in (True, False):
-            with pytest.raises(luna_ext.PinError, match="one try left"):
+            with pytest.raises(luna_ext.PinError, match=r"one try left.* crypto officer"):
                 token.assign("payments", so_pin=PASSWORD, erase=erase)
         with pytest.raises(luna_ext.PinError, match="one try left"):
             token.change_pin(PASSWORD, NEW, role="so")
@@ -218,6 +218,36 @@ def test_a_login_that_cannot_be_ended_is_told(cluster, luna, assigned, caplog, f
     luna.reconnect()
     token = luna.token("payments")
     assert token.slot.token_info.session_count == 0
+
+
+@pytest.mark.parametrize("rv", [0x30, 0x5, 0x8000BEEF])
+def test_a_login_whose_reply_is_lost_is_told(cluster, luna, assigned, other, caplog, rv):
+    assigned()
+    with luna.token("payments") as token:
+        cluster.fault("C_Login", rv, times=1, lost_reply=True)
+        with pytest.raises(luna_ext.CryptokiError) as caught:
+            token.change_pin(PASSWORD, NEW, role="so")
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "C_Login answered" in record.getMessage()
+    assert "reconnect()" in record.getMessage()
+    assert any("C_Login answered" in note for note in caught.value.__notes__)
+    # It stays as long as the library's own session does. The advice helps.
+    session = other.open(token.slot.slot_id)
+    assert other.log_in(session, SO, PASSWORD) == USER_ALREADY_LOGGED_IN
+    luna.reconnect()
+    assert other.try_pin(token.slot.slot_id, SO, PASSWORD) == 0
+
+
+def test_a_login_that_has_ended_with_the_library_is_not_said_to_last(
+    cluster, luna, other, assigned, caplog, call
+):
+    cluster.latency(0.5, "C_Login", after=True)
+    running = call(lambda: assigned(user_pin=NEW))
+    wait_until(lambda: logged(cluster, "C_Login"))
+    assert other.client.C_Finalize(None) == 0
+    with pytest.raises(luna_ext.NotInitializedError):
+        running.result()
+    assert "reconnect()" not in caplog.text
 
 
 # ---- change_pin ----
@@ -421,6 +451,13 @@ def test_a_pad_that_is_not_there(luna, provision, calls_of):
     assert calls_of(INIT_TOKEN) == 0
 
 
+def test_a_pad_that_is_not_there_uses_up_no_try(cluster, provision):
+    provision(user_pin=NEW)
+    report = provision(so_pin=PIN_PAD, user_pin="another-password")
+    assert isinstance(report.failed[LABELS[0]], ValueError)
+    assert failures(cluster) == []
+
+
 def test_pin_pad_is_one_object():
     import copy
     import pickle
@@ -498,6 +535,21 @@ def test_a_pin_that_the_user_has_chosen_is_left_alone(cluster, luna, provision, 
         assert other.try_pin(slot_id, USER, "chosen-by-the-user") == 0
 
 
+@pytest.mark.luna_cluster(keyrings=10, password=PASSWORD)
+def test_a_pin_that_others_accept_is_not_tried_on_many_whose_users_have_chosen_theirs(
+    cluster, luna, provision
+):
+    labels = [f"payments-{number}" for number in range(8)]
+    provision(labels, user_pin=NEW)
+    for label in labels:
+        with luna.token(label) as token:
+            token.change_pin(NEW, "chosen-by-the-user")
+    cluster.latency(0.05, "C_Login")
+    report = provision([*labels, "other"], user_pin=NEW)
+    assert list(report.assigned) == ["other"]
+    assert failures(cluster) == ["C_Login", "C_SetPIN"]
+
+
 def test_with_dual_identity_no_users_pin_is_tried(cluster, luna, provision, other):
     cluster.switch("identity", "dual")
     provision(LABELS[:3], user_pin=NEW)
@@ -519,6 +571,7 @@ def test_the_users_last_try_is_not_used_up(cluster, luna, provision, other):
         report = provision(LABELS[:1], user_pin=NEW)
         assert isinstance(report.failed[LABELS[0]], luna_ext.PinError)
     assert "one try left" in str(report.failed[LABELS[0]])
+    assert "crypto officer of the cluster's partition" in str(report.failed[LABELS[0]])
     assert len(failures(cluster)) == 9
     assert other.try_pin(token.slot.slot_id, USER, "user-chose-it") == 0
 
@@ -557,17 +610,23 @@ def test_no_traceback_leads_to_a_pin(cluster, provision):
     report = provision(so_pin=so_pin, user_pin=user_pin)
     assert list(report.failed) == LABELS
     secrets = (so_pin, user_pin, so_pin.encode(), user_pin.encode())
-    seen, left = set(), []
+    seen, left, frames = set(), list(report.failed.values()), []
     for error in report.failed.values():
         while error is not None:
-            left += [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+            frames += [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
             error = error.__cause__ or error.__context__
+    assert frames
+    assert not any(frame.f_locals for frame in frames)
+    for thing in gc.get_referents(*frames):
+        # What a frame's function refers to from outside outlives the frame's locals.
+        left += getattr(thing, "__closure__", None) or ()
     while left:
         thing = left.pop()
+        # Nor do they keep a copy from being wiped, which Python code cannot see.
+        assert type(thing).__name__ != "Pin"
         if id(thing) in seen or isinstance(thing, types.ModuleType | type | types.FunctionType):
             continue
         seen.add(id(thing))
         assert thing not in secrets
         # Not into the frames that run at this moment, those of this test among them.
         left += [each for each in gc.get_referents(thing) if not isinstance(each, types.FrameType)]
-    assert len(seen) > 30

@@ -195,21 +195,26 @@ cdef class Token:
 
     cdef int _refuse_pins(self, CK_TOKEN_INFO *info, Pin so, Pin user) except -1:
         """Raise for PINs that must not be tried on this token. `so`: None, if the SO's is not."""
+        self._refuse_pads(info, so, user)
+        if so is not None and info.flags & (CKF_SO_PIN_LOCKED | CKF_SO_PIN_FINAL_TRY):
+            left = "is locked out" if info.flags & CKF_SO_PIN_LOCKED else "has one try left"
+            raise PinError(
+                f"slot {self.slot.slot_id}: the token's SO {left}, so the PIN was not tried: the tenth "
+                f"wrong one may erase the token; {LOCKED_OUT}",
+                function="C_Login",
+                slot_id=self.slot.slot_id,
+            )
+        return 0
+
+    cdef int _refuse_pads(self, CK_TOKEN_INFO *info, Pin one, Pin other) except -1:
+        """Raise for PIN_PAD where the token has no pad."""
         if not info.flags & CKF_PROTECTED_AUTHENTICATION_PATH:
-            for pin in (so, user):
+            for pin in (one, other):
                 if pin is not None and (<Pin> pin).is_pad():
                     raise ValueError(
                         f"slot {self.slot.slot_id}: PIN_PAD is for tokens with a protected authentication "
                         "path, such as a PED, and this one has none; give its PIN"
                     )
-        if so is not None and info.flags & (CKF_SO_PIN_LOCKED | CKF_SO_PIN_FINAL_TRY):
-            left = "is locked out" if info.flags & CKF_SO_PIN_LOCKED else "has one try left"
-            raise PinError(
-                f"slot {self.slot.slot_id}: the token's SO {left}, so the PIN was not tried: the tenth "
-                "wrong one may erase the token. See to it with the tools of the HSM",
-                function="C_Login",
-                slot_id=self.slot.slot_id,
-            )
         return 0
 
     def _refuse_taken(self, bytes raw_label):
@@ -393,7 +398,7 @@ cdef class Token:
         mutex.begin_work()
         try:
             self._check_held(&info)
-            self._refuse_pins(&info, None, user)
+            self._refuse_pads(&info, so, user)
             try:
                 return ensure_user_pin(mutex.client, mutex.slot_id, so, user)
             except PinError as error:

@@ -373,7 +373,7 @@ cdef int some_slots(Client client, CK_SLOT_ID *slots, CK_RV *rv) noexcept:
     """Slots with a token, from all over the list; how many."""
     cdef ListArguments arguments
     cdef uint64_t nanoseconds
-    cdef CK_ULONG room, count, index
+    cdef CK_ULONG room, wanted, count, index
     arguments.token_present = CK_TRUE
     arguments.slots = NULL
     arguments.count = 0
@@ -391,9 +391,11 @@ cdef int some_slots(Client client, CK_SLOT_ID *slots, CK_RV *rv) noexcept:
         client, C_GET_SLOT_LIST, make_get_slot_list, &arguments, True, rv, &nanoseconds, NULL, NULL
     ) and rv[0] == CKR_OK:
         room = min(arguments.count, room)
-        count = min(room, <CK_ULONG> SLOTS_TO_ASK)
-        for index in range(count):
-            slots[index] = arguments.slots[0 if count == 1 else index * (room - 1) // (count - 1)]
+        wanted = min(room, <CK_ULONG> SLOTS_TO_ASK)
+        for index in range(wanted):
+            slots[count] = arguments.slots[0 if wanted == 1 else index * (room - 1) // (wanted - 1)]
+            if slots[count] != NO_SLOT:
+                count += 1
     free(arguments.slots)
     return <int> count
 

@@ -97,6 +97,7 @@ cdef class RoleSession:
     cdef RoleArguments arguments    # of the next call; the session, once it is open
     cdef bint is_open
     cdef bint logged_in             # by us: the login has to be ended
+    cdef CK_RV refusal              # of C_Login, by a code that says nothing of logins; else CKR_OK
 
     def __cinit__(self, Client client, CK_SLOT_ID slot_id):
         self.client = client
@@ -129,6 +130,7 @@ cdef class RoleSession:
         self.use_pin(pin)
         rv = answer_of(self.client, C_LOGIN, make_login, &self.arguments)
         self.logged_in = rv == CKR_OK
+        self.refusal = CKR_OK if self.logged_in or says_of_logins(rv) else rv
         return rv
 
     cdef int require_login(self, CK_USER_TYPE role, Pin pin) except -1:
@@ -178,8 +180,19 @@ cdef class RoleSession:
         """
         cdef CK_RV logged_out = CKR_OK
         cdef CK_RV closed = CKR_OK
+        cdef CK_RV told = CKR_OK
+        cdef bint unexpected = False
         cdef uint64_t nanoseconds
-        # Both before a word of it: the log handlers are Python.
+        # All before a word of it: the log handlers are Python.
+        if self.refusal != CKR_OK:
+            unexpected = (
+                make_call(
+                    self.client, C_GET_SESSION_INFO, make_get_role, &self.arguments, True, &told,
+                    &nanoseconds, NULL, NULL
+                )
+                and told == CKR_OK
+                and self.arguments.info.state in (CKS_RW_SO_FUNCTIONS, CKS_RW_USER_FUNCTIONS)
+            )
         if self.logged_in:
             make_call(
                 self.client, C_LOGOUT, make_logout, &self.arguments, True, &logged_out, &nanoseconds,
@@ -190,9 +203,19 @@ cdef class RoleSession:
                 self.client, C_CLOSE_SESSION, make_close_role, &self.arguments, True, &closed,
                 &nanoseconds, NULL, NULL
             )
-        if logged_out != CKR_OK and logged_out != CKR_USER_NOT_LOGGED_IN:
+        if unexpected:
+            # Not ended: other code may have logged in meanwhile.
+            self.tell_left(
+                C_LOGIN, self.refusal, "a role is logged in all the same, and may stay so", error
+            )
+        # Both end with C_Finalize, too.
+        if (
+            logged_out != CKR_OK
+            and logged_out != CKR_USER_NOT_LOGGED_IN
+            and logged_out != CKR_CRYPTOKI_NOT_INITIALIZED
+        ):
             self.tell_left(C_LOGOUT, logged_out, "the role may stay logged in", error)
-        if closed != CKR_OK:
+        if closed != CKR_OK and closed != CKR_CRYPTOKI_NOT_INITIALIZED:
             self.tell_left(C_CLOSE_SESSION, closed, "the session may stay open", error)
         return 0
 
@@ -207,6 +230,16 @@ cdef class RoleSession:
         if error is not None:
             error.add_note(f"luna_ext: {told}")
         return 0
+
+
+cdef bint says_of_logins(CK_RV rv) noexcept nogil:
+    """Whether the answer to C_Login means that it has changed nothing."""
+    return (
+        rv == CKR_PIN_INCORRECT
+        or rv == CKR_PIN_EXPIRED
+        or rv == CKR_USER_ALREADY_LOGGED_IN
+        or rv == CKR_USER_ANOTHER_ALREADY_LOGGED_IN
+    )
 
 
 cdef bint as_security_officer(
@@ -292,7 +325,7 @@ cdef int spare_last_try(Client client, CK_SLOT_ID slot_id) except -1:
     if info.flags & (CKF_USER_PIN_FINAL_TRY | CKF_USER_PIN_LOCKED):
         left = "is locked out" if info.flags & CKF_USER_PIN_LOCKED else "has one try left"
         raise PinError(
-            f"slot {slot_id}: the token's user {left}, so the PIN was not tried",
+            f"slot {slot_id}: the token's user {left}, so the PIN was not tried; {LOCKED_OUT}",
             function=name_of(C_LOGIN),
             slot_id=slot_id,
         )

@@ -121,10 +121,11 @@ def provision(
     guard: int | None,
     pins: PinSources,
 ) -> int:
-    """Give many labels an unassigned token of CLUSTER each.
+    """Give many labels an unassigned token of CLUSTER each. This erases the tokens.
 
-    The SO PIN is the password that all the keyrings have already; a wrong one is tried once. The user's
-    PIN is set if one is given; with single identity, a cluster's default, it becomes the SO's too.
+    The SO PIN is the password that all the keyrings have already, from where they were made; a wrong one
+    is tried once. The user's PIN is set if one is given; with single identity, a cluster's default, both
+    roles have one password, and it becomes the SO's too.
 
     Run it again after a crash: what is there is skipped. The exit code is 0 if all labels have
     their token, else 1. A label that two hosts assigned at the same moment is found and reported;

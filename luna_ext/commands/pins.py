@@ -19,6 +19,10 @@ from ..pin_pad import PIN_PAD, PinPad
 MOST_BYTES = 256
 """More than any token takes."""
 
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""A PIN of bytes may begin so, but has no NUL, as each letter has in UTF-16."""
+NO_BREAK_SPACE = "\xa0".encode()
+
 SO_PIN, USER_PIN = "SO PIN", "user PIN"
 
 AnyPin: TypeAlias = bytearray | PinPad
@@ -160,11 +164,11 @@ def _first_line(what: str, where: str, descriptor: int) -> bytearray:
         del pin[-1:]
     if not pin:
         raise click.ClickException(f"the first line of {where} is empty; that is no {what}")
-    if pin.startswith(codecs.BOM_UTF8):
+    if pin.startswith(codecs.BOM_UTF8) or (pin.startswith(UTF_16_MARKS) and 0 in pin):
         raise click.ClickException(
             f"{where} begins with a byte order mark, which would be part of the {what}; save it without"
         )
-    if pin[:1].isspace() or pin[-1:].isspace():
+    if pin[:1].isspace() or pin[-1:].isspace() or NO_BREAK_SPACE in (pin[:2], pin[-2:]):
         raise click.ClickException(
             f"the first line of {where} begins or ends with a blank, which would be part of the {what}; "
             "take it away"

@@ -19,7 +19,7 @@ from ..applications import configured
 from ..errors import Meaning, meaning_of, rv_name
 from .console import Settings, examples, json_option, print_json, printable, settings
 
-CKR_OK, CKR_FUNCTION_FAILED, CKR_DEVICE_ERROR = 0, 0x6, 0x30
+CKR_OK, CKR_FUNCTION_FAILED, CKR_ARGUMENTS_BAD, CKR_DEVICE_ERROR = 0, 0x6, 0x7, 0x30
 LONG = 120.0
 """Seconds after which probing ends with an error if the device does not answer at all."""
 POLL = 0.01
@@ -237,7 +237,12 @@ class Probe:
                     if got.rv != CKR_OK:
                         if got.rv == CKR_FUNCTION_FAILED:
                             break
-                        return f"CA_GetUnassignedSlot answers {rv_name(got.rv)}"
+                        doubt = (
+                            f": is {cluster_id!r} the cluster's ID? The cluster's administrator has it"
+                            if got.rv == CKR_ARGUMENTS_BAD
+                            else ""
+                        )
+                        return f"CA_GetUnassignedSlot answers {rv_name(got.rv)}{doubt}"
                     assert isinstance(got.given, int)
                     if got.given == self._slot_id:
                         return "yes: a claim has returned it"

@@ -219,3 +219,11 @@ def test_the_user_pin_is_set(provision, command, pin_file):
     tokens = json.loads(command("tokens", "--json").stdout)
     flags = {token["label"]: token["flags"] for token in tokens}
     assert all("user_pin_initialized" in flags[label] for label in ("x1", "x2"))
+
+
+@pytest.mark.parametrize("name", ["assign", "provision"])
+def test_the_help_says_what_the_pins_are(command, name):
+    text = " ".join(command(name, "--help").stdout.split())
+    assert "This erases the token" in text
+    assert re.search("password that (the keyring has|all the keyrings have) already", text)
+    assert "with single identity, a cluster's default, both roles have one password" in text

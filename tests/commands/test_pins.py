@@ -101,6 +101,10 @@ def test_a_file_without_a_pin(assign, labels, pin_file, contents, says):
     ("contents", "says"),
     [
         (b"\xef\xbb\xbfso-pin-1\r\n", "byte order mark"),
+        ("\ufeffso-pin-1\r\n".encode("utf-16-le"), "byte order mark"),
+        ("\ufeffso-pin-1\r\n".encode("utf-16-be"), "byte order mark"),
+        ("\xa0so-pin-1\n".encode(), "begins or ends with a blank"),
+        ("so-pin-1\xa0\n".encode(), "begins or ends with a blank"),
         (b" so-pin-1\n", "begins or ends with a blank"),
         (b"so-pin-1 \r\n", "begins or ends with a blank"),
         (b"so-pin-1\t\n", "begins or ends with a blank"),

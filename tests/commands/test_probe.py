@@ -211,3 +211,11 @@ def test_ctrl_c_leaves_no_process_and_no_lock(terminal, cluster, locked):
     screen.wait()
     assert screen.exitstatus == 130
     assert locked() == {}
+
+
+def test_a_cluster_that_there_is_not_is_named(probe):
+    answer = probe("--cluster", "no-such-cluster")[CLAIM]
+    assert answer == (
+        "CA_GetUnassignedSlot answers CKR_ARGUMENTS_BAD: is 'no-such-cluster' the cluster's ID? The "
+        "cluster's administrator has it"
+    )
