@@ -601,3 +601,26 @@ def test_no_copy_of_a_pin_is_left_in_memory(succeed):
     if one == "0":
         pytest.skip("malloc() takes its memory from elsewhere than the heap")
     assert (one, none) == ("1", "0")
+
+
+def test_no_copy_of_a_pin_that_cannot_be_encoded_is_left_in_memory(succeed):
+    """Its last character is the one that cannot. Python keeps the text with two bytes for each."""
+    body = """
+        ctypes.memmove(address, (ctypes.c_char * len(secret)).from_buffer(secret), len(secret))
+        print(copies(masked))
+        ctypes.memset(address, 0, len(secret))
+        text = secret.decode() + chr(0xDC80)
+        with luna.claim("cluster-1") as token:
+            for number in range(8):
+                try:
+                    token.assign("label", so_pin=text)
+                except ValueError:
+                    pass
+        secret[:] = bytes(len(secret))
+        print(copies(masked))
+        luna.close()
+    """
+    one, none = succeed(HEAP + textwrap.dedent(body))
+    if one == "0":
+        pytest.skip("malloc() takes its memory from elsewhere than the heap")
+    assert (one, none) == ("1", "0")

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import os
 import signal
 import threading
@@ -20,6 +21,7 @@ from support import (
     TOKEN_INFO,
     UNLOCK,
     let_device_forget_us,
+    logged,
     wait_until,
 )
 
@@ -450,6 +452,19 @@ def test_polling_waits_where_the_device_answers_an_error(cluster, hold_elsewhere
         waiting = call(use)
         holder.release()
         assert waiting.result() == os.getpid()
+
+
+@pytest.mark.parametrize("wait", [{}, {"timeout": 20}])
+def test_polling_asks_less_and_less_often(cluster, call, wait):
+    """The pauses are random: 10 ms at least, and from the fifth one on 0.13 s on average."""
+    cluster.fault(LOCK, DEVICE_ERROR, times=15)
+    with cluster.library(contention="poll") as luna:
+        slot = luna.slot(1)
+        assert call(lambda: slot.acquire(**wait) and slot.release() is None).result(30)
+    began = [entry.time for entry in logged(cluster, LOCK)]
+    assert len(began) == 16
+    assert all(later - earlier > 0.009 for earlier, later in itertools.pairwise(began))
+    assert began[-1] - began[0] > 0.3
 
 
 @pytest.mark.parametrize("wait", [{}, {"timeout": 20}, {"blocking": False}])

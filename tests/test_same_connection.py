@@ -25,6 +25,7 @@ from support import (
     UNLOCK,
     enter,
     entry_of,
+    finalisations,
     logged,
     nothing_is_locked,
     wait_until,
@@ -258,6 +259,26 @@ def test_a_client_that_cannot_tell_of_its_sessions_is_locked_without_one(
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("told", [(9, 2, 6, 0), (2, 2, 4, 0)], ids=["slot", "flags"])
+def test_a_client_that_tells_of_another_session_is_locked_without_one(
+    luna, caplog, monkeypatch, told
+):
+    """One that tells of a session in another slot, or of a read-only one."""
+    word = ctypes.c_ulong
+
+    @ctypes.CFUNCTYPE(word, word, ctypes.POINTER(word))
+    def tell(session, info):
+        for index, value in enumerate(told):
+            info[index] = value
+        return 0
+
+    monkeypatch.setattr(entry_of(luna, 15), "value", ctypes.cast(tell, ctypes.c_void_p).value)
+    with luna.slot(2) as slot:
+        slot.ensure_held()
+        time.sleep(LONG_BLOCK)
+    wait_until(lambda: "C_GetSessionInfo: CKR_FUNCTION_FAILED" in caplog.text)
+
+
 @pytest.mark.parametrize("index", [12, 15], ids=["C_OpenSession", "C_GetSessionInfo"])
 def test_a_client_without_a_function_for_sessions_is_locked_without_one(
     luna, caplog, monkeypatch, index
@@ -341,6 +362,8 @@ def test_close_leaves_other_code_no_session(reinitialise, cluster):
             slot.ensure_held()
         with luna.slot(1) as slot:
             assert slot.token_info.session_count == 1
+    # That was the other code's.
+    assert finalisations(cluster) == [0]
     with cluster.library() as luna:
         assert luna.slot(1).token_info.session_count == 0
 
@@ -468,6 +491,20 @@ def test_calls_wait_while_a_reconnect_lasts(luna, cluster, call, wait_until_insi
     reconnecting.result(30)
 
 
+def test_a_release_while_a_reconnect_lasts_says_what_has_become_of_the_lock(
+    luna, cluster, call, wait_until_inside
+):
+    slot = luna.slot(1)
+    slot.acquire()
+    cluster.latency(1, "C_Initialize")
+    reconnecting = call(luna.reconnect)
+    wait_until_inside("C_Initialize")
+    with pytest.raises(luna_ext.LockLostError, match="its library was finalised"):
+        slot.release()
+    reconnecting.result(30)
+    assert logged(cluster, UNLOCK) == []
+
+
 def test_reconnect_beside_a_call_at_the_device_does_nothing(luna, cluster, call, wait_until_inside):
     cluster.latency(2, TOKEN_INFO)
     slot = luna.slot(2)
@@ -535,6 +572,26 @@ def test_a_new_library_leaves_a_connection_alone_that_works(luna, cluster):
         cluster.library().close()
         slot.ensure_held()
     assert len(logged(cluster, UNLOCK)) == 1
+
+
+def test_a_new_library_leaves_a_connection_alone_on_which_there_is_no_token(
+    luna, cluster, monkeypatch
+):
+    word = ctypes.c_ulong
+
+    @ctypes.CFUNCTYPE(word, ctypes.c_ubyte, ctypes.c_void_p, ctypes.POINTER(word))
+    def list_no_slots(token_present, slots, count):
+        count[0] = 0
+        return 0
+
+    address = ctypes.cast(list_no_slots, ctypes.c_void_p).value
+    monkeypatch.setattr(entry_of(luna, 4), "value", address)
+    cluster.fault("C_GetInfo", DEVICE_ERROR, times=1)
+    with pytest.raises(luna_ext.DeviceError):
+        luna.info  # noqa: B018
+    with cluster.library() as new:
+        assert finalisations(cluster) == []
+        assert new.tokens() == []
 
 
 def test_a_new_library_leaves_it_to_other_code_that_has_initialised_anew(
