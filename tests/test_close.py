@@ -962,3 +962,31 @@ def test_a_library_that_closes_just_before_a_thread_queues_up_leaves_the_queue_w
     other.close()
     """
     assert succeed(body) == ["closed", "locked", "locked"]
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_lock_call_that_close_has_come_before_is_not_taken_for_one_that_is_out(succeed):
+    """A claim's lock would come off a moment later, for it waits for a lock call of its slot."""
+    body = """
+        def lock():
+            try:
+                slot.acquire()
+            except luna_ext.LibraryClosedError:
+                print("closed")
+
+        # Before the first lock call a session is opened.
+        cluster.latency(0.5, "C_OpenSession")
+        locking = in_thread(lock)
+        wait_until_inside("C_OpenSession")
+        luna.close()
+        locking.join()
+        cluster.latency(0, "C_OpenSession")
+        with cluster.library() as luna:
+            claim = luna.claim("cluster-1")
+            claim.__enter__()
+            begin = time.monotonic()
+            claim.__exit__(None, None, None)
+            print(time.monotonic() - begin < 0.4)
+        assert not any(call.function == "CA_LockClusteredSlot" for call in cluster.log())
+    """
+    assert succeed(body) == ["closed", "True"]

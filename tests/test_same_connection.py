@@ -424,16 +424,17 @@ def test_a_lost_block_that_ends_leaves_the_next_holder_of_the_same_object_alone(
     assert nothing_is_locked(cluster)
 
 
+async def lose(lock, entered, lost):
+    with pytest.raises(luna_ext.LockLostError):
+        async with lock:
+            entered.set()
+            await lost.wait()
+
+
 @EACH_SHARED
 def test_a_lost_block_of_a_task_leaves_the_next_holder_of_the_same_object_alone(
     luna, cluster, make
 ):
-    async def lose(lock, entered, lost):
-        with pytest.raises(luna_ext.LockLostError):
-            async with lock:
-                entered.set()
-                await lost.wait()
-
     async def main():
         lock, slot = make(luna), luna.slot(1)
         entered, lost = asyncio.Event(), asyncio.Event()
@@ -444,6 +445,31 @@ def test_a_lost_block_of_a_task_leaves_the_next_holder_of_the_same_object_alone(
             lost.set()
             await losing
             slot.ensure_held()
+            assert not nothing_is_locked(cluster)
+        assert nothing_is_locked(cluster)
+
+    asyncio.run(main())
+
+
+@EACH_SHARED
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (1, 2, 0), (2, 1, 0)], ids=str)
+def test_lost_blocks_of_tasks_may_end_in_any_order(luna, cluster, make, order):
+    """All are of the same object, beside the block that holds it."""
+
+    async def main():
+        lock, slot = make(luna), luna.slot(1)
+        losing = []
+        for _ in order:
+            entered, lost = asyncio.Event(), asyncio.Event()
+            losing.append((asyncio.create_task(lose(lock, entered, lost)), lost))
+            await entered.wait()
+            await asyncio.to_thread(luna.reconnect)
+        async with lock:
+            for index in order:
+                task, lost = losing[index]
+                lost.set()
+                await task
+                slot.ensure_held()
             assert not nothing_is_locked(cluster)
         assert nothing_is_locked(cluster)
 
