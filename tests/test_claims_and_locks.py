@@ -854,6 +854,38 @@ slot.release()
 
 
 @pytest.mark.luna_cluster(keyrings=2)
+def test_no_lock_call_is_made_on_trial_for_a_doubt_of_an_earlier_connection(on_device):
+    body = f"""
+import subprocess
+other = subprocess.Popen([sys.executable, "-c", '''
+import os, sys
+from luna_ext.stub import STATE_VARIABLE, Cluster
+with Cluster(os.environ[STATE_VARIABLE]).library() as luna, luna.slot(2):
+    print("held", flush=True)
+    sys.stdin.readline()
+'''], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+assert other.stdout.readline() == "held\\n"
+# Each lock call that could tell of the first slot's lock fails.
+cluster.latency(0.5, CLAIM)
+slot.acquire()
+claiming = in_thread(claim_if_it_can)
+wait_until_inside(CLAIM)
+cluster.fault(LOCK, {GENERAL_ERROR}, times=2)
+slot.release()
+claiming.join(30)
+assert ends == ["NoUnassignedTokenError"], ends
+assert owner() == os.getpid()
+other.communicate()
+luna.reconnect()
+before = len(cluster_calls(LOCK))
+with luna.slot(2):
+    pass
+print(len(cluster_calls(LOCK)) - before)
+"""
+    assert on_device("waits", body) == ["1"]
+
+
+@pytest.mark.luna_cluster(keyrings=2)
 def test_a_slot_in_doubt_has_calls_on_trial_made_though_others_have_failed_before(on_device):
     """After three of them no more are made, but for a doubt."""
     body = f"""

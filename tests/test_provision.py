@@ -215,6 +215,15 @@ def test_whatever_the_code_an_unproven_pin_is_tried_once(
     assert sum("not tried" in str(error) for error in report.failed.values()) == 5
 
 
+def test_tokens_are_assigned_side_by_side_once_the_pins_have_worked(
+    cluster, provision, call, wait_until_inside
+):
+    cluster.latency(0.3, INIT_TOKEN)
+    running = call(lambda: provision(workers=4))
+    wait_until_inside(INIT_TOKEN, 2)
+    assert list(running.result(30).assigned) == LABELS
+
+
 def test_an_error_of_a_call_without_a_pin_keeps_no_other_label_from_being_tried(cluster, provision):
     cluster.fault(CLAIM, GENERAL_ERROR, times=1)
     report = provision(workers=1)

@@ -151,6 +151,16 @@ def test_a_lock_after_a_claim_that_was_given_back_is_watched_too(reinitialise, l
             slot.ensure_held()
 
 
+def test_what_is_held_beside_a_claim_that_is_given_back_is_not_lost(luna):
+    """The library's own session was on the claimed token, and is closed with the claim."""
+    claim = luna.claim("cluster-1")
+    claimed = claim.__enter__().slot
+    with luna.slot(claimed.slot_id % 8 + 1) as slot:
+        claim.__exit__(None, None, None)
+        slot.ensure_held()
+        time.sleep(LONG_BLOCK)
+
+
 def test_a_grant_of_an_earlier_connection_is_asked_for_again(luna, cluster, call, owner_of):
     """Its answer is on its way when another thread finds out that the connection is another one."""
     with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
