@@ -637,3 +637,26 @@ def test_a_claim_that_does_not_say_which_slot_it_gives(old_client, cluster, time
         assert [token for token in cluster.tokens() if token.owner is not None] == []
         assert not any(slot.locked() for slot in luna.slots())
     assert "CA_UnlockClusteredSlot" not in {call.function for call in cluster.log()}
+
+
+def test_no_copy_of_a_pin_that_cannot_be_encoded_is_left_in_memory(succeed):
+    """Its last character is the one that cannot. Python keeps the text with two bytes for each."""
+    body = """
+        ctypes.memmove(address, (ctypes.c_char * len(secret)).from_buffer(secret), len(secret))
+        print(copies(masked))
+        ctypes.memset(address, 0, len(secret))
+        text = secret.decode() + chr(0xDC80)
+        with luna.claim("cluster-1") as token:
+            for number in range(8):
+                try:
+                    token.assign("label", so_pin=text)
+                except ValueError:
+                    pass
+        secret[:] = bytes(len(secret))
+        print(copies(masked))
+        luna.close()
+    """
+    one, none = succeed(HEAP + textwrap.dedent(body))
+    if one == "0":
+        pytest.skip("malloc() takes its memory from elsewhere than the heap")
+    assert (one, none) == ("1", "0")

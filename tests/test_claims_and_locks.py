@@ -7,7 +7,7 @@ answer nor a lock call's proves by itself that the lock is still on.
 import textwrap
 
 import pytest
-from support import AGAIN, GENERAL_ERROR, NO_MORE_THREADS, NONE_LEFT
+from support import AGAIN, DEVICE_ERROR, GENERAL_ERROR, NO_MORE_THREADS, NONE_LEFT
 
 ONE = pytest.mark.luna_cluster(keyrings=1)
 DEVICES = {
@@ -70,7 +70,7 @@ def lock_safely():
         inside(slot)
         ends.append("locked")
 
-def claim_across_an_unlock():
+def claim_across_an_unlock(then=lambda: None):
     # Its grant is that of a lock which the unlock takes off again.
     cluster.latency(0, CLAIM)
     cluster.latency(0.3, CLAIM, after=True)
@@ -80,6 +80,7 @@ def claim_across_an_unlock():
     wait_until(lambda: len(cluster_calls(CLAIM)) > before)
     time.sleep(0.1)
     slot.release()
+    then()
     claiming.join(40)
 """
 
@@ -300,6 +301,43 @@ print(*ends, flush=True)
 os._exit(0)
 """
     assert on_device("grants again, and to claims", body) == ["refused"]
+
+
+@ONE
+def test_a_thread_may_lock_while_a_claim_makes_sure(on_device):
+    body = """
+# By then the kind of the device is known, and no other lock call is made than what makes sure.
+claim_across_an_unlock()
+
+def lock():
+    wait_until_inside(LOCK)
+    with slot.lock(timeout=20):
+        inside(slot)
+        ends.append("locked")
+
+cluster.latency(0.5, LOCK)
+claim_across_an_unlock(lock)
+print(*ends)
+"""
+    assert on_device("grants again, and to claims", body) == ["claimed", "claimed", "locked"]
+
+
+@ONE
+def test_a_claim_that_makes_sure_asks_once_also_where_locks_ask_again(on_device):
+    """The refusal says what it wants to know."""
+    body = f"""
+claim_across_an_unlock()
+first, luna = luna, cluster.library(contention="poll")
+slot = luna.slot(1)
+
+def claim_safely():
+    with luna.claim("cluster-1", timeout=20):
+        ends.append("claimed")
+
+claim_across_an_unlock(lambda: cluster.fault(LOCK, {DEVICE_ERROR}))
+print(*ends, sum(entry.rv == {DEVICE_ERROR} for entry in cluster_calls(LOCK)))
+"""
+    assert on_device("grants again, and to claims", body) == ["claimed", "claimed", "1"]
 
 
 @ONE
@@ -813,6 +851,38 @@ assert slot.acquire(timeout=5)
 slot.release()
 """
     assert on_device("waits", body) == []
+
+
+@pytest.mark.luna_cluster(keyrings=2)
+def test_no_lock_call_is_made_on_trial_for_a_doubt_of_an_earlier_connection(on_device):
+    body = f"""
+import subprocess
+other = subprocess.Popen([sys.executable, "-c", '''
+import os, sys
+from luna_ext.stub import STATE_VARIABLE, Cluster
+with Cluster(os.environ[STATE_VARIABLE]).library() as luna, luna.slot(2):
+    print("held", flush=True)
+    sys.stdin.readline()
+'''], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+assert other.stdout.readline() == "held\\n"
+# Each lock call that could tell of the first slot's lock fails.
+cluster.latency(0.5, CLAIM)
+slot.acquire()
+claiming = in_thread(claim_if_it_can)
+wait_until_inside(CLAIM)
+cluster.fault(LOCK, {GENERAL_ERROR}, times=2)
+slot.release()
+claiming.join(30)
+assert ends == ["NoUnassignedTokenError"], ends
+assert owner() == os.getpid()
+other.communicate()
+luna.reconnect()
+before = len(cluster_calls(LOCK))
+with luna.slot(2):
+    pass
+print(len(cluster_calls(LOCK)) - before)
+"""
+    assert on_device("waits", body) == ["1"]
 
 
 @pytest.mark.luna_cluster(keyrings=2)

@@ -332,6 +332,33 @@ def test_a_close_waits_for_each_of_two_assignments(cluster, call, owner_of, wait
     assert nothing_is_locked(cluster)
 
 
+@pytest.mark.filterwarnings("ignore:slot . was still locked:ResourceWarning")
+def test_a_close_beside_an_assignment_whose_lock_is_lost_lets_others_lock_at_once(
+    cluster, luna, call, wait_until_inside
+):
+    """There is nothing to unlock, so nothing to wait for."""
+    mine = cluster.library()
+    claimed = []
+
+    def assign():
+        with mine.claim("cluster-1") as token:
+            claimed.extend([token, contextvars.copy_context()])
+            token.assign("label", so_pin="12345678")
+
+    cluster.latency(2, INIT_TOKEN)
+    assigning = call(assign)
+    wait_until_inside(INIT_TOKEN)
+    token, context = claimed
+    let_device_forget_us(cluster)
+    with pytest.raises(luna_ext.LockLostError):
+        context.run(token.slot.ensure_held)
+    mine.close()
+    with luna.slot(token.slot.slot_id).lock(timeout=20):
+        assert not have_returned(logged(cluster, INIT_TOKEN))
+    with pytest.raises(luna_ext.LockLostError):
+        assigning.result()
+
+
 def give_up_a_lock_call(luna):
     assert luna.slot(1).acquire(timeout=0.05) is False
 
@@ -962,3 +989,31 @@ def test_a_library_that_closes_just_before_a_thread_queues_up_leaves_the_queue_w
     other.close()
     """
     assert succeed(body) == ["closed", "locked", "locked"]
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_lock_call_that_close_has_come_before_is_not_taken_for_one_that_is_out(succeed):
+    """A claim's lock would come off a moment later, for it waits for a lock call of its slot."""
+    body = """
+        def lock():
+            try:
+                slot.acquire()
+            except luna_ext.LibraryClosedError:
+                print("closed")
+
+        # Before the first lock call a session is opened.
+        cluster.latency(0.5, "C_OpenSession")
+        locking = in_thread(lock)
+        wait_until_inside("C_OpenSession")
+        luna.close()
+        locking.join()
+        cluster.latency(0, "C_OpenSession")
+        with cluster.library() as luna:
+            claim = luna.claim("cluster-1")
+            claim.__enter__()
+            begin = time.monotonic()
+            claim.__exit__(None, None, None)
+            print(time.monotonic() - begin < 0.4)
+        assert not any(call.function == "CA_LockClusteredSlot" for call in cluster.log())
+    """
+    assert succeed(body) == ["closed", "True"]

@@ -329,6 +329,7 @@ def test_a_handler_of_atexit_hears_at_once_that_the_exit_has_taken_its_lock_off(
         import atexit, os, time
 
         def late():
+            print(slot.lost.is_set())
             begin = time.monotonic()
             try:
                 slot.release()
@@ -346,7 +347,7 @@ def test_a_handler_of_atexit_hears_at_once_that_the_exit_has_taken_its_lock_off(
     """
     command = [sys.executable, "-c", textwrap.dedent(body)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60)
-    assert done.stdout.split() == ["lost", "True"]
+    assert done.stdout.split() == ["True", "lost", "True"]
 
 
 LATE = {
@@ -387,6 +388,40 @@ def test_a_handler_of_atexit_that_comes_too_late_hears_it_at_once(cluster, state
     command = [sys.executable, "-c", textwrap.dedent(body)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60)
     assert done.stdout.split() == ["closed", "True"]
+
+
+def test_a_child_that_is_forked_during_the_exit_is_not_held_back_by_it(cluster):
+    """It has no exit of its own under way, and nothing that would end the wait."""
+    body = f"""
+        import atexit, os, threading, time
+
+        # The last one that is called.
+        atexit.register(lambda: forking.join(40))
+        import luna_ext
+        from luna_ext.stub import STATE_VARIABLE, Cluster
+
+        def fork():
+            while not any(call.function == {UNLOCK!r} for call in cluster.log()):
+                time.sleep(0.001)
+            child = os.fork()
+            if child == 0:
+                begin = time.monotonic()
+                try:
+                    luna.slots()
+                except luna_ext.LibraryClosedError:
+                    os._exit(0 if time.monotonic() - begin < 1 else 1)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+        cluster = Cluster(os.environ[STATE_VARIABLE])
+        luna = cluster.library()
+        cluster.latency(1.5, {UNLOCK!r})
+        luna.slot(1).acquire()
+        forking = threading.Thread(target=fork, daemon=True)
+        forking.start()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(body)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.stdout == "0\n"
 
 
 def test_sigterm_with_a_handler_that_raises_releases(luna, owner_of, run):

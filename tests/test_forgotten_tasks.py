@@ -16,11 +16,11 @@ from support import CLAIM, LOCK, ON_BOTH, let_others_run_until, wait_until
 import luna_ext
 
 FORMS = {
-    "lock": lambda luna: luna.slot(1).lock(),
-    "timed lock": lambda luna: luna.slot(1).lock(timeout=30),
-    "token.lock": lambda luna: luna.token("keyring1").lock(timeout=30),
-    "claim": lambda luna: luna.claim("cluster-1"),
-    "timed claim": lambda luna: luna.claim("cluster-1", timeout=30),
+    "lock": lambda luna, **options: luna.slot(1).lock(**options),
+    "timed lock": lambda luna, **options: luna.slot(1).lock(timeout=30, **options),
+    "token.lock": lambda luna, **options: luna.token("keyring1").lock(timeout=30, **options),
+    "claim": lambda luna, **options: luna.claim("cluster-1", **options),
+    "timed claim": lambda luna, **options: luna.claim("cluster-1", timeout=30, **options),
 }
 pytestmark = [
     ON_BOTH,
@@ -34,7 +34,7 @@ class Ended(Exception):
     """What ends the event loop while its tasks still wait."""
 
 
-def leave_behind(coroutine, until, loop_of=asyncio.new_event_loop):
+def leave_behind(coroutine, until, loop_of=asyncio.new_event_loop, close=True):
     """Run it as a task until the condition holds, and end the loop without it; a weak reference to it."""
     tasks = []
 
@@ -49,7 +49,8 @@ def leave_behind(coroutine, until, loop_of=asyncio.new_event_loop):
     loop = loop_of()
     with pytest.raises(Ended):
         loop.run_until_complete(main())
-    loop.close()
+    if close:
+        loop.close()
     return tasks[0]
 
 
@@ -91,6 +92,27 @@ def test_a_block_that_can_never_end_is_ended_and_told_of(luna, free, caplog, for
         luna.slot(1).ensure_held()
     with luna.claim("cluster-1", timeout=10):
         pass
+
+
+@pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")
+@pytest.mark.parametrize("form", FORMS)
+def test_a_heartbeat_keeps_neither_the_task_nor_its_loop(luna, free, form):
+    """Nor does the object that the block was entered through, which the application keeps."""
+    lock = FORMS[form](luna, heartbeat=60)
+    loops = []
+
+    async def hold(inside):
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        async with lock:
+            inside.set()
+            # The loop knows the timer, and through it the task.
+            await asyncio.sleep(3600)
+
+    inside = asyncio.Event()
+    task = leave_behind(hold(inside), inside.wait, close=False)
+    del inside
+    collect_until(lambda: loops[0]() is None and task() is None and free())
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -792,6 +792,12 @@ def acquire(**options):
     hold(slot)
     slot.release()
 
+def looked_after():
+    # This thread has lost an earlier hold, and was not told of that.
+    slot.acquire()
+    luna.reconnect()
+    return luna.token("keyring1").lock(heartbeat=60, on_lost=lambda error: os._exit(3))
+
 {latency}
 parent = os.getpid()
 sender = in_thread(send)
@@ -819,6 +825,7 @@ WAITS = {
     "timed claim": (CLAIM, "in_block(luna.claim('cluster-1', timeout=40))"),
     "the label of a token": (TOKEN_INFO, "in_block(luna.token('keyring1'))"),
     "the label of a timed token": (TOKEN_INFO, "in_block(luna.token('keyring1').lock(timeout=40))"),
+    "the label of a token that is looked after": (TOKEN_INFO, "in_block(looked_after())"),
 }
 
 

@@ -219,6 +219,42 @@ print(entered)
     holder.release()
 
 
+def test_a_child_that_a_signal_handler_forks_in_c_gets_the_lock_in_its_turn(
+    program, hold_elsewhere
+):
+    """The worker that asks for it is the parent's, and the child has no limit of time."""
+    holder = hold_elsewhere(1)
+    body = f"""{FORK}
+children = []
+
+def handler(*_):
+    children.append(fork_in_c())
+    if children == [0]:
+        signal.alarm(40)
+
+signal.signal(signal.SIGUSR1, handler)
+
+def send():
+    wait_until_inside("CA_LockClusteredSlot")
+    os.kill(os.getpid(), signal.SIGUSR1)
+    wait_until(lambda: children)
+    print("forked", flush=True)
+
+in_thread(send)
+with slot:
+    slot.ensure_held()
+    assert owner() == os.getpid()
+if children == [0]:
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
+"""
+    running = program(body)
+    running.expect("forked")
+    holder.release()
+    done = running.ended()
+    assert (done.returncode, done.words) == (0, ["0"]), done
+
+
 FIRST_CALLS = {
     "a new Library": "cluster.library().slots()",
     "slots": "luna.slots()",
@@ -355,6 +391,20 @@ def child():
 
 with slot:
     pass
+fork(child)
+"""
+    assert succeed(body) == ["0"]
+
+
+def test_other_code_of_the_child_may_initialise_the_library_after_the_child_has_closed_it(succeed):
+    """What the child had of its parent is gone by then, though the child has locked nothing."""
+    body = f"""{FORK}
+def child():
+    luna.slots()
+    luna.close()
+    assert ctypes.CDLL(luna.path).C_Initialize(None) == 0
+    with cluster.library() as own, own.slot(1) as first:
+        first.ensure_held()
 fork(child)
 """
     assert succeed(body) == ["0"]

@@ -210,7 +210,26 @@ def acquire(luna):
         luna.slot(1).release()
 
 
-@pytest.mark.parametrize("work", [in_line, give_up, give_up_in_tasks, claim, acquire])
+def check_labels(luna):
+    for _ in range(50):
+        with luna.token("keyring1"):
+            pass
+        with luna.token("keyring1").lock(timeout=20):
+            pass
+
+
+def look_after(luna):
+    for _ in range(50):
+        with luna.slot(1).lock(heartbeat=60):
+            pass
+        with luna.claim("cluster-1", heartbeat=60):
+            pass
+
+
+EACH_WORK = [in_line, give_up, give_up_in_tasks, claim, acquire, check_labels, look_after]
+
+
+@pytest.mark.parametrize("work", EACH_WORK)
 def test_nothing_is_left_in_memory(luna, cluster, work):
     """Also references count: those to the code that asks for a lock."""
     cluster.switch("log", "off")

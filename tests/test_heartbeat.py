@@ -381,6 +381,18 @@ def test_a_hold_that_no_thread_can_ask_for_is_told_of(succeed):
     assert "cannot be asked" in " ".join(succeed(body))
 
 
+def test_a_block_that_no_thread_can_look_after_is_not_entered(cluster, succeed):
+    body = f"""
+        {NO_MORE_THREADS}
+        try:
+            slot.lock(heartbeat=60).__enter__()
+        except RuntimeError:
+            print(slot.locked(), slot.lost.is_set(), cluster.tokens()[0].owner)
+    """
+    assert succeed(body) == ["False", "False", "None"]
+    assert [entry.function for entry in cluster.log()].count(UNLOCK) == 1
+
+
 def test_a_fork_after_which_no_thread_can_be_had_is_told_of(succeed):
     body = f"""{HEAR}
         with slot.lock(heartbeat=60):
@@ -481,6 +493,14 @@ def test_a_hold_that_has_ended_before_a_fork_is_not_lost_by_it(luna, in_child):
     with luna.slot(1) as slot:
         lost = slot.lost
     assert in_child(lambda: not lost and not slot.lost) == 0
+
+
+def test_the_event_of_a_hold_is_set_in_a_child(luna, in_child):
+    """Also one that was asked for before the fork."""
+    with luna.slot(1) as slot:
+        lost = slot.lost
+        assert in_child(lambda: lost.is_set() and lost.wait(0)) == 0
+        assert not lost
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,41 @@ with luna.claim("cluster-1", timeout=20) as token:
 end(left())
 """
     assert succeed(body) == ["[]"]
+
+
+def test_the_thread_that_looks_after_stuck_claims_ends_with_them(cluster):
+    """They are counted when luna_ext has ended those that have nothing to do, before a fork."""
+    body = """
+        import asyncio, contextlib, os, time
+
+        counts = []
+        os.register_at_fork(before=lambda: counts.append(len(os.listdir("/proc/self/task"))))
+        import luna_ext
+        from luna_ext.stub import STATE_VARIABLE, Cluster
+
+        async def give_up():
+            with contextlib.suppress(luna_ext.LockTimeoutError):
+                async with luna.claim("cluster-1", timeout=0.3):
+                    pass
+
+        async def main():
+            # Sixteen are made at once, the others are queued.
+            await asyncio.gather(*[give_up() for _ in range(20)])
+
+        cluster = Cluster(os.environ[STATE_VARIABLE])
+        cluster.latency(0.5, "CA_GetUnassignedSlot")
+        with cluster.library() as luna:
+            asyncio.run(main())
+            deadline = time.monotonic() + 30
+            while 1 not in counts:
+                assert time.monotonic() < deadline, counts
+                child = os.fork()
+                if child == 0:
+                    os._exit(0)
+                os.waitpid(child, 0)
+    """
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(body)]
+    subprocess.run(command, check=True, timeout=60)
 
 
 def test_closing_one_library_fails_no_queued_claim_of_another(cluster, succeed):

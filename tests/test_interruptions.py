@@ -5,6 +5,7 @@ grant, for which the signal handler itself provides. For tasks, most tests sweep
 comes of an operation depends on it, what has to hold does not.
 """
 
+import _thread
 import asyncio
 import contextlib
 import gc
@@ -375,6 +376,34 @@ def test_ctrl_c_while_a_library_opens_or_closes_leaves_it_usable(
 
 class Interruption(Exception):
     """What a signal handler of these tests raises."""
+
+
+@pytest.mark.signals
+@pytest.mark.parametrize("timeout", [-1, 20])
+def test_acquire_gives_the_lock_back_if_a_handler_raises_that_comes_with_it(
+    luna, call, hold_here, settled, wait_until_queued, timeout
+):
+    """The signal does not end the wait, but the grant does. The caller could not release."""
+
+    def interrupt(number, frame):
+        raise Interruption
+
+    def let_both_come():
+        wait_until_queued(slot, 1)
+        _thread.interrupt_main(signal.SIGALRM)
+        holder.leave()
+
+    slot = luna.slot(1)
+    holder = hold_here(slot)
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        coming = call(let_both_come)
+        with pytest.raises(Interruption):
+            slot.acquire(timeout=timeout)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    coming.result()
+    settled(slot)
 
 
 @pytest.mark.signals

@@ -23,6 +23,7 @@ from support import (
     UNLOCK,
     enter,
     let_device_forget_us,
+    logged,
     wait_until,
 )
 
@@ -518,6 +519,18 @@ def test_a_polling_process_asks_seldom_whatever_the_number_of_its_waiters(
             one.result()
     # It asks, and at most 50 times a second.
     assert 20 <= sum(entry.time < end for entry in refused) <= 75
+
+
+@pytest.mark.parametrize("wait", [{}, {"timeout": 20}])
+def test_a_busy_device_is_asked_less_and_less_often(luna, cluster, call, wait):
+    """The pauses are random: 10 ms at least, and from the fifth one on 0.13 s on average."""
+    cluster.fault(LOCK, AGAIN, times=15)
+    slot = luna.slot(1)
+    assert call(lambda: slot.acquire(**wait) and slot.release() is None).result(30)
+    began = [entry.time for entry in logged(cluster, LOCK)]
+    assert len(began) == 16
+    assert all(later - earlier > 0.009 for earlier, later in itertools.pairwise(began))
+    assert began[-1] - began[0] > 0.3
 
 
 @pytest.mark.parametrize("wait", [{}, {"timeout": 20}, {"blocking": False}])

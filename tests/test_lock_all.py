@@ -270,3 +270,32 @@ def test_many_programs_with_overlapping_sets_come_to_an_end(cluster, tmp_path, m
         _, said = program.communicate(timeout=50)
         assert (program.returncode, said) == (0, ""), f"seed {seed}"
     assert nothing_is_locked(cluster)
+
+
+def test_a_task_that_holds_nothing_ends_none_of_two_blocks(luna, cluster):
+    """Those of one object: the first one's locks are lost, the second one holds them."""
+
+    async def hold(entered, leave):
+        async with both:
+            entered.set()
+            await leave.wait()
+
+    async def leave_for_others():
+        with pytest.raises(luna_ext.LockNotOwnedError):
+            await both.__aexit__(None, None, None)
+
+    async def main():
+        entered, leave = asyncio.Event(), asyncio.Event()
+        losing = asyncio.create_task(hold(entered, leave))
+        await entered.wait()
+        await asyncio.to_thread(luna.reconnect)
+        async with both:
+            await asyncio.create_task(leave_for_others())
+            leave.set()
+            with pytest.raises(luna_ext.LockLostError):
+                await losing
+            assert owners(cluster) == [1, 2]
+        assert nothing_is_locked(cluster)
+
+    both = luna.lock_all([luna.slot(1), luna.slot(2)])
+    asyncio.run(main())

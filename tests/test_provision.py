@@ -15,6 +15,7 @@ from support import (
     CLAIM,
     DEVICE_ERROR,
     DUAL_IDENTITY,
+    GENERAL_ERROR,
     INIT_PIN,
     INIT_TOKEN,
     ON_BOTH,
@@ -216,6 +217,22 @@ def test_whatever_the_code_an_unproven_pin_is_tried_once(
     assert list(report.failed) == LABELS
     assert calls_of(function) == 1
     assert sum("not tried" in str(error) for error in report.failed.values()) == 5
+
+
+def test_tokens_are_assigned_side_by_side_once_the_pins_have_worked(
+    cluster, provision, call, wait_until_inside
+):
+    cluster.latency(0.3, INIT_TOKEN)
+    running = call(lambda: provision(workers=4))
+    wait_until_inside(INIT_TOKEN, 2)
+    assert list(running.result(30).assigned) == LABELS
+
+
+def test_an_error_of_a_call_without_a_pin_keeps_no_other_label_from_being_tried(cluster, provision):
+    cluster.fault(CLAIM, GENERAL_ERROR, times=1)
+    report = provision(workers=1)
+    assert list(report.failed) == LABELS[:1]
+    assert list(report.assigned) == LABELS[1:]
 
 
 @ON_BOTH

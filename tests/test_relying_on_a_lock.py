@@ -3,6 +3,8 @@
 import asyncio
 import concurrent.futures
 import contextvars
+import gc
+import sys
 import threading
 import unittest
 
@@ -136,6 +138,22 @@ def test_what_a_holder_has_started_hears_that_the_lock_is_lost(luna):
             in_pool(slot.ensure_held)
 
 
+def test_a_task_that_has_locked_another_slot_hears_that_its_parents_lock_is_lost(luna):
+    async def child():
+        async with luna.slot(2).lock():
+            pass
+        luna.reconnect()
+        with pytest.raises(luna_ext.LockLostError):
+            luna.slot(1).ensure_held()
+
+    async def main():
+        with pytest.raises(luna_ext.LockLostError):
+            async with luna.slot(1).lock():
+                await asyncio.create_task(child())
+
+    asyncio.run(main())
+
+
 def test_tasks_that_start_each_other_for_ever_keep_their_parents_lock(luna):
     async def main(left):
         async with luna.slot(left % 8 + 1).lock() as slot:
@@ -145,6 +163,36 @@ def test_tasks_that_start_each_other_for_ever_keep_their_parents_lock(luna):
             await child
 
     asyncio.run(main(100))
+
+
+def test_tasks_that_start_each_other_for_ever_do_not_keep_what_has_started_them(luna, cluster):
+    cluster.switch("log", "off")
+    used = []
+
+    async def go_on(left, ended):
+        async with luna.slot(1).lock():
+            pass
+        if left % 300 == 0:
+            gc.collect()
+            used.append(sys.getallocatedblocks())
+        if left:
+            # Only the event loop keeps it, and it is over before its child begins.
+            asyncio.get_running_loop().call_soon(begin, left - 1, ended)
+        else:
+            ended.set()
+
+    def begin(left, ended):
+        running[:] = [asyncio.create_task(go_on(left, ended))]
+
+    async def main():
+        ended = asyncio.Event()
+        begin(900, ended)
+        await ended.wait()
+
+    running = []
+    asyncio.run(main())
+    # One block for each task would be more than that.
+    assert used[-1] < used[1] + 300
 
 
 @pytest.mark.luna_cluster(keyrings=40)

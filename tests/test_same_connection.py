@@ -25,6 +25,7 @@ from support import (
     UNLOCK,
     enter,
     entry_of,
+    finalisations,
     logged,
     nothing_is_locked,
     wait_until,
@@ -152,6 +153,16 @@ def test_a_lock_after_a_claim_that_was_given_back_is_watched_too(reinitialise, l
             slot.ensure_held()
 
 
+def test_what_is_held_beside_a_claim_that_is_given_back_is_not_lost(luna):
+    """The library's own session was on the claimed token, and is closed with the claim."""
+    claim = luna.claim("cluster-1")
+    claimed = claim.__enter__().slot
+    with luna.slot(claimed.slot_id % 8 + 1) as slot:
+        claim.__exit__(None, None, None)
+        slot.ensure_held()
+        time.sleep(LONG_BLOCK)
+
+
 def test_a_grant_of_an_earlier_connection_is_asked_for_again(luna, cluster, call, owner_of):
     """Its answer is on its way when another thread finds out that the connection is another one."""
     with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
@@ -258,6 +269,26 @@ def test_a_client_that_cannot_tell_of_its_sessions_is_locked_without_one(
         time.sleep(LONG_BLOCK)
     wait_until(lambda: "C_GetSessionInfo" in caplog.text)
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("told", [(9, 2, 6, 0), (2, 2, 4, 0)], ids=["slot", "flags"])
+def test_a_client_that_tells_of_another_session_is_locked_without_one(
+    luna, caplog, monkeypatch, told
+):
+    """One that tells of a session in another slot, or of a read-only one."""
+    word = ctypes.c_ulong
+
+    @ctypes.CFUNCTYPE(word, word, ctypes.POINTER(word))
+    def tell(session, info):
+        for index, value in enumerate(told):
+            info[index] = value
+        return 0
+
+    monkeypatch.setattr(entry_of(luna, 15), "value", ctypes.cast(tell, ctypes.c_void_p).value)
+    with luna.slot(2) as slot:
+        slot.ensure_held()
+        time.sleep(LONG_BLOCK)
+    wait_until(lambda: "C_GetSessionInfo: CKR_FUNCTION_FAILED" in caplog.text)
 
 
 @pytest.mark.parametrize("index", [12, 15], ids=["C_OpenSession", "C_GetSessionInfo"])
@@ -380,6 +411,8 @@ def test_close_leaves_other_code_no_session(reinitialise, cluster):
             slot.ensure_held()
         with luna.slot(1) as slot:
             assert slot.token_info.session_count == 1
+    # That was the other code's.
+    assert finalisations(cluster) == [0]
     with cluster.library() as luna:
         assert luna.slot(1).token_info.session_count == 0
 
@@ -440,16 +473,17 @@ def test_a_lost_block_that_ends_leaves_the_next_holder_of_the_same_object_alone(
     assert nothing_is_locked(cluster)
 
 
+async def lose(lock, entered, lost):
+    with pytest.raises(luna_ext.LockLostError):
+        async with lock:
+            entered.set()
+            await lost.wait()
+
+
 @EACH_SHARED
 def test_a_lost_block_of_a_task_leaves_the_next_holder_of_the_same_object_alone(
     luna, cluster, make
 ):
-    async def lose(lock, entered, lost):
-        with pytest.raises(luna_ext.LockLostError):
-            async with lock:
-                entered.set()
-                await lost.wait()
-
     async def main():
         lock, slot = make(luna), luna.slot(1)
         entered, lost = asyncio.Event(), asyncio.Event()
@@ -460,6 +494,31 @@ def test_a_lost_block_of_a_task_leaves_the_next_holder_of_the_same_object_alone(
             lost.set()
             await losing
             slot.ensure_held()
+            assert not nothing_is_locked(cluster)
+        assert nothing_is_locked(cluster)
+
+    asyncio.run(main())
+
+
+@EACH_SHARED
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (1, 2, 0), (2, 1, 0)], ids=str)
+def test_lost_blocks_of_tasks_may_end_in_any_order(luna, cluster, make, order):
+    """All are of the same object, beside the block that holds it."""
+
+    async def main():
+        lock, slot = make(luna), luna.slot(1)
+        losing = []
+        for _ in order:
+            entered, lost = asyncio.Event(), asyncio.Event()
+            losing.append((asyncio.create_task(lose(lock, entered, lost)), lost))
+            await entered.wait()
+            await asyncio.to_thread(luna.reconnect)
+        async with lock:
+            for index in order:
+                task, lost = losing[index]
+                lost.set()
+                await task
+                slot.ensure_held()
             assert not nothing_is_locked(cluster)
         assert nothing_is_locked(cluster)
 
@@ -505,6 +564,20 @@ def test_calls_wait_while_a_reconnect_lasts(luna, cluster, call, wait_until_insi
     wait_until_inside("C_Finalize")
     call(lambda: use(luna)).result(30)
     reconnecting.result(30)
+
+
+def test_a_release_while_a_reconnect_lasts_says_what_has_become_of_the_lock(
+    luna, cluster, call, wait_until_inside
+):
+    slot = luna.slot(1)
+    slot.acquire()
+    cluster.latency(1, "C_Initialize")
+    reconnecting = call(luna.reconnect)
+    wait_until_inside("C_Initialize")
+    with pytest.raises(luna_ext.LockLostError, match="its library was finalised"):
+        slot.release()
+    reconnecting.result(30)
+    assert logged(cluster, UNLOCK) == []
 
 
 def test_reconnect_beside_a_call_at_the_device_does_nothing(luna, cluster, call, wait_until_inside):
@@ -574,6 +647,26 @@ def test_a_new_library_leaves_a_connection_alone_that_works(luna, cluster):
         cluster.library().close()
         slot.ensure_held()
     assert len(logged(cluster, UNLOCK)) == 1
+
+
+def test_a_new_library_leaves_a_connection_alone_on_which_there_is_no_token(
+    luna, cluster, monkeypatch
+):
+    word = ctypes.c_ulong
+
+    @ctypes.CFUNCTYPE(word, ctypes.c_ubyte, ctypes.c_void_p, ctypes.POINTER(word))
+    def list_no_slots(token_present, slots, count):
+        count[0] = 0
+        return 0
+
+    address = ctypes.cast(list_no_slots, ctypes.c_void_p).value
+    monkeypatch.setattr(entry_of(luna, 4), "value", address)
+    cluster.fault("C_GetInfo", DEVICE_ERROR, times=1)
+    with pytest.raises(luna_ext.DeviceError):
+        luna.info  # noqa: B018
+    with cluster.library() as new:
+        assert finalisations(cluster) == []
+        assert new.tokens() == []
 
 
 def test_a_new_library_leaves_it_to_other_code_that_has_initialised_anew(

@@ -302,3 +302,23 @@ def test_a_lock_while_another_thread_imports_asyncio(luna, monkeypatch, owner_of
     monkeypatch.setitem(sys.modules, "asyncio", types.ModuleType("asyncio"))
     with luna.slot(1).lock(timeout=10):
         assert owner_of(1) == os.getpid()
+
+
+@pytest.mark.luna_cluster(keyrings=12)
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the threads in /proc")
+def test_of_many_threads_that_have_waited_at_a_time_eight_are_kept(succeed):
+    body = f"""
+        def hold(number):
+            with luna.slot(number).lock(timeout=30):
+                pass
+
+        cluster.latency(1.5, {LOCK!r})
+        holding = [in_thread(hold, number) for number in range(1, 13)]
+        wait_until_inside({LOCK!r}, 12)
+        for thread in holding:
+            thread.join()
+        # With the main thread.
+        wait_until(lambda: len(os.listdir("/proc/self/task")) == 9)
+        luna.close()
+    """
+    assert succeed(body) == []
