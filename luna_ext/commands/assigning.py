@@ -16,19 +16,24 @@ from ..provisioning import provision as provision_all
 from .child import ended_by_signals
 from .console import Settings, examples, in_one_line, printable, settings
 from .pins import PinSources, pin_options
+from .values import CLUSTER, LABEL, MOST_KEYRINGS, SECONDS, SLOT, Command
+
+LARGEST_NUMBER = 10**9
+"""That a label may end with, if the command makes it."""
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "luna-ext assign cluster-1 payments-07",
         "luna-ext assign cluster-1 payments-07 --so-pin-file so.pin --user-pin-fd 3 3<user.pin",
-    )
+    ),
 )
-@click.argument("cluster")
-@click.argument("label")
+@click.argument("cluster", type=CLUSTER)
+@click.argument("label", type=LABEL)
 @click.option(
     "--timeout",
-    type=click.FloatRange(0),
+    type=SECONDS,
     default=0,
     metavar="SECONDS",
     help="How long to wait for an unassigned token, if none is left.",
@@ -77,34 +82,44 @@ def _words(progress: ProvisionProgress) -> str:
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "luna-ext provision cluster-1 --count 100 --prefix payments-",
         "luna-ext provision cluster-1 --labels labels.txt --so-pin-file so.pin --guard 1",
-    )
+    ),
 )
-@click.argument("cluster")
+@click.argument("cluster", type=CLUSTER)
 @click.option(
     "--labels",
     "file",
     type=click.File(encoding="utf-8", errors="surrogateescape"),
     help="One label in each line; -: from stdin.",
 )
-@click.option("--count", type=click.IntRange(1), metavar="N", help="So many labels, with --prefix.")
+@click.option(
+    "--count",
+    type=click.IntRange(1, MOST_KEYRINGS),
+    metavar="N",
+    help="So many labels, with --prefix.",
+)
 @click.option("--prefix", metavar="P", help="They are P1, P2, ... PN.")
 @click.option(
     "--first",
-    type=click.IntRange(0),
+    type=click.IntRange(0, LARGEST_NUMBER),
     default=1,
     show_default=True,
     metavar="N",
     help="The first one's number.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1), default=8, show_default=True, help="Tokens at a time."
+    "--workers",
+    type=click.IntRange(1, MOST_KEYRINGS),
+    default=8,
+    show_default=True,
+    help="Tokens at a time.",
 )
 @click.option(
     "--guard",
-    type=click.IntRange(0),
+    type=SLOT,
     metavar="SLOT",
     help="Lock this slot meanwhile. If all hosts name the same, no label comes up twice.",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import warnings
@@ -57,8 +58,8 @@ def printable(text: str) -> str:
     )
 
 
-def in_one_line(error: BaseException) -> str:
-    """An error's message and notes."""
+def in_one_line(error: BaseException | str) -> str:
+    """An error's message and notes; or a text."""
     parts = [str(error) or type(error).__name__, *getattr(error, "__notes__", ())]
     text = "; ".join(part.removeprefix("luna_ext: ") for part in parts)
     text = re.sub(r":\s*\n\s*- ", ": ", text)
@@ -67,7 +68,18 @@ def in_one_line(error: BaseException) -> str:
 
 def tell(text: str) -> None:
     """A line on standard error, for what is not the command's result."""
-    click.echo(f"luna-ext: {text}", err=True)
+    try:
+        click.echo(f"luna-ext: {text}", err=True)
+    except OSError:
+        # There is no other place to tell it, and it is no reason to let a lock go.
+        give_up_stream(2)
+
+
+def give_up_stream(number: int) -> None:
+    """Let what is left of its output vanish, or Python would write it once more at its end, and fail."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, number)
+    os.close(null)
 
 
 def print_json(value: object) -> None:

@@ -7,6 +7,7 @@ import click
 from .. import explanations
 from ..errors import rv_named
 from .console import examples, json_option, print_json
+from .values import Command
 
 LARGEST_RV = 2**64 - 1
 
@@ -43,6 +44,7 @@ def _class_of(explanation: explanations.Explanation) -> str | None:
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "luna-ext explain CKR_PIN_LOCKED", "luna-ext explain pin_locked 0x80000305 --json"
     ),

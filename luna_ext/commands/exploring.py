@@ -24,6 +24,7 @@ from ..info import CLUSTER_FUNCTIONS
 from ..stub import STATE_VARIABLE, Cluster
 from .console import Settings, examples, in_one_line, make_table, print_table, printable, settings
 from .forking import ForkError, fork_child
+from .values import Command, Number
 
 CKR_CRYPTOKI_ALREADY_INITIALIZED = 0x191
 THREADS = 4
@@ -168,7 +169,8 @@ def _examine(options: Settings) -> Iterator[Finding]:
 
 
 @click.command(
-    epilog=examples("luna-ext doctor", "luna-ext --library /opt/luna/libCryptoki2_64.so doctor")
+    cls=Command,
+    epilog=examples("luna-ext doctor", "luna-ext --library /opt/luna/libCryptoki2_64.so doctor"),
 )
 @settings
 def doctor(options: Settings) -> int:
@@ -194,6 +196,7 @@ def doctor(options: Settings) -> int:
 # ---- watch ----
 
 COLUMNS = ("slot", "label", "lock held by", "for")
+A_DAY = 24 * 60 * 60
 
 
 def _stand_in_holders() -> dict[int, holders.Holder]:
@@ -225,12 +228,13 @@ def _rows(luna: Library) -> Iterator[tuple[object, ...]]:
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "LUNA_EXT_WATCH=/run/luna luna-ext watch --interval 0.5", "luna-ext watch | grep payments"
-    )
+    ),
 )
 @click.option(
-    "--interval", type=click.FloatRange(0.1), default=1.0, show_default=True, metavar="SECONDS"
+    "--interval", type=Number(0.1, A_DAY), default=1.0, show_default=True, metavar="SECONDS"
 )
 @settings
 def watch(options: Settings, interval: float) -> None:

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import click
 
 from .._cluster import ClusterSlot, Library, Token
-from ..errors import LockLostError, LockReleaseError, LockTimeoutError, NoUnassignedTokenError
+from ..errors import LockLostError, LockReleaseError
 from .child import ended_by_signals, inherited_files, run_command, signals_blocked
-from .console import EXIT_TEMPORARY, Settings, examples, in_one_line, settings, tell
+from .console import EXIT_TEMPORARY, Settings, examples, settings
+from .values import CLUSTER, LABEL, SECONDS, SLOT, Command
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -19,13 +20,23 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def _timeout(what: str) -> Callable[[_F], _F]:
     return click.option(
         "--timeout",
-        type=click.FloatRange(0),
+        type=SECONDS,
         metavar="SECONDS",
         help=f"How long to wait for {what}. Exit code {EXIT_TEMPORARY} when the time is up.",
     )
 
 
-_command = click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def _named(
+    context: click.Context, parameter: click.Parameter, command: tuple[str, ...]
+) -> tuple[str, ...]:
+    if not (command[0] or context.resilient_parsing):
+        raise click.BadParameter("the command has no name", context, parameter)
+    return command
+
+
+_command = click.argument(
+    "command", nargs=-1, required=True, type=click.UNPROCESSED, callback=_named
+)
 
 
 def _run_with(
@@ -46,9 +57,6 @@ def _run_with(
                 if isinstance(held, Token):
                     variables["LUNA_TOKEN_LABEL"] = held.label
                 code = run_command(command, variables, files)
-        except (LockTimeoutError, NoUnassignedTokenError) as error:
-            tell(in_one_line(error))
-            return EXIT_TEMPORARY
         except (LockLostError, LockReleaseError):
             # The handler of log records has printed it.
             return code or 1
@@ -56,6 +64,7 @@ def _run_with(
 
 
 @click.command(
+    cls=Command,
     # So that options behind the command are the command's, also without "--".
     context_settings={"allow_interspersed_args": False},
     epilog=examples(
@@ -63,8 +72,8 @@ def _run_with(
         "luna-ext lock --label payments-01 --timeout 5 -- sh -c 'rotate \"$LUNA_SLOT_ID\"'",
     ),
 )
-@click.option("--slot", "slot_id", type=click.IntRange(0), metavar="N", help="The slot to lock.")
-@click.option("--label", metavar="L", help="The label of the token to lock.")
+@click.option("--slot", "slot_id", type=SLOT, metavar="N", help="The slot to lock.")
+@click.option("--label", type=LABEL, metavar="L", help="The label of the token to lock.")
 @_timeout("the lock")
 @_command
 @settings
@@ -94,11 +103,12 @@ def lock(
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "luna-ext claim cluster-1 --timeout 10 -- sh -c 'initialise \"$LUNA_SLOT_ID\"'",
     ),
 )
-@click.argument("cluster")
+@click.argument("cluster", type=CLUSTER)
 @_timeout("an unassigned token, if none is left")
 @_command
 @settings
