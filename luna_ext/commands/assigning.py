@@ -14,8 +14,9 @@ from ..errors import PinError
 from ..provisioning import ProvisionProgress
 from ..provisioning import provision as provision_all
 from .child import ended_by_signals
-from .console import Settings, examples, in_one_line, printable, settings
+from .console import Settings, examples, settings
 from .pins import PinSources, pin_options
+from .texts import in_one_line, printable
 from .values import CLUSTER, LABEL, MOST_KEYRINGS, SECONDS, SLOT, Command
 
 LARGEST_NUMBER = 10**9

@@ -16,15 +16,8 @@ import click
 
 from .. import __version__
 from ..errors import LockTimeoutError, LunaError, NoUnassignedTokenError
-from .console import (
-    EXIT_TEMPORARY,
-    Settings,
-    examples,
-    give_up_stream,
-    in_one_line,
-    printable,
-    tell,
-)
+from .console import EXIT_TEMPORARY, Settings, examples, give_up_stream, tell
+from .texts import in_one_line, printable
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -35,7 +28,7 @@ MODULES = {
     "claim": "running",
     "completion": "standing_in",
     "demo": "standing_in",
-    "doctor": "exploring",
+    "doctor": "doctoring",
     "explain": "explaining",
     "find": "listing",
     "lock": "running",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from .._cluster import Library
+from .texts import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,22 +48,6 @@ def examples(*lines: str) -> str:
     """The examples at the end of a subcommand's help."""
     # \b: click does not make a paragraph of the lines.
     return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
-
-
-def printable(text: str) -> str:
-    """The text with all characters escaped that a terminal takes for a command, or does not show."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
-        for char in text
-    )
-
-
-def in_one_line(error: BaseException | str) -> str:
-    """An error's message and notes; or a text."""
-    parts = [str(error) or type(error).__name__, *getattr(error, "__notes__", ())]
-    text = "; ".join(part.removeprefix("luna_ext: ") for part in parts)
-    text = re.sub(r":\s*\n\s*- ", ": ", text)
-    return printable(re.sub(r"\s*\n\s*(- )?", lambda found: "; " if found[1] else " ", text))
 
 
 def tell(text: str) -> None:

@@ -13,13 +13,13 @@ from .console import (
     Settings,
     examples,
     flag_names,
-    in_one_line,
     json_option,
     print_json,
     print_table,
     settings,
     tell,
 )
+from .texts import in_one_line
 from .values import LABEL, MOST_KEYRINGS, Command
 
 

@@ -18,7 +18,8 @@ import click
 from .._cluster import Library
 from ..applications import configured
 from ..errors import Meaning, meaning_of, rv_name
-from .console import Settings, examples, json_option, print_json, printable, settings
+from .console import Settings, examples, json_option, print_json, settings
+from .texts import printable
 from .values import CLUSTER, SLOT, Command, Number
 
 CKR_OK, CKR_FUNCTION_FAILED, CKR_DEVICE_ERROR = 0, 0x6, 0x30
