@@ -16,10 +16,10 @@ import click
 
 from .. import __version__
 from ..errors import LockTimeoutError, LunaError, NoUnassignedTokenError
-from .console import EXIT_TEMPORARY, Settings, examples, give_up_stream, tell
-from .texts import in_one_line, printable
+from .console import EXIT_INTERRUPTED, EXIT_TEMPORARY, Settings, examples, give_up_stream, tell
+from .texts import in_one_line, in_our_words, printable
 
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ERROR, EXIT_USAGE = 1, 2
 
 
 MODULES = {
@@ -77,6 +77,8 @@ class Commands(click.Group):
     type=click.Choice(["block", "poll"]),
     default="block",
     show_default=True,
+    envvar="LUNA_EXT_CONTENTION",
+    show_envvar=True,
     help='What a lock call means that answers CKR_DEVICE_ERROR: an error, or "not now". '
     "`luna-ext probe` finds out.",
 )
@@ -102,7 +104,7 @@ class Records(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         self.told.add(text)
-        tell(printable(text))
+        tell(printable(in_our_words(text)))
 
 
 def show_warning(message: Warning | str, *place: object, **more: object) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 EXIT_TEMPORARY = 75
 """EX_TEMPFAIL of sysexits.h: try again later."""
+EXIT_INTERRUPTED = 130
+"""As a shell has it of a program that SIGINT has ended."""
 
 
 @dataclass

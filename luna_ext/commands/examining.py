@@ -16,7 +16,7 @@ from ..errors import CryptokiError, LunaError
 from ..info import CLUSTER_FUNCTIONS
 from .apart import FINALIZE, FORK, OPENING
 from .loading import LOADING, advice_on_loading
-from .texts import in_one_line
+from .texts import in_one_line, in_our_words
 
 THREADS = 4
 TOGETHER = f"C_GetSlotList, called by {THREADS} threads at a time,"
@@ -51,7 +51,11 @@ def _advice_of(error: LunaError) -> str:
     if not isinstance(error, CryptokiError) or error.rv is None:
         return "name the Luna client's libCryptoki2 instead: luna-ext --library FILE doctor"
     known = explain(error.rv)
-    return known.advice if known else "see the client library's own log, and ask its vendor"
+    return (
+        in_our_words(known.advice)
+        if known
+        else "see the client library's own log, and ask its vendor"
+    )
 
 
 # ---- the library ----
