@@ -15,13 +15,16 @@ def main() -> int:
         return run()
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in NEEDED:
-            raise
-        print(
-            f"luna-ext: the command needs the package {package}: pip install 'luna_ext[cli]'",
-            file=sys.stderr,
+        says = (
+            f"the command needs the package {package}: pip install {' '.join(NEEDED)}"
+            if package in NEEDED
+            else f"{error}: it is a part of luna_ext, or of what it needs; install luna_ext again"
         )
+        print(f"luna-ext: {says}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("luna-ext: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -185,6 +185,8 @@ def old_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         without: str | None = None,
         nameless_claims: bool = False,
         token_flags: int = 0,
+        trouble: str | None = None,
+        trouble_at: str | None = None,
     ) -> Path:
         switches = [f"-DWITH_{function}" for function in functions]
         if function_list_rv is not None:
@@ -197,6 +199,10 @@ def old_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             switches.append(f"-DWITHOUT={without}")
         if nameless_claims:
             switches.append("-DNAMELESS_CLAIMS")
+        if trouble is not None:
+            switches.append(f"-DTROUBLE={trouble}")
+        if trouble_at is not None:
+            switches.append(f"-DTROUBLE_AT={trouble_at}")
         if token_flags:
             switches.append(f"-DTOKEN_FLAGS={token_flags:#x}")
         library = directory / ("_".join(["client", *switches]).replace("-D", "") + ".so")

@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import sys
-from typing import TextIO
+from collections import Counter
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import BinaryIO
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from .._cluster import Library
 from ..errors import PinError
+from ..info import CLUSTER_FUNCTIONS
+from ..labels import encode_label
 from ..provisioning import ProvisionProgress
 from ..provisioning import provision as provision_all
 from .child import ended_by_signals
-from .console import Settings, examples, in_one_line, printable, settings
+from .console import EXIT_INTERRUPTED, Settings, examples, settings, tell
+from .labels_file import read_labels
 from .pins import PinSources, pin_options
+from .texts import in_one_line, printable
+from .values import CLUSTER, LABEL, MOST_KEYRINGS, SECONDS, SLOT, Command
+
+LARGEST_NUMBER = 10**9
+"""That a label may end with, if the command makes it."""
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "luna-ext assign cluster-1 payments-07",
         "luna-ext assign cluster-1 payments-07 --so-pin-file so.pin --user-pin-fd 3 3<user.pin",
-    )
+    ),
 )
-@click.argument("cluster")
-@click.argument("label")
+@click.argument("cluster", type=CLUSTER)
+@click.argument("label", type=LABEL)
 @click.option(
     "--timeout",
-    type=click.FloatRange(0),
+    type=SECONDS,
     default=0,
     metavar="SECONDS",
     help="How long to wait for an unassigned token, if none is left.",
@@ -51,6 +63,8 @@ def assign(
     with (
         ended_by_signals(),
         options.open() as luna,
+        # The PINs are asked for when no other thing is known to be wrong.
+        _free(luna, label),
         pins.read() as (so_pin, user_pin),
         luna.claim(cluster, timeout=timeout) as token,
     ):
@@ -58,15 +72,53 @@ def assign(
     click.echo(f"assigned {printable(assigned.label)} in slot {assigned.slot.slot_id}")
 
 
-def _labels(file: TextIO | None, count: int | None, prefix: str | None, first: int) -> list[str]:
+def _free(luna: Library, label: str) -> AbstractContextManager[None]:
+    """Refuse a label that a token has already."""
+    taken = luna.find(label)
+    if taken:
+        slots = ", ".join(str(token.slot.slot_id) for token in taken)
+        raise click.ClickException(
+            f"the label {label!r} is there already, in slot {slots}; choose another one"
+        )
+    return nullcontext()
+
+
+def _labels(file: BinaryIO | None, count: int | None, prefix: str | None, first: int) -> list[str]:
     if file is not None:
         if count is not None or prefix is not None:
             raise click.UsageError("the labels come from --labels, or from --count and --prefix")
-        lines = [line.removesuffix("\r") for line in file.read().split("\n")]
-        return [line for line in lines if line]
+        return read_labels(file)
     if count is None or prefix is None:
         raise click.UsageError("which labels? Give --labels FILE, or --count N and --prefix P")
-    return [f"{prefix}{number}" for number in range(first, first + count)]
+    labels = [f"{prefix}{number}" for number in range(first, first + count)]
+    for label in labels:
+        encode_label(label, errors="strict")
+    return labels
+
+
+def _say_what_would_be_done(luna: Library, labels: list[str]) -> None:
+    there = {token.label: token.slot.slot_id for token in luna.tokens()}
+    for label in labels:
+        slot_id = there.get(label)
+        says = "would be assigned" if slot_id is None else f"is there already, in slot {slot_id}"
+        click.echo(f"{printable(label)} {says}")
+    skipped = sum(label in there for label in labels)
+    click.echo(f"{len(labels) - skipped} would be assigned, {skipped} skipped")
+
+
+def _require(luna: Library) -> None:
+    for function in CLUSTER_FUNCTIONS:
+        if function not in luna.cluster_functions:
+            raise click.ClickException(
+                f"{luna.path} has no {function}, which provision needs; install Luna client 10.6 or newer"
+            )
+
+
+def _tell_how_far(done: Counter[str], labels: list[str]) -> None:
+    tell(
+        f"ended after {done.total()} of {len(labels)} labels: {done['assigned']} assigned, "
+        f"{done['skipped']} skipped, {done['failed']} failed. The same command goes on from there"
+    )
 
 
 def _words(progress: ProvisionProgress) -> str:
@@ -77,48 +129,60 @@ def _words(progress: ProvisionProgress) -> str:
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "luna-ext provision cluster-1 --count 100 --prefix payments-",
         "luna-ext provision cluster-1 --labels labels.txt --so-pin-file so.pin --guard 1",
-    )
+    ),
 )
-@click.argument("cluster")
+@click.argument("cluster", type=CLUSTER)
 @click.option(
     "--labels",
     "file",
-    type=click.File(encoding="utf-8", errors="surrogateescape"),
-    help="One label in each line; -: from stdin.",
+    type=click.File("rb"),
+    help="One label in each line; # begins a comment. -: from stdin.",
 )
-@click.option("--count", type=click.IntRange(1), metavar="N", help="So many labels, with --prefix.")
+@click.option(
+    "--count",
+    type=click.IntRange(1, MOST_KEYRINGS),
+    metavar="N",
+    help="So many labels, with --prefix.",
+)
 @click.option("--prefix", metavar="P", help="They are P1, P2, ... PN.")
 @click.option(
     "--first",
-    type=click.IntRange(0),
+    type=click.IntRange(0, LARGEST_NUMBER),
     default=1,
     show_default=True,
     metavar="N",
     help="The first one's number.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1), default=8, show_default=True, help="Tokens at a time."
+    "--workers",
+    type=click.IntRange(1, MOST_KEYRINGS),
+    default=8,
+    show_default=True,
+    help="Tokens at a time.",
 )
 @click.option(
     "--guard",
-    type=click.IntRange(0),
+    type=SLOT,
     metavar="SLOT",
     help="Lock this slot meanwhile. If all hosts name the same, no label comes up twice.",
 )
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @pin_options
 @settings
 def provision(
     options: Settings,
     cluster: str,
-    file: TextIO | None,
+    file: BinaryIO | None,
     count: int | None,
     prefix: str | None,
     first: int,
     workers: int,
     guard: int | None,
+    dry_run: bool,
     pins: PinSources,
 ) -> int:
     """Give many labels an unassigned token of CLUSTER each. This erases the tokens.
@@ -132,6 +196,10 @@ def provision(
     --guard prevents it.
     """
     labels = _labels(file, count, prefix, first)
+    if dry_run:
+        with options.open() as luna:
+            _say_what_would_be_done(luna, labels)
+        return 0
     console = Console(stderr=True, highlight=False)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -141,26 +209,37 @@ def provision(
         console=console,
         disable=not sys.stderr.isatty(),
     )
-    with ended_by_signals(), options.open() as luna, pins.read() as (so_pin, user_pin), bar:
+    with ended_by_signals(), ExitStack() as stack:
+        luna = stack.enter_context(options.open())
+        _require(luna)
+        so_pin, user_pin = stack.enter_context(pins.read())
+        stack.enter_context(bar)
         task = bar.add_task("provisioning", total=len(labels))
+        done: Counter[str] = Counter()
 
         def on_progress(progress: ProvisionProgress) -> None:
+            done[progress.outcome] += 1
             bar.update(task, completed=progress.done)
             if bar.disable or not sys.stdout.isatty():
                 click.echo(_words(progress))
             elif progress.error is not None:
                 console.print(Text(_words(progress)))
 
-        report = provision_all(
-            luna,
-            cluster,
-            labels,
-            so_pin=so_pin,
-            user_pin=user_pin,
-            workers=workers,
-            guard=None if guard is None else luna.slot(guard),
-            on_progress=on_progress,
-        )
+        try:
+            report = provision_all(
+                luna,
+                cluster,
+                labels,
+                so_pin=so_pin,
+                user_pin=user_pin,
+                workers=workers,
+                guard=None if guard is None else luna.slot(guard),
+                on_progress=on_progress,
+            )
+        except (KeyboardInterrupt, SystemExit) as error:
+            bar.stop()
+            _tell_how_far(done, labels)
+            sys.exit(EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else error.code)
     click.echo(
         f"{len(report.assigned)} assigned, {len(report.skipped)} skipped, "
         f"{len(report.failed)} failed"

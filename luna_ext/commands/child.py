@@ -26,7 +26,7 @@ SI_KERNEL = 128
 # lock then. Signals are blocked at first, so that none is lost before the command runs. The exit codes
 # are those of a shell that cannot run a command.
 BECOME = """
-import ctypes, os, signal, sys
+import ctypes, errno, os, signal, sys
 parent, command = int(sys.argv[1]), sys.argv[2:]
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
@@ -38,6 +38,15 @@ if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_SETMASK, ())
 try:
+    for place in [""] if "/" in command[0] else os.get_exec_path():
+        path = os.path.join(place, command[0])
+        try:
+            os.execv(path, command)
+        except OSError as error:
+            # A script whose first line names no interpreter is the shell's.
+            if error.errno == errno.ENOEXEC:
+                os.execv("/bin/sh", ["/bin/sh", path, *command[1:]])
+    # It has failed everywhere; which of the errors counts is known there.
     os.execvp(command[0], command)
 except OSError as error:
     print(f"luna-ext: {command[0]}: {error.strerror}", file=sys.stderr)

@@ -9,15 +9,17 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Container
 from typing import Literal
 
 import click
 
 from .. import __version__
-from ..errors import LunaError
-from .console import Settings, examples, in_one_line, printable, tell
+from ..errors import LockTimeoutError, LunaError, NoUnassignedTokenError
+from .console import EXIT_INTERRUPTED, EXIT_TEMPORARY, Settings, examples, give_up_stream, tell
+from .texts import in_one_line, in_our_words, printable
 
-EXIT_INTERRUPTED = 130
+EXIT_ERROR, EXIT_USAGE = 1, 2
 
 
 MODULES = {
@@ -26,7 +28,7 @@ MODULES = {
     "claim": "running",
     "completion": "standing_in",
     "demo": "standing_in",
-    "doctor": "exploring",
+    "doctor": "doctoring",
     "explain": "explaining",
     "find": "listing",
     "lock": "running",
@@ -75,6 +77,8 @@ class Commands(click.Group):
     type=click.Choice(["block", "poll"]),
     default="block",
     show_default=True,
+    envvar="LUNA_EXT_CONTENTION",
+    show_envvar=True,
     help='What a lock call means that answers CKR_DEVICE_ERROR: an error, or "not now". '
     "`luna-ext probe` finds out.",
 )
@@ -100,7 +104,7 @@ class Records(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         self.told.add(text)
-        tell(printable(text))
+        tell(printable(in_our_words(text)))
 
 
 def show_warning(message: Warning | str, *place: object, **more: object) -> None:
@@ -112,33 +116,95 @@ def run(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     # An option behind "--" belongs to the command that luna-ext runs.
     debug = "--debug" in itertools.takewhile(lambda argument: argument != "--", arguments)
+    open_missing_streams()
     records = Records()
     logging.getLogger("luna_ext").addHandler(records)
     logging.getLogger("luna_ext").setLevel(logging.DEBUG if debug else logging.WARNING)
     warnings.showwarning = show_warning
     try:
         code = luna_ext.main(arguments, prog_name="luna-ext", standalone_mode=False)
+        code = code if isinstance(code, int) else 0
+    except (SystemExit, ModuleNotFoundError):
+        raise
+    except BaseException as error:
+        if debug and not isinstance(error, click.ClickException):
+            traceback.print_exception(error)
+        if isinstance(error, OSError) and _cannot_write():
+            return EXIT_ERROR
+        code = _told(error, records.told)
+    return EXIT_ERROR if _cannot_write() and code == 0 else code
+
+
+def _told(error: BaseException, told: Container[str]) -> int:
+    """Tell what has ended the command, unless that was told; its exit code."""
+    match error:
+        case KeyboardInterrupt() | click.Abort():
+            tell("interrupted")
+            return EXIT_INTERRUPTED
+        case click.exceptions.NoArgsIsHelpError():
+            error.show()
+            return error.exit_code
+        case click.UsageError():
+            where = "luna-ext" if error.ctx is None else error.ctx.command_path
+            tell(f"{in_one_line(error.format_message())} (`{where} --help` says more)")
+            return error.exit_code
+        case click.ClickException():
+            tell(in_one_line(error.format_message()))
+            return error.exit_code
+    if str(error) not in told:
+        tell(_words(error))
+    return _exit_code(error)
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, OSError) and not isinstance(error, LunaError):
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return in_one_line(f"{place}{error.strerror or error}")
+    if isinstance(error, (LunaError, ValueError, OverflowError, RuntimeError)):
+        return in_one_line(error)
+    if isinstance(error, MemoryError):
+        return "there is no memory left for this; ask for less at a time"
+    return (
+        f"an error of luna-ext itself, {type(error).__name__}: {in_one_line(error)}. "
+        "`luna-ext --debug` with the same arguments shows where; please report it"
+    )
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, LunaError):
+        # Also what the device does not accept, which is a ValueError as well.
+        temporary = isinstance(error, (LockTimeoutError, NoUnassignedTokenError))
+        return EXIT_TEMPORARY if temporary else EXIT_ERROR
+    # What the library refuses before it does anything.
+    return EXIT_USAGE if isinstance(error, (ValueError, OverflowError)) else EXIT_ERROR
+
+
+def _cannot_write() -> bool:
+    """Whether output is left that cannot be written; the reason is told."""
+    try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The program that reads the output has ended, as `head` does. That is no error to report.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
-    except (KeyboardInterrupt, click.Abort) as error:
-        if debug:
-            traceback.print_exception(error)
-        tell("interrupted")
-        return EXIT_INTERRUPTED
-    except click.UsageError as error:
-        where = "luna-ext" if error.ctx is None else error.ctx.command_path
-        tell(f"{printable(error.format_message())} (`{where} --help` says more)")
-        return error.exit_code
-    except click.ClickException as error:
-        tell(printable(error.format_message()))
-        return error.exit_code
-    except (LunaError, OSError, ValueError, RuntimeError) as error:
-        if debug:
-            traceback.print_exception(error)
-        if str(error) not in records.told:
-            tell(in_one_line(error))
-        return 1
-    return code if isinstance(code, int) else 0
+    except (OSError, ValueError) as error:
+        # If the program that reads the output has ended, as `head` does, that is no error to report.
+        if not isinstance(error, BrokenPipeError):
+            why = getattr(error, "strerror", None) or error
+            tell(f"the standard output cannot be written: {why}; let it go elsewhere")
+        give_up_stream(1)
+        return True
+    return False
+
+
+def open_missing_streams() -> None:
+    """Open what the caller has closed of the three standard streams.
+
+    The next file that is opened, such as a connection of the client library, would be the standard output
+    otherwise. To write to this one is an error, as it is to a closed one.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free is this one.
+            os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))

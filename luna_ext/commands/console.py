@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from .._cluster import Library
+from .texts import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 EXIT_TEMPORARY = 75
 """EX_TEMPFAIL of sysexits.h: try again later."""
+EXIT_INTERRUPTED = 130
+"""As a shell has it of a program that SIGINT has ended."""
 
 
 @dataclass
@@ -49,25 +52,20 @@ def examples(*lines: str) -> str:
     return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
 
 
-def printable(text: str) -> str:
-    """The text with all characters escaped that a terminal takes for a command, or does not show."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
-        for char in text
-    )
-
-
-def in_one_line(error: BaseException) -> str:
-    """An error's message and notes."""
-    parts = [str(error) or type(error).__name__, *getattr(error, "__notes__", ())]
-    text = "; ".join(part.removeprefix("luna_ext: ") for part in parts)
-    text = re.sub(r":\s*\n\s*- ", ": ", text)
-    return printable(re.sub(r"\s*\n\s*(- )?", lambda found: "; " if found[1] else " ", text))
-
-
 def tell(text: str) -> None:
     """A line on standard error, for what is not the command's result."""
-    click.echo(f"luna-ext: {text}", err=True)
+    try:
+        click.echo(f"luna-ext: {text}", err=True)
+    except OSError:
+        # There is no other place to tell it, and it is no reason to let a lock go.
+        give_up_stream(2)
+
+
+def give_up_stream(number: int) -> None:
+    """Let what is left of its output vanish, or Python would write it once more at its end, and fail."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, number)
+    os.close(null)
 
 
 def print_json(value: object) -> None:

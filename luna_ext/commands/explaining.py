@@ -7,6 +7,8 @@ import click
 from .. import explanations
 from ..errors import rv_named
 from .console import examples, json_option, print_json
+from .texts import in_our_words
+from .values import Command
 
 LARGEST_RV = 2**64 - 1
 
@@ -43,6 +45,7 @@ def _class_of(explanation: explanations.Explanation) -> str | None:
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "luna-ext explain CKR_PIN_LOCKED", "luna-ext explain pin_locked 0x80000305 --json"
     ),
@@ -63,7 +66,7 @@ def explain(codes: tuple[explanations.Explanation, ...], as_json: bool) -> None:
                     "number": code.rv,
                     "exception": _class_of(code),
                     "meaning": code.meaning,
-                    "advice": code.advice,
+                    "advice": in_our_words(code.advice),
                 }
                 for code in codes
             ]
@@ -72,4 +75,4 @@ def explain(codes: tuple[explanations.Explanation, ...], as_json: bool) -> None:
     for code in codes:
         click.echo(f"{code.name} (0x{code.rv:X}): {_class_of(code) or 'no error'}")
         click.echo(f"    It means: {code.meaning}")
-        click.echo(f"    What to do: {code.advice}.")
+        click.echo(f"    What to do: {in_our_words(code.advice)}.")

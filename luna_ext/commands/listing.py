@@ -13,13 +13,14 @@ from .console import (
     Settings,
     examples,
     flag_names,
-    in_one_line,
     json_option,
     print_json,
     print_table,
     settings,
     tell,
 )
+from .texts import in_one_line
+from .values import LABEL, MOST_KEYRINGS, Command
 
 
 def _of_slot(slot_id: int, info: SlotInfo) -> dict[str, object]:
@@ -50,7 +51,7 @@ def of_token(slot_id: int, info: TokenInfo) -> dict[str, object]:
     }
 
 
-@click.command(epilog=examples("luna-ext slots", "luna-ext slots --all --json"))
+@click.command(cls=Command, epilog=examples("luna-ext slots", "luna-ext slots --all --json"))
 @click.option("--all", "everything", is_flag=True, help="Those without a token, too.")
 @json_option
 @settings
@@ -89,10 +90,12 @@ def _user_pin(flags: object) -> str:
     return "set" if "user_pin_initialized" in flags else "not set"
 
 
-@click.command(epilog=examples("luna-ext tokens", "luna-ext tokens --json | jq -r '.[].label'"))
+@click.command(
+    cls=Command, epilog=examples("luna-ext tokens", "luna-ext tokens --json | jq -r '.[].label'")
+)
 @click.option(
     "--workers",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_KEYRINGS),
     default=16,
     show_default=True,
     help="Device calls at a time.",
@@ -113,8 +116,10 @@ def tokens(options: Settings, workers: int, as_json: bool) -> int:
     return 1 if bad else 0
 
 
-@click.command(epilog=examples("luna-ext find payments-01", "luna-ext find payments-01 --json"))
-@click.argument("label")
+@click.command(
+    cls=Command, epilog=examples("luna-ext find payments-01", "luna-ext find payments-01 --json")
+)
+@click.argument("label", type=LABEL)
 @json_option
 @settings
 def find(options: Settings, label: str, as_json: bool) -> int:

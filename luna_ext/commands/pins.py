@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 import click
 
 from ..pin_pad import PIN_PAD, PinPad
+from .values import DESCRIPTOR
 
 MOST_BYTES = 256
 """More than any token takes."""
@@ -92,7 +93,7 @@ def pin_options(function: _F) -> Callable[..., Any]:
     for name, who in (("user-pin", "user's"), ("so-pin", "security officer's")):
         decorated = click.option(
             f"--{name}-fd",
-            type=click.IntRange(0),
+            type=DESCRIPTOR,
             metavar="N",
             help=f"The {who} PIN: a line from this descriptor.",
         )(decorated)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -15,15 +15,19 @@ from typing import NamedTuple, Self
 
 import click
 
+from .._cluster import Library
 from ..applications import configured
 from ..errors import Meaning, meaning_of, rv_name
-from .console import Settings, examples, json_option, print_json, printable, settings
+from .console import Settings, examples, json_option, print_json, settings
+from .texts import printable
+from .values import CLUSTER, SLOT, Command, Number
 
 CKR_OK, CKR_FUNCTION_FAILED, CKR_ARGUMENTS_BAD, CKR_DEVICE_ERROR = 0, 0x6, 0x7, 0x30
 LONG = 120.0
 """Seconds after which probing ends with an error if the device does not answer at all."""
 POLL = 0.01
 MOST_CLAIMS = 16
+LOCK, UNLOCK, CLAIM = "CA_LockClusteredSlot", "CA_UnlockClusteredSlot", "CA_GetUnassignedSlot"
 
 
 class ProbeError(click.ClickException):
@@ -41,12 +45,15 @@ class Client:
 
     def __init__(self, path: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("raw_client.py")), path],
+            [sys.executable, "-I", str(Path(__file__).with_name("raw_client.py")), path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            # A Ctrl-C is luna-ext's, which kills it.
+            process_group=0,
         )
-        self._answers: dict[int, SimpleQueue[Answer]] = {}
+        self._answers: dict[int, SimpleQueue[Answer | None]] = {}
+        self._said_all = False
         threading.Thread(target=self._read, daemon=True).start()
         rv = self.call("initialize").rv
         if rv != CKR_OK:
@@ -63,16 +70,24 @@ class Client:
         number = len(self._answers)
         self._answers[number] = SimpleQueue()
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([number, name, *arguments]) + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps([number, name, *arguments]) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+        if self._said_all:
+            self._answers[number].put(None)
         return number
 
     def answer(self, number: int, patience: float) -> Answer | None:
         """The answer to the call; None if it has not come within so many seconds."""
         try:
-            return self._answers[number].get(timeout=patience)
+            answer = self._answers[number].get(timeout=patience)
         except Empty:
             return None
+        if answer is None:
+            raise self._ended()
+        return answer
 
     def call(self, name: str, *arguments: object) -> Answer:
         """A call that is to answer at once."""
@@ -93,6 +108,15 @@ class Client:
         for line in self._process.stdout:
             number, rv, seconds, given = json.loads(line)
             self._answers[number].put(Answer(rv, seconds, given))
+        self._said_all = True
+        for answers in list(self._answers.values()):
+            answers.put(None)
+
+    def _ended(self) -> ProbeError:
+        return ProbeError(
+            f"a process that calls the client library has ended with {self._process.wait()}; "
+            "run `luna-ext doctor`"
+        )
 
 
 class Finding(NamedTuple):
@@ -266,6 +290,15 @@ class Probe:
         return "none: luna_ext would raise this answer as an error"
 
 
+def _require(luna: Library, functions: Sequence[str]) -> None:
+    for function in functions:
+        if function not in luna.cluster_functions:
+            raise ProbeError(
+                f"{luna.path} has no {function}, so there is nothing to find out; install Luna client 10.6 "
+                "or newer"
+            )
+
+
 def _findings(probe: Probe, cluster_id: str | None, is_stub: bool) -> Iterator[Finding]:
     questions: list[tuple[str, Callable[[], str]]] = [
         ("A lock call while another process holds the lock", probe.ask_contention),
@@ -290,26 +323,28 @@ def _findings(probe: Probe, cluster_id: str | None, is_stub: bool) -> Iterator[F
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "luna-ext probe --slot 42", "luna-ext probe --slot 42 --cluster cluster-1 --yes --json"
-    )
+    ),
 )
 @click.option(
     "--slot",
     "slot_id",
-    type=click.IntRange(0),
+    type=SLOT,
     required=True,
     metavar="N",
     help="A slot whose lock no other program needs meanwhile.",
 )
 @click.option(
     "--cluster",
+    type=CLUSTER,
     metavar="ID",
     help="Also claim tokens of this cluster, which are unlocked again at once.",
 )
 @click.option(
     "--patience",
-    type=click.FloatRange(0.1),
+    type=Number(0.1, LONG),
     default=2.0,
     show_default=True,
     metavar="SECONDS",
@@ -333,6 +368,7 @@ def probe(
     """
     with options.open() as luna:
         path, is_stub = luna.path, luna.is_stub
+        _require(luna, (LOCK, UNLOCK) if cluster is None else (LOCK, UNLOCK, CLAIM))
         token = luna.slot(slot_id).token_info
     if not is_stub and not yes:
         click.confirm(

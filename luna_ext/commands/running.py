@@ -11,27 +11,64 @@ import click
 from .._cluster import ClusterSlot, Library, Token
 from ..errors import LockLostError, LockReleaseError, LockTimeoutError, NoUnassignedTokenError
 from .child import ended_by_signals, inherited_files, run_command, signals_blocked
-from .console import EXIT_TEMPORARY, Settings, examples, in_one_line, settings, tell
+from .console import EXIT_TEMPORARY, Settings, examples, settings, tell
+from .texts import in_one_line
+from .values import CLUSTER, LABEL, SECONDS, SLOT, Command, Filled
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _timeout(what: str) -> Callable[[_F], _F]:
     return click.option(
+        "-w",
         "--timeout",
-        type=click.FloatRange(0),
+        type=SECONDS,
         metavar="SECONDS",
         help=f"How long to wait for {what}. Exit code {EXIT_TEMPORARY} when the time is up.",
     )
 
 
-_command = click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+_shell = click.option(
+    "-c", "shell", type=Filled(), metavar="TEXT", help="Let the shell run this, instead of COMMAND."
+)
+_conflict = click.option(
+    "-E",
+    "conflict",
+    type=click.IntRange(0, 255),
+    default=EXIT_TEMPORARY,
+    show_default=True,
+    metavar="CODE",
+    help="The exit code when the time is up.",
+)
+
+
+def _named(
+    context: click.Context, parameter: click.Parameter, command: tuple[str, ...]
+) -> tuple[str, ...]:
+    if command and not command[0] and not context.resilient_parsing:
+        raise click.BadParameter("the command has no name", context, parameter)
+    return command
+
+
+_command = click.argument(
+    "command", metavar="COMMAND...", nargs=-1, type=click.UNPROCESSED, callback=_named
+)
+
+
+def _words(command: Sequence[str], shell: str | None) -> Sequence[str]:
+    """The command that is to run, from one of the two places."""
+    if shell is None and not command:
+        raise click.MissingParameter(param_hint="'COMMAND...'", param_type="argument")
+    if shell is not None and command:
+        raise click.UsageError("give a COMMAND or -c, not both")
+    return command if shell is None else ("/bin/sh", "-c", shell)
 
 
 def _run_with(
     options: Settings,
     lock_of: Callable[[Library], AbstractContextManager[ClusterSlot | Token]],
     command: Sequence[str],
+    conflict: int,
 ) -> int:
     """The command's exit code; 1 if that was 0 but the lock was lost, or its release failed."""
     files = inherited_files()
@@ -48,7 +85,7 @@ def _run_with(
                 code = run_command(command, variables, files)
         except (LockTimeoutError, NoUnassignedTokenError) as error:
             tell(in_one_line(error))
-            return EXIT_TEMPORARY
+            return conflict
         except (LockLostError, LockReleaseError):
             # The handler of log records has printed it.
             return code or 1
@@ -56,6 +93,7 @@ def _run_with(
 
 
 @click.command(
+    cls=Command,
     # So that options behind the command are the command's, also without "--".
     context_settings={"allow_interspersed_args": False},
     epilog=examples(
@@ -63,9 +101,12 @@ def _run_with(
         "luna-ext lock --label payments-01 --timeout 5 -- sh -c 'rotate \"$LUNA_SLOT_ID\"'",
     ),
 )
-@click.option("--slot", "slot_id", type=click.IntRange(0), metavar="N", help="The slot to lock.")
-@click.option("--label", metavar="L", help="The label of the token to lock.")
+@click.option("--slot", "slot_id", type=SLOT, metavar="N", help="The slot to lock.")
+@click.option("--label", type=LABEL, metavar="L", help="The label of the token to lock.")
 @_timeout("the lock")
+@click.option("-n", "at_once", is_flag=True, help="Do not wait: as --timeout 0.")
+@_conflict
+@_shell
 @_command
 @settings
 def lock(
@@ -73,6 +114,9 @@ def lock(
     slot_id: int | None,
     label: str | None,
     timeout: float | None,
+    at_once: bool,
+    conflict: int,
+    shell: str | None,
     command: Sequence[str],
 ) -> int:
     """Run COMMAND while a lock is held, like flock(1).
@@ -81,8 +125,13 @@ def lock(
     command gets LUNA_SLOT_ID, and with --label LUNA_TOKEN_LABEL, in its environment. If luna-ext
     is killed, the device drops the lock, and the command gets a SIGTERM.
     """
+    words = _words(command, shell)
     if (slot_id is None) == (label is None):
         raise click.UsageError("name what to lock: either --slot or --label")
+    if at_once:
+        if timeout:
+            raise click.UsageError("-n does not wait, --timeout does: give one of them")
+        timeout = 0
 
     def lock_of(luna: Library) -> AbstractContextManager[ClusterSlot | Token]:
         if label is not None:
@@ -90,22 +139,35 @@ def lock(
         assert slot_id is not None
         return luna.slot(slot_id).lock(timeout=timeout)
 
-    return _run_with(options, lock_of, command)
+    return _run_with(options, lock_of, words, conflict)
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "luna-ext claim cluster-1 --timeout 10 -- sh -c 'initialise \"$LUNA_SLOT_ID\"'",
     ),
 )
-@click.argument("cluster")
+@click.argument("cluster", type=CLUSTER)
 @_timeout("an unassigned token, if none is left")
+@_conflict
+@_shell
 @_command
 @settings
-def claim(options: Settings, cluster: str, timeout: float | None, command: Sequence[str]) -> int:
+def claim(
+    options: Settings,
+    cluster: str,
+    timeout: float | None,
+    conflict: int,
+    shell: str | None,
+    command: Sequence[str],
+) -> int:
     """Run COMMAND while an unassigned token of CLUSTER is claimed.
 
     As `luna-ext lock`, with an unassigned token, which no other program uses: the command gets
     LUNA_SLOT_ID and LUNA_TOKEN_LABEL in its environment. Exit code 75 if none is left.
     """
-    return _run_with(options, lambda luna: luna.claim(cluster, timeout=timeout or 0), command)
+    words = _words(command, shell)
+    return _run_with(
+        options, lambda luna: luna.claim(cluster, timeout=timeout or 0), words, conflict
+    )

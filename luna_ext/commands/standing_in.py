@@ -18,8 +18,12 @@ from ..errors import rv_named
 from ..stub import BACKEND_VARIABLE, STATE_VARIABLE, Cluster, library_path
 from .bench import Crew
 from .console import Settings, examples, json_option, print_json, print_table, settings
+from .values import MOST_KEYRINGS, SLOT, Command, Group, Number
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+MOST_THREADS = 10_000
+AN_HOUR = 60 * 60
 
 
 def _existing(path: str) -> Cluster:
@@ -46,12 +50,13 @@ def _state(function: _F) -> _F:
 
 
 @click.group(
+    cls=Group,
     epilog=examples(
         'eval "$(luna-ext stub create --state /tmp/cluster --keyrings 8)"',
         "luna-ext tokens",
         "luna-ext stub fault CA_LockClusteredSlot CKR_DEVICE_ERROR --times 1",
         "luna-ext stub destroy",
-    )
+    ),
 )
 def stub() -> None:
     """The stand-in for the HSM: a cluster in a file, for tests and trials."""
@@ -63,10 +68,10 @@ def stub() -> None:
     )
 )
 @_state
-@click.option("--keyrings", type=click.IntRange(1, 3500), default=8, show_default=True)
+@click.option("--keyrings", type=click.IntRange(1, MOST_KEYRINGS), default=8, show_default=True)
 @click.option("--cluster-id", default="cluster-1", show_default=True)
 @click.option("--label", default="keyring", show_default=True, help="What the labels begin with.")
-@click.option("--first-slot", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--first-slot", type=SLOT, default=1, show_default=True)
 @click.option(
     "--password",
     metavar="TEXT",
@@ -141,7 +146,7 @@ def status(path: str, as_json: bool) -> None:
     "--times", type=click.IntRange(-1), default=-1, help="So many calls; 0: none any more."
 )
 @click.option("--every", type=click.IntRange(1), default=1, metavar="N", help="Each N-th call.")
-@click.option("--probability", type=click.FloatRange(0, 1), default=1.0, help="Of those, so many.")
+@click.option("--probability", type=Number(0, 1), default=1.0, help="Of those, so many.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="The same seed, the same calls.")
 @click.option("--lost-reply", is_flag=True, help="The call takes effect, and answers the error.")
 def fault(
@@ -205,7 +210,7 @@ def switch(path: str, name: str, value: str) -> None:
     ),
 )
 @_state
-@click.argument("slot_id", metavar="SLOT", type=click.IntRange(0))
+@click.argument("slot_id", metavar="SLOT", type=SLOT)
 @click.option("--so-pin", metavar="TEXT", help="Without it the keyring is not initialised.")
 @click.option("--user-pin", metavar="TEXT", help="Without it the user's PIN is not set.")
 def set_pins(path: str, slot_id: int, so_pin: str | None, user_pin: str | None) -> None:
@@ -218,7 +223,7 @@ def set_pins(path: str, slot_id: int, so_pin: str | None, user_pin: str | None) 
 
 @stub.command("unlock-keyring", epilog=examples("luna-ext stub unlock-keyring 3"))
 @_state
-@click.argument("slot_id", metavar="SLOT", type=click.IntRange(0))
+@click.argument("slot_id", metavar="SLOT", type=SLOT)
 def unlock_keyring(path: str, slot_id: int) -> None:
     """Forget the wrong tries of the keyring in SLOT, as `lunash keyring unlock` does."""
     _existing(path).unlock_keyring(slot_id)
@@ -243,7 +248,7 @@ def destroy(path: str) -> None:
     shutil.rmtree(f"{state}.tokens", ignore_errors=True)
 
 
-@click.command(epilog=examples("luna-ext demo"))
+@click.command(cls=Command, epilog=examples("luna-ext demo"))
 def demo() -> int:
     """See two processes compete for the tokens of a fresh stand-in cluster."""
     from .demo import main
@@ -252,31 +257,32 @@ def demo() -> int:
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         "luna-ext bench --threads 64 --slots 64", "luna-ext bench --slot 42 --seconds 10"
-    )
+    ),
 )
-@click.option("--threads", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), default=8, show_default=True)
 @click.option(
     "--slots",
-    type=click.IntRange(1, 3500),
+    type=click.IntRange(1, MOST_KEYRINGS),
     default=1,
     show_default=True,
     help="How many the threads share, on the stand-in.",
 )
 @click.option(
     "--latency",
-    type=click.FloatRange(0),
+    type=Number(0, 10_000),
     default=1.0,
     show_default=True,
     metavar="MILLISECONDS",
     help="Of a device call, on the stand-in.",
 )
-@click.option("--seconds", type=click.FloatRange(0.1), default=2.0, show_default=True)
+@click.option("--seconds", type=Number(0.1, AN_HOUR), default=2.0, show_default=True)
 @click.option(
     "--slot",
     "slot_id",
-    type=click.IntRange(0),
+    type=SLOT,
     metavar="N",
     help="Lock this slot of the client library's device instead of the stand-in's.",
 )
@@ -318,11 +324,12 @@ def bench(
 
 
 @click.command(
+    cls=Command,
     epilog=examples(
         'bash: eval "$(luna-ext completion bash)" in ~/.bashrc',
         'zsh:  eval "$(luna-ext completion zsh)" in ~/.zshrc',
         "fish: luna-ext completion fish > ~/.config/fish/completions/luna-ext.fish",
-    )
+    ),
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context

@@ -14,6 +14,8 @@
  *   -DIN_CHILD=what           what C_Initialize does in a child of the process that it was called in:
  *                             NOTICES_NOTHING; or, before it answers as that does, HANGS, so that only
  *                             SIGKILL ends it, CRASHES, or KILLS its parent
+ *   -DTROUBLE=what            HANGS, CRASHES, ABORTS or EXITS, instead of
+ *   -DTROUBLE_AT=C_GetInfo    this function of its list; without it, when it is loaded
  *
  * SPDX-License-Identifier: MIT
  */
@@ -34,6 +36,26 @@ static void *stand_in(const char *name)
         abort();
     return function;
 }
+
+#ifdef TROUBLE
+
+enum { HANGS, CRASHES, ABORTS, EXITS };
+
+#ifndef TROUBLE_AT
+__attribute__((constructor))
+#endif
+static CK_RV make_trouble(void)
+{
+    while (TROUBLE == HANGS)
+        (void)pause();
+    if (TROUBLE == CRASHES)
+        (void)raise(SIGBUS);
+    if (TROUBLE == ABORTS)
+        abort();
+    exit(3);
+}
+
+#endif
 
 #ifdef FUNCTION_LIST_RV
 
@@ -116,6 +138,11 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR ppFunctionList)
 #if defined IN_CHILD
     functions.C_Initialize = initialise;
     functions.C_Finalize = finalise;
+#elif defined TROUBLE_AT
+    {
+        CK_RV (*makes_trouble)(void) = make_trouble;
+        memcpy(&functions.TROUBLE_AT, &makes_trouble, sizeof makes_trouble);
+    }
 #elif defined WITHOUT
     functions.WITHOUT = NULL;
 #elif defined TOKEN_FLAGS

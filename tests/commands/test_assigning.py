@@ -1,6 +1,7 @@
 """assign, provision."""
 
 import json
+import os
 import random
 import re
 import select
@@ -44,9 +45,10 @@ def test_assign(command, found, pin_file):
 
 @pytest.mark.luna_cluster(keyrings=1)
 def test_assign_where_nothing_is_left(command, hold_elsewhere, pin_file):
+    """The code that `claim` has for it."""
     hold_elsewhere(1)
     done = command("assign", "cluster-1", "x", "--timeout", 0.2, "--so-pin-file", pin_file())
-    assert done.returncode == 1
+    assert done.returncode == 75
     (line,) = done.said
     assert "has no unassigned token, and none became free within 0.2 s" in line
 
@@ -74,31 +76,110 @@ def test_provision_by_number(provision, found):
 
 def test_provision_by_name(provision, found, tmp_path):
     file = tmp_path / "labels"
-    file.write_text("Schlüssel 鍵\r\n\nsecond one\n# third\n")
+    file.write_text("Schlüssel 鍵\r\n\nsecond one\n#no third\n")
     assert provision("--labels", file).returncode == 0
-    assert sorted(found()) == ["# third", "Schlüssel 鍵", "second one"]
+    assert sorted(found()) == ["Schlüssel 鍵", "second one"]
     with file.open() as labels:
         done = provision("--labels", "-", stdin=labels)
-    assert done.stdout.splitlines()[-1] == "0 assigned, 3 skipped, 0 failed"
+    assert done.stdout.splitlines()[-1] == "0 assigned, 2 skipped, 0 failed"
 
 
 @pytest.mark.parametrize(
     ("contents", "says"),
     [
         (b"good\n" + b"x" * 33, "is 33 bytes of UTF-8; at most 32 fit"),
-        (b"good\ngood\n", "labels has 'good' more than once"),
-        (b"good\nblank \n", "the label 'blank ' ends in a blank"),
-        (b"good\n\xff\n", "cannot be written as UTF-8"),
+        (b"good\n\ngood\n", "line 3: 'good' is in line 1 already"),
+        (b"good\nblank \n", "line 2: the label 'blank ' ends in a blank"),
+        (b"good\r\n blank\r\n", "line 2: the label ' blank' begins with a blank"),
+        (b"good\n\xff\n", "line 2: it is not UTF-8"),
+        ("good\n".encode("utf-16"), "line 1: it is not UTF-8"),
+        (b"good\nb\x1bad\n", "line 2: the label 'b\\x1bad' has a character that is not shown"),
+        ("good\nb\u202ead\n".encode(), "line 2: the label 'b\\u202ead' has a character"),
+        (b"good\nb\0ad\n", "line 2: the label 'b\\x00ad' contains NUL"),
+        (b"# nothing\n\n  \n", "it has no label"),
+        (b"", "it has no label"),
+        (
+            b"".join(b"x%d\n" % number for number in range(3501)),
+            "it has 3501 labels; a cluster has",
+        ),
+        (b"#" * (1 << 20) + b"\ngood\n", "is no file of labels"),
     ],
 )
 def test_a_bad_label_keeps_all_from_being_assigned(provision, found, tmp_path, contents, says):
     file = tmp_path / "labels"
     file.write_bytes(contents)
     done = provision("--labels", file)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.said
     assert says in line
     assert found() == {}
+
+
+def test_a_file_as_an_editor_of_windows_leaves_it(provision, found, tmp_path):
+    file = tmp_path / "labels"
+    file.write_bytes("\ufeffgood\r\n# a comment\r\n\r\nb\u00e9tter\r\n".encode())
+    done = provision("--labels", file)
+    assert done.returncode == 0
+    assert sorted(found()) == ["b\u00e9tter", "good"]
+
+
+def test_what_would_be_done(command, assign, found):
+    """Without a PIN, for none is needed."""
+    slot_id = assign("x2")
+    done = command("provision", "cluster-1", "--count", 3, "--prefix", "x", "--dry-run")
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        "x1 would be assigned",
+        f"x2 is there already, in slot {slot_id}",
+        "x3 would be assigned",
+        "2 would be assigned, 1 skipped",
+    ]
+    assert list(found()) == ["x2"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_how_far_it_came_when_it_is_ended(start, cluster, pin_file, number):
+    cluster.latency(0.05)
+    process = start(
+        *("provision", "cluster-1", "--count", 8, "--prefix", "x", "--workers", 1),
+        *("--so-pin-file", pin_file()),
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout.readline().startswith("assigned x1 in slot ")
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    (line,) = (line for line in stderr.splitlines() if "is the stand-in" not in line)
+    done = 1 + stdout.count("assigned x")
+    assert re.fullmatch(
+        rf"luna-ext: ended after {done} of 8 labels: {done} assigned, 0 skipped, 0 failed. "
+        "The same command goes on from there",
+        line,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["assign", "cluster-1", "keyring3"], "the label 'keyring3' is there already, in slot 3"),
+        (["provision", "cluster-1", "--count", "1", "--prefix", "x" * 32], "at most 32 fit"),
+        (["assign", "cluster-1", "x" * 33], "at most 32 fit"),
+    ],
+)
+def test_pins_are_asked_for_when_all_else_is_well(command, words, says):
+    """Here they cannot be, which would be the error else."""
+    done = command(*words)
+    assert done.returncode in (1, 2)
+    (line,) = done.said
+    assert says in line
+
+
+def test_a_client_that_cannot_provision_asks_for_no_pin(command, old_client):
+    library = old_client("CA_GetSlotId", "CA_LockClusteredSlot")
+    done = command("--library", library, "provision", "cluster-1", "--count", 1, "--prefix", "x")
+    assert done.returncode == 1
+    (line,) = done.said
+    assert "has no CA_GetUnassignedSlot, which provision needs" in line
 
 
 def test_labels_from_both(provision, tmp_path):

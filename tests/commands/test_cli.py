@@ -58,6 +58,21 @@ def test_each_subcommand_has_a_help(command, name):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("group", [(), ("stub",)], ids=["luna-ext", "stub"])
+def test_without_a_subcommand_the_help_is_shown(command, group):
+    """As --help shows it, but that is what was asked for then."""
+    done = command(*group)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == command(*group, "--help").stdout
+
+
+def test_what_may_be_chosen_is_told_in_the_same_line(command):
+    done = command("completion")
+    assert done.returncode == 2
+    (line,) = done.said
+    assert "Choose from: bash, zsh, fish (`luna-ext completion --help` says more)" in line
+
+
 OF_STUB = [
     f"stub {name}"
     for name in (
@@ -89,7 +104,7 @@ def test_help_has_examples(command, name):
         ("claim cluster-1 -- echo ran", "ran", 0),
         ("explain 0xA4", "lunash keyring unlock", 0),
         ("stub status", "lock held by PID", 0),
-        ("stub fault C_InitToken nonsense", "nonsense", 1),
+        ("stub fault C_InitToken nonsense", "nonsense", 2),
         ("demo", "held by two at once: 0", 0),
         ("bench --seconds 0.1", "locked per second", 0),
         ("completion bash", "_LUNA_EXT_COMPLETE", 0),
@@ -200,5 +215,60 @@ def test_without_the_extra_it_says_what_to_install(cluster, missing):
     )
     assert done.returncode == 1
     assert done.stderr.endswith(
-        f"luna-ext: the command needs the package {missing}: pip install 'luna_ext[cli]'\n"
+        f"luna-ext: the command needs the package {missing}: pip install click rich\n"
     )
+
+
+# ---- streams ----
+
+
+def closed(stream, *arguments):
+    """Run the command with this stream closed, as a shell does it."""
+    shell = f'exec "$@" {stream}'
+    words = ["sh", "-c", shell, "sh", sys.executable, "-m", "luna_ext", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("stream", "why"),
+    [(">&-", "Bad file descriptor"), (">/dev/full", "No space left on device")],
+)
+@pytest.mark.parametrize("arguments", [["tokens"], ["tokens", "--json"], ["completion", "bash"]])
+def test_an_output_that_cannot_be_written_is_one_line(cluster, stream, why, arguments):
+    done = closed(stream, *arguments)
+    assert done.returncode == 1
+    (line,) = (line for line in done.stderr.splitlines() if "is the stand-in" not in line)
+    assert line == (f"luna-ext: the standard output cannot be written: {why}; let it go elsewhere")
+
+
+def test_what_has_no_output_needs_no_stream(cluster, locked):
+    for stream in (">&-", "<&-", "2>&-", ">&- <&- 2>&-"):
+        assert closed(stream, "lock", "--slot", "1", "--", "true").returncode == 0
+    assert locked() == {}
+
+
+def test_errors_that_cannot_be_told_change_nothing(cluster):
+    for stream in ("2>/dev/full", "2>&-"):
+        assert closed(stream, "lock", "--slot", "1", "--", "true").returncode == 0
+        assert closed(stream, "find", "none").returncode == 1
+        assert closed(stream, "nonsense").returncode == 2
+
+
+def test_a_closed_output_is_closed_for_the_command_too(cluster):
+    """Not a file of luna-ext, or of the client library, that has taken its place."""
+    done = closed(">&-", "lock", "--slot", "1", "--", "sh", "-c", "echo x")
+    assert done.returncode != 0
+    assert closed("2>&-", "lock", "--slot", "1", "--", "sh", "-c", "echo x").stdout == "x\n"
+
+
+def test_an_error_of_its_own_is_one_line_too(cluster, tmp_path):
+    program = (
+        "import sys; from luna_ext.commands import cli; "
+        "cli.luna_ext.callback = lambda **options: {}['what']; sys.exit(cli.run(['slots']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("luna-ext: an error of luna-ext itself, KeyError: 'what'. ")

@@ -1,14 +1,21 @@
 """doctor: each thing that it looks at, well and not well."""
 
+import json
 import os
+import platform
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from support import LOCK
+from support import LOCK, wait_until
 
+from luna_ext.commands import apart, doctoring
+from luna_ext.commands.console import Settings
 from luna_ext.info import CLUSTER_FUNCTIONS
+from luna_ext.stub import library_path
 
 
 @pytest.fixture
@@ -73,11 +80,44 @@ def test_no_client_library(command, monkeypatch):
     monkeypatch.delenv("LUNA_EXT_LIBRARY")
     monkeypatch.setenv("ChrystokiConfigurationPath", "/nonexistent")
     done = command("doctor")
-    well, problems, _ = findings(done)
+    well, problems, advice = findings(done)
     assert done.returncode == 1
-    assert well["configuration"].startswith("/nonexistent/Chrystoki.conf: No such file")
+    assert problems["configuration"].startswith("/nonexistent/Chrystoki.conf: No such file")
     assert "clusters" not in well
     assert "Install the Luna client" in problems["client library"]
+    assert "ChrystokiConfigurationPath" in advice[0]
+    assert advice[1].startswith("install the Luna client, or name its library: luna-ext --library")
+
+
+def test_a_configuration_that_cannot_be_read(command, client, monkeypatch, tmp_path):
+    client(*CLUSTER_FUNCTIONS)
+    monkeypatch.setenv("ChrystokiConfigurationPath", str(tmp_path))
+    (tmp_path / "Chrystoki.conf").mkdir()
+    done = command("doctor")
+    _, problems, advice = findings(done)
+    assert done.returncode == 1
+    assert problems == {"configuration": f"{tmp_path / 'Chrystoki.conf'}: Is a directory"}
+    assert advice == [
+        "put the client's configuration there, as a file; the client cannot read it either"
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read it")
+def test_a_configuration_that_may_not_be_read(command, client, monkeypatch, tmp_path):
+    client(*CLUSTER_FUNCTIONS)
+    monkeypatch.setenv("ChrystokiConfigurationPath", str(tmp_path))
+    (tmp_path / "Chrystoki.conf").touch(0)
+    _, problems, advice = findings(command("doctor"))
+    assert problems == {"configuration": f"{tmp_path / 'Chrystoki.conf'}: Permission denied"}
+    assert advice[0].startswith("let this user read it")
+
+
+def test_a_path_of_the_configuration_that_depends_on_the_directory(command, client, monkeypatch):
+    client(*CLUSTER_FUNCTIONS)
+    monkeypatch.setenv("ChrystokiConfigurationPath", "etc")
+    _, problems, advice = findings(command("doctor"))
+    assert list(problems) == ["configuration"]
+    assert "the absolute path" in advice[0]
 
 
 def test_what_the_configuration_says(command, old_client, monkeypatch, tmp_path):
@@ -127,8 +167,190 @@ def test_a_file_that_is_no_library(command, tmp_path):
     done = command("--library", file, "doctor")
     _, problems, advice = findings(done)
     assert done.returncode == 1
-    assert "cannot be loaded" in problems["client library"]
-    assert advice == ["put that right, and run `luna-ext doctor` again"]
+    assert problems == {"client library": f"{file} is no shared library: 13 bytes of another kind"}
+    assert advice[0].startswith("name the client's libCryptoki2_64.so")
+
+
+def of_the_stand_in(file, change):
+    """A client library that was made of the stand-in's bytes."""
+    contents = bytearray(Path(library_path()).read_bytes())
+    file.write_bytes(change(contents))
+    return file
+
+
+def for_another_machine(contents):
+    machine = 62 if contents[18] == 183 else 183
+    return contents[:18] + bytes([machine]) + contents[19:]
+
+
+MACHINES = {"x86_64": "x86-64", "aarch64": "ARM of 64 bits"}
+
+
+@pytest.mark.skipif(platform.machine() not in MACHINES, reason="has no name here")
+def test_a_library_for_another_machine(command, tmp_path):
+    file = of_the_stand_in(tmp_path / "other.so", for_another_machine)
+    done = command("--library", file, "doctor")
+    _, problems, advice = findings(done)
+    ours = MACHINES[platform.machine()]
+    (its,) = set(MACHINES.values()) - {ours}
+    assert done.returncode == 1
+    assert problems == {"client library": f"{file} is for {its}, but this Python is for {ours}"}
+    assert advice == [f"install the Luna client for {ours}, or run a Python for {its}"]
+
+
+@pytest.mark.parametrize("size", [0, 10, 30, 70, 5000, 20000])
+def test_a_library_that_is_cut_off(command, tmp_path, size):
+    file = of_the_stand_in(tmp_path / "cut.so", lambda contents: contents[:size])
+    done = command("--library", file, "doctor")
+    _, problems, advice = findings(done)
+    assert (done.returncode, done.stderr) == (1, "")
+    what = f"it has {size} bytes of " if size >= 30 else f"{size} bytes of another kind"
+    assert what in problems["client library"]
+    assert len(advice) == 1
+
+
+def build(source, library, *options):
+    library.with_suffix(".c").write_text(source)
+    command = ["cc", "-shared", "-fPIC", library.with_suffix(".c"), "-o", library, *options]
+    subprocess.run(list(map(str, command)), check=True)
+    return library
+
+
+def test_a_library_that_another_is_missing_for(command, tmp_path):
+    needed = build("int needed(void) { return 1; }", tmp_path / "libneeded.so")
+    source = "int needed(void); int uses(void) { return needed(); }"
+    library = build(source, tmp_path / "client.so", f"-L{tmp_path}", "-lneeded")
+    needed.unlink()
+    done = command("--library", library, "doctor")
+    _, problems, advice = findings(done)
+    assert done.returncode == 1
+    assert problems == {
+        "client library": f"{library} needs libneeded.so, which the system does not find"
+    }
+    assert advice[0].startswith("install what has libneeded.so; or")
+
+
+def test_a_library_that_lacks_a_function_of_another(command, tmp_path):
+    source = "int needed(void); int uses(void) { return needed(); }"
+    library = build(source, tmp_path / "client.so")
+    _, problems, advice = findings(command("--library", library, "doctor"))
+    assert "needs the function or variable needed, which no library" in problems["client library"]
+    assert "other versions" in advice[0]
+
+
+def test_a_library_of_another_kind(command, tmp_path):
+    library = build("int nothing(void) { return 1; }", tmp_path / "client.so")
+    done = command("--library", library, "doctor")
+    _, problems, advice = findings(done)
+    assert (done.returncode, list(problems)) == (1, ["client library"])
+    assert "PKCS #11" in problems["client library"]
+    assert advice == ["name the Luna client's libCryptoki2 instead: luna-ext --library FILE doctor"]
+
+
+# The call, and what is said of when.
+STEPS = {
+    None: "the loading of its file",
+    "C_Initialize": "the opening (C_Initialize, C_GetInfo)",
+    "C_GetInfo": "the opening (C_Initialize, C_GetInfo)",
+    "C_GetSlotList": "C_GetSlotList",
+    "C_Finalize": "C_Finalize",
+}
+TROUBLES = {
+    "CRASHES": "ends the process by SIGBUS (Bus error)",
+    "ABORTS": "ends the process by SIGABRT (Aborted)",
+    "EXITS": "ends the process with exit code 3",
+}
+
+
+@pytest.mark.parametrize(("trouble", "says"), TROUBLES.items(), ids=TROUBLES)
+@pytest.mark.parametrize("call", STEPS)
+def test_a_client_library_that_ends_its_process(command, client, trouble, says, call):
+    client(*CLUSTER_FUNCTIONS, trouble=trouble, trouble_at=call)
+    done = command("doctor")
+    well, problems, advice = findings(done)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert problems == {"client library": f"{STEPS[call]} {says}"}
+    assert ("forking" in well) == (call == "C_Finalize")
+    assert "that right" not in advice[0]
+
+
+@pytest.mark.parametrize("call", STEPS)
+def test_a_client_library_that_hangs(client, cluster, capsys, monkeypatch, call):
+    """In this process, which waits less."""
+    monkeypatch.setattr(apart, "PATIENCE", 2.0)
+    monkeypatch.setitem(apart.SHORTER, "C_Finalize", 1.0)
+    library = client(*CLUSTER_FUNCTIONS, trouble="HANGS", trouble_at=call)
+    found = list(doctoring._examine(Settings(str(library), "block")))
+    (problem,) = (finding for finding in found if finding.advice)
+    seconds = 1 if call == "C_Finalize" else 2
+    assert problem.says == f"{STEPS[call]} does not return for {seconds} s"
+    if call not in (None, "C_Finalize"):
+        assert problem.advice.startswith("see whether the HSM is reached (vtl verify)")
+
+
+def test_it_is_told_within_half_a_minute(command, client):
+    client(*CLUSTER_FUNCTIONS, trouble="HANGS", trouble_at="C_Initialize")
+    begin = time.monotonic()
+    done = command("doctor")
+    assert done.returncode == 1
+    assert "the opening (C_Initialize, C_GetInfo) does not return for 20 s" in done.stdout
+    assert time.monotonic() - begin < 30
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_leaves_no_process_when_it_is_ended(start, client, cluster, number):
+    client(*CLUSTER_FUNCTIONS, trouble="HANGS", trouble_at="C_GetSlotList")
+    doctor = start("doctor")
+    # It has opened the library, and hangs next.
+    wait_until(lambda: any(call.function == "C_Initialize" for call in cluster.log()))
+    (pid,) = {call.pid for call in cluster.log()}
+    assert pid != doctor.pid
+    doctor.send_signal(number)
+    doctor.communicate(timeout=30)
+    assert doctor.returncode == (130 if number == signal.SIGINT else 143)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_json(command, client):
+    library = client("CA_GetSlotId", "CA_LockClusteredSlot", "CA_UnlockClusteredSlot")
+    done = command("doctor", "--json")
+    assert done.returncode == 1
+    found = {finding["what"]: finding for finding in json.loads(done.stdout)}
+    assert {tuple(finding) for finding in found.values()} == {("what", "ok", "says", "advice")}
+    assert found["client library"]["says"].startswith(str(library))
+    assert (found["slots"]["ok"], found["slots"]["advice"]) == (True, None)
+    assert found["CA_GetUnassignedSlot"] == {
+        "what": "CA_GetUnassignedSlot",
+        "ok": False,
+        "says": "missing",
+        "advice": "install Luna client 10.6 or newer",
+    }
+
+
+DOCTOR = """
+import sys
+import luna_ext.commands.doctoring
+from luna_ext.commands.cli import run
+sys.path.insert(0, "")
+sys.exit(run(["doctor"]))
+"""
+
+
+def test_nothing_is_imported_from_the_working_directory(client, cluster, tmp_path):
+    """By the processes that it starts: they call the client library with all rights of the user."""
+    client(*CLUSTER_FUNCTIONS)
+    for name in ("ctypes", "json", "luna_ext", "queue", "threading", "warnings"):
+        (tmp_path / f"{name}.py").write_text("import os; os.mkdir('imported')")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", DOCTOR],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not (tmp_path / "imported").exists()
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 def test_a_device_that_does_not_answer(command, client, cluster):
@@ -180,8 +402,9 @@ NO_NOTICE = (
 FORKED = {
     "NOTICES_NOTHING": NO_NOTICE,
     "KILLS": NO_NOTICE,
-    "CRASHES": "a forked child that uses the client ends with -11",
-    "HANGS": "a forked child that uses the client does not answer for 10 s",
+    "CRASHES": "a call of a forked child that uses the client ends the process by SIGSEGV (Segmentation "
+    "fault)",
+    "HANGS": "a call of a forked child that uses the client does not return for 10 s",
 }
 
 
@@ -207,7 +430,7 @@ def test_a_process_that_cannot_open_the_library_beside_doctor(command, client, c
     _, problems, advice = findings(done)
     assert done.returncode == 1
     assert problems["forking"].startswith("another process cannot open the client: C_Initialize: ")
-    assert advice == ["put that right, and run `luna-ext doctor` again"]
+    assert advice[0].startswith("let one process at a time use the client, or: check the network")
 
 
 WORK = """

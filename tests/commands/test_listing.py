@@ -88,7 +88,7 @@ def test_find_of_nothing(command):
 
 def test_a_label_that_is_none(command):
     done = command("find", "x" * 33)
-    assert done.returncode == 1
+    assert done.returncode == 2
     (line,) = done.said
     assert "at most 32 fit" in line
 

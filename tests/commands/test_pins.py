@@ -156,7 +156,7 @@ def test_a_pad(assign, cluster, labels, options):
 
 def test_a_pad_that_is_not_there(assign, labels):
     done = assign("--pin-pad")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert (
         "no protected authentication path" in done.stderr.replace("\n", " ")
         or "has none" in done.stderr

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import signal
 
 import pexpect
 import pytest
@@ -207,6 +208,7 @@ def test_ctrl_c_leaves_no_process_and_no_lock(terminal, cluster, locked):
     wait_until(lambda: any((call.function, call.rv) == (LOCK, None) for call in cluster.log()))
     screen.sendintr()
     screen.expect_exact("luna-ext: interrupted")
+    assert "Traceback" not in screen.before
     screen.expect(pexpect.EOF)
     screen.wait()
     assert screen.exitstatus == 130
@@ -219,3 +221,25 @@ def test_a_cluster_that_there_is_not_is_named(probe):
         "CA_GetUnassignedSlot answers CKR_ARGUMENTS_BAD: is 'no-such-cluster' the cluster's ID? The "
         "cluster's administrator has it"
     )
+
+
+def test_a_client_library_without_the_functions(command, old_client):
+    library = old_client("CA_GetSlotId", "CA_UnlockClusteredSlot")
+    done = command("--library", library, "probe", "--slot", 3, "--yes")
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"luna-ext: {library} has no CA_LockClusteredSlot, so ")
+
+
+def test_a_process_of_the_probe_that_is_killed(start, cluster, locked):
+    """As a client library that crashes ends it."""
+    probe = start("probe", "--slot", 3, "--patience", 60)
+    wait_until(lambda: any((call.function, call.rv) == (LOCK, None) for call in cluster.log()))
+    (waits,) = {call.pid for call in cluster.log() if (call.function, call.rv) == (LOCK, None)}
+    os.kill(waits, signal.SIGKILL)
+    _, said = probe.communicate(timeout=30)
+    assert probe.returncode == 1
+    assert said.splitlines()[1:] == [
+        "luna-ext: a process that calls the client library has ended with -9; run `luna-ext doctor`"
+    ]
+    wait_until(lambda: locked() == {})

@@ -348,3 +348,42 @@ def test_an_unlock_that_fails_is_told(command, cluster):
     assert done.returncode == 1
     (line,) = done.said
     assert "The lock may stay set until this process disconnects" in line
+
+
+# ---- as flock(1) has it ----
+
+
+def test_a_script_that_names_no_interpreter(command, tmp_path, monkeypatch):
+    script = tmp_path / "script"
+    script.write_text('echo "$1 $LUNA_SLOT_ID"; exit 7\n')
+    script.chmod(0o755)
+    done = command("lock", "--slot", 1, "--", script, "it runs in")
+    assert (done.returncode, done.stdout) == (7, "it runs in 1\n")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert command("claim", "cluster-1", "--", "script", "x").stdout.startswith("x ")
+
+
+@pytest.mark.parametrize("way", [("lock", "--slot", "1"), ("claim", "cluster-1")])
+def test_a_command_of_the_shell(command, locked, way):
+    done = command(*way, "-c", 'test -n "$LUNA_SLOT_ID" && exit 5')
+    assert done.returncode == 5
+    done = command(*way, "-c", "true", "--", "true")
+    assert done.returncode == 2
+    assert "give a COMMAND or -c, not both" in done.stderr
+    assert locked() == {}
+
+
+def test_not_to_wait_and_another_exit_code(command, hold_elsewhere):
+    hold_elsewhere(1)
+    assert command("lock", "-n", "--slot", 1, "--", "true").returncode == 75
+    assert command("lock", "-n", "-E", 3, "--slot", 1, "--", "true").returncode == 3
+    assert command("lock", "-w", 0.1, "-E", 0, "--slot", 1, "--", "true").returncode == 0
+    assert command("lock", "-n", "--slot", 2, "-c", "exit 9").returncode == 9
+    done = command("lock", "-n", "-w", 3, "--slot", 2, "--", "true")
+    assert (done.returncode, len(done.said)) == (2, 1)
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_another_exit_code_of_a_claim(command, hold_elsewhere):
+    hold_elsewhere(1)
+    assert command("claim", "cluster-1", "-E", 4, "--", "true").returncode == 4

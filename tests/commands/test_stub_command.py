@@ -93,7 +93,7 @@ def test_a_fault_that_is_taken_away(command):
 )
 def test_a_fault_that_cannot_be(command, arguments, says):
     done = command("stub", "fault", "--times", 1, "--", *arguments)
-    assert done.returncode == 1
+    assert done.returncode == 2
     (line,) = done.said
     assert says in line
 
@@ -105,7 +105,7 @@ def flags_of(command, slot_id):
 
 
 def test_create_with_a_password(command, state, monkeypatch):
-    assert command("stub", "create", "--state", state, "--password", "short").returncode == 1
+    assert command("stub", "create", "--state", state, "--password", "short").returncode == 2
     assert not state.exists()
     assert command("stub", "create", "--state", state, "--password", "password-1").returncode == 0
     monkeypatch.setenv("LUNA_STUB_STATE", str(state))
@@ -127,7 +127,7 @@ def test_pins_of_one_keyring(command, cluster):
 def test_a_keyring_is_unlocked(command, cluster):
     assert command("stub", "unlock-keyring", 2).returncode == 0
     done = command("stub", "unlock-keyring", 9)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.said == ["luna-ext: the cluster has no slot 9"]
 
 
@@ -139,10 +139,10 @@ def test_a_switch_and_the_lengths_of_pins(command, cluster, luna):
     assert (info.min_pin_length, info.max_pin_length) == (4, 64)
 
     done = command("stub", "switch", "authentication", "none")
-    assert done.returncode == 1
+    assert done.returncode == 2
     (line,) = done.said
     assert "no switch 'authentication' with a value 'none'" in line
-    assert command("stub", "pin-lengths", 9, 8).returncode == 1
+    assert command("stub", "pin-lengths", 9, 8).returncode == 2
 
 
 def test_destroy(command, state):

@@ -1,0 +1,235 @@
+"""doctor: whether luna_ext works on this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import click
+
+from .. import __version__, applications
+from ..discovery import (
+    CONFIGURATION_VARIABLE,
+    Configuration,
+    configured_library,
+    find_library,
+)
+from ..errors import OPEN_AFTER_FORK, LibraryLoadError, rv_name
+from .apart import FINALIZE, FORK, SHORTER, Apart, Message, how_it_ended
+from .child import ended_by_signals
+from .console import Settings, examples, json_option, print_json, settings
+from .examining import TOGETHER
+from .loading import LOADING, look_at
+from .texts import in_one_line, printable
+from .values import Command
+
+CKR_CRYPTOKI_ALREADY_INITIALIZED = 0x191
+
+
+class Finding(NamedTuple):
+    what: str
+    says: str
+    advice: str = ""
+    """What to do; empty: all is well."""
+
+
+# ---- the configuration ----
+
+
+def _configuration() -> Iterator[Finding]:
+    try:
+        clusters = Configuration().clusters()
+    except LibraryLoadError as error:
+        yield Finding("configuration", str(error), _advice_on_configuration(error))
+        return
+    where, _ = configured_library()
+    yield Finding("configuration", where)
+    names = [f"{key} = {value}" for key, value in clusters.items()]
+    yield Finding("clusters", ", ".join(names) or "the configuration names none")
+
+
+def _advice_on_configuration(error: LibraryLoadError) -> str:
+    """Empty if there is none, where none was asked for: the client library may be named elsewhere."""
+    missing = isinstance(error.__context__, FileNotFoundError)
+    directory = os.environ.get(CONFIGURATION_VARIABLE)
+    if directory and (missing or not os.path.isabs(directory)):
+        return (
+            f"let {CONFIGURATION_VARIABLE} be the absolute path of the directory that has the client's "
+            "configuration, or take it out of the environment"
+        )
+    if missing:
+        return ""
+    if isinstance(error.__context__, PermissionError):
+        return "let this user read it, and pass the directories above it; or run luna-ext as one that may"
+    return "put the client's configuration there, as a file; the client cannot read it either"
+
+
+# ---- the client library ----
+
+NETWORK = (
+    "see whether the HSM is reached (vtl verify), and which servers and time limits the client's "
+    "configuration has"
+)
+DAMAGED = (
+    "see whether the client's own programs (vtl verify) survive it; if not, install the client once more. "
+    "Its vendor may want the core"
+)
+ADVICE = {
+    LOADING: "the file is damaged, or is not for this system: install the Luna client once more",
+    "C_GetFunctionList": "this is not a client library, or it is damaged: name the Luna client's "
+    "libCryptoki2_64.so",
+    TOGETHER: "the client does not take calls of several threads; use processes",
+    FINALIZE: "a process that closes its Library hangs or crashes likewise: let it end by os._exit(), "
+    "and ask the client's vendor",
+}
+"""What to do if a call does not return, or ends the process; for others it depends on which of the two."""
+
+
+def _survived(process: Apart) -> Iterator[Finding]:
+    if process.trouble:
+        hangs = process.trouble.startswith("does not return")
+        advice = ADVICE.get(process.step) or (NETWORK if hangs else DAMAGED)
+        yield Finding("client library", f"{process.step} {process.trouble}", advice)
+
+
+def _library(path: str) -> Iterator[Finding]:
+    with Apart("library", path) as process:
+        for message in process.messages():
+            if "what" in message:
+                yield Finding(**message)
+            elif not message["is_stub"]:
+                yield _application()
+        yield from _survived(process)
+        if not process.waits:
+            return
+        yield _fork(path)
+        process.go_on()
+        for _ in process.messages():
+            pass
+        yield from _survived(process)
+
+
+def _application() -> Finding:
+    """Whether something is known that makes one application of several processes."""
+    found = applications.shared_with_others()
+    if found is None:
+        return Finding(
+            "application ID", "the configuration sets none; each process has one of its own"
+        )
+    return Finding("application ID", *found)
+
+
+# ---- a forked child ----
+
+
+def _fork(path: str) -> Finding:
+    """Whether a forked child can use the library, while another process does."""
+    told: Message = {}
+    with Apart("fork", path) as process:
+        for message in process.messages():
+            told.update(message)
+    if "refused" in told:
+        return Finding(
+            "forking",
+            f"another process cannot open the client: {told['refused']}",
+            f"let one process at a time use the client, or: {told['advice']}",
+        )
+    if process.trouble and process.step not in (FORK, FINALIZE):
+        return Finding(
+            "forking",
+            f"another process cannot use the client beside the first: {process.step} {process.trouble}",
+            "let one process at a time use the client, and ask its vendor for how many it is made",
+        )
+    says = _trouble_of_child(told)
+    if says:
+        advice = f"{OPEN_AFTER_FORK}; or start processes without a fork (multiprocessing's spawn)"
+        return Finding("forking", says, advice)
+    return Finding("forking", "a forked child initialises the client anew and can use it")
+
+
+def _trouble_of_child(told: Message) -> str:
+    if told.get("rv") == CKR_CRYPTOKI_ALREADY_INITIALIZED:
+        return (
+            f"C_Initialize answers {rv_name(told['rv'])} in a forked child: the client does not notice "
+            "forks, and the child would act as its parent"
+        )
+    if "error" in told:
+        return f"a forked child that uses the client gets: {told['error']}"
+    if told.get("answered"):
+        return ""
+    if "ended" in told:
+        return f"a call of a forked child that uses the client {how_it_ended(told['ended'])}"
+    return f"a call of a forked child that uses the client does not return for {SHORTER[FORK]:g} s"
+
+
+# ---- all of it ----
+
+
+def _examine(options: Settings) -> Iterator[Finding]:
+    yield Finding("luna_ext", f"{__version__}, Python {platform.python_version()}")
+    yield from _configuration()
+    try:
+        location = find_library(options.path)
+    except LibraryLoadError as error:
+        advice = "install the Luna client, or name its library: luna-ext --library FILE doctor"
+        yield Finding("client library", in_one_line(error), advice)
+        return
+    wrong = look_at(location.path)
+    if wrong is not None:
+        yield Finding("client library", *wrong)
+        return
+    yield Finding("client library", f"{location.path}, named by {location.source}")
+    yield from _library(location.path)
+
+
+def _show(finding: Finding) -> None:
+    mark = click.style("problem", "red") if finding.advice else click.style("ok", "green")
+    click.echo(f"{mark}: {finding.what}: {printable(finding.says)}")
+    if finding.advice:
+        click.echo(f"    -> {printable(finding.advice)}")
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "luna-ext doctor",
+        "luna-ext --library /opt/luna/libCryptoki2_64.so doctor",
+        "luna-ext doctor --json | jq '.[] | select(.ok | not)'",
+    ),
+)
+@json_option
+@settings
+def doctor(options: Settings, as_json: bool) -> int:
+    """Find out whether luna_ext works here. Exit code 1: there is a problem.
+
+    Tells which client library is used, from where, its versions, which of the four cluster
+    functions it has, what the client's configuration says, with the clusters that it names, whether
+    the device may take several processes for one application, and whether threads and forked
+    children can use the client. The client is loaded and called by processes apart, which it may hang
+    or crash.
+    """
+    findings = []
+    # So that no process is left that hangs in the client library.
+    with ended_by_signals():
+        for finding in _examine(options):
+            findings.append(finding)
+            if not as_json:
+                _show(finding)
+    problems = any(finding.advice for finding in findings)
+    if as_json:
+        print_json(
+            [
+                {
+                    "what": finding.what,
+                    "ok": not finding.advice,
+                    "says": finding.says,
+                    "advice": finding.advice or None,
+                }
+                for finding in findings
+            ]
+        )
+    elif not problems:
+        click.echo("No problem. `luna-ext probe` finds out how the device treats a lock call.")
+    return 1 if problems else 0

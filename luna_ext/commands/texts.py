@@ -1,0 +1,46 @@
+"""Texts for a terminal, without what only the command line needs."""
+
+from __future__ import annotations
+
+import re
+
+_WORDS = {
+    "name its libCryptoki2 as Library(path) or": "name its libCryptoki2 by luna-ext --library FILE or",
+    "Library.slots()": "`luna-ext slots`",
+    "Library.tokens()": "`luna-ext tokens`",
+    "choose one with Library.find() or slot()": "`luna-ext find LABEL` shows them; name one by its slot",
+    "Library.reconnect() ends it, and drops": "to run it again ends it, and drops",
+    "open a new Library": "run it again",
+    "open the Library after the fork": "run it again",
+    "also a Library that has": "also a program that has",
+    ", or assign with unique=False": "",
+    "which provision() needs": "which `luna-ext provision` needs",
+    "provision() with this label": "`luna-ext provision` with this label",
+    "provision(..., user_pin=...) completes": "`luna-ext provision` with the user's PIN completes",
+    "token.change_pin(": "in Python: token.change_pin(",
+}
+"""What an error advises in Python, and what the command has for it."""
+
+
+def in_our_words(text: str) -> str:
+    """The text with the command's own names for what to do."""
+    for python, ours in _WORDS.items():
+        text = text.replace(python, ours)
+    return text
+
+
+def printable(text: str) -> str:
+    """The text with all characters escaped that a terminal takes for a command, or does not show."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
+        for char in text
+    )
+
+
+def in_one_line(error: BaseException | str) -> str:
+    """An error's message and notes; or a text."""
+    parts = [str(error) or type(error).__name__, *getattr(error, "__notes__", ())]
+    text = "; ".join(part.removeprefix("luna_ext: ") for part in parts)
+    text = re.sub(r":\s*\n\s*- ", ": ", text)
+    text = re.sub(r"\s*\n\s*(- )?", lambda found: "; " if found[1] else " ", text)
+    return printable(in_our_words(text))

@@ -1,0 +1,254 @@
+"""Odd values for every argument and option of every subcommand: one line and an exit code.
+
+The subcommands and their options are taken from the command itself, so that a new one is tried as well.
+"""
+
+import contextlib
+import io
+import sys
+import warnings
+
+import click
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from luna_ext.commands import cli, running
+from luna_ext.commands.values import Command
+
+EXIT_CODES = {0, 1, 2, 75, 126, 127, 130}
+NOT_RUN = {"bench", "demo", "doctor", "probe", "watch"}
+"""They take their time, or start processes; their values are looked at, and that is all."""
+USUAL = {
+    "cluster": "cluster-1",
+    "function": "C_Login",
+    "rv": "CKR_OK",
+    "name": "log",
+    "value": "on",
+}
+"""For what has to be given besides the odd value."""
+WITH = {
+    "lock": {"slot_id"},
+    "assign": {"so_pin_file"},
+    "provision": {"count", "prefix", "so_pin_file"},
+}
+"""Options without which these subcommands do little; not always given, for others may replace them."""
+LARGEST = {int: 2**64 - 1, float: 1e9}
+"""What the subcommands that are not run may be called with."""
+
+
+def leaves(group=cli.luna_ext, above=()):
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from leaves(command, (*above, name))
+        else:
+            yield (*above, name), command
+
+
+LEAVES = dict(leaves())
+
+
+def takes_a_value(parameter):
+    return not getattr(parameter, "is_flag", False)
+
+
+# ---- the values ----
+
+EDGES = [
+    "",
+    " ",
+    "-",
+    "--",
+    "-1",
+    "nan",
+    "inf",
+    "-inf",
+    "1e999",
+    "-0.0",
+    "9" * 20,
+    "9" * 23,
+    "9" * 5000,
+]
+EDGES += [
+    "99999999999",
+    "0x1g",
+    "None",
+    "%s",
+    "{}",
+    "a\nb",
+    "\x1b[2J",
+    "\u202e",
+    "\udcff",
+    "\ufeff",
+]
+EDGES += ["\u00e9" * 17, "x" * 5000, ".", "..", "/", "/dev/null", "/nonexistent/x", "~", "*"]
+
+# A number that is just a number, or the name of another folder, would be no odd value.
+TEXTS = st.text(
+    st.characters(exclude_categories=("Cs", "Nd"), exclude_characters="\0/"), max_size=40
+)
+NUMBERS = st.integers(10**12, 10**40) | st.integers(-(10**40), -2) | st.floats(max_value=-1e-9)
+ODD = st.sampled_from(EDGES) | TEXTS | NUMBERS.map(str)
+
+
+def given_as(parameter, value):
+    if isinstance(parameter, click.Argument):
+        return [value]
+    return [f"{parameter.opts[0]}={value}"] if value else [parameter.opts[0], value]
+
+
+def is_needed(parameter):
+    return parameter.required and not parameter.envvar
+
+
+def usual(parameter):
+    if parameter.name in USUAL:
+        return USUAL[parameter.name]
+    if isinstance(parameter.type, click.Choice):
+        return parameter.type.choices[0]
+    return str(getattr(parameter.type, "min", None) or "1")
+
+
+@st.composite
+def lines(draw, path):
+    """Its arguments: one or two of them odd, and the usual ones that it needs."""
+    parameters = [parameter for parameter in LEAVES[path].params if takes_a_value(parameter)]
+    if not parameters:
+        return [draw(ODD)]
+    odd = draw(st.lists(st.sampled_from(parameters), min_size=1, max_size=2, unique=True))
+    options, arguments = [], []
+    for parameter in parameters:
+        words = options if isinstance(parameter, click.Option) else arguments
+        if parameter in odd:
+            words += given_as(parameter, draw(ODD))
+        elif (
+            draw(st.integers(0, 3))
+            if parameter.name in WITH.get(path[0], ())
+            else is_needed(parameter)
+        ):
+            words += given_as(parameter, usual(parameter))
+    return [*options, *(["--"] if draw(st.integers(0, 3)) else []), *arguments]
+
+
+# ---- in this process ----
+
+
+def look_at(**values):
+    for name, value in values.items():
+        assert value is None or not value > LARGEST.get(type(value), value), name
+        assert value == value, name
+
+
+@pytest.fixture
+def outcome(cluster, monkeypatch, pin_file, tmp_path):
+    """Run the command in this process, but for the programs that it would start: its code and streams."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(USUAL, "so_pin_file", str(pin_file()))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(running, "run_command", lambda *arguments: 0)
+    for path, command in LEAVES.items():
+        if path[0] in NOT_RUN:
+            monkeypatch.setattr(command, "callback", look_at)
+
+    def run(*words):
+        handlers = list(cli.logging.getLogger("luna_ext").handlers)
+        level = cli.logging.getLogger("luna_ext").level
+        streams = {name: io.TextIOWrapper(io.BytesIO(), "utf-8") for name in ("stdin", "stdout")}
+        streams["stderr"] = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
+        with monkeypatch.context() as patch:
+            for name, stream in streams.items():
+                patch.setattr(sys, name, stream)
+            code = cli.run(list(words))
+        said = []
+        for name in ("stdout", "stderr"):
+            streams[name].seek(0)
+            said.append(streams[name].read())
+        cli.logging.getLogger("luna_ext").handlers[:] = handlers
+        cli.logging.getLogger("luna_ext").setLevel(level)
+        return code, *said
+
+    return run
+
+
+def check(code, stdout, stderr, words):
+    said = [line for line in stderr.splitlines() if "is the stand-in" not in line]
+    assert code in EXIT_CODES, words
+    assert "Traceback" not in stdout + stderr, words
+    assert "an error of luna-ext itself" not in stderr, (words, said)
+    assert len(said) <= 1, (words, said)
+    assert code == 0 or said or stdout, words
+
+
+@pytest.mark.luna_cluster(keyrings=200)
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_odd_values(outcome, path):
+    @settings(
+        max_examples=60,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+    @given(lines(path))
+    def try_them(words):
+        check(*outcome(*path, *words), words)
+
+    try_them()
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@given(st.sampled_from(cli.luna_ext.params).filter(takes_a_value), ODD)
+def test_odd_values_before_the_subcommand(option, value):
+    words = [*given_as(option, value), "slots", "--help"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        assert cli.run(words) in (0, 2)
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_no_option_is_taken_twice(outcome, path):
+    command = LEAVES[path]
+    assert isinstance(command, Command)
+    for option in command.params:
+        if isinstance(option, click.Option) and takes_a_value(option):
+            code, stdout, stderr = outcome(*path, option.opts[0], "1", option.opts[0], "2")
+            assert (code, stdout) == (2, "")
+            assert "more than once" in stderr
+
+
+# ---- as processes of their own ----
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("lock --slot 1 --timeout inf -- true", "'--timeout': inf is not in the range"),
+        ("lock --slot 1 --timeout nan -- true", "'--timeout': nan is not a number"),
+        ("claim cluster-1 --timeout inf -- true", "'--timeout': inf is not in the range"),
+        ("assign cluster-1 x --timeout inf", "'--timeout': inf is not in the range"),
+        ("assign cluster-1 x --so-pin-fd 99999999999999", "'--so-pin-fd': 99999999999999 is not"),
+        ("lock --slot 99999999999999999999 -- true", "'--slot': 99999999999999999999 is not"),
+        ("probe --slot 99999999999999999999 --yes", "'--slot': 99999999999999999999 is not"),
+        ("bench --slot 99999999999999999999", "'--slot': 99999999999999999999 is not"),
+        ("bench --seconds inf", "'--seconds': inf is not in the range"),
+        ("probe --slot 1 --patience inf --yes", "'--patience': inf is not in the range"),
+        ("watch --interval inf", "'--interval': inf is not in the range"),
+        ("provision cluster-1 --count 99999999999 --prefix p", "range 1<=x<=3500"),
+        ("provision cluster-1 --count 2 --prefix p --guard 99999999999999999999", "'--guard': "),
+        ("lock --slot 1 -- EMPTY", "the command has no name"),
+        ("lock --slot 1 --slot 2 -- true", "'--slot' is given more than once"),
+        ("lock --label a --label b -- true", "'--label' is given more than once"),
+        ("claim EMPTY -- true", "'CLUSTER': it is empty"),
+        ("find EMPTY", "the label is empty"),
+        ("stub fault C_InitToken nonsense", "nonsense"),
+        ("stub switch nonsense on", "nonsense"),
+        ("stub set-pins 99", "the cluster has no slot 99"),
+    ],
+)
+def test_a_wrong_value_is_the_command_lines_whatever_finds_it(command, locked, line, says):
+    done = command(*("" if word == "EMPTY" else word for word in line.split()))
+    assert (done.returncode, done.stdout) == (2, "")
+    (said,) = done.said
+    assert says in said
+    assert locked() == {}
