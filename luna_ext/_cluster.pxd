@@ -47,6 +47,7 @@ cdef class Token:
     cdef int check_label(self, bytes now) except -1
     cdef int _check_held(self, CK_TOKEN_INFO *info) except -1
     cdef int _refuse_pins(self, CK_TOKEN_INFO *info, Pin so, Pin user) except -1
+    cdef int _refuse_length(self, CK_TOKEN_INFO *info, Pin new, str function) except -1
     cdef int _refuse_pads(self, CK_TOKEN_INFO *info, Pin one, Pin other) except -1
     cdef bint _init(self, bytes raw_label, Pin so, Pin user) except -1
     cdef int _relabel(self, bytes raw_label, Pin so, Pin user) except -1

@@ -25,6 +25,7 @@ from luna_ext._device cimport (
     CK_RV,
     CK_SLOT_ID,
     CK_TOKEN_INFO,
+    CK_ULONG,
     CKF_PROTECTED_AUTHENTICATION_PATH,
     CKF_SO_PIN_FINAL_TRY,
     CKF_SO_PIN_LOCKED,

@@ -58,6 +58,7 @@ cdef enum Leave:
     LOST            # no unlock call: another process may have the lock by now
     UNLOCK_DUE        # the unlock call is due
     UNLOCK_DUE_LATER    # the unlock call is due after a moment for the lock call that is out
+    LEFT_TO_WORK        # calls under way rely on the lock: the last one that ends unlocks
 
 # What a claim has come back with.
 cdef enum Arrival:
@@ -110,8 +111,8 @@ cdef struct Record:
     bint unsent             # a worker is to make it, and has not come to that
     uint64_t suspected      # the lock call that an unlock has crossed after a moment; 0: none
     double unlocked_time    # when that unlock was answered, in seconds of luna_now()
-    int working             # calls under way that rely on the hold; close() unlocks after them
-    bint eviction_due       # the Library was closed while such calls were under way
+    int working             # calls under way that rely on the hold; it is unlocked after them
+    bint eviction_due       # the hold is over, or its Library closed, while such calls are under way
     bint inherited          # the lock was held in the parent process, at the fork
     PyThread_type_lock call_signal  # released when the lock call goes out or comes back; or NULL
 

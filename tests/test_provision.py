@@ -29,7 +29,7 @@ from luna_ext.info import CLUSTER_FUNCTIONS
 from luna_ext.stub import library_path
 
 SO_PIN, USER_PIN = "so-pin-1", "user-pin-1"
-PIN_INCORRECT = 0xA0
+PIN_INCORRECT, PIN_INVALID = 0xA0, 0xA1
 LABELS = [f"payments-{number}" for number in range(6)]
 
 pytestmark = pytest.mark.luna_cluster(keyrings=8)
@@ -180,9 +180,18 @@ def test_a_pin_that_is_refused_at_first_is_tried_once(cluster, provision, labell
     assert labelled() == {}
 
 
-@DUAL_IDENTITY
-def test_a_user_pin_that_is_refused_at_first_spoils_one_token(provision, labelled, luna):
+def test_a_user_pin_of_a_wrong_length_spoils_no_token(provision, labelled):
     report = provision(user_pin="1")
+    assert list(report.failed) == LABELS
+    assert all(isinstance(error, luna_ext.PinError) for error in report.failed.values())
+    assert "the token takes 8 to 255" in str(report.failed[LABELS[0]])
+    assert labelled() == {}
+
+
+@DUAL_IDENTITY
+def test_a_user_pin_that_is_refused_at_first_spoils_one_token(cluster, provision, labelled, luna):
+    cluster.fault(INIT_PIN, PIN_INVALID, times=1)
+    report = provision(user_pin=USER_PIN)
     assert list(report.failed) == LABELS
     ((label, [slot_id]),) = labelled().items()
     assert not has_user_pin(luna, slot_id)

@@ -128,6 +128,51 @@ def test_releasing_stays_with_the_block(luna, cluster):
     assert nothing_is_locked(cluster)
 
 
+def in_task(luna, call, wait_until_inside):
+    """The task is cancelled while a thread that it has started assigns the token."""
+
+    async def work():
+        async with luna.claim("cluster-1") as token:
+            await asyncio.to_thread(token.assign, "payments", so_pin="so-pin-1")
+
+    async def main():
+        task = asyncio.create_task(work())
+        await asyncio.to_thread(wait_until_inside, INIT_TOKEN)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
+def in_block(luna, call, wait_until_inside):
+    """The block ends while another thread assigns the token in its context."""
+    with luna.claim("cluster-1") as token:
+        context = contextvars.copy_context()
+        running = call(lambda: context.run(lambda: token.assign("payments", so_pin="so-pin-1")))
+        wait_until_inside(INIT_TOKEN)
+    # It can lock again meanwhile: that it held the lock before is over.
+    with token.slot.lock(timeout=10):
+        assert running.result().label == "payments"
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+@pytest.mark.parametrize("way", [in_task, in_block])
+def test_a_token_that_is_being_assigned_stays_locked_though_the_block_has_ended(
+    luna, cluster, call, wait_until_inside, way
+):
+    """Else another program would claim it, and the call would erase it there."""
+    cluster.latency(0.5, INIT_TOKEN)
+    way(luna, call, wait_until_inside)
+    wait_until(lambda: nothing_is_locked(cluster))
+    (assigning,) = logged(cluster, INIT_TOKEN)
+    unlocking = logged(cluster, "CA_UnlockClusteredSlot")[0]
+    assert assigning.rv == 0
+    assert unlocking.time >= assigning.time + assigning.duration
+    assert luna.token("payments").slot.slot_id == 1
+    wait_until(lambda: not luna.slot(1).locked())
+
+
 def test_what_a_holder_has_started_hears_that_the_lock_is_lost(luna):
     with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
         context = contextvars.copy_context()

@@ -341,6 +341,16 @@ def test_change_pin_uses_a_login_in_the_same_role(luna, other, role):
         other.close(session)
 
 
+@pytest.mark.parametrize("pin", ["7 bytes", "x" * 256])
+def test_a_new_pin_of_a_wrong_length_changes_nothing(cluster, luna, calls_of, pin):
+    with luna.claim("cluster-1") as token:
+        with pytest.raises(luna_ext.PinError, match="takes 8 to 255"):
+            token.assign("payments", so_pin=PASSWORD, user_pin=pin)
+        with pytest.raises(luna_ext.PinError, match="takes 8 to 255"):
+            token.change_pin(PASSWORD, pin)
+        assert (calls_of(INIT_TOKEN), calls_of("C_SetPIN")) == (0, 0)
+
+
 def test_a_wrong_pin_is_not_changed(luna, other):
     with luna.token("keyring1") as token:
         with pytest.raises(luna_ext.PinError):

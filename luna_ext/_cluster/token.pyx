@@ -179,6 +179,7 @@ cdef class Token:
                     "Claim another one"
                 )
             self._refuse_pins(&info, so, user)
+            self._refuse_length(&info, user, "C_InitPIN")
             if not erase and not info.flags & CKF_TOKEN_INITIALIZED:
                 raise self._conflict(
                     "it is not initialised, so there is no PIN to log in with. Assign with erase=True"
@@ -202,6 +203,22 @@ cdef class Token:
                 f"slot {self.slot.slot_id}: the token's SO {left}, so the PIN was not tried: the tenth "
                 f"wrong one may erase the token; {LOCKED_OUT}",
                 function="C_Login",
+                slot_id=self.slot.slot_id,
+            )
+        return 0
+
+    cdef int _refuse_length(self, CK_TOKEN_INFO *info, Pin new, str function) except -1:
+        """Raise for a new PIN that the token would not take: before it is erased for it."""
+        cdef CK_ULONG least = info.ulMinPinLen
+        cdef CK_ULONG most = info.ulMaxPinLen
+        # A client may tell nothing of use.
+        if new is None or new.is_pad() or most == 0 or most < least:
+            return 0
+        if not least <= new.length <= most:
+            raise PinError(
+                f"slot {self.slot.slot_id}: the new PIN has {new.length} bytes, and the token takes "
+                f"{least} to {most}. Nothing was changed; choose another one",
+                function=function,
                 slot_id=self.slot.slot_id,
             )
         return 0
@@ -362,6 +379,7 @@ cdef class Token:
         try:
             self._check_held(&info)
             self._refuse_pins(&info, old_pin if is_so else None, new_pin)
+            self._refuse_length(&info, new_pin, "C_SetPIN")
             set_pin(mutex.client, mutex.slot_id, CKU_SO if is_so else CKU_USER, old_pin, new_pin)
         finally:
             mutex.end_work()

@@ -575,7 +575,7 @@ cdef class SlotMutex:
             hold_back_at_exit()
             raise lost_error(self.slot_id, LOSSES[<int> loss])
         if rv == CKR_OK:
-            if began != 0:
+            if began != 0 and due != LEFT_TO_WORK:
                 tell_unlocked(began, self.slot_id, False)
             return 0
         if rv == CKR_SESSION_HANDLE_INVALID:
@@ -868,8 +868,10 @@ cdef class SlotMutex:
         return 0
 
     cdef int end_work(self) except -1:
+        cdef Record now
         if work_ends(&self.record):
-            self.take_from_holder(seen(&self.record).hold, LIBRARY_CLOSED)
+            now = seen(&self.record)
+            self.take_from_holder(now.hold, NOT_LOST if now.owner == WORK else LIBRARY_CLOSED)
         return 0
 
     cdef int keep_place(self, Place place) noexcept:
@@ -907,6 +909,11 @@ cdef class SlotMutex:
         cdef Place noted = self.present_place()
         if owner == 0:
             return None
+        if owner == WORK:
+            return (
+                "calls that its last holder has started, such as assign(), are still at work on its token, "
+                f"locked {self.place()}"
+            )
         task = noted.task() if noted is not None and noted.task is not None else None
         if task is not None:
             return f"the task {task.get_name()!r} of this process holds it, locked {self.place()}"

@@ -9,11 +9,14 @@
 #   turn            a lock call is about to be made, or made again after a pause
 #   turn + calling  it is out
 #   owner           held; `calling` as well where a claim came back with the slot meanwhile
+#   owner, working  calls rely on the hold; owner is WORK if it is over, and the last of them unlocks
 #   leaving         unlock calls are due or out; then no lock call begins but one on trial, before the
 #                   unlock is sent; one may still be out, and a claim may come back with the slot on a
 #                   device that gives a lock but once
 
 
+# The owner of a hold that is over while calls rely on it. No thread, task or greenlet has this number.
+cdef uint64_t WORK = 0xFFFFFFFFFFFFFFFF
 # How soon after an unlock the answer of a lock call comes that has waited for it.
 cdef double PROMPT_SECONDS = 0.25
 
@@ -383,13 +386,22 @@ cdef Leave begin_leave(
     Loss *loss
 ) noexcept nogil:
     """End a hold: this owner's through this Share, or, with a `hold`, just that one. From here on
-    no thread holds the slot, and none gets it before the unlock is answered.
+    no thread holds the slot, and none gets it before the unlock is answered. While calls rely on the lock,
+    such as an assign() that the holder's task has started in a thread, it is theirs until they have ended.
     """
     cdef Leave due = NOT_MINE
     luna_guard_lock(&record.guard)
     if record.owner != 0 and (
         record.hold == hold if hold != 0 else record.owner == number and record.share == share
     ):
+        if record.working != 0 and record.loss == NOT_LOST and record.generation == generation:
+            # Such a call may erase the token: no other program may have it before the call is back.
+            record.owner = WORK
+            record.eviction_due = True
+            due = LEFT_TO_WORK
+            check(record)
+            luna_guard_unlock(&record.guard)
+            return due
         due = leave(record, generation, kind)
         loss[0] = record.loss
         record.loss = NOT_LOST
