@@ -1,7 +1,9 @@
 """The names of the vendor's return codes, where `errors` has nothing more to say of them.
 
-Names and numbers are those of the Luna client's public header. Loaded when a name is asked for that the
-standard does not have.
+Names and numbers are facts of the list of CKR_ codes in the Luna client's header, looked up and compared in
+public copies of that list. Each range below is one run of numbers there, 0x04 to 0xA2, 0x100 to 0x124 and
+0x300 to 0x307, or a single one, 0x136, 0x202 and 0x1604. Loaded when a name is asked for that the standard
+does not have.
 """
 
 from __future__ import annotations
