@@ -5,6 +5,7 @@ The subcommands and their options are taken from the command itself, so that a n
 
 import contextlib
 import io
+import logging
 import sys
 import warnings
 
@@ -141,20 +142,30 @@ def look_at(**values):
         assert value == value, name
 
 
+@pytest.fixture(autouse=True)
+def no_trace(monkeypatch):
+    """A command has its process to itself: it sets up the log and the warnings, and leaves them so."""
+    logger = logging.getLogger("luna_ext")
+    handlers, level = list(logger.handlers), logger.level
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
 @pytest.fixture
 def outcome(cluster, monkeypatch, pin_file, tmp_path):
     """Run the command in this process, but for the programs that it would start: its code and streams."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(USUAL, "so_pin_file", str(pin_file()))
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setattr(running, "run_command", lambda *arguments: 0)
     for path, command in LEAVES.items():
         if path[0] in NOT_RUN:
             monkeypatch.setattr(command, "callback", look_at)
 
     def run(*words):
-        handlers = list(cli.logging.getLogger("luna_ext").handlers)
-        level = cli.logging.getLogger("luna_ext").level
+        logger = logging.getLogger("luna_ext")
+        handlers = list(logger.handlers)
         streams = {name: io.TextIOWrapper(io.BytesIO(), "utf-8") for name in ("stdin", "stdout")}
         streams["stderr"] = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
         with monkeypatch.context() as patch:
@@ -165,8 +176,8 @@ def outcome(cluster, monkeypatch, pin_file, tmp_path):
         for name in ("stdout", "stderr"):
             streams[name].seek(0)
             said.append(streams[name].read())
-        cli.logging.getLogger("luna_ext").handlers[:] = handlers
-        cli.logging.getLogger("luna_ext").setLevel(level)
+        # Each command in turn has one of its own.
+        logger.handlers[:] = handlers
         return code, *said
 
     return run
