@@ -250,8 +250,13 @@ def test_a_wrong_pin(luna, cluster, rv):
 @DUAL_IDENTITY
 @pytest.mark.parametrize("say", ["min_pin_length", "max_pin_length"])
 @follows("the PIN is too short or too long; token_info.min_pin_length and .max_pin_length say")
-def test_a_pin_of_a_wrong_length(luna, provision, rv, say):
+def test_a_pin_of_a_wrong_length(luna, cluster, provision, rv, say):
+    # What is out of the range that the token tells is refused before the device is asked.
     error = provision(user_pin="1" if say == "min_pin_length" else "1" * 256)
+    assert (error.rv, "takes 8 to 255" in str(error)) == (None, True)
+    # A device may take less than it tells.
+    cluster.fault(INIT_PIN, rv, times=1)
+    error = provision()
     assert (error.rv, str(error).endswith(advice_of(rv))) == (rv, True)
     right = "1" * getattr(luna.token("new").slot.token_info, say)
     assert provision(user_pin=right) is None
