@@ -168,8 +168,8 @@ def provision(
     before has accepted the PINs, such tokens are assigned one by one; a fresh one takes any PIN, which
     proves nothing. After the first call with a PIN (C_InitToken, C_Login, C_InitPIN, C_SetPIN) that fails
     all other labels fail without a try, unless its code speaks of the device or its connection. Later a
-    `PinError` does the same. A token that could not be assigned stays locked until the end, so that this
-    call does not try it again for another label.
+    `PinError`, or a code without a name, does the same. A token that could not be assigned stays locked
+    until the end, so that this call does not try it again for another label.
 
     **A process that was killed** between C_InitToken and C_InitPIN leaves a token without a user PIN, or,
     with single identity, with `so_pin` in its place. On a token that has its label already, and is not
@@ -281,8 +281,9 @@ class _Pins:
             return self._one_by_one
         if isinstance(error, PinError):
             return True
+        # Where it has no name it may do so of a proven PIN as well: this token may have another one.
         return (
-            not self._proven
+            (not self._proven or error.rv_name == f"0x{error.rv or 0:08X}")
             and error.function in CALLS_WITH_A_PIN
             and meaning_of(error.rv or 0) not in (Meaning.BUSY, Meaning.LOST, Meaning.GONE)
         )

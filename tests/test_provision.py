@@ -200,16 +200,19 @@ def test_a_user_pin_that_is_refused_at_first_spoils_one_token(cluster, provision
     assert has_user_pin(luna, slot_id)
 
 
+@pytest.mark.luna_cluster(keyrings=8, password=SO_PIN)
+@pytest.mark.parametrize("rv", [PIN_INCORRECT, 0x8000BEEF])
 def test_a_pin_that_has_worked_is_not_tried_any_more_once_it_is_refused(
-    cluster, provision, labelled, calls_of
+    cluster, provision, labelled, calls_of, rv
 ):
-    cluster.fault(INIT_TOKEN, PIN_INCORRECT, every=3, times=1)
+    cluster.fault(INIT_TOKEN, rv, every=3, times=1)
     report = provision(workers=1)
     assert list(report.assigned) == LABELS[:2]
     refusal, *others = report.failed.values()
     assert "not tried" not in str(refusal)
     assert all("not tried" in str(error) for error in others)
-    assert all(isinstance(error, luna_ext.PinError) for error in report.failed.values())
+    assert all(isinstance(error, luna_ext.PinError) for error in others)
+    assert refusal.rv == rv
     assert calls_of(INIT_TOKEN) == 3
     # Those that have not been tried are there for the next run.
     assert list(provision().assigned) == LABELS[2:]
