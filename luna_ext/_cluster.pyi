@@ -578,9 +578,6 @@ class Token:
             False: keep what is in the token, and only change its label (C_OpenSession, C_Login,
             CA_ChangeLabel), where the client has CA_ChangeLabel.
 
-        PINs are copied, and the copies are wiped; no error or log shows them. `PIN_PAD` stands for one that
-        is entered at the token's own pad.
-
         Returns
         -------
         Token
@@ -605,7 +602,13 @@ class Token:
             The lock is gone, as `ensure_held()` says it.
         PinError, CryptokiError
             What the device answers. A note says what has become of the token. Also, before a PIN is tried,
-            where the SO has one try left, or none.
+            where the SO has one try left, or none; and for a `user_pin` of a length that the token does not
+            take.
+
+        Notes
+        -----
+        PINs are copied, and the copies are wiped; no error or log shows them. `PIN_PAD` stands for one that
+        is entered at the token's own pad.
         """
     def change_pin(
         self,

@@ -30,6 +30,7 @@ from .errors import (
     PinError,
     UnsupportedFunctionError,
     meaning_of,
+    named_codes,
 )
 from .info import CLUSTER_FUNCTIONS, TokenFlag
 from .labels import encode_label
@@ -283,7 +284,7 @@ class _Pins:
             return True
         # Where it has no name it may do so of a proven PIN as well: this token may have another one.
         return (
-            (not self._proven or error.rv_name == f"0x{error.rv or 0:08X}")
+            (not self._proven or error.rv not in named_codes())
             and error.function in CALLS_WITH_A_PIN
             and meaning_of(error.rv or 0) not in (Meaning.BUSY, Meaning.LOST, Meaning.GONE)
         )

@@ -112,9 +112,6 @@ cdef class Token:
             False: keep what is in the token, and only change its label (C_OpenSession, C_Login,
             CA_ChangeLabel), where the client has CA_ChangeLabel.
 
-        PINs are copied, and the copies are wiped; no error or log shows them. `PIN_PAD` stands for one that
-        is entered at the token's own pad.
-
         Returns
         -------
         Token
@@ -139,7 +136,13 @@ cdef class Token:
             The lock is gone, as `ensure_held()` says it.
         PinError, CryptokiError
             What the device answers. A note says what has become of the token. Also, before a PIN is tried,
-            where the SO has one try left, or none.
+            where the SO has one try left, or none; and for a `user_pin` of a length that the token does not
+            take.
+
+        Notes
+        -----
+        PINs are copied, and the copies are wiped; no error or log shows them. `PIN_PAD` stands for one that
+        is entered at the token's own pad.
         """
         cdef SlotMutex mutex = self.slot.mutex
         cdef bytes raw_label = encode_label(label, errors="strict")
@@ -175,8 +178,7 @@ cdef class Token:
             self.known_info = token_info_of(&info)
             if blank_padded(info.label) != self.raw_label:
                 raise self._conflict(
-                    f"it is {self.known_info.label!r} by now: another program assigned it. "
-                    "Claim another one"
+                    f"it is {self.known_info.label!r} by now, so it is assigned already. Claim another one"
                 )
             self._refuse_pins(&info, so, user)
             self._refuse_length(&info, user, "C_InitPIN")

@@ -130,7 +130,7 @@ cdef class RoleSession:
         self.use_pin(pin)
         rv = answer_of(self.client, C_LOGIN, make_login, &self.arguments)
         self.logged_in = rv == CKR_OK
-        self.refusal = CKR_OK if self.logged_in or says_of_logins(rv) else rv
+        self.refusal = CKR_OK if self.logged_in or changes_no_login(rv) else rv
         return rv
 
     cdef int require_login(self, CK_USER_TYPE role, Pin pin) except -1:
@@ -232,8 +232,8 @@ cdef class RoleSession:
         return 0
 
 
-cdef bint says_of_logins(CK_RV rv) noexcept nogil:
-    """Whether the answer to C_Login means that it has changed nothing."""
+cdef bint changes_no_login(CK_RV rv) noexcept nogil:
+    """Whether this answer to C_Login shows that it was heard, and that no role is logged in by it."""
     return (
         rv == CKR_PIN_INCORRECT
         or rv == CKR_PIN_EXPIRED
@@ -303,13 +303,8 @@ cdef bint ensure_user_pin(Client client, CK_SLOT_ID slot_id, Pin so_pin, Pin use
             spare_last_try(client, slot_id)
             session.set_pin(so_pin, user_pin)
             was_officers = True
-        elif (
-            rv != CKR_OK
-            # Right, but the user has to change it first.
-            and rv != CKR_PIN_EXPIRED
-            and rv != CKR_USER_ALREADY_LOGGED_IN
-            and rv != CKR_USER_ANOTHER_ALREADY_LOGGED_IN
-        ):
+        # One that the user has to change first is right as well.
+        elif rv != CKR_OK and not changes_no_login(rv):
             raise error_of(rv, C_LOGIN, slot_id)
     except BaseException as error:
         session.close(error)

@@ -26,7 +26,6 @@ cdef extern from "layout.h":
     const CK_FLAGS CKF_SO_PIN_LOCKED
     const CK_USER_TYPE CKU_SO
     const CK_USER_TYPE CKU_USER
-    const CK_ULONG CKS_RW_PUBLIC_SESSION
     const CK_ULONG CKS_RW_SO_FUNCTIONS
     const CK_ULONG CKS_RW_USER_FUNCTIONS
 

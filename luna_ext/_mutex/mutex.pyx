@@ -952,7 +952,8 @@ cdef class SlotMutex:
         """End a hold whose lock is gone, so that waiters go on. Its holder gets to know it at its next
         call, and by its heartbeat.
         """
-        self.note_eviction(owner, share, loss)
+        if owner != WORK:
+            self.note_eviction(owner, share, loss)
         return self.take_from_holder(hold, loss)
 
     cdef LostEvent lost_event(self, uint64_t hold):
@@ -1055,7 +1056,11 @@ cdef class SlotMutex:
         what = (
             f"slot {self.slot_id} was still locked, {place}, when the thread that held it had ended"
         )
-        log.error("%s; it is unlocked now", what)
+        log.error(
+            "%s; it is unlocked %s",
+            what,
+            "when the calls that rely on it are back" if seen(&self.record).owner == WORK else "now",
+        )
         warnings.warn(what, ResourceWarning, stacklevel=1)
 
     def after_fork(self):

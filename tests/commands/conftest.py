@@ -40,10 +40,10 @@ class Done(subprocess.CompletedProcess[str]):
 def command(cluster: Cluster) -> Callable[..., Done]:
     """Run the command through pipes."""
 
-    def run(*arguments: object, **options: object) -> Done:
+    def run(*arguments: object, through: tuple[str, ...] = (), **options: object) -> Done:
         words = [str(argument) for argument in arguments]
         done = subprocess.run(
-            [*COMMAND, *words],
+            [*through, *COMMAND, *words],
             capture_output=True,
             text=True,
             check=False,

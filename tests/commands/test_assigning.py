@@ -204,12 +204,12 @@ def test_failures_are_told_and_counted(provision, cluster, found):
 
 
 def test_fresh_tokens_that_took_a_pin_that_others_refuse_are_named(provision, cluster, found):
-    for token in cluster.tokens()[1:]:
-        cluster.set_pins(token.slot_id, "another-password")
+    cluster.fault("C_InitToken", 0xA0, every=4, times=1)
     done = provision("--count", 8, "--prefix", "x")
     assert done.returncode == 1
     told = [line for line in done.stdout.splitlines() if "was not initialised before" in line]
-    assert [line.split()[0] for line in told] == list(found())
+    assert len(told) >= 3
+    assert sorted(line.split()[0] for line in told) == sorted(found())
 
 
 def test_a_bar_on_a_terminal(terminal, cluster, found, pin_file):
