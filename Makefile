@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Not the bytecode that Python writes: modules would be built anew, and replaced, under a running test.
 SOURCES := setup.py pyproject.toml \
-	$(wildcard include/*.h luna_ext/_*.pyx luna_ext/_*.pxd luna_ext/_*/* stub_lib/*.c stub_lib/*.h)
+	$(wildcard include/*.h luna_ext/_*.pyx luna_ext/_*.pxd luna_ext/_[a-z]*/*.* stub_lib/*.c stub_lib/*.h)
 
 .PHONY: demo test backend stress check model mutate lowest coverage freethreaded benchmark wheel clean
 

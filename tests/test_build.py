@@ -587,6 +587,28 @@ def compiled_files():
     return [*(PACKAGE / (module + endings) for module in compiled_modules()), Path(library_path())]
 
 
+def test_modules_are_not_built_anew_because_they_were_imported(tmp_path):
+    # Other tests may be running on them.
+    rules = ["Makefile", "tests/c/sanitizers.mk"]
+    for name in (*rules, "setup.py", "pyproject.toml", "luna_ext/_device.pyx"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    question = ["make", "-q", "venv/built", "VENV=venv"]
+    for made in ("venv/pip", "venv/built"):
+        (tmp_path / made).parent.mkdir(exist_ok=True)
+        (tmp_path / made).touch()
+    later = (tmp_path / "venv/built").stat().st_mtime + 10
+
+    bytecode = tmp_path / "luna_ext" / "__pycache__" / "errors.pyc"
+    bytecode.parent.mkdir()
+    bytecode.touch()
+    os.utime(bytecode, (later, later))
+    assert subprocess.run(question, cwd=tmp_path).returncode == 0
+
+    os.utime(tmp_path / "luna_ext" / "_device.pyx", (later, later))
+    assert subprocess.run(question, cwd=tmp_path).returncode == 1
+
+
 def test_package_has_compiled_modules():
     assert compiled_modules() == ["_cluster", "_device", "_mutex"]
 
