@@ -15,6 +15,7 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import sys
 import weakref
@@ -40,10 +41,13 @@ _keepers: dict[str, Any] = {}
 def _neighbour(module: str, distribution: str, extra: str) -> ModuleType:
     """The module, if it is installed and new enough."""
     install = f"pip install 'luna_ext[{extra}]'"
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f"{distribution} is not installed: {install}", name=module)
     try:
         found = importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        raise ImportError(f"{distribution} is not installed: {install}", name=module) from None
+        # A frozen program has the module alone.
+        return importlib.import_module(module)
     oldest = OLDEST[distribution]
     digits = (part for part in found.split(".")[: len(oldest)])
     if tuple(int(part) if part.isdecimal() else 0 for part in digits) < oldest:

@@ -13,12 +13,15 @@ from luna_ext.info import CLUSTER_FUNCTIONS
 PROGRAM = """
 import sys
 import luna_ext
+import PyKCS11
 from luna_ext.stub import Cluster
 
 with Cluster(keyrings=2) as cluster, cluster.library() as luna:
     with luna.slot(1).lock(timeout=10), luna.slot(2):
         print(sys.frozen, [token.owner is not None for token in cluster.tokens()])
     print([token.owner for token in cluster.tokens()])
+    # PyKCS11 on the same client.
+    print(len(luna.pykcs11().getSlotList(tokenPresent=True)))
     # A second client library, and one that is not the stand-in.
     with luna_ext.Library(sys.argv[1]) as other, other.slot(1):
         print(len(other.slots()))
@@ -26,6 +29,7 @@ with Cluster(keyrings=2) as cluster, cluster.library() as luna:
 MINUTES = 5
 
 
+@pytest.mark.limit(MINUTES)
 @pytest.mark.skipif(
     importlib.util.find_spec("PyInstaller") is None,
     reason="PyInstaller is not installed (PyPI: pyinstaller)",
@@ -50,4 +54,4 @@ def test_program_of_one_file_locks_and_needs_no_options(tmp_path, old_client):
     command = [program, old_client(*CLUSTER_FUNCTIONS)]
     ran = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
 
-    assert (ran.stdout, ran.stderr) == ("True [True, True]\n[None, None]\n2\n", "")
+    assert (ran.stdout, ran.stderr) == ("True [True, True]\n[None, None]\n2\n2\n", "")

@@ -112,9 +112,12 @@ def test_it_keeps_the_library_alive(cluster):
 
 
 @pytest.mark.parametrize(
-    ("method", "distribution"), [("pkcs11", "python-pkcs11"), ("pykcs11", "PyKCS11")]
+    ("method", "distribution", "module"),
+    [("pkcs11", "python-pkcs11", "pkcs11"), ("pykcs11", "PyKCS11", "PyKCS11")],
 )
-def test_a_neighbour_that_is_missing_or_too_old_is_named(luna, monkeypatch, method, distribution):
+def test_a_neighbour_that_is_missing_or_too_old_is_named(
+    luna, monkeypatch, method, distribution, module
+):
     def version(name):
         assert name == distribution
         return "0.7.1"
@@ -125,10 +128,7 @@ def test_a_neighbour_that_is_missing_or_too_old_is_named(luna, monkeypatch, meth
     ):
         getattr(luna, method)()
 
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", missing)
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf"{distribution} is not installed: pip install"):
         getattr(luna, method)()
 
