@@ -61,6 +61,7 @@ cdef class SlotLock:
     cdef SlotMutex mutex              # what is locked
     cdef Share share                  # the Library's, under which it locks
     cdef double timeout               # seconds; -1: none
+    cdef double told_timeout          # the one that errors tell: of all locks, where these are several
     cdef object target                # what `with ... as` gives: the ClusterSlot or Token
     cdef Token token                  # its label is checked once the lock is held; or None
     cdef uint64_t hold                # number of the hold of the block that runs, or 0
@@ -85,7 +86,6 @@ cdef class LockAll:
 
     cdef list _new_locks(self)
     cdef int _set_timeout(self, SlotLock lock, Deadline deadline) except -1
-    cdef object _out_of_time(self, SlotLock lock)
     cdef list _entered(self, uint64_t number)
     cdef int _end(self, list locks, object failure) except -1
 

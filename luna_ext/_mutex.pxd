@@ -265,6 +265,7 @@ cdef class SlotMutex:
     cdef Place present_place(self)
     cdef str place(self)
     cdef str describe_holder(self)
+    cdef str name_holder(self, uint64_t owner)
     cdef bint ended_by_fork(self, uint64_t number) except -1
     cdef int raise_evicted(self, uint64_t number, Share share, str function) except -1
     cdef bint has_evicted(self, Share share) except -1

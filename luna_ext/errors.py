@@ -131,7 +131,15 @@ class LockError(LunaError):
 
 
 class LockTimeoutError(LockError, TimeoutError):
-    """The lock was not granted in time. Nothing is locked."""
+    """The lock was not granted in time. Nothing is locked.
+
+    Attributes
+    ----------
+    timeout : float
+        Seconds that the caller has given it.
+    """
+
+    timeout: float = 0.0
 
 
 class LockReentryError(LockError, RuntimeError):

@@ -2,44 +2,118 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from ._cluster import Library
 from .stub import BACKEND_VARIABLE, STATE_VARIABLE, Cluster
 
+_OPTIONS = [*inspect.signature(Cluster).parameters]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "luna_cluster(**options): what the fixture luna_cluster gives to luna_ext.stub.Cluster: "
-        "keyrings=100, label='payments', ...",
+        "luna_cluster(**options): what the fixtures of a cluster give to luna_ext.stub.Cluster: "
+        "keyrings=100, label='payments', ...; those of the class and the module count as well.",
+    )
+    config.addinivalue_line(
+        "markers",
+        "luna_leaves_locks: the test may end while locks of its fixture's Library are still held.",
     )
 
 
-@pytest.fixture
-def luna_cluster(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Cluster]:
-    """A fresh cluster of the stand-in, and this process's cluster as long as the test runs.
+def _cluster_options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Of all markers, of which the nearest one counts most."""
+    options: dict[str, Any] = {}
+    for marker in request.node.iter_markers("luna_cluster"):
+        if marker.args:
+            pytest.fail("the marker luna_cluster takes keyword arguments alone", pytrace=False)
+        for name in marker.kwargs:
+            if name not in _OPTIONS:
+                pytest.fail(
+                    f"the marker luna_cluster has no option {name!r}: it takes {', '.join(_OPTIONS)}",
+                    pytrace=False,
+                )
+        options = {**marker.kwargs, **options}
+    return options
 
-    Child processes inherit it. The marker ``luna_cluster`` says what kind of cluster, in the
-    arguments of `luna_ext.stub.Cluster`; the test makes it misbehave by its methods.
-    """
-    marker = request.node.get_closest_marker("luna_cluster")
-    if marker is not None and marker.args:
-        raise pytest.UsageError("the marker luna_cluster takes keyword arguments alone")
-    options = {} if marker is None else marker.kwargs
-    with Cluster(**options) as cluster:
-        monkeypatch.setenv(STATE_VARIABLE, cluster.path)
+
+def _run_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with Cluster(**_cluster_options(request)) as cluster, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(STATE_VARIABLE, cluster.path)
         if cluster.backend is not None:
-            monkeypatch.setenv(BACKEND_VARIABLE, cluster.backend)
+            patch.setenv(BACKEND_VARIABLE, cluster.backend)
         yield cluster
 
 
+def _open_library(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Library]:
+    library = cluster.library()
+    pid = os.getpid()
+    yield library
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        library.close()
+    left = []
+    for warning in caught:
+        if "was still locked" in str(warning.message):
+            left.append(str(warning.message))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    if left and os.getpid() == pid and not request.node.get_closest_marker("luna_leaves_locks"):
+        pytest.fail(
+            "\n".join([*left, "Release it, or mark the test with luna_leaves_locks"]), pytrace=False
+        )
+
+
 @pytest.fixture
-def luna(luna_cluster: Cluster) -> Iterator[Library]:
-    """An open `luna_ext.Library` on the fresh cluster of the fixture luna_cluster."""
-    with luna_cluster.library() as library:
-        yield library
+def luna_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A fresh cluster of the stand-in, and this process's cluster as long as the test runs.
+
+    Child processes inherit it. The markers ``luna_cluster`` of the test, its class and its module say
+    what kind of cluster, in the arguments of `luna_ext.stub.Cluster`; the test makes it misbehave by its
+    methods.
+    """
+    yield from _run_cluster(request)
+
+
+@pytest.fixture
+def luna(request: pytest.FixtureRequest, luna_cluster: Cluster) -> Iterator[Library]:
+    """An open `luna_ext.Library` on the fresh cluster of the fixture luna_cluster.
+
+    A test that ends while a lock of it is held fails, unless the marker ``luna_leaves_locks`` allows it.
+    """
+    yield from _open_library(request, luna_cluster)
+
+
+@pytest.fixture(scope="module")
+def module_luna_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """As luna_cluster, one for all tests of a module; the module's marker says what kind."""
+    yield from _run_cluster(request)
+
+
+@pytest.fixture(scope="module")
+def module_luna(request: pytest.FixtureRequest, module_luna_cluster: Cluster) -> Iterator[Library]:
+    """As luna, on the fixture module_luna_cluster."""
+    yield from _open_library(request, module_luna_cluster)
+
+
+@pytest.fixture(scope="session")
+def session_luna_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """As luna_cluster, one for all tests; under pytest-xdist one for each of its processes."""
+    yield from _run_cluster(request)
+
+
+@pytest.fixture(scope="session")
+def session_luna(
+    request: pytest.FixtureRequest, session_luna_cluster: Cluster
+) -> Iterator[Library]:
+    """As luna, on the fixture session_luna_cluster."""
+    yield from _open_library(request, session_luna_cluster)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import ctypes
+import logging
 import os
 import signal
 import threading
@@ -897,12 +898,14 @@ def test_a_loss_that_is_found_out_after_a_close_is_not_the_next_holders(
         assert owner_of(1) is None
 
 
-def test_a_close_is_a_loss_to_the_holder_alone(cluster, hold_here):
+def test_a_close_is_a_loss_to_the_holder_alone(cluster, hold_here, caplog):
     luna = cluster.library()
     slot = luna.slot(1)
     holder = hold_here(slot)
-    with pytest.warns(ResourceWarning, match="slot 1 was still locked"):
+    with pytest.warns(ResourceWarning, match="slot 1 was still locked") as warned:
         luna.close()
+    # By default Python shows no ResourceWarning.
+    assert caplog.record_tuples == [("luna_ext", logging.ERROR, str(warned[0].message))]
     with pytest.raises(luna_ext.LockNotOwnedError):
         slot.release()
     with pytest.raises(luna_ext.LockLostError):

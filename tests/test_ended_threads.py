@@ -102,6 +102,7 @@ def test_the_lock_of_a_thread_that_has_ended_comes_off_and_is_told_of(
 
 
 @pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")
+@pytest.mark.luna_leaves_locks
 @pytest.mark.parametrize("way", ["with", "lock", "claim", "async"])
 def test_waiters_behind_a_thread_that_has_ended_get_its_lock(luna, call, left_locked, way):
     import asyncio

@@ -376,7 +376,7 @@ def test_repr_says_which_slot_and_whether_it_is_locked(luna):
     assert "7" in repr(slot)
     assert "unlocked" in repr(slot)
     with slot:
-        assert "unlocked" not in repr(slot)
+        assert repr(slot).endswith(", locked by the thread 'MainThread'>")
 
 
 def test_slot_info_and_token_info(luna):

@@ -71,15 +71,22 @@ def test_marker_says_what_kind_of_cluster(pytester):
                 "payments-1", "payments-2", "payments-3"
             ]
 
+        @pytest.mark.luna_cluster(cluster_id="of-the-class", first_slot=7)
+        class TestMerged:
+            @pytest.mark.luna_cluster(first_slot=9)
+            def test_what_each_says_counts(self, luna, luna_cluster):
+                assert luna_cluster.cluster_id == "of-the-class"
+                assert [slot.slot_id for slot in luna.slots()] == [9, 10]
+
         def test_marker_of_the_module(luna):
             assert len(luna.slots()) == 2
         """,
     )
 
-    result.assert_outcomes(passed=2)
+    result.assert_outcomes(passed=3)
 
 
-def test_marker_with_a_wrong_option_is_an_error_that_names_it(pytester):
+def test_marker_with_a_wrong_option_is_one_line_that_names_it(pytester):
     result = run(
         pytester,
         """
@@ -92,7 +99,14 @@ def test_marker_with_a_wrong_option_is_an_error_that_names_it(pytester):
     )
 
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*unexpected keyword argument 'keyring'*"])
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at setup*",
+            "the marker luna_cluster has no option 'keyring': it takes path, *",
+            "=*",
+        ],
+        consecutive=True,
+    )
 
 
 def test_marker_takes_no_path(pytester):
@@ -137,4 +151,79 @@ def test_fixtures_and_marker_are_listed(pytester):
     markers = pytester.runpytest_subprocess("--markers")
 
     fixtures.stdout.fnmatch_lines(["luna_cluster -- *", "luna -- *"])
-    markers.stdout.fnmatch_lines(["@pytest.mark.luna_cluster(?*options): *"])
+    fixtures.stdout.fnmatch_lines(["module_luna [[]module scope[]] -- *"])
+    fixtures.stdout.fnmatch_lines(["session_luna [[]session scope[]] -- *"])
+    markers.stdout.fnmatch_lines(
+        ["@pytest.mark.luna_cluster(?*options): *", "", "@pytest.mark.luna_leaves_locks: *"]
+    )
+
+
+def test_a_lock_that_is_left_fails_the_test_unless_it_is_marked(pytester):
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        def test_leaves_two(luna):
+            luna.slot(1).acquire()
+            luna.slot(2).acquire()
+
+        @pytest.mark.luna_leaves_locks
+        def test_may_leave_one(luna):
+            luna.slot(1).acquire()
+
+        def test_is_not_to_blame(luna):
+            with luna.slot(1):
+                pass
+        """,
+    )
+
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at teardown of test_leaves_two*",
+            "slot 1 was still locked, at *.py:4, when its Library was closed*",
+            "slot 2 was still locked, at *.py:5, when its Library was closed*",
+            "Release it, or mark the test with luna_leaves_locks",
+        ],
+        consecutive=True,
+    )
+
+
+WIDE = """
+import pytest
+
+pytestmark = pytest.mark.luna_cluster(keyrings=3)
+
+@pytest.mark.parametrize("time", [1, 2])
+def test_is_the_same_cluster({scope}_luna, {scope}_luna_cluster, time):
+    assert len({scope}_luna.slots()) == {keyrings}
+    with {scope}_luna.slot(1):
+        pass
+    locked = [call for call in {scope}_luna_cluster.log() if "LockClustered" in call.function]
+    assert len(locked) == time
+"""
+
+
+# A session has no marker.
+@pytest.mark.parametrize(("scope", "keyrings"), [("module", 3), ("session", 8)])
+def test_cluster_of_all_tests_of_a_module_or_session(pytester, scope, keyrings):
+    result = run(pytester, WIDE.format(scope=scope, keyrings=keyrings))
+
+    result.assert_outcomes(passed=2)
+
+
+def test_with_pytest_xdist_each_process_has_clusters_of_its_own(pytester):
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("time", range(8))
+        def test_nothing_is_shared(luna, luna_cluster, time):
+            with luna.slot(1):
+                assert [token.slot_id for token in luna_cluster.tokens() if token.owner] == [1]
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:asyncio", "-W", "error", "-n", "2")
+
+    result.assert_outcomes(passed=8)

@@ -113,7 +113,7 @@ def test_a_claim_gives_up_on_time_while_the_device_is_silent(luna, cluster, way)
         else:
             asyncio.run(enter_in_task(luna.claim("cluster-1", timeout=0.1)))
     assert 0.1 <= time.monotonic() - begin < 1.4
-    assert caught.value.function == CLAIM
+    assert (caught.value.function, caught.value.timeout) == (CLAIM, 0.1)
     # What the device gives afterwards is unlocked at once.
     wait_until_answered(cluster)
     assert not any(slot.locked() for slot in luna.slots())

@@ -57,8 +57,9 @@ def test_a_token_is_entered_in_time_or_not_at_all(luna, cluster, enter, grants, 
     token = luna.token("keyring1")
     cluster.latency(1.2, function, after=after)
     begin = time.monotonic()
-    with pytest.raises(luna_ext.LockTimeoutError, match=f"{TIMEOUT:g} s"):
+    with pytest.raises(luna_ext.LockTimeoutError, match=f"{TIMEOUT:g} s") as caught:
         enter(token.lock(timeout=TIMEOUT))
+    assert (caught.value.function, caught.value.timeout) == (function, TIMEOUT)
     assert TIMEOUT <= time.monotonic() - begin < 1
     comes_off_once(cluster)
     assert not token.slot.locked()

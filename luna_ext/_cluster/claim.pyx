@@ -252,12 +252,14 @@ cdef class Claim:
     def _out_of_time(self):
         cluster_id = self.cluster_id.decode()
         if self.refusal is None:
-            return LockTimeoutError(
+            error = LockTimeoutError(
                 f"the device has not given a token of cluster {cluster_id!r} within "
                 f"{self.timeout:g} s, nor said that there is none. Nothing is locked; try again, "
                 "or wait longer",
                 function="CA_GetUnassignedSlot",
             )
+            error.timeout = self.timeout
+            return error
         if meaning_of(self.refusal.rv) is not Meaning.NONE_LEFT:
             return self.refusal
         return NoUnassignedTokenError(

@@ -142,16 +142,15 @@ cdef class Library:
         close_client(self.locks, self.share, wait)
         if failure is not None:
             raise failure
-        # Last: a warning may raise, and then nothing may stay locked.
+        # Last: a warning, or a log handler, may raise, and then nothing may stay locked.
         for each, place in places:
             if place is not None:
-                warnings.warn(
+                what = (
                     f"slot {each.slot_id} was still locked, {place}, when its Library was "
-                    "closed; it is unlocked now",
-                    ResourceWarning,
-                    stacklevel=1,
-                    source=each,
+                    "closed; it is unlocked now"
                 )
+                log.error("%s", what)
+                warnings.warn(what, ResourceWarning, stacklevel=1, source=each)
 
     def __dealloc__(self):
         if self.closing != NULL:

@@ -10,7 +10,7 @@ cdef SlotLock new_lock(
     cdef SlotLock lock = SlotLock.__new__(SlotLock, _LOCK_KEY)
     lock.mutex = slot.mutex
     lock.share = slot.share
-    lock.timeout = -1 if timeout is None else seconds_of(timeout)
+    lock.timeout = lock.told_timeout = -1 if timeout is None else seconds_of(timeout)
     lock.beat = beat_of(heartbeat, on_lost)
     lock.on_lost = on_lost
     lock.target = target
@@ -528,7 +528,7 @@ cdef class SlotLock:
         if not run_within(self.token._check, deadline_in(seconds)) and forks == began_in:
             if left_of(deadline) != 0:
                 raise self.mutex.greenlet_error(TOKEN_INFO)
-            raise self._timed_out()
+            raise self._check_timed_out()
         return 0
 
     async def _check_label_in_task(self, loop, task, seconds):
@@ -538,19 +538,33 @@ cdef class SlotLock:
         call_on_worker(errand.run)
         await settled_within(done, seconds, LONG_WAIT_SECONDS, no_warning)
         if not luna_shared_get(&errand.finished):
-            raise self._timed_out()
+            raise self._check_timed_out()
         if errand.error is not None:
             raise errand.failure()
 
     def _timed_out(self):
-        slot_id = self.mutex.slot_id
-        waited = "at once" if self.timeout == 0 else f"within {self.timeout:g} s"
-        return LockTimeoutError(
-            f"slot {slot_id} could not be locked {waited}: another thread, process or host holds "
-            "it, or the device does not answer. Nothing is locked; try again, or wait longer",
-            function=LOCK,
-            slot_id=slot_id,
+        holder = self.mutex.describe_holder()
+        return self._timeout_error(
+            f"{holder or 'another process or host holds it, or the device does not answer'}. Nothing is "
+            "locked; try again, or wait longer",
+            LOCK,
         )
+
+    def _check_timed_out(self):
+        return self._timeout_error(
+            "it was granted, but the device has not told the token's label in time. It is unlocked; try "
+            "again, or wait longer",
+            TOKEN_INFO,
+        )
+
+    def _timeout_error(self, reason, function):
+        slot_id = self.mutex.slot_id
+        waited = "at once" if self.told_timeout == 0 else f"within {self.told_timeout:g} s"
+        error = LockTimeoutError(
+            f"slot {slot_id} could not be locked {waited}: {reason}", function=function, slot_id=slot_id
+        )
+        error.timeout = self.told_timeout
+        return error
 
     def __reduce__(self):
         raise TypeError("a SlotLock belongs to its process")

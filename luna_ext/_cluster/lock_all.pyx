@@ -55,10 +55,6 @@ cdef class LockAll:
                 if forks == began_in:
                     self.held[number] = locks
                     return self.targets
-            except LockTimeoutError:
-                error = self._out_of_time(<SlotLock> locks[count])
-                release_all(locks, count, LockTimeoutError, error)
-                raise error from None
             except BaseException as error:
                 release_all(locks, count, type(error), error)
                 raise
@@ -85,11 +81,6 @@ cdef class LockAll:
                 count += 1
             self.held[number] = locks
             return self.targets
-        except LockTimeoutError:
-            error = self._out_of_time(<SlotLock> locks[count])
-            for departure in leave_all(locks, count, LockTimeoutError, error):
-                await departure
-            raise error from None
         except BaseException as error:
             # The releases are begun at once. An error of theirs is a note of this one.
             for departure in leave_all(locks, count, type(error), error):
@@ -119,22 +110,20 @@ cdef class LockAll:
         cdef list locks = []
         cdef ClusterSlot slot
         cdef Token token
+        cdef SlotLock lock
         for target in self.in_order:
             token = <Token> target if isinstance(target, Token) else None
             slot = token.slot if token is not None else <ClusterSlot> target
-            locks.append(new_lock(slot, None, None, None, target, token))
+            lock = new_lock(slot, None, None, None, target, token)
+            lock.told_timeout = self.timeout
+            locks.append(lock)
         return locks
 
     cdef int _set_timeout(self, SlotLock lock, Deadline deadline) except -1:
         lock.timeout = 0 if self.timeout == 0 else left_of(deadline)
         if lock.timeout == 0 and self.timeout != 0:
-            raise self._out_of_time(lock)
+            raise lock._timed_out()
         return 0
-
-    cdef object _out_of_time(self, SlotLock lock):
-        """The error of the lock that was not granted in time, with the time that all of them have."""
-        lock.timeout = self.timeout
-        return lock._timed_out()
 
     cdef list _entered(self, uint64_t number):
         """The locks of the block that this thread or task runs. The block of lost locks runs on, beside

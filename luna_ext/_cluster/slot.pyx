@@ -206,7 +206,7 @@ cdef class ClusterSlot:
 
     def __repr__(self):
         cdef Record now = seen(&self.mutex.record)
-        state = "unlocked" if now.owner == 0 else "locked"
+        state = "unlocked" if now.owner == 0 else f"locked by {self.mutex.name_holder(now.owner)}"
         if now.waiting:
             state += f", {now.waiting} waiting"
         return f"<luna_ext.ClusterSlot {self.mutex.slot_id} of {self.share.path!r}, {state}>"

@@ -96,11 +96,12 @@ def shut_down_all():
     messages = [message for client in clients for message in shut_down(client, deadline)]
     end_workers(deadline)
     for message in messages:
+        log.error("%s", message)
         try:
             warnings.warn(message, ResourceWarning, stacklevel=2)
-        except ResourceWarning as warning:
+        except ResourceWarning:
             # The application turns warnings into errors, and there is no caller to get the error.
-            log.error("%s", warning)
+            pass
 
 
 cdef list shut_down(Client client, Deadline deadline):

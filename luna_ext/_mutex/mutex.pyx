@@ -906,28 +906,33 @@ cdef class SlotMutex:
         does.
         """
         cdef uint64_t owner = seen(&self.record).owner
-        cdef Place noted = self.present_place()
+        cdef str where = f"locked {self.place()}"
         if owner == 0:
             return None
         if owner == WORK:
             return (
                 "calls that its last holder has started, such as assign(), are still at work on its token, "
-                f"locked {self.place()}"
+                f"{where}"
             )
-        task = noted.task() if noted is not None and noted.task is not None else None
-        if task is not None:
-            return f"the task {task.get_name()!r} of this process holds it, locked {self.place()}"
-        ident = thread_idents.get(owner)
-        thread = threading._active.get(ident)
-        name = "a greenlet" if ident is None else (
-            f"the thread {thread.name!r}" if thread is not None else f"the thread {ident}"
-        )
-        where = f"locked {self.place()}"
-        if noted is None:
-            frame = sys._current_frames().get(ident)
+        if self.present_place() is None:
+            frame = sys._current_frames().get(thread_idents.get(owner))
             if frame is not None:
                 where += f", now at {frame.f_code.co_filename}:{frame.f_lineno}"
-        return f"{name} of this process holds it, {where}"
+        return f"{self.name_holder(owner)} of this process holds it, {where}"
+
+    cdef str name_holder(self, uint64_t owner):
+        """The task, thread or greenlet that has this number and holds the lock."""
+        cdef Place noted = self.present_place()
+        task = noted.task() if noted is not None and noted.task is not None else None
+        if task is not None:
+            return f"the task {task.get_name()!r}"
+        if owner == WORK:
+            return "calls that its last holder has started"
+        ident = thread_idents.get(owner)
+        thread = threading._active.get(ident)
+        if thread is not None:
+            return f"the thread {thread.name!r}"
+        return "a greenlet" if ident is None else f"the thread {ident}"
 
     cdef bint task_is_gone(self) except -1:
         """Whether the task that took the lock has been collected."""
