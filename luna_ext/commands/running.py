@@ -12,10 +12,12 @@ from .._cluster import ClusterSlot, Library, Token
 from ..errors import LockLostError, LockReleaseError, LockTimeoutError, NoUnassignedTokenError
 from .child import ended_by_signals, inherited_files, run_command, signals_blocked
 from .console import EXIT_TEMPORARY, Settings, examples, settings, tell
+from .nesting import refuse_nested, told_to_command
 from .texts import in_one_line
 from .values import CLUSTER, LABEL, SECONDS, SLOT, Command, Filled
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_Held = ClusterSlot | Token | Sequence[ClusterSlot | Token]
 
 
 def _timeout(what: str) -> Callable[[_F], _F]:
@@ -64,9 +66,26 @@ def _words(command: Sequence[str], shell: str | None) -> Sequence[str]:
     return command if shell is None else ("/bin/sh", "-c", shell)
 
 
+def _slot_ids(held: _Held) -> list[int]:
+    each = [held] if isinstance(held, (ClusterSlot, Token)) else held
+    slots = [one.slot if isinstance(one, Token) else one for one in each]
+    return [slot.slot_id for slot in slots]
+
+
+def _variables(held: _Held) -> dict[str, str]:
+    """What the command is told of what is locked."""
+    slot_ids = " ".join(map(str, _slot_ids(held)))
+    match held:
+        case ClusterSlot():
+            return {"LUNA_SLOT_ID": slot_ids}
+        case Token():
+            return {"LUNA_SLOT_ID": slot_ids, "LUNA_TOKEN_LABEL": held.label}
+    return {"LUNA_SLOT_IDS": slot_ids}
+
+
 def _run_with(
     options: Settings,
-    lock_of: Callable[[Library], AbstractContextManager[ClusterSlot | Token]],
+    lock_of: Callable[[Library], AbstractContextManager[Any]],
     command: Sequence[str],
     conflict: int,
 ) -> int:
@@ -78,10 +97,7 @@ def _run_with(
             with lock_of(luna) as held:
                 # Until the lock is released, so that no signal prevents the release.
                 afterwards.enter_context(signals_blocked())
-                slot = held.slot if isinstance(held, Token) else held
-                variables = {"LUNA_SLOT_ID": str(slot.slot_id)}
-                if isinstance(held, Token):
-                    variables["LUNA_TOKEN_LABEL"] = held.label
+                variables = {**_variables(held), **told_to_command(luna, _slot_ids(held))}
                 code = run_command(command, variables, files)
         except (LockTimeoutError, NoUnassignedTokenError) as error:
             tell(in_one_line(error))
@@ -99,10 +115,18 @@ def _run_with(
     epilog=examples(
         "luna-ext lock --slot 42 -- ./backup",
         "luna-ext lock --label payments-01 --timeout 5 -- sh -c 'rotate \"$LUNA_SLOT_ID\"'",
+        "luna-ext lock --all payments-01 payments-02 -- sh -c 'copy $LUNA_SLOT_IDS'",
     ),
 )
 @click.option("--slot", "slot_id", type=SLOT, metavar="N", help="The slot to lock.")
 @click.option("--label", type=LABEL, metavar="L", help="The label of the token to lock.")
+@click.option(
+    "--all",
+    "several",
+    is_flag=True,
+    help="Lock all the tokens with these labels, or none: lock --all LABEL... -- COMMAND... It is the last "
+    "of the options.",
+)
 @_timeout("the lock")
 @click.option("-n", "at_once", is_flag=True, help="Do not wait: as --timeout 0.")
 @_conflict
@@ -113,6 +137,7 @@ def lock(
     options: Settings,
     slot_id: int | None,
     label: str | None,
+    several: bool,
     timeout: float | None,
     at_once: bool,
     conflict: int,
@@ -122,24 +147,45 @@ def lock(
     """Run COMMAND while a lock is held, like flock(1).
 
     The exit code is the command's; 128 + N if signal N has ended it. Signals are passed on. The
-    command gets LUNA_SLOT_ID, and with --label LUNA_TOKEN_LABEL, in its environment. If luna-ext
-    is killed, the device drops the lock, and the command gets a SIGTERM.
+    command gets LUNA_SLOT_ID, and with --label LUNA_TOKEN_LABEL, in its environment; with --all
+    LUNA_SLOT_IDS, in the order of the labels. If luna-ext is killed, the device drops the lock, and the
+    command gets a SIGTERM. A lock that a luna-ext above it holds is an error at once.
     """
+    labels: list[str] = []
+    if several:
+        labels, command = _split(command, shell)
     words = _words(command, shell)
-    if (slot_id is None) == (label is None):
-        raise click.UsageError("name what to lock: either --slot or --label")
+    if [slot_id is not None, label is not None, several].count(True) != 1:
+        raise click.UsageError("name what to lock: either --slot, --label or --all")
     if at_once:
         if timeout:
             raise click.UsageError("-n does not wait, --timeout does: give one of them")
         timeout = 0
 
-    def lock_of(luna: Library) -> AbstractContextManager[ClusterSlot | Token]:
-        if label is not None:
-            return luna.token(label).lock(timeout=timeout)
-        assert slot_id is not None
-        return luna.slot(slot_id).lock(timeout=timeout)
+    def lock_of(luna: Library) -> AbstractContextManager[Any]:
+        if several:
+            tokens = [luna.token(each) for each in labels]
+            refuse_nested(luna, _slot_ids(tokens))
+            return luna.lock_all(tokens, timeout=timeout)
+        target = luna.slot(slot_id) if slot_id is not None else luna.token(str(label))
+        refuse_nested(luna, _slot_ids(target))
+        return target.lock(timeout=timeout)
 
     return _run_with(options, lock_of, words, conflict)
+
+
+def _split(words: Sequence[str], shell: str | None) -> tuple[list[str], Sequence[str]]:
+    """The labels before "--", and the command behind it; with -c all are labels."""
+    if shell is None and "--" not in words:
+        raise click.UsageError("write -- between the labels and the COMMAND")
+    end = words.index("--") if "--" in words else len(words)
+    given = [LABEL.convert(label, None, None) for label in words[:end]]
+    if not given:
+        raise click.UsageError("--all wants the labels of the tokens")
+    for label in given:
+        if given.count(label) > 1:
+            raise click.UsageError(f"--all has the label {label!r} more than once; give it once")
+    return given, words[end + 1 :]
 
 
 @click.command(

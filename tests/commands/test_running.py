@@ -12,6 +12,8 @@ import pexpect
 import pytest
 from support import wait_until
 
+from luna_ext.stub import STATE_VARIABLE, Cluster
+
 COMMAND = [sys.executable, "-m", "luna_ext"]
 SHOW = 'echo "$LUNA_SLOT_ID,$LUNA_TOKEN_LABEL"'
 
@@ -387,3 +389,92 @@ def test_not_to_wait_and_another_exit_code(command, hold_elsewhere):
 def test_another_exit_code_of_a_claim(command, hold_elsewhere):
     hold_elsewhere(1)
     assert command("claim", "cluster-1", "-E", 4, "--", "true").returncode == 4
+
+
+# ---- several locks, and a luna-ext within another one's command ----
+
+
+def test_all_of_several_tokens(command, locked):
+    done = command("lock", "--all", "keyring3", "keyring1", "--", "sh", "-c", "echo $LUNA_SLOT_IDS")
+    assert (done.returncode, done.stdout, done.said) == (0, "3 1\n", [])
+    done = command(
+        "lock", "-c", 'echo "$LUNA_SLOT_IDS,$LUNA_SLOT_ID"', "--all", "keyring2", "keyring4"
+    )
+    assert (done.returncode, done.stdout, done.said) == (0, "2 4,\n", [])
+    assert locked() == {}
+
+
+def test_all_or_none_of_several_tokens(command, hold_elsewhere, locked):
+    hold_elsewhere(3)
+    before = locked()
+    options = ("--timeout", "0.2", "--all", "keyring1", "keyring3", "keyring2")
+    done = command("lock", *options, "--", "echo", "never")
+    assert (done.returncode, done.stdout) == (75, "")
+    assert "slot 3 could not be locked within 0.2 s" in done.said[0]
+    assert locked() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--all", "keyring1", "true"], "write -- between the labels and the COMMAND"),
+        (["--all", "--", "true"], "write -- between the labels and the COMMAND"),
+        (["-c", "true", "--all"], "wants the labels"),
+        (["--all", "keyring1", "--"], "COMMAND"),
+        (["--all", "x" * 33, "--", "true"], "33"),
+        (["--all", "keyring1", "keyring1", "--", "true"], "more than once"),
+        (["--slot", "1", "--all", "keyring1", "--", "true"], "either --slot, --label or --all"),
+    ],
+)
+def test_wrong_lists_of_labels(command, arguments, reason):
+    done = command("lock", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.said
+    assert reason in line
+
+
+WITHIN = [*COMMAND, "lock"]
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        ["--slot", "2", "--", "echo", "never"],
+        ["--label", "keyring2", "--", "echo", "never"],
+        ["--all", "keyring1", "keyring2", "--", "echo", "never"],
+        # Through a luna-ext that locks another slot, and a shell.
+        [
+            "--slot",
+            "3",
+            "--",
+            "sh",
+            "-c",
+            '"$0" -m luna_ext lock --slot 2 -- echo never',
+            sys.executable,
+        ],
+    ],
+)
+def test_to_wait_for_a_luna_ext_above_is_an_error_at_once(command, locked, inner):
+    done = command("lock", "--slot", "2", "--", *WITHIN, *inner)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.said
+    assert re.search(r"slot 2 is locked by the luna-ext that runs this command \(PID \d+\)", line)
+    assert locked() == {}
+
+
+def test_another_slot_and_another_clusters_slot_are_locked_within(command, cluster):
+    with Cluster() as other:
+        shell = (
+            f"{STATE_VARIABLE}={other.path} exec {' '.join(WITHIN)} --slot 2 -- echo $LUNA_SLOT_ID"
+        )
+        done = command("lock", "--slot", "2", "--", *WITHIN, "--slot", "1", "--", "sh", "-c", shell)
+    assert (done.returncode, done.stdout, done.said) == (0, "1\n", [])
+
+
+def test_what_an_ended_luna_ext_has_told_is_nothing(command, monkeypatch):
+    told = command("lock", "--slot", "2", "--", "sh", "-c", "echo $LUNA_EXT_HELD").stdout
+    assert '"slots": [2]' in told
+    for left in (told, "[1]", "{", '[{"pid": 1}]'):
+        monkeypatch.setenv("LUNA_EXT_HELD", left)
+        done = command("lock", "--slot", "2", "--", "echo", "locked")
+        assert (done.returncode, done.stdout, done.said) == (0, "locked\n", [])
