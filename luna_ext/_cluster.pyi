@@ -25,6 +25,10 @@ class Library:
         on which the call waits for the present holder: the error is raised. "poll" is for devices
         that answer this error on contention: the call is tried again, at most 50 times a second, and
         a process that has had the lock for 120 ms in a row leaves it to others for 40 ms.
+    handover : float
+        Seconds, from when the device has granted a lock, in which the end of a block hands it over to the
+        next waiter of this process, without a call. After that it is unlocked, so that other hosts get
+        their turn. The Library of the block that ends decides. 0: each lock is unlocked.
 
     Raises
     ------
@@ -49,6 +53,7 @@ class Library:
         path: str | os.PathLike[str] | None = None,
         *,
         contention: Literal["block", "poll"] = "block",
+        handover: float = 0.0,
     ) -> Self: ...
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -308,7 +313,8 @@ class Library:
         -------
         dict of str to FunctionStats
             By the name of the C function; only those that were called. Does not ask the device, and
-            counts the calls of all Library objects on the same client library.
+            counts the calls of all Library objects on the same client library. Locks that were handed
+            over without a call are the `handed_over` of CA_LockClusteredSlot.
         """
 
 @final

@@ -83,6 +83,7 @@ from luna_ext._device cimport (
 from luna_ext._mutex cimport (
     FAILED,
     GRANTED,
+    HANDED_OVER,
     LOST,
     NOT_LOST,
     NOT_MINE,
@@ -125,6 +126,7 @@ from luna_ext._mutex cimport (
     sit_out,
     task_number,
     tell_failed_release,
+    tell_handed_over,
     tell_unlocked,
     thread_number,
     warn_of_wait,

@@ -179,6 +179,7 @@ cdef class Share:
     cdef uint64_t number          # never used again, so that it can be kept without the Share
     cdef int open                 # whether its Library is still open
     cdef bint poll                # contention="poll": an error that may mean contention is tried again
+    cdef double handover          # seconds from a grant in which a lock may be handed over; 0: never is
 
 
 cdef class Client:

@@ -10,6 +10,7 @@ from luna_ext._device cimport (
     CK_UNASSIGNED_SLOT_INFO,
     Client,
     Deadline,
+    Life,
     PyThread_type_lock,
     Share,
     luna_guard,
@@ -59,6 +60,7 @@ cdef enum Leave:
     UNLOCK_DUE        # the unlock call is due
     UNLOCK_DUE_LATER    # the unlock call is due after a moment for the lock call that is out
     LEFT_TO_WORK        # calls under way rely on the lock: the last one that ends unlocks
+    HANDED_OVER     # no unlock call: the next waiter of this process has the lock
 
 # What a claim has come back with.
 cdef enum Arrival:
@@ -100,7 +102,8 @@ cdef struct Record:
     uint64_t generation     # of C_Initialize, in which the newest hold was granted
     Loss loss               # of the present hold
     int leaving             # unlock calls that are due, or out
-    uint64_t unlocks        # unlock calls so far
+    uint64_t unlocks        # unlock calls that were due so far
+    uint64_t handed_over    # those of them that were not made: the next waiter got the lock instead
     uint64_t unlocked_at    # number of the newest claim when the last one was answered
     bint doubt              # a grant proves nothing: whether the lock is on is not known
     uint64_t doubt_in       # the generation in which it was
@@ -138,6 +141,7 @@ cdef class Waiter:
     """One thread or task that waits."""
     cdef Seat seat                   # its place in the queue
     cdef Share share                 # the Share of the Library through which it waits
+    cdef SlotMutex mutex             # whose lock it waits for, holds or leaves; or None, of a claim
     cdef Wait wait                   # since when it waits
     cdef PyThread_type_lock signal   # wakes the thread; NULL: a task waits
     cdef object loop                 # weak: the task's event loop
@@ -216,7 +220,8 @@ cdef class SlotMutex:
     cdef Record record
     cdef int back                    # a mark: the lock call has its answer, heard or not
     cdef int is_unassigned           # whether a claim holds it, and has not assigned its token
-    cdef uint64_t held_since         # luna_ticks() when the present hold was granted
+    cdef uint64_t held_since         # luna_ticks() when the device granted the lock
+    cdef uint64_t alive_at           # luna_ticks() when the canary was last seen at the end of a hold
     cdef Locks locks                 # of the client, for all its slots
     cdef Client client               # makes the device calls
     cdef readonly CK_SLOT_ID slot_id
@@ -240,7 +245,7 @@ cdef class SlotMutex:
     cdef int confirm_claim(self, Waiter request, Wait *wait) except -1
 
     cdef int release(self, uint64_t number, Share share) except -1
-    cdef CK_RV begin_release(self, uint64_t number, uint64_t share, Leave *due, Loss *loss) noexcept
+    cdef CK_RV begin_release(self, uint64_t number, Share share, Leave *due, Loss *loss) noexcept
     cdef int judge_release(
         self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
     ) except -1
@@ -248,7 +253,9 @@ cdef class SlotMutex:
         self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
     ) except -1
     cdef int leave_unassigned(self) noexcept
-    cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation) noexcept
+    cdef CK_RV take_off(
+        self, bint after_a_moment, uint64_t generation, double handover, Leave *due
+    ) noexcept
     cdef int give_back(self, uint64_t hold) noexcept
     cdef int pass_turn(self) noexcept
 
@@ -293,6 +300,7 @@ cdef class SlotMutex:
     cdef bint _fail_without_thread(self) noexcept
     cdef int _wait_a_moment(self) noexcept
     cdef int _lock_for_waiters(self, bint trial) except -1
+    cdef bint _hand_over(self, uint64_t generation, double handover) noexcept
     cdef bint _make_trial(self) noexcept
     cdef int _tell_late(self, CK_RV rv) except -1
     cdef int _note_doubt(self) noexcept
@@ -303,7 +311,6 @@ cdef class Request(Waiter):
     """One wait for a claim."""
     cdef bytes cluster_id              # NUL-terminated by Python
     cdef Locks locks                   # of the client
-    cdef SlotMutex mutex               # of the slot that was granted
     cdef CK_UNASSIGNED_SLOT_INFO info  # the slot ID and label that the device has given
     cdef bint calling                  # whether the claim is at the device
     cdef bint abandoned                # whether its caller gave it up; then it is counted in `locks`
@@ -351,6 +358,7 @@ cdef class Locks:
     cdef int serve_next(self) noexcept
     cdef int look_for_canary(self, CK_SLOT_ID slot_id) noexcept
     cdef bint is_finalised(self) noexcept
+    cdef Life look_at_canary(self) noexcept
     cdef int lose_all(self) except -1
     cdef int learn(self, int kind) noexcept
     cdef int note_doubt(self) noexcept
@@ -388,6 +396,7 @@ cdef int begin_wait(Wait *wait, bint by_device_call) except -1
 cdef int end_wait(Wait *wait, CK_SLOT_ID slot_id) except -1
 cdef int warn_of_wait(Wait *wait, object subject, object holder) except -1
 cdef int tell_unlocked(double began, CK_SLOT_ID slot_id, bint unwanted) except -1
+cdef int tell_handed_over(CK_SLOT_ID slot_id) except -1
 cdef int tell_failed_release(object error) except -1
 cdef bint debug_is_on() except -1
 cdef bint debug_may_be_on() noexcept

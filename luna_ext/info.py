@@ -133,6 +133,9 @@ class FunctionStats:
     histogram : tuple of int
         ``histogram[n]`` calls took less than 2**n nanoseconds, and not less than half of that. The
         last number counts all longer ones as well. Empty if no call has returned.
+    handed_over : int
+        Of CA_LockClusteredSlot: how many holds began without a call, for the holder before had handed
+        its lock over (`Library`'s `handover`). Else 0.
     """
 
     calls: int = 0
@@ -140,3 +143,4 @@ class FunctionStats:
     total_seconds: float = 0.0
     max_seconds: float = 0.0
     histogram: tuple[int, ...] = ()
+    handed_over: int = 0

@@ -53,6 +53,8 @@ class PrometheusCollector(Collector):
         Calls that answered an error, with its name as the label ``code``.
     luna_ext_call_duration_seconds_max
         Seconds of the longest call so far.
+    luna_ext_handed_over_total
+        Locks that a holder of this process has handed over to the next, without a call.
 
     Each forked worker has counters of its own, and prometheus_client's multiprocess mode does not add
     up what collectors give. Let Prometheus scrape each worker.
@@ -76,7 +78,15 @@ class PrometheusCollector(Collector):
             "Length of the longest call to the device",
             labels=["function"],
         )
+        handed_over = CounterMetricFamily(
+            "luna_ext_handed_over",
+            "Locks that were handed over within the process, without a call",
+            labels=["function"],
+        )
         for function, stats in self._library.stats().items():
+            handed_over.add_metric([function], stats.handed_over)
+            if not stats.calls:
+                continue
             so_far = list(itertools.accumulate(stats.histogram))
             buckets = [
                 (repr(2**power / 1e9), float(so_far[power]))
@@ -91,3 +101,4 @@ class PrometheusCollector(Collector):
         yield durations
         yield errors
         yield longest
+        yield handed_over

@@ -83,7 +83,7 @@ def test_unknown_name_is_an_attribute_error_that_names_it():
 
 
 def test_help_shows_how_a_library_is_opened():
-    signature = "(path=None, *, contention='block')"
+    signature = "(path=None, *, contention='block', handover=0.0)"
     assert str(inspect.signature(luna_ext.Library)) == signature
     shown = pydoc.render_doc(luna_ext.Library, renderer=pydoc.plaintext)
     assert f"Library{signature}" in shown

@@ -237,6 +237,24 @@ def test_contention_is_named(cluster):
         luna_ext.Library(library_path(), "poll")
 
 
+@pytest.mark.parametrize("handover", [0, 0.0, 1, 0.05, 1e300])
+def test_handover_is_a_number_of_seconds(cluster, handover):
+    with luna_ext.Library(library_path(), handover=handover) as luna, luna.slot(1):
+        assert locked_slots(cluster) == [1]
+
+
+@pytest.mark.parametrize("handover", [-1, -0.001, float("nan"), float("inf"), -float("inf")])
+def test_handover_is_no_other_number(cluster, handover):
+    with pytest.raises(ValueError, match=f"0 or more, not {re.escape(repr(handover))}"):
+        luna_ext.Library(library_path(), handover=handover)
+
+
+@pytest.mark.parametrize("handover", [True, "0.05", None, 1j])
+def test_handover_is_nothing_else(cluster, handover):
+    with pytest.raises(TypeError, match=f"number of seconds, not {type(handover).__name__}"):
+        luna_ext.Library(library_path(), handover=handover)
+
+
 # ---- closing ----
 
 

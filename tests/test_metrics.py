@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from support import LOCK, enter
 
 import luna_ext
 from luna_ext.metrics import PrometheusCollector
@@ -56,6 +57,26 @@ def test_calls_errors_and_durations_are_told(luna, cluster, scrape):
     assert grown(f"{durations}_bucket", "68.719476736") == 2
     assert after[f"{durations}_max", INFO, None] >= 0.005
     assert grown("luna_ext_call_errors_total", "CKR_DEVICE_ERROR") == 1
+
+
+def test_locks_that_were_handed_over_are_told(cluster, hold_here, call, wait_until_queued):
+    """The name of the lock call is there though it was never made: a claim gave what was handed over."""
+    with cluster.library(handover=1000) as luna:
+        registry = CollectorRegistry()
+        registry.register(PrometheusCollector(luna))
+        labels = {"function": LOCK}
+
+        def read():
+            return registry.get_sample_value("luna_ext_handed_over_total", labels) or 0
+
+        before = read()
+        holder = hold_here(luna.claim("cluster-1"))
+        (slot,) = (slot for slot in luna.slots() if slot.locked())
+        waiting = call(lambda: enter(slot))
+        wait_until_queued(slot, 1)
+        holder.leave()
+        waiting.result()
+        assert read() == before + 1
 
 
 def test_buckets_hold_what_is_in_the_ones_below(luna, scrape):

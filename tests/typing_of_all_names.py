@@ -14,8 +14,9 @@ from luna_ext.stub import Cluster, ClusterToken, LoggedCall, library_path
 
 
 def library() -> None:
-    assert_type(luna_ext.Library("/x/y.so", contention="poll"), luna_ext.Library)
+    assert_type(luna_ext.Library("/x/y.so", contention="poll", handover=0.05), luna_ext.Library)
     luna_ext.Library(contention="hope")  # type: ignore[arg-type]
+    luna_ext.Library(handover="long")  # type: ignore[arg-type]
     with luna_ext.Library(Path("/x/y.so")) as luna:
         assert_type(luna, luna_ext.Library)
         assert_type(luna.path, str)
@@ -168,7 +169,7 @@ def stand_in() -> None:
     with Cluster(cluster_id="c", keyrings=2, label="k", first_slot=1, password=b"1") as cluster:
         assert_type(cluster.path, str)
         assert_type(cluster.cluster_id, str)
-        assert_type(cluster.library(contention="poll"), luna_ext.Library)
+        assert_type(cluster.library(contention="poll", handover=1), luna_ext.Library)
         assert_type(cluster.tokens(), list[ClusterToken])
         cluster.fault("CA_GetSlotId", 0x30, times=1, every=2, probability=0.5, seed=1)
         cluster.fault("CA_GetSlotId", 0x30, lost_reply=True)

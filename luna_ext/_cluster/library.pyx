@@ -10,7 +10,7 @@ cdef int application_was_looked_at = 0
 
 @cython.final
 cdef class Library:
-    """Library(path=None, *, contention="block")\n--\n
+    """Library(path=None, *, contention="block", handover=0.0)\n--\n
     A loaded and initialised Luna client library.
 
     Parameters
@@ -23,6 +23,10 @@ cdef class Library:
         on which the call waits for the present holder: the error is raised. "poll" is for devices
         that answer this error on contention: the call is tried again, at most 50 times a second, and
         a process that has had the lock for 120 ms in a row leaves it to others for 40 ms.
+    handover : float
+        Seconds, from when the device has granted a lock, in which the end of a block hands it over to the
+        next waiter of this process, without a call. After that it is unlocked, so that other hosts get
+        their turn. The Library of the block that ends decides. 0: each lock is unlocked.
 
     Raises
     ------
@@ -43,9 +47,11 @@ cdef class Library:
     `luna_ext.stub.Cluster.library()`, warns with a `RuntimeWarning` once per process.
     """
 
-    def __cinit__(self, path=None, *, contention="block"):
+    def __cinit__(self, path=None, *, contention="block", handover=0.0):
+        cdef double handover_seconds
         if contention not in ("block", "poll"):
             raise ValueError(f'contention is "block" or "poll", not {contention!r}')
+        handover_seconds = handover_of(handover)
         self.path = find_library(path).path
         self.client = load_client(self.path)
         self.locks = locks_of(self.client)
@@ -59,6 +65,7 @@ cdef class Library:
         self.slots_by_id = {}
         self.share = open_client(self.locks, self.path)
         self.share.poll = contention == "poll"
+        self.share.handover = handover_seconds
         self.opened = True
         if wraps_stand_in(self.client):
             self._check_stand_in(path)
@@ -515,9 +522,18 @@ cdef class Library:
         -------
         dict of str to FunctionStats
             By the name of the C function; only those that were called. Does not ask the device, and
-            counts the calls of all Library objects on the same client library.
+            counts the calls of all Library objects on the same client library. Locks that were handed
+            over without a call are the `handed_over` of CA_LockClusteredSlot.
         """
-        return self.client.stats()
+        stats = self.client.stats()
+        handed_over = self.locks.handed_over()
+        if handed_over:
+            from dataclasses import replace
+
+            from .info import FunctionStats
+
+            stats[LOCK] = replace(stats.get(LOCK, FunctionStats()), handed_over=handed_over)
+        return stats
 
     def __repr__(self):
         return f"<luna_ext.Library {self.path!r}, {'closed' if self.closed else 'open'}>"
@@ -528,6 +544,15 @@ cdef class Library:
     def _check_open(self):
         if not self.opened:
             raise LibraryClosedError(f"the Library for {self.path!r} is closed; open a new one")
+
+
+cdef double handover_of(object handover) except -1:
+    """The `handover` of a Library in seconds."""
+    if isinstance(handover, bool) or not isinstance(handover, (int, float)):
+        raise TypeError(f"handover is a number of seconds, not {type(handover).__name__}")
+    if not 0 <= handover < float("inf"):
+        raise ValueError(f"handover is a number of seconds, 0 or more, not {handover!r}")
+    return handover
 
 
 def read_token(ClusterSlot slot not None):

@@ -68,7 +68,7 @@ cdef int end_block(
     cdef Loss loss = NOT_LOST
     # Before anything that may run Python code, and with it signal handlers.
     cdef double began = luna_now() if debug_may_be_on() else 0
-    cdef CK_RV rv = mutex.begin_release(me, share.number, &due, &loss)
+    cdef CK_RV rv = mutex.begin_release(me, share, &due, &loss)
     try:
         if due == NOT_MINE:
             if mutex.ended_by_fork(me):
@@ -166,10 +166,15 @@ cdef class Departure:
             tell_failed_release(error)
 
     def finish(self):
-        """On a worker: the unlock call."""
-        self.rv = self.mutex.take_off(self.due == UNLOCK_DUE_LATER, seen(&self.mutex.record).generation)
+        """On a worker: make the unlock call, or hand over."""
+        cdef Leave due = self.due
+        self.rv = self.mutex.take_off(
+            due == UNLOCK_DUE_LATER, seen(&self.mutex.record).generation, self.share.handover, &due
+        )
         try:
-            if self.rv == CKR_OK:
+            if due == HANDED_OVER:
+                tell_handed_over(self.mutex.slot_id)
+            elif self.rv == CKR_OK:
                 tell_unlocked(self.began, self.mutex.slot_id, False)
             else:
                 self._conclude()

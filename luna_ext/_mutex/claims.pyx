@@ -91,11 +91,19 @@ cdef class Locks:
 
     cdef bint is_finalised(self) noexcept:
         """Whether the canary shows that the library was finalised: all holds are lost then."""
-        if ask_canary(self.client) != GONE:
-            return False
-        # Their holders' waiters go on. Not on this thread, which may be in the midst of a release.
-        run_on_worker(lose_all_holds, self)
-        return True
+        return self.look_at_canary() == GONE
+
+    cdef Life look_at_canary(self) noexcept:
+        """What the canary shows; GONE: all holds are lost."""
+        cdef Life life = ask_canary(self.client)
+        if life == GONE:
+            # Their holders' waiters go on. Not on this thread, which may be in the midst of a release.
+            run_on_worker(lose_all_holds, self)
+        return life
+
+    def handed_over(self):
+        """How often this process has handed a lock over, at all slots."""
+        return sum([seen(&(<SlotMutex> mutex).record).handed_over for mutex in self.all()])
 
     cdef int lose_all(self) except -1:
         """End the holds of earlier generations: their locks are gone, and their holders get to know it at
@@ -315,7 +323,7 @@ cdef class Request(Waiter):
                 return self._hold_begins()
             if arrival == RETURNED:
                 # A lock call may be out, whose answer the unlock must not cross either.
-                self.mutex._tell_late(self.mutex.take_off(True, generation))
+                self.mutex._tell_late(self.mutex.take_off(True, generation, 0, NULL))
                 return 0
             if arrival == UNPROVEN and self.make_sure():
                 return self._hold_begins()
@@ -456,14 +464,14 @@ cdef class Request(Waiter):
         arrival = arrive(&self.mutex.record, &self.seat, 0, generation, &self.locks.kind)
         luna_guard_unlock(&self.locks.guard)
         if arrival == RETURNED:
-            self.mutex._tell_late(self.mutex.take_off(False, generation))
+            self.mutex._tell_late(self.mutex.take_off(False, generation, 0, NULL))
         return arrival == CLAIMED or arrival == RETURNED
 
     cdef bint _take_over(self, uint64_t hold) noexcept:
         """The claim owns what its lock call was granted; False if it was given up."""
         cdef bint wanted
         luna_guard_lock(&self.locks.guard)
-        wanted = self.seat.outcome == WAITING and hand_over(&self.mutex.record, hold, &self.seat)
+        wanted = self.seat.outcome == WAITING and take_over(&self.mutex.record, hold, &self.seat)
         luna_guard_unlock(&self.locks.guard)
         return wanted
 

@@ -133,6 +133,7 @@ cdef class SlotMutex:
         """Queue up for a lock that a worker gets. In the end the caller has to withdraw() or release."""
         if not luna_shared_get(&waiter.share.open):
             raise closed_error(self.slot_id, waiter.share.path)
+        waiter.mutex = self
         # The queue's own reference.
         Py_INCREF(waiter)
         line_up(&self.record, &waiter.seat, False)
@@ -476,7 +477,7 @@ cdef class SlotMutex:
                     self.give_back(hold)
                 return 0
             if verdict == UNWANTED:
-                self._tell_late(self.take_off(False, generation))
+                self._tell_late(self.take_off(False, generation, 0, NULL))
                 return 0
             if verdict == IGNORED:
                 self._note_doubt()
@@ -516,15 +517,17 @@ cdef class SlotMutex:
     # ---- the ways out ----
 
     cdef CK_RV begin_release(
-        self, uint64_t number, uint64_t share, Leave *due, Loss *loss
+        self, uint64_t number, Share share, Leave *due, Loss *loss
     ) noexcept:
-        """End the hold and make the unlock call, before anything that can raise. Returns the device's
-        answer; CKR_OK if no call was due.
+        """End the hold, and make the unlock call or hand over, before anything that can raise. Returns the
+        device's answer; CKR_OK if no call was due.
         """
         cdef uint64_t generation = self.generation()
-        due[0] = begin_leave(&self.record, number, 0, share, generation, &self.locks.kind, loss)
+        due[0] = begin_leave(
+            &self.record, number, 0, share.number, generation, &self.locks.kind, loss
+        )
         if due[0] == UNLOCK_DUE or due[0] == UNLOCK_DUE_LATER:
-            return self.take_off(due[0] == UNLOCK_DUE_LATER, generation)
+            return self.take_off(due[0] == UNLOCK_DUE_LATER, generation, share.handover, due)
         if due[0] == LOST:
             self.pass_turn()
         return CKR_OK
@@ -537,14 +540,14 @@ cdef class SlotMutex:
         cdef Loss loss = NOT_LOST
         cdef double began = luna_now() if debug_may_be_on() else 0
         cdef CK_RV rv
-        rv = self.begin_release(number, share.number, &due, &loss)
+        rv = self.begin_release(number, share, &due, &loss)
         return self.conclude_release(due, loss, rv, number, share, began)
 
     cdef int conclude_release(
         self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
     ) except -1:
         """After a release: raise the audit event, write the record, raise the error if it failed."""
-        if due == UNLOCK_DUE and rv == CKR_OK and began == 0:
+        if (due == UNLOCK_DUE or due == HANDED_OVER) and rv == CKR_OK and began == 0:
             return audit_unlock(self.slot_id)
         try:
             if due != NOT_MINE:
@@ -574,6 +577,8 @@ cdef class SlotMutex:
         if due == LOST:
             hold_back_at_exit()
             raise lost_error(self.slot_id, LOSSES[<int> loss])
+        if due == HANDED_OVER:
+            return tell_handed_over(self.slot_id)
         if rv == CKR_OK:
             if began != 0 and due != LEFT_TO_WORK:
                 tell_unlocked(began, self.slot_id, False)
@@ -586,15 +591,25 @@ cdef class SlotMutex:
             raise lost_error(self.slot_id, "its library was closed")
         raise self._unlock_error(rv)
 
-    cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation) noexcept:
-        """Make the unlock call that is due, and pass the turn. Returns the device's answer."""
+    cdef CK_RV take_off(
+        self, bint after_a_moment, uint64_t generation, double handover, Leave *due
+    ) noexcept:
+        """Make the unlock call that is due, and pass the turn. Returns the device's answer.
+
+        With a `handover`, the lock may be handed over instead; `due` becomes HANDED_OVER then.
+        """
         cdef CK_RV rv = CKR_OK
         cdef Deadline deadline
         cdef Backoff backoff
         cdef double pause
         cdef PyObject *client = <PyObject *> self.client
         cdef uint64_t now = luna_ticks(self.client.tick)
-        cdef bint was_long = now - self.held_since > self.locks.long_hold
+        cdef bint was_long = (
+            now - self.held_since > self.locks.long_hold
+            # Where it was handed over, an earlier holder's release may have asked.
+            and now - self.alive_at > self.locks.long_hold
+        )
+        cdef Life life = NO_CANARY
         cdef bint unassigned
         if luna_shared_get(&self.locks.kind) == UNKNOWN and (
             after_a_moment
@@ -603,14 +618,25 @@ cdef class SlotMutex:
         ):
             self._wait_a_moment()
             now = 0
-        if was_long:
+        if was_long and self.generation() == generation:
             now = 0
-        if self.generation() != generation:
+            life = self.locks.look_at_canary()
+            if life == ALIVE:
+                self.alive_at = luna_ticks(self.client.tick)
+        if life == GONE:
+            # Finalised by other code, and another process may have the lock by now.
+            rv = CKR_SESSION_HANDLE_INVALID
+        elif self.generation() != generation:
             # Finalised meanwhile, and the lock dropped with it.
             pass
-        elif was_long and self.locks.is_finalised():
-            # By other code, and another process may have the lock by now.
-            rv = CKR_SESSION_HANDLE_INVALID
+        elif (
+            handover != 0
+            # Only what is certainly on.
+            and (life == ALIVE or not was_long)
+            and self._hand_over(generation, handover)
+        ):
+            due[0] = HANDED_OVER
+            return CKR_OK
         elif not unlock_slot(<Client> client, self.slot_id, &rv, &now):
             rv = CKR_CRYPTOKI_NOT_INITIALIZED
         elif rv != CKR_OK and says_busy(rv):
@@ -635,6 +661,24 @@ cdef class SlotMutex:
         if unassigned:
             self.leave_unassigned()
         return rv
+
+    cdef bint _hand_over(self, uint64_t generation, double handover) noexcept:
+        """If the device has granted the lock less than `handover` seconds ago, the next waiter gets it."""
+        cdef Seat *seat = NULL
+        cdef PyObject *waiter
+        if 1e-9 * luna_since(self.held_since, self.client.tick) >= handover:
+            return False
+        if not hand_over(&self.record, generation, &self.client.state, &seat):
+            return False
+        waiter = <PyObject *> seat.waiter
+        # A task is woken by Python code, in which signal handlers would run on the main thread.
+        if (
+            (<Waiter> waiter).signal != NULL
+            or not luna_is_main()
+            or not run_on_worker(deliver, <Waiter> waiter)
+        ):
+            deliver(<Waiter> waiter)
+        return True
 
     cdef int leave_unassigned(self) noexcept:
         """A claim has given the slot back: another program may claim its token, and assign it, which it
@@ -1046,7 +1090,7 @@ cdef class SlotMutex:
             event.set()
             tell_of_loss(self, hold, told)
         if due == UNLOCK_DUE or due == UNLOCK_DUE_LATER:
-            self._tell_late(self.take_off(due == UNLOCK_DUE_LATER, generation))
+            self._tell_late(self.take_off(due == UNLOCK_DUE_LATER, generation, 0, NULL))
         elif due == LOST:
             self.pass_turn()
         return 0
@@ -1114,6 +1158,17 @@ def warn_of_lock(Waiter waiter not None, SlotMutex mutex not None):
     warn_of_wait(&waiter.wait, mutex.slot_id, mutex.describe_holder())
 
 
+cdef int deliver(object waiter) noexcept:
+    """Wake the waiter that a lock was handed over to; it is out of the queue."""
+    cdef Waiter self = <Waiter> waiter
+    cdef SlotMutex mutex = self.mutex
+    cdef uint64_t hold = self.seat.hold
+    if not wake_unlinked(&self.seat, None):
+        # The loop of the task is closed, or the task is gone.
+        mutex.give_back(hold)
+    return 0
+
+
 cdef int lock_for_waiters(object mutex) noexcept:
     (<SlotMutex> mutex)._lock_for_waiters(False)
     call_came_back((<SlotMutex> mutex).locks)
@@ -1143,7 +1198,7 @@ cdef int tell_of_doubt(object mutex) noexcept:
 cdef int unlock_late(object mutex) noexcept:
     cdef SlotMutex self = <SlotMutex> mutex
     cdef Record now = seen(&self.record)
-    self._tell_late(self.take_off(now.calling, now.generation))
+    self._tell_late(self.take_off(now.calling, now.generation, 0, NULL))
     return 0
 
 

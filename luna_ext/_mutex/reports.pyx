@@ -109,6 +109,12 @@ cdef int tell_unlocked(double began, CK_SLOT_ID slot_id, bint unwanted) except -
     return 0
 
 
+cdef int tell_handed_over(CK_SLOT_ID slot_id) except -1:
+    if debug_is_on():
+        log.debug("slot %d: handed over to the next waiter of this process", slot_id)
+    return 0
+
+
 cdef int tell_failed_release(object error) except -1:
     # The exit tells of the locks that it takes off by warnings of its own.
     if isinstance(error, LockReleaseError | LockLostError) and not exit_has_begun():

@@ -12,7 +12,8 @@
 #   owner, working  calls rely on the hold; owner is WORK if it is over, and the last of them unlocks
 #   leaving         unlock calls are due or out; then no lock call begins but one on trial, before the
 #                   unlock is sent; one may still be out, and a claim may come back with the slot on a
-#                   device that gives a lock but once
+#                   device that gives a lock but once. Before the unlock is sent, the lock may be handed
+#                   over: a waiter is the owner then, and the unlock is not due any more
 
 
 # The owner of a hold that is over while calls rely on it. No thread, task or greenlet has this number.
@@ -411,6 +412,38 @@ cdef Leave begin_leave(
     return due
 
 
+cdef bint hand_over(
+    Record *record, uint64_t generation, int *state, Seat **seat
+) noexcept nogil:
+    """The unlock that is due, and not sent, is not made: the first waiter, which is `seat` then and out
+    of the queue, holds the lock that the device still has. False if there is no waiter, or if anything
+    else goes on at this slot or with its client, of which `state` is the State.
+    """
+    cdef bint done
+    luna_guard_lock(&record.guard)
+    done = (
+        record.first != NULL
+        # No other unlock is out, and no claim has come back with the slot since.
+        and record.leaving == 1
+        and record.owner == 0
+        # A thread that makes a lock call, which a claim has crossed, was there before the waiters.
+        and not record.turn
+        and record.generation == generation
+        # The exit, a reconnection and a close() look for holders after they have changed it.
+        and luna_shared_get(state) == READY
+    )
+    if done:
+        seat[0] = record.first
+        record.leaving = 0
+        own(record, record.first.number, record.first.home, record.first.share, generation)
+        record.first.hold = record.hold
+        unlink(record, record.first, GRANTED)
+        record.handed_over += 1
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return done
+
+
 cdef bint begin_trial(Record *record) noexcept nogil:
     """A worker is to make a lock call of a slot whose unlock is due and not yet sent, so surely while
     this process has its lock: only to find out whether the device grants it again. False if one is
@@ -524,7 +557,7 @@ cdef Arrival arrive(
     return arrival
 
 
-cdef bint hand_over(Record *record, uint64_t hold, Seat *seat) noexcept nogil:
+cdef bint take_over(Record *record, uint64_t hold, Seat *seat) noexcept nogil:
     """The hold that a claim's own lock call was granted is the claim's from now on; False if it has
     ended meanwhile.
     """

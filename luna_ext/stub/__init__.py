@@ -211,12 +211,15 @@ class Cluster:
         if self._temporary is not None and self._made_by == os.getpid():
             shutil.rmtree(self._temporary, ignore_errors=True)
 
-    def library(self, *, contention: Literal["block", "poll"] = "block") -> Library:
+    def library(
+        self, *, contention: Literal["block", "poll"] = "block", handover: float = 0.0
+    ) -> Library:
         """Open the stand-in on this cluster in this process.
 
         Parameters
         ----------
         contention : {"block", "poll"}
+        handover : float
             As for `Library`.
 
         Raises
@@ -231,7 +234,7 @@ class Cluster:
             if self._backend_before is None:
                 self._backend_before = (os.environ.get(BACKEND_VARIABLE),)
             os.environ[BACKEND_VARIABLE] = self.backend
-        library = Library(ExpectedStandIn(library_path()), contention=contention)
+        library = Library(ExpectedStandIn(library_path()), contention=contention, handover=handover)
         try:
             self._control.call("entered")
         except BaseException as error:

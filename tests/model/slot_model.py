@@ -38,8 +38,8 @@ A, B = "A", "B"
 # two is full.
 TWICE = "A, twice"
 OK, ERROR = "OK", "error"
-# Unlocks that are not sent, though their holds have ended. Before the first a lock call on trial may
-# be made; the second waits for the moment of a lock call to pass.
+# Unlocks that are not sent, though their holds have ended: a waiter may be handed the lock instead. Before
+# the first a lock call on trial may be made; the second waits for the moment of a lock call to pass.
 UNSENT, DUE = "unsent", "due"
 # What A may know of its device: an OK to a lock call while A surely holds the slot shows that a
 # lock is granted again; a call that is answered promptly after an unlock, and not in the moment
@@ -75,6 +75,7 @@ class Rule(enum.Enum):
     TRIAL_CROSSED = "a trial that is granted after its moment proves nothing: an unlock crossed it"
     TRIAL_ENDS = "nor does it show then that a lock is granted again"
     TRIAL_SENT = "a trial that was not sent when its moment is over never is"
+    HANDED_FIRST = "a lock is handed over only before its unlock is sent"
     BACK = "a call that was back before the unlock was sent, heard or not, has not waited for it"
 
     # That of Enum takes long.
@@ -137,7 +138,7 @@ class Party(NamedTuple):
 
     does: str = IDLE
     answer: str = ""  # of its claim while it asks, of its unlock while it leaves
-    crossed: bool = False  # an unlock was unanswered when its claim began, or began since
+    crossed: bool = False  # an unlock was unanswered when its claim began, or was sent since
     calls: bool = False  # the outstanding lock call is its own
     asked: bool = False  # a lock call was sent since it came back unproven
 
@@ -259,22 +260,28 @@ class Slot:
 
     @staticmethod
     def begun_unlock(state: State) -> State:
-        """The hold ends: what its unlock will cross, be it sent at once or after a moment. Of a
-        refusal it makes no difference.
+        """The hold ends: the lock call that its unlock will cross, be it sent at once or after a moment. Of
+        a refusal it makes no difference.
         """
         call = state.call
         if call is not None and call.answer != ERROR:
             call = call._replace(crossed=True)
+        return state._replace(call=call)
+
+    @staticmethod
+    def sent_unlock(state: State) -> State:
+        """The claims that it crosses: it may have been handed over until now."""
         claims = (
             claim._replace(crossed=True)
             if claim.does == ASKING and claim.answer != ERROR
             else claim
             for claim in state.claims
         )
-        return state._replace(call=call, claims=tuple(sorted(claims)))
+        return state._replace(claims=tuple(sorted(claims)))
 
     def begun_without_party(self, state: State, phase: str = "") -> State:
         state = self.owned(self.begun_unlock(state))
+        state = state if phase else self.sent_unlock(state)
         return state._replace(late=tuple(sorted((*state.late, phase))))
 
     @staticmethod
@@ -397,7 +404,7 @@ class Slot:
     ) -> Iterator[Step]:
         """`put` gives the unlock another answer, or with None ends it."""
         if answer == UNSENT:
-            yield Step(f"{name} sends its unlock", put(state, ""))
+            yield Step(f"{name} sends its unlock", self.sent_unlock(put(state, "")))
         elif answer == DUE:
             yield from self.steps_of_moment(state, put, name)
         elif not answer:
@@ -411,7 +418,7 @@ class Slot:
                 after = self.begun_without_party(after)
             yield Step(f"the unlock of {name} has its answer: {answer}", after)
         first = answer == UNSENT or (not answer and not self.has[Rule.TRIAL_FIRST])
-        if first and self.may_try(state):
+        if first and not state.kind and self.may_try(state):
             state = put(state, DUE if answer else answer)
             what = f"before its unlock, {name} makes a lock call on trial"
             yield Step(what, self.tried(state, False))
@@ -448,6 +455,22 @@ class Slot:
                 return put(state, Party() if answer is None else party._replace(answer=answer))
 
             yield from self.steps_of_unlock(state, party.answer, put_answer, name)
+            unsent = party.answer in (UNSENT, DUE) or not self.has[Rule.HANDED_FIRST]
+            if unsent and state.call is None and state.leaving == 1 and not state.held:
+                yield from self.steps_of_handover(put(state, Party()), name)
+
+    def steps_of_handover(self, state: State, name: str) -> Iterator[Step]:
+        """In place of the unlock of `name`: any waiter, for which one is the first is left open."""
+        for place, does in ((THREADS, WAITING), (CLAIMS, UNPROVEN)):
+            parties = state[place]
+            waiter = next((party for party in parties if party.does == does), None)
+            if waiter is not None:
+                others = list(parties)
+                others[others.index(waiter)] = Party(HOLDING)
+                changed = list(state)
+                changed[place] = tuple(sorted(others))
+                after = self.owned(State._make(changed))
+                yield Step(f"{name} hands over to one that is {does}", after, True)
 
     def steps_of_asking(self, state: State, party: Party, put) -> Iterator[Step]:
         if not party.answer:
@@ -464,7 +487,11 @@ class Slot:
             yield Step("a claim gets nothing", put(state, Party()))
         elif state.held and self.has[Rule.ONE_HOLDER]:
             yield Step("a claim leaves the slot to its holder", put(state, Party()))
-        elif party.crossed and state.kind != GIVES_ONCE and self.has[Rule.CLAIM_NUMBER]:
+        elif (
+            (party.crossed or state.leaving)
+            and state.kind != GIVES_ONCE
+            and self.has[Rule.CLAIM_NUMBER]
+        ):
             yield Step("a claim proves nothing", put(state, Party(UNPROVEN)))
         else:
             yield from self.proven(state, put)
@@ -502,14 +529,7 @@ class Slot:
                 yield Step("a claim is refused its proof", self.doubted(put(after, Party())))
 
     def steps_of_holding(self, state: State, put, name: str) -> Iterator[Step]:
-        waiter = next((party for party in state.threads if party.does == WAITING), None)
-        if waiter is not None:
-            after = put(state, Party())
-            threads = list(after.threads)
-            threads[threads.index(waiter)] = Party(HOLDING)
-            after = after._replace(threads=tuple(sorted(threads)))
-            yield Step(f"{name} hands over to a thread", after, True)
-        phase = "" if state.kind else UNSENT if state.call is None else DUE
+        phase = DUE if state.call is not None and not state.kind else UNSENT
         after = self.begun_unlock(put(state, Party(LEAVING, phase)))
         yield Step(f"{name} ends its hold", after)
 
@@ -527,7 +547,7 @@ class Slot:
                 trial = call.trial and not self.has[Rule.TRIAL_ENDS]
                 call = call._replace(waited=waited, trial=trial)
             state = state._replace(call=call)
-        yield Step(f"{name} sends its unlock", put(state, ""))
+        yield Step(f"{name} sends its unlock", self.sent_unlock(put(state, "")))
 
     # ---- what is owed and what is in doubt ----
 

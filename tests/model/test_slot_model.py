@@ -22,6 +22,7 @@ NEEDED = {
     Rule.TRIAL_CROSSED: ("a holder without the device's lock", GRANTS_AGAIN),
     Rule.TRIAL_ENDS: ("the device is taken for another kind", GIVES_ONCE),
     Rule.TRIAL_SENT: ("the device is taken for another kind", GRANTS_AGAIN),
+    Rule.HANDED_FIRST: ("a holder without the device's lock", GRANTS_AGAIN),
     Rule.BACK: ("the device is taken for another kind", GRANTS_AGAIN),
 }
 

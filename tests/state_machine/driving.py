@@ -24,6 +24,7 @@ import luna_ext
 from luna_ext.stub import Cluster
 
 CONTENTION: tuple[Literal["block", "poll"], ...] = ("block", "poll")
+HANDOVER = (0.0, 1000.0)
 """Of the two Libraries."""
 OWN_CALLS = ("acquire", "with")
 """The ways to lock that make the device call on the caller's own thread."""
@@ -97,7 +98,7 @@ class Driver(RuleBasedStateMachine):
         return self.slots[library][SLOTS.index(slot)]
 
     def open_library(self, library: int) -> None:
-        luna = self.cluster.library(contention=CONTENTION[library])
+        luna = self.cluster.library(contention=CONTENTION[library], handover=HANDOVER[library])
         self.libraries[library:] = [luna, *self.libraries[library + 1 :]]
         self.slots[library] = [luna.slot(slot) for slot in SLOTS]
 

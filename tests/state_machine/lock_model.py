@@ -11,6 +11,8 @@ SLOTS = (1, 2)
 US, THEM = "us", "them"
 POLLS = 1
 """The Library that tries again when the device answers an error; Library 0 does not."""
+HANDS_OVER = 1
+"""The Library whose blocks hand the lock over; those of Library 0 do not."""
 
 
 class Party(NamedTuple):
@@ -41,6 +43,18 @@ class Model:
     def answer(self, slot: int) -> str:
         answers = {None: "granted", US: self.relock, THEM: self.contention}
         return answers[self.device[slot]] if self.connected else "error"
+
+    def hands_over(self, slot: int) -> bool:
+        """Whether the holder's release makes the first waiter the holder, without a call."""
+        party = self.holder[slot]
+        return (
+            party is not None
+            and party.library == HANDS_OVER
+            and bool(self.waiting[slot])
+            and not self.call[slot]
+            and self.connected
+            and slot not in self.lost
+        )
 
     def go_on(self, slot: int) -> dict[Actor | MainThread, object]:
         ended: dict[Actor | MainThread, object] = {}

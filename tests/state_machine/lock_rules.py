@@ -1,5 +1,6 @@
 """The rules of what one thread does: lock, claim, release, look whether it is still held."""
 
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -22,6 +23,8 @@ from support import (
 import luna_ext
 
 LONG = 60.0
+LONG_HOLD = 0.03
+"""Seconds after which the end of a block asks whether the connection is the same."""
 NUMBERS = st.integers(0, ACTORS - 1)
 SLOT = st.sampled_from(SLOTS)
 LIBRARY = st.integers(0, 1)
@@ -174,9 +177,20 @@ class LockRules(Driver):
         slot = slot if slot in candidates else candidates[0]
         party = model.holder[slot]
         assert party is not None
+        if model.hands_over(slot):
+            if fault:
+                self.cluster.fault(UNLOCK, DEVICE_ERROR, times=1)
+            next_one = model.waiting[slot].pop(0)
+            model.holder[slot] = next_one
+            self.expect(party.actor, party.end, None)
+            next_one.actor.expect(True)
+            self.cluster.fault(UNLOCK, 0, times=0)
+            return
         expected: object = None
         if not model.connected or slot in model.lost:
             expected = luna_ext.LockLostError
+            # Else a lock that was granted just now would be handed over.
+            time.sleep(LONG_HOLD)
         else:
             model.device[slot] = None
             if fault == "busy":

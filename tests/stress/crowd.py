@@ -50,6 +50,8 @@ class Settings(NamedTuple):
     """The fraction of the rounds that claim."""
     polls: bool
     """Whether the device answers an error where the lock is not free."""
+    handover: float
+    """Seconds from a grant in which a lock is handed over within a process."""
     may_leave: bool
     """Whether a slot may stay locked that is in doubt. The process has to exit then."""
     seed: int
@@ -164,13 +166,17 @@ class Process:
             name: sum(getattr(records, name) for records in self._records)
             for name in ("given_up", "claimed", "missed")
         }
-        told |= {"left": int(left), "doubts": self._log.doubts}
+        told |= {"left": int(left), "doubts": self._log.doubts, "handed_over": self._handed_over()}
         if left and not self._settings.may_leave:
             self._failed.append(f"slots {list(self._since)} stay locked, and no thread holds them")
         os.write(1, json.dumps(told).encode() + b"\n")
         if self._log.others:
             print(*self._log.others, sep="\n", file=sys.stderr)
             self._failed.append("the log")
+
+    def _handed_over(self) -> int:
+        stats = self._stage.luna.stats().get("CA_LockClusteredSlot")
+        return 0 if stats is None else stats.handed_over
 
     @property
     def failed(self) -> bool:
@@ -182,7 +188,8 @@ class Process:
 def process(settings: Settings, index: int, tell: int, starts: int, leave: int) -> int:
     faulthandler.dump_traceback_later(settings.limit, exit=True)
     contention = "poll" if settings.polls else "block"
-    with Cluster(settings.cluster).library(contention=contention) as luna:
+    cluster = Cluster(settings.cluster)
+    with cluster.library(contention=contention, handover=settings.handover) as luna:
         one = Process(settings, index, luna)
         one.start(starts)
         os.write(tell, b"r")

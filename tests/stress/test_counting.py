@@ -24,6 +24,8 @@ class Combination(NamedTuple):
     claims: float
     """The fraction of the rounds that claim a slot; the others lock one."""
     latency: float
+    handover: float
+    """Seconds; 0: no lock is handed over."""
 
 
 CHOICES = Combination(
@@ -34,6 +36,7 @@ CHOICES = Combination(
     (True, False),
     (0.3, 0.0),
     (LATENCY, 0.0),
+    (0.01, 0.0),
 )
 ALL = [Combination(*chosen) for chosen in itertools.product(*CHOICES)]
 
@@ -77,7 +80,8 @@ def show(crowd, combination, processes):
     print(
         f"\n{name(combination)}: {crowd.acquisitions} acquisitions by {processes} processes in "
         f"{crowd.seconds:.1f} s, {crowd.acquisitions / crowd.seconds:.0f} per second, "
-        f"{totals['claimed']} of them claimed, {crowd.changes} after another process; given up and "
+        f"{totals['claimed']} of them claimed, {totals['handed_over']} handed over, {crowd.changes} "
+        "after another process; given up and "
         f"tried again {totals['given_up']} times; {totals['missed']} claims in vain; "
         f"{totals['doubts']} doubts, for which {totals['left']} processes left"
     )
@@ -99,6 +103,7 @@ def test_a_slot_has_one_holder_at_a_time(cluster, crowd, combination):
         rounds=rounds,
         claims=combination.claims,
         polls="error" in (combination.contention, combination.relock),
+        handover=combination.handover,
         may_leave=may_doubt(combination),
         seed=ALL.index(combination),
     )
