@@ -59,7 +59,7 @@ mutate: $(VENV)/built $(VENV)/with-test
 
 # Tests that compile programs of their own, or run other programs: modules that are built for tracing or
 # for a sanitizer are not used there. And tests of Python code alone.
-COMPILING := test_build stub/test_windows stub/test_storm stub/test_races
+COMPILING := test_build test_benchmarks stub/test_windows stub/test_storm stub/test_races
 APART := --ignore=tests/commands --ignore=tests/model
 # A test takes many times as long in some of these builds before it can be said to hang.
 PATIENT := -o faulthandler_timeout=600
@@ -91,14 +91,18 @@ freethreaded:
 	$(MAKE) $(FREETHREADED)/built $(FREETHREADED)/with-test-freethreaded VENV=$(FREETHREADED)
 	PYTHON_GIL=0 $(FREETHREADED)/bin/pytest $(FREETHREADED_TESTS) $(PYTEST_ARGS)
 
-benchmark: $(VENV)/built
-	$(BIN)/python benchmarks/import_time.py
-	$(BIN)/python benchmarks/lock_pair.py
-	$(BIN)/python benchmarks/large_cluster.py
-	$(BIN)/python benchmarks/contention.py
-	$(BIN)/python benchmarks/threads.py
-	$(BIN)/python benchmarks/claims_beside_locks.py
-	$(BIN)/python benchmarks/fleet.py
+# Measures, on an otherwise idle machine for some minutes, and writes docs/performance.md with its pictures
+# and the figures of README.md. Without the GIL where `make freethreaded` has made an environment.
+BENCHMARKS := lock_pair instructions memory main_thread threads contention handover tasks polling fleet \
+	claims_beside_locks import_time large_cluster
+
+benchmark: $(VENV)/built $(VENV)/with-benchmark
+	rm -f build/benchmarks/*.json
+	[ ! -e $(FREETHREADED)/bin/python ] || $(MAKE) $(FREETHREADED)/built VENV=$(FREETHREADED)
+	set -e; for bench in $(BENCHMARKS); do \
+		echo; echo "benchmarks/$$bench.py"; $(BIN)/python benchmarks/$$bench.py; \
+	done
+	$(BIN)/python benchmarks/report.py
 
 # A wheel is built from the sdist alone, without a warning, twice with the same bytes, of 1.2 MB at most.
 # Then it is used once in an environment with nothing else.

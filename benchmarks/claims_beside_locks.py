@@ -13,15 +13,15 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 
+import measuring
+
 import luna_ext
-from luna_ext.stub import Cluster
 
 CLAIM = "CA_GetUnassignedSlot"
 CLAIM_SECONDS = 0.05
@@ -65,39 +65,29 @@ def lock(slot: luna_ext.ClusterSlot) -> None:
 
 
 def pairs_in(slot: luna_ext.ClusterSlot, seconds: float) -> float:
-    """How many pairs a second a thread makes; not the main thread, which does not call itself."""
-    rates = []
-
-    def work() -> None:
-        count = 0
-        begin = now = time.perf_counter()
-        while now < begin + seconds:
-            for _ in range(100):
-                with slot:
-                    pass
-            count += 100
-            now = time.perf_counter()
-        rates.append(count / (now - begin))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    return rates[0]
+    """How many pairs a second a thread makes."""
+    count = 0
+    begin = now = time.perf_counter()
+    while now < begin + seconds:
+        for _ in range(100):
+            lock(slot)
+        count += 100
+        now = time.perf_counter()
+    return count / (now - begin)
 
 
 def beside_slow_claims(seconds: float) -> tuple[float, float]:
     """Pairs a second of a thread: alone, and beside the claims."""
-    with Cluster() as cluster, cluster.library() as luna:
-        cluster.switch("log", "off")
+    with measuring.cluster() as cluster, cluster.library() as luna:
         with luna.claim("cluster-1") as token:
             slot = token.assign("other", so_pin=SO_PIN).slot
         cluster.latency(CLAIM_SECONDS, CLAIM)
         alone, beside = [], []
         # In turns, so that a slow moment of the machine does not fall on one of them alone.
         for _ in range(3):
-            alone.append(pairs_in(slot, seconds / 3))
+            alone.append(measuring.on_a_thread(pairs_in, slot, seconds / 3))
             crowd = Crowd(*[lambda: claim(luna)] * WORKERS)
-            beside.append(pairs_in(slot, seconds / 3))
+            beside.append(measuring.on_a_thread(pairs_in, slot, seconds / 3))
             crowd.stop()
         return max(alone), max(beside)
 
@@ -106,10 +96,8 @@ def on_the_same_tokens(relock: str, seconds: float, latency: float) -> tuple[flo
     """Steps a second of threads that lock and threads that claim the same tokens; the longest pause of
     all of them together, and of a single thread, but for the first; the end counts as a step.
     """
-    with Cluster(keyrings=4) as cluster, cluster.library() as luna:
-        cluster.switch("log", "off")
+    with measuring.cluster(keyrings=4, latency=latency) as cluster, cluster.library() as luna:
         cluster.switch("relock", relock)
-        cluster.latency(latency)
         slots = luna.slots()
         begin = time.monotonic()
         crowd = Crowd(
@@ -146,8 +134,8 @@ def in_own_process(part: str, options: argparse.Namespace) -> list[float]:
     return figures
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> None:
+    parser = measuring.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=6, help="for each figure")
     parser.add_argument(
         "--latency", type=float, default=0.0, help="of each call, in the second part"
@@ -155,28 +143,28 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="the ratios alone")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.quick:
+        options.seconds = 0.3
 
     if options.part is not None:
         print(json.dumps(PARTS[options.part](options.seconds, options.latency)), flush=True)
         # Threads that hang, if some do, are not waited for.
         os._exit(0)
+    figures = None if options.json else measuring.Figures("claims_beside_locks", options)
     alone, beside = in_own_process("beside", options)
     granted, _, _ = in_own_process("granted", options)
     wait, pause, own_pause = in_own_process("wait", options)
-    if options.json:
+    if figures is None:
         print(json.dumps({"beside": beside / alone, "progress": wait / granted, "pause": pause}))
-        return 0
-    print(
-        f"CPython {platform.python_version()} on {platform.machine()}, {options.seconds:g} s each"
-    )
+        return
     print(f"pairs a second, alone: {alone:,.0f}")
-    print(f"  beside {WORKERS} workers that claim at {CLAIM_SECONDS:g} s: {beside:,.0f}", end="")
-    print(f", {beside / alone:.2f} of it")
+    print(f"  beside {WORKERS} workers that claim at {CLAIM_SECONDS:g} s: {beside:,.0f}")
+    figures.add("beside claims", beside / alone)
     print(f"locks and claims of the same tokens a second, relock=granted: {granted:,.0f}")
     print(f"  relock=wait: {wait:,.0f}, {wait / granted:.2f} of it")
     print(f"  worst pause but one: {pause:.3f} s, of a single thread {own_pause:.3f} s")
-    return 0
+    figures.write()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,29 +4,45 @@ In each line so many threads lock and unlock by `with slot:`, all of them the sa
 a slot of its own, on a stand-in that answers at once or after 1 ms per device call. A wait is what
 a thread spends from the `with` to its first statement. The last column is how far a thread that
 does nothing but count in Python comes meanwhile, relative to what it counts alone; it does not run
-during the measurement of the others. Run it on an otherwise idle machine:
-python benchmarks/contention.py
+during the measurement of the others.
+
+Below that, how many times as often 64 threads on 64 slots lock as one does: on all CPUs, and on one, where
+a thread seldom meets another that has the GIL, and to wait for it is what costs. What time.sleep() gets in
+place of the calls is as much as CPython has to give.
+
+Run it on an otherwise idle machine: python benchmarks/contention.py
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import itertools
+import math
 import os
-import platform
 import statistics
-import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 
+import measuring
+
 from luna_ext import Library
-from luna_ext.commands.bench import Crew, Lock
+from luna_ext.commands.bench import Crew, Lock, Waits
 from luna_ext.stub import Cluster
 
 THREADS = (1, 2, 4, 8, 16, 32, 64)
+QUICK_THREADS = (1, 64)
 SLOTS = (1, 64)
 LATENCY = 0.001
 LATENCIES = (0.0, LATENCY)
+ROUNDS, SECONDS, QUICK_SECONDS = 7, 0.4, 0.01
+THREADS_BESIDE = 16
+SHOWN_WAITS = {
+    (1, 1): "one thread",
+    (64, 64): "64 threads on 64 slots",
+    (1, 64): "64 threads on one slot",
+}
+BINS_OF_A_DECADE = 10
 
 
 def counted(slots: Sequence[Lock], seconds: float) -> float:
@@ -36,28 +52,54 @@ def counted(slots: Sequence[Lock], seconds: float) -> float:
     return crew.count / seconds
 
 
-def print_table(cluster: Cluster, luna: Library, seconds: float) -> None:
+def histogram(waits: Waits) -> dict[int, float]:
+    """The share of the waits in each bin, by its number: it begins at 10 ** (number / 10) microseconds."""
+    bins = Counter(
+        math.floor(BINS_OF_A_DECADE * math.log10(max(wait, 1) / 1000)) for wait in waits.sorted
+    )
+    return {number: count / bins.total() for number, count in sorted(bins.items())}
+
+
+def measure_table(
+    figures: measuring.Figures,
+    cluster: Cluster,
+    luna: Library,
+    all_threads: tuple[int, ...],
+    seconds: float,
+) -> None:
     print(
         f"{'':10}{'':>6}{'':>8}{'locked':>12}{'wait, microseconds':>36}{'left for':>12}\n"
         f"{'latency':10}{'slots':>6}{'threads':>8}{'per second':>12}"
         f"{'p50':>12}{'p99':>12}{'max':>12}{'counting':>12}"
     )
+    table, histograms = [], {}
     # Before and after each line, for how fast the machine is changes.
     before = counted([], seconds)
-    for latency, slots, threads in itertools.product(LATENCIES, SLOTS, THREADS):
+    for latency, slots, threads in itertools.product(LATENCIES, SLOTS, all_threads):
         taken = [luna.slot(1 + index % slots) for index in range(threads)]
         cluster.latency(latency)
         waits = Crew(taken).run(seconds)
-        beside = counted(taken, seconds)
-        after = counted([], seconds)
+        beside = counted(taken, seconds) / statistics.mean((before, after := counted([], seconds)))
+        before = after
+        row = (
+            latency,
+            slots,
+            threads,
+            waits.per_second,
+            waits.at(0.5),
+            waits.at(0.99),
+            waits.at(1),
+        )
+        table.append((*row, beside))
+        if latency and (slots, threads) in SHOWN_WAITS:
+            histograms[SHOWN_WAITS[slots, threads]] = histogram(waits)
         print(
-            f"{latency * 1000:7.0f} ms{slots:6}{threads:8}{waits.per_second:12.0f}"
-            f"{waits.at(0.5):12.1f}{waits.at(0.99):12.1f}{waits.at(1):12.1f}"
-            f"{beside / statistics.mean((before, after)):12.0%}",
+            "{:7.0f} ms{:6}{:8}{:12.0f}{:12.1f}{:12.1f}{:12.1f}".format(latency * 1000, *row[1:])
+            + f"{beside:12.0%}",
             flush=True,
         )
-        before = after
     cluster.latency(0)
+    figures.data["table"], figures.data["histograms"] = table, histograms
 
 
 class Sleeper:
@@ -70,52 +112,45 @@ class Sleeper:
         time.sleep(LATENCY)
 
 
-def ratio(locks: Sequence[Lock], seconds: float, repeats: int) -> float:
+def rate(locks: Sequence[Lock], seconds: float) -> float:
+    return Crew(locks).run(seconds).per_second
+
+
+def gain(locks: Sequence[Lock], rounds: int, seconds: float) -> float:
     """How many times as often a thread for each of these locks as a thread for the first."""
-    alone, together = [], []
-    # In turns, so that a slow moment of the machine does not fall on one of them alone.
-    for _ in range(repeats):
-        alone.append(Crew(locks[:1]).run(seconds).per_second)
-        together.append(Crew(locks).run(seconds).per_second)
-    return statistics.median(together) / statistics.median(alone)
+    rates = measuring.in_turns(
+        {count: functools.partial(rate, locks[:count], seconds) for count in (len(locks), 1)},
+        rounds,
+    )
+    return measuring.ratio(rates[len(locks)], rates[1])
 
 
-def print_ratios(cluster: Cluster, luna: Library, seconds: float, repeats: int) -> None:
-    """On one CPU as well: there a thread seldom meets one that has the GIL, and to wait for it is
-    what costs. What time.sleep() gets in place of the calls is as much as CPython has to give.
-    """
-    many = max(THREADS)
-    locks: dict[str, list[Lock]] = {
-        "with slot:": [luna.slot(1 + index) for index in range(many)],
-        "time.sleep() instead": [Sleeper() for _ in range(many)],
-    }
-    cluster.latency(LATENCY)
-    everywhere = os.sched_getaffinity(0)
-    print(f"\n{many} slots at {LATENCY * 1000:.0f} ms: {many} threads lock so often as 1, times")
-    print(f"{'':24}{f'on {len(everywhere)} CPUs':>12}{'on 1 CPU':>12}")
-    for name, several in locks.items():
-        print(f"{name:24}", end="")
-        for cpus in (everywhere, {min(everywhere)}):
-            os.sched_setaffinity(0, cpus)
-            print(f"{ratio(several, seconds, repeats):12.1f}", end="", flush=True)
+def main() -> None:
+    options = measuring.parser(__doc__).parse_args()
+    figures = measuring.Figures("contention", options)
+    rounds, seconds = (1, QUICK_SECONDS) if options.quick else (ROUNDS, SECONDS)
+    many = max(SLOTS)
+    with measuring.cluster(keyrings=many) as cluster, cluster.library() as luna:
+        measure_table(figures, cluster, luna, QUICK_THREADS if options.quick else THREADS, seconds)
+        cluster.latency(LATENCY)
+        slots = luna.slots()
+        counts = measuring.in_turns(
+            {
+                "beside": functools.partial(counted, slots[:THREADS_BESIDE], seconds),
+                "alone": functools.partial(counted, [], seconds),
+            },
+            rounds,
+        )
+        figures.add("beside", measuring.ratio(counts["beside"], counts["alone"]))
+        figures.add("threads", gain(slots, rounds, 2 * seconds))
+        sleepers = [Sleeper() for _ in slots]
+        figures.add("sleepers", gain(sleepers, rounds, 2 * seconds))
+        everywhere = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(everywhere)})
+        figures.add("threads on one CPU", gain(slots, rounds, 2 * seconds))
         os.sched_setaffinity(0, everywhere)
-        print()
-    cluster.latency(0)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=0.4, help="of a measurement")
-    parser.add_argument("--repeats", type=int, default=5, help="of a ratio")
-    options = parser.parse_args()
-
-    print(f"CPython {platform.python_version()} on {platform.machine()}, {os.cpu_count()} CPUs")
-    with Cluster(keyrings=max(SLOTS)) as cluster, cluster.library() as luna:
-        cluster.switch("log", "off")  # an HSM keeps its log elsewhere
-        print_table(cluster, luna, options.seconds)
-        print_ratios(cluster, luna, 2 * options.seconds, options.repeats)
-    return 0
+    figures.write()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,23 +9,26 @@ Run it on an otherwise idle machine: python benchmarks/fleet.py
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import platform
-import sys
+import functools
+import statistics
 import time
 from collections.abc import Callable
 
-import luna_ext
-from luna_ext.stub import Cluster
+import measuring
 
-KEYRINGS = 3500
+import luna_ext
+
+KEYRINGS, QUICK_KEYRINGS = 3500, 50
 LATENCY = 0.001
-PR_SET_TIMERSLACK = 29
+ROUNDS = 7
+WORKERS = 32
 SO_PIN, USER_PIN = "so-pin-of-a-benchmark", "user-pin-of-a-benchmark"
 
 
-def measure(luna: luna_ext.Library, what: str, workers: int, work: Callable[[], object]) -> None:
+def measure(
+    luna: luna_ext.Library, what: str, workers: int, work: Callable[[], object]
+) -> tuple[float, float]:
+    """The seconds that it took, and the part of them that the device's calls need."""
     before = luna.stats()
     begin = time.perf_counter()
     work()
@@ -35,42 +38,62 @@ def measure(luna: luna_ext.Library, what: str, workers: int, work: Callable[[], 
         earlier = before.get(function, luna_ext.FunctionStats())
         calls += stats.calls - earlier.calls
         length += stats.total_seconds - earlier.total_seconds
+    allowed = calls * LATENCY / workers / took
     print(
-        f"{what:34}{workers:8}{calls:8}{took:9.3f} s{calls * LATENCY / workers / took:11.0%}"
-        f"{length / workers / took:20.0%}",
+        f"{what:34}{workers:8}{calls:8}{took:9.3f} s{allowed:11.0%}{length / workers / took:20.0%}",
         flush=True,
     )
+    return took, allowed
 
 
-def provision(luna: luna_ext.Library, cluster_id: str, user_pin: str | None, workers: int) -> None:
-    labels = [f"payments-{number}" for number in range(KEYRINGS)]
-    report = luna_ext.provision(
-        luna, cluster_id, labels, so_pin=SO_PIN, user_pin=user_pin, workers=workers
-    )
-    if len(report.assigned) + len(report.skipped) != KEYRINGS:
-        raise RuntimeError(f"not all were assigned: {report.failed}")
+def read(luna: luna_ext.Library, workers: int) -> float:
+    def work() -> None:
+        luna.tokens(workers=workers)
+
+    return measure(luna, "Library.tokens()", workers, work)[0]
 
 
-def main() -> int:
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    # Else Linux lets each sleep last 50 microseconds longer, a twentieth of a call.
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    print(f"CPython {platform.python_version()} on {platform.machine()}, {KEYRINGS} keyrings")
+def provision(keyrings: int, user_pin: str | None = None, again: bool = False) -> float:
+    """What a run is of what the device allows; then a second one, that finds all done."""
+    what = "provision()" if user_pin is None else "provision() with user PINs"
+    labels = [f"payments-{number}" for number in range(keyrings)]
+    with (
+        measuring.cluster(keyrings=keyrings, latency=LATENCY) as cluster,
+        cluster.library() as luna,
+    ):
+
+        def work() -> None:
+            report = luna_ext.provision(
+                luna, cluster.cluster_id, labels, so_pin=SO_PIN, user_pin=user_pin, workers=WORKERS
+            )
+            if len(report.assigned) + len(report.skipped) != keyrings:
+                raise RuntimeError(f"not all were assigned: {report.failed}")
+
+        _, allowed = measure(luna, what, WORKERS, work)
+        if again:
+            measure(luna, what + ", again", WORKERS, work)
+        return allowed
+
+
+def main() -> None:
+    options = measuring.parser(__doc__).parse_args()
+    figures = measuring.Figures("fleet", options)
+    keyrings, rounds = (QUICK_KEYRINGS, 1) if options.quick else (KEYRINGS, ROUNDS)
     print(
         f"{'':34}{'workers':>8}{'calls':>8}{'took':>11}{'of allowed':>11}{'by calls as long':>20}"
     )
-    for user_pin, what in ((None, "provision()"), (USER_PIN, "provision() with user PINs")):
-        with Cluster(keyrings=KEYRINGS) as cluster, cluster.library() as luna:
-            cluster.switch("log", "off")  # an HSM keeps its log elsewhere
-            cluster.latency(LATENCY)
-            for workers in (1, 16):
-                measure(luna, "Library.tokens()", workers, lambda n=workers: luna.tokens(workers=n))
-            for turn in (what, what + ", again"):
-                work = lambda pin=user_pin: provision(luna, cluster.cluster_id, pin, 8)  # noqa: E731
-                measure(luna, turn, 8, work)
-    return 0
+    with measuring.stand_in(keyrings=keyrings, latency=LATENCY) as luna:
+        times = measuring.in_turns(
+            {workers: functools.partial(read, luna, workers) for workers in (1, WORKERS)},
+            rounds,
+        )
+    provisioned = statistics.median(provision(keyrings) for _ in range(rounds))
+    provision(keyrings, again=True)
+    provision(keyrings, USER_PIN)
+    figures.add("tokens", measuring.ratio(times[1], times[WORKERS]))
+    figures.add("provision", provisioned)
+    figures.write()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

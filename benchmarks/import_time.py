@@ -4,11 +4,15 @@
 Run it on an otherwise idle machine: python benchmarks/import_time.py
 """
 
+from __future__ import annotations
+
 import os
 import re
 import statistics
 import subprocess
 import sys
+
+import measuring
 
 RUNS = 10
 SHOWN = 8
@@ -32,20 +36,24 @@ def imported() -> dict[str, tuple[int, int]]:
 
 
 def main() -> None:
+    options = measuring.parser(__doc__).parse_args()
+    figures = measuring.Figures("import_time", options)
     imported()  # the first one reads the files from the disk
-    runs = [imported() for _ in range(RUNS)]
+    runs = [imported() for _ in range(1 if options.quick else RUNS)]
 
-    def milliseconds(module: str, which: int) -> float:
-        return statistics.median(run[module][which] for run in runs) / 1000
+    def seconds(module: str, which: int) -> float:
+        return statistics.median(run[module][which] for run in runs) / 1e6
 
     # In the order in which they end: what comes behind logging is luna_ext's.
     names = list(runs[0])
     own = names[names.index(ANYWAY[-1]) + 1 :]
-    anyway = sum(milliseconds(module, 1) for module in ANYWAY)
-    print(f"import {', '.join(ANYWAY)}: {anyway:.1f} ms")
-    print(f"import luna_ext beyond that: {milliseconds('luna_ext', 1):.1f} ms, of which")
-    for module in sorted(own, key=lambda module: -milliseconds(module, 0))[:SHOWN]:
-        print(f"{milliseconds(module, 0):6.1f}  {module}")
+    anyway = sum(seconds(module, 1) for module in ANYWAY)
+    print(f"import {', '.join(ANYWAY)}: {anyway * 1000:.1f} ms")
+    figures.add("import", seconds("luna_ext", 1))
+    print("of which")
+    for module in sorted(own, key=lambda module: -seconds(module, 0))[:SHOWN]:
+        print(f"{seconds(module, 0) * 1000:6.1f}  {module}")
+    figures.write()
 
 
 if __name__ == "__main__":

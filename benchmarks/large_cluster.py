@@ -9,10 +9,10 @@ python benchmarks/large_cluster.py
 from __future__ import annotations
 
 import ctypes
-import platform
-import sys
 import timeit
 from collections.abc import Callable
+
+import measuring
 
 from luna_ext.stub import Cluster, library_path
 
@@ -50,16 +50,18 @@ def calls(module: ctypes.CDLL, keyrings: int) -> dict[str, Callable[[], object]]
     }
 
 
-def microseconds(call: Callable[[], object]) -> float:
+def microseconds(call: Callable[[], object], repeats: int) -> float:
     """The best of several repeats: any disturbance only makes a repeat longer."""
     timer = timeit.Timer(call)
     rounds = max(1, int(100 * SECONDS / (timer.timeit(100) + 1e-9)))
-    return min(timer.repeat(REPEATS, rounds)) / rounds * 1e6
+    return min(timer.repeat(repeats, rounds)) / rounds * 1e6
 
 
-def main() -> int:
-    print(f"CPython {platform.python_version()} on {platform.machine()}, microseconds per call")
-    print(f"{'':20}{'keyrings':>10}{'not logged':>12}{'logged':>10}")
+def main() -> None:
+    options = measuring.parser(__doc__).parse_args()
+    figures = measuring.Figures("large_cluster", options)
+    table = []
+    print(f"{'microseconds per call':24}{'keyrings':>10}{'not logged':>12}{'logged':>10}")
     for keyrings in SIZES:
         with Cluster(keyrings=keyrings) as cluster, cluster.library():
             for name, call in calls(ctypes.CDLL(library_path()), keyrings).items():
@@ -68,10 +70,12 @@ def main() -> int:
                 times = []
                 for value in ("off", "on"):
                     cluster.switch("log", value)
-                    times.append(microseconds(call))
-                print(f"{name:20}{keyrings:10}{times[0]:12.2f}{times[1]:10.2f}")
-    return 0
+                    times.append(microseconds(call, 1 if options.quick else REPEATS))
+                table.append((name, keyrings, *times))
+                print(f"{name:24}{keyrings:10}{times[0]:12.2f}{times[1]:10.2f}")
+    figures.data["table"] = table
+    figures.write()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,94 +1,140 @@
-"""What one lock and unlock costs, side by side in one run, on a stand-in without latency.
+"""What one lock and unlock costs where the device takes no time: beside threading.Lock, a Cython class of
+ten lines, ctypes and cffi; and with a timeout.
 
-Prints nanoseconds per round and, with the empty loop subtracted, the ratio of `with slot:` to each
-of the others. All but the last are measured on a thread that is not the main one, which makes the
-device calls itself; the main thread leaves the lock call to a worker, so that signals are handled
-while it lasts. Run it on an otherwise idle machine: python benchmarks/lock_pair.py
+The client library's lock and unlock do nothing (nothing.c), so that what is measured is the caller.
+A thread that is not the main one makes these calls itself; the main thread leaves the lock call to a
+worker, so that signals are handled while it lasts. Each is measured in several processes, by pyperf: what
+a pair costs also depends on where things lie in memory, which differs from process to process.
+
+Run it on an otherwise idle machine: python benchmarks/lock_pair.py
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import os
-import platform
-import sys
+import functools
+import itertools
+import statistics
 import threading
 import timeit
+from collections.abc import Callable
+from typing import Any
 
-from luna_ext.stub import STATE_VARIABLE, Cluster, library_path
+import measuring
+import pyperf
+
+import luna_ext
 
 SLOT = 1
+ROUNDS = 7
 
 
-class CtypesLock:
-    """What one would write by hand: the two calls through ctypes, in a context manager."""
+class ByHand:
+    """What one would write: the two calls, in a context manager."""
 
-    def __init__(self, slot_id: int) -> None:
-        client = ctypes.CDLL(library_path())
-        self._lock = client.CA_LockClusteredSlot
-        self._unlock = client.CA_UnlockClusteredSlot
-        for function in (self._lock, self._unlock):
-            function.argtypes = [ctypes.c_ulong]
-            function.restype = ctypes.c_ulong
-        self._slot_id = slot_id
+    def __init__(self, lock: Callable[[int], int], unlock: Callable[[int], int]) -> None:
+        self._lock = lock
+        self._unlock = unlock
 
-    def __enter__(self) -> CtypesLock:
-        if rv := self._lock(self._slot_id):
-            raise RuntimeError(f"CA_LockClusteredSlot: 0x{rv:X}")
+    def __enter__(self) -> ByHand:
+        if rv := self._lock(SLOT):
+            raise RuntimeError(f"{measuring.LOCK}: 0x{rv:X}")
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if rv := self._unlock(self._slot_id):
-            raise RuntimeError(f"CA_UnlockClusteredSlot: 0x{rv:X}")
+        if rv := self._unlock(SLOT):
+            raise RuntimeError(f"{measuring.UNLOCK}: 0x{rv:X}")
 
 
-def nanoseconds(statement: str, lock: object, rounds: int, repeats: int) -> float:
-    """The best of several repeats: any disturbance only makes a repeat longer."""
-    times = timeit.repeat(statement, globals={"lock": lock}, number=rounds, repeat=repeats)
-    return min(times) / rounds * 1e9
+def ctypes_lock() -> ByHand:
+    import ctypes
+
+    client = ctypes.CDLL(str(measuring.build_nothing()))
+    functions = client.CA_LockClusteredSlot, client.CA_UnlockClusteredSlot
+    for function in functions:
+        function.argtypes = [ctypes.c_ulong]
+        function.restype = ctypes.c_ulong
+    return ByHand(*functions)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200_000)
-    parser.add_argument("--repeats", type=int, default=15)
-    options = parser.parse_args()
+def cffi_lock() -> ByHand:
+    import cffi
 
-    with Cluster() as cluster, cluster.library() as luna:
-        assert os.environ[STATE_VARIABLE] == cluster.path
-        cluster.switch("log", "off")  # an HSM keeps its log elsewhere
-        cases = {
-            "empty loop": ("pass", None),
-            "with threading.Lock()": ("with lock: pass", threading.Lock()),
-            "with slot:": ("with lock: pass", luna.slot(SLOT)),
-            "ctypes by hand": ("with lock: pass", CtypesLock(SLOT)),
-        }
-        best: dict[str, float] = {}
+    declarations = cffi.FFI()
+    for name in (measuring.LOCK, measuring.UNLOCK):
+        declarations.cdef(f"unsigned long {name}(unsigned long);")
+    client = declarations.dlopen(str(measuring.build_nothing()))
+    return ByHand(client.CA_LockClusteredSlot, client.CA_UnlockClusteredSlot)
 
-        def measure() -> None:
-            # In turns, so that a slow moment of the machine does not fall on one of them alone.
-            for _ in range(3):
-                for name, (statement, lock) in cases.items():
-                    time = nanoseconds(statement, lock, options.rounds, options.repeats // 3)
-                    best[name] = min(time, best.get(name, time))
 
-        thread = threading.Thread(target=measure)
-        thread.start()
-        thread.join()
-        on_main = nanoseconds("with lock: pass", luna.slot(SLOT), options.rounds // 50, 3)
+WITH = "with lock: pass"
+# The statement, and what makes its lock.
+CASES: dict[str, tuple[str, Callable[[luna_ext.Library], Any]]] = {
+    "empty loop": ("pass", lambda luna: None),
+    "Lock": (WITH, lambda luna: threading.Lock()),
+    "slot": (WITH, lambda luna: luna.slot(SLOT)),
+    "ten lines": (WITH, lambda luna: measuring.build_ten_lines().TenLines(SLOT)),
+    "ctypes": (WITH, lambda luna: ctypes_lock()),
+    "cffi": (WITH, lambda luna: cffi_lock()),
+    "timed": ("with lock(timeout=5): pass", lambda luna: luna.slot(SLOT).lock),
+}
+OTHERS = ("Lock", "ten lines", "ctypes", "cffi")
+ON_MAIN = ("empty loop", "Lock", "slot")
+A_WORKER_CALLS = {("timed", False), ("slot", True)}
 
-    empty = best["empty loop"]
-    slot = best["with slot:"] - empty
-    print(f"CPython {platform.python_version()} on {platform.machine()}, {options.rounds} rounds")
-    print(f"{'':24}{'ns/round':>10}{'net':>10}{'slot is':>12}")
-    for name, time in best.items():
-        net = time - empty
-        times = f"{slot / net:.2f} times" if net > 0 else ""
-        print(f"{name:24}{time:10.1f}{net:10.1f}{times:>12}")
-    print(f"{'with slot:, main thread':24}{on_main:10.1f}{on_main - empty:10.1f}")
-    return 0
+
+def seconds(loops: int, case: str, on_main: bool) -> float:
+    statement, make_lock = CASES[case]
+    with measuring.nothing() as luna:
+        time = timeit.Timer(statement, globals={"lock": make_lock(luna)}).timeit
+        return time(loops) if on_main else measuring.on_a_thread(time, loops)
+
+
+def main() -> None:
+    runner = pyperf.Runner(
+        processes=1,
+        warmups=1,
+        values=3,
+        add_cmdline_args=lambda command, options: command.extend(["--quick"] * options.quick),
+    )
+    runner.argparser.description = __doc__
+    runner.argparser.formatter_class = argparse.RawDescriptionHelpFormatter
+    measuring.add_options(runner.argparser)
+    options = runner.parse_args()
+    options.quiet = True
+    if options.quick:
+        options.values, options.warmups = 1, 0
+    # pyperf runs this script once more in each of its processes, which measures one case.
+    figures = None if options.worker else measuring.Figures("lock_pair", options)
+    number = itertools.count(1)
+
+    def in_new_process(case: str, on_main: bool) -> float:
+        """Seconds of a turn of the loop."""
+        options.loops = 2_000 if (case, on_main) in A_WORKER_CALLS else 100_000
+        if options.quick:
+            options.loops //= 100
+        # pyperf wants no name twice.
+        name = f"{next(number)}: {case} on {'the main' if on_main else 'another'} thread"
+        result = runner.bench_time_func(name, seconds, case, on_main)
+        return 0 if options.worker else statistics.median(result.get_values())
+
+    cases = [*((case, False) for case in CASES), *((case, True) for case in ON_MAIN)]
+    measures = {case: functools.partial(in_new_process, *case) for case in cases}
+    times = measuring.in_turns(measures, 1 if options.quick else ROUNDS)
+    if figures is None:
+        return
+
+    def net(case: str, on_main: bool = False) -> list[float]:
+        pairs = zip(times[case, on_main], times["empty loop", on_main], strict=True)
+        return [time - empty for time, empty in pairs]
+
+    figures.add("pair", statistics.median(net("slot")))
+    for other in OTHERS:
+        figures.add(f"pair/{other}", measuring.ratio(net("slot"), net(other)))
+    figures.add("main pair/Lock", measuring.ratio(net("slot", True), net("Lock", True)))
+    figures.add("timed lock", statistics.median(net("timed")))
+    figures.write()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

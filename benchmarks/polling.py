@@ -3,7 +3,8 @@
 On a stand-in that answers an error to a lock call while another process holds the lock, so many processes
 want one slot again and again, and hold it for so long. In each line: how often it was locked, against what
 one process alone could do with the same holds; the process that got it least often, against the mean; the
-longest wait; and the device calls of the process that made most, in a second.
+longest wait; and the device calls of the process that made most, in a second. Then the device calls of a
+process of which 16 threads wait while another process holds the slot.
 
 Above that, the same in a simulation, for the rules as they are and for pauses from 10 ms to a limit that
 doubles up to 250 ms: a minute of each, in which a process that has just unlocked competes with those that
@@ -13,6 +14,7 @@ sleep. Run it on an otherwise idle machine: python benchmarks/polling.py
 from __future__ import annotations
 
 import argparse
+import contextlib
 import heapq
 import itertools
 import json
@@ -20,15 +22,23 @@ import random
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import measuring
+
+import luna_ext
 from luna_ext.stub import Cluster
 
 LATENCY = 0.001
 """Seconds of a device call."""
-ROUNDS = 5
+ROUNDS = 7
+HOLD = 0.005
+WAITERS = 16
+SIMULATED = ((2, HOLD), (8, HOLD), (8, 0.1), (64, HOLD))
+"""So many processes, and for how long each holds the lock."""
 
 # As in luna_ext/_mutex/queue.pyx.
 POLL_PAUSE, LEAST_POLL_PAUSE, POLL_SHRINKS = 0.050, 0.021, 8.0
@@ -135,51 +145,82 @@ def simulate(rules: Rules, processes: int, hold: float, seconds: float, seed: in
     )
 
 
-PROGRAM = """
-import json, sys, time
-from luna_ext.stub import Cluster
-path, hold, seconds = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
-with Cluster(path).library(contention="poll") as luna:
-    slot, waits = luna.slot(1), []
-    slot.token_info
-    print("ready", flush=True)
-    sys.stdin.readline()
-    end = time.monotonic() + seconds
-    # Not on the main thread, where a worker makes the calls.
-    def work():
-        while (asked := time.monotonic()) < end:
-            with slot:
-                waits.append(time.monotonic() - asked)
-                time.sleep(hold)
-    import threading
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
+@contextlib.contextmanager
+def device() -> Iterator[Cluster]:
+    with measuring.cluster(keyrings=1, pair=2 * LATENCY) as cluster:
+        cluster.switch("contention", "error")
+        yield cluster
+
+
+def device_calls(luna: luna_ext.Library) -> int:
     stats = luna.stats()
-    calls = sum(stats[name].calls for name in stats if name.startswith("CA_"))
-print(json.dumps([waits, calls]))
-"""
+    return sum(stats[name].calls for name in stats if name.startswith("CA_"))
+
+
+def lock_again_and_again(path: str, hold: float, seconds: float) -> None:
+    """Prints the waits and the device calls."""
+    with Cluster(path).library(contention="poll") as luna:
+        slot = luna.slot(1)
+        waits: list[float] = []
+        be_ready(slot)
+        end = time.monotonic() + seconds
+
+        def work() -> None:
+            while (asked := time.monotonic()) < end:
+                with slot:
+                    waits.append(time.monotonic() - asked)
+                    time.sleep(hold)
+
+        # Not on the main thread, where a worker makes the calls.
+        measuring.on_a_thread(work)
+        print(json.dumps([waits, device_calls(luna)]))
+
+
+def wait_on_threads(path: str, threads: int, seconds: float) -> None:
+    """Prints the device calls while other code holds the slot."""
+    with Cluster(path).library(contention="poll") as luna:
+        slot = luna.slot(1)
+
+        def work() -> None:
+            with slot:
+                pass
+
+        be_ready(slot)
+        waiting = [threading.Thread(target=work) for _ in range(threads)]
+        for thread in waiting:
+            thread.start()
+        time.sleep(seconds)
+        print(device_calls(luna), flush=True)
+        for thread in waiting:
+            thread.join()
+
+
+def be_ready(slot: luna_ext.ClusterSlot) -> None:
+    """The first call of a process takes longer: it is made before all begin."""
+    print(slot.token_info.label, flush=True)
+    sys.stdin.readline()
+
+
+def start(*work: object) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "--work", *map(str, work)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def begin(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("begin\n")
+    process.stdin.flush()
 
 
 def run(processes: int, hold: float, seconds: float) -> Outcome:
-    with Cluster(keyrings=1) as cluster:
-        cluster.switch("contention", "error")
-        cluster.switch("log", "off")
-        cluster.latency(LATENCY, "CA_LockClusteredSlot")
-        cluster.latency(LATENCY, "CA_UnlockClusteredSlot")
-        command = [sys.executable, "-c", PROGRAM, cluster.path, str(hold), str(seconds)]
-        started = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for _ in range(processes)
-        ]
+    with device() as cluster:
+        started = [start("lock", cluster.path, hold, seconds) for _ in range(processes)]
         for one in started:
-            assert one.stdout is not None
-            one.stdout.readline()
-        for one in started:
-            assert one.stdin is not None
-            one.stdin.write("\n")
-            one.stdin.flush()
-        ends = [json.loads(one.communicate()[0].splitlines()[-1]) for one in started]
+            begin(one)
+        ends = [json.loads(one.communicate()[0]) for one in started]
     got = [len(waits) for waits, _ in ends]
     return Outcome(
         sum(got) * (hold + 2 * LATENCY) / seconds,
@@ -189,28 +230,63 @@ def run(processes: int, hold: float, seconds: float) -> Outcome:
     )
 
 
+def calls_of_waiters(threads: int, seconds: float) -> float:
+    """In a second."""
+    with device() as cluster, cluster.library(contention="poll") as luna:
+        with luna.slot(1):
+            waiting = start("wait", cluster.path, threads, seconds)
+            begin(waiting)
+            assert waiting.stdout is not None
+            calls = int(waiting.stdout.readline())
+        waiting.communicate()
+    return calls / seconds
+
+
 def median(outcomes: list[Outcome]) -> Outcome:
     return Outcome(*(statistics.median(values) for values in zip(*outcomes, strict=True)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = measuring.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each line on the stand-in")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.work:
+        what, path, number, seconds = options.work
+        if what == "lock":
+            lock_again_and_again(path, float(number), float(seconds))
+        else:
+            wait_on_threads(path, int(number), float(seconds))
+        return
+    figures = measuring.Figures("polling", options)
+    if options.quick:
+        options.seconds, options.rounds = 0.2, 1
+    table: list[tuple[str, Outcome]] = []
+
+    def add(what: str, outcome: Outcome) -> None:
+        table.append((what, outcome))
+        print(f"{what:38}{outcome}", flush=True)
+
     print(HEAD)
     for name, rules in (("doubling pauses", DOUBLING), ("as it is", AS_THEY_ARE)):
-        for processes, hold in ((2, 0.005), (8, 0.005), (8, 0.1), (64, 0.005)):
-            outcome = median([simulate(rules, processes, hold, 60, seed) for seed in range(3)])
-            print(
-                f"simulated, {name:16} {processes:2} x {hold * 1000:3.0f} ms{outcome}", flush=True
-            )
+        for processes, hold in SIMULATED:
+            seconds, seeds = (2, 1) if options.quick else (60, 3)
+            outcomes = [simulate(rules, processes, hold, seconds, seed) for seed in range(seeds)]
+            add(f"simulated, {name}, {processes} x {hold * 1000:.0f} ms", median(outcomes))
     for processes in (1, 2, 8):
-        outcomes = [run(processes, 0.005, options.seconds) for _ in range(options.rounds)]
-        print(f"on the stand-in {'':12} {processes:2} x   5 ms{median(outcomes)}", flush=True)
+        outcomes = [run(processes, HOLD, options.seconds) for _ in range(options.rounds)]
+        outcome = median(outcomes)
+        add(f"on the stand-in, {processes} x {HOLD * 1000:.0f} ms", outcome)
+        if processes > 1:
+            figures.add(f"poll {processes} throughput", outcome.throughput)
+            figures.add(f"poll {processes} share", outcome.least_share)
+            figures.add(f"poll {processes} wait", outcome.longest_wait)
+    calls = [calls_of_waiters(WAITERS, options.seconds / 2) for _ in range(options.rounds)]
+    figures.add("poll calls", statistics.median(calls))
+    figures.data["table"] = table
+    figures.write()
 
 
 if __name__ == "__main__":
-    began = time.monotonic()
     main()
-    print(f"{time.monotonic() - began:.0f} s")

@@ -84,7 +84,10 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--work", nargs=2, metavar=("STATE", "MARKS"), help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="a moment, to see that it runs")
     options = parser.parse_args()
+    if options.quick:
+        options.processes, options.threads, options.tokens, options.seconds = 2, 2, 2, 0.5
     if options.work:
         path, marks = options.work
         print(*work(path, options.tokens, options.threads, options.seconds, marks))

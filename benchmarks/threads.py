@@ -1,22 +1,31 @@
-"""How many locks and unlocks more threads make than one, each on a slot of its own, on a stand-in without
-latency. Without the GIL that should grow with the processors; with the GIL it cannot.
+"""How many locks and unlocks more threads make than one, each on a slot of its own, where the device takes
+no time: without the GIL that should grow with the processors. And a pair of one thread, against that of an
+interpreter with the GIL.
 
-PYTHON_GIL=0 python3.13t benchmarks/threads.py
+The first is measured by an interpreter without the GIL, the second by this one as well. By default that is
+the one of `make freethreaded`, if there is one: python benchmarks/threads.py --freethreaded python3.13t
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import functools
+import shutil
+import subprocess
 import sys
 import threading
 import time
+import timeit
+
+import measuring
 
 import luna_ext
-from luna_ext.stub import Cluster
 
+FREETHREADED = measuring.HERE.parent / "build" / "freethreaded" / "venv" / "bin" / "python"
+THREADS = 8
+ROUNDS, SECONDS, QUICK_SECONDS = 7, 0.7, 0.02
 # So many between two looks at the clock, which threads would share.
-ROUND = 2000
+PAIRS = 2000
 
 
 def pairs_per_second(slots: list[luna_ext.ClusterSlot], seconds: float) -> float:
@@ -29,10 +38,10 @@ def pairs_per_second(slots: list[luna_ext.ClusterSlot], seconds: float) -> float
         start.wait()
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
-            for _ in range(ROUND):
+            for _ in range(PAIRS):
                 with slot:
                     pass
-            pairs += ROUND
+            pairs += PAIRS
         counts[index] = pairs
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(len(slots))]
@@ -45,27 +54,54 @@ def pairs_per_second(slots: list[luna_ext.ClusterSlot], seconds: float) -> float
     return sum(counts) / (time.perf_counter() - began)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=4)
-    options = parser.parse_args()
+def work(threads: int, seconds: float) -> float:
+    """Pairs a second of all threads, without what the loop takes of each."""
+    empty = timeit.timeit("pass", number=100 * PAIRS) / (100 * PAIRS)
+    with measuring.nothing() as luna:
+        rate = pairs_per_second([luna.slot(1 + index) for index in range(threads)], seconds)
+        return threads / (threads / rate - empty)
 
-    with_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
-    print(f"{'with' if with_gil else 'without'} the GIL, {os.cpu_count()} processors")
-    with Cluster(keyrings=options.threads) as cluster, cluster.library() as luna:
-        cluster.switch("log", "off")  # an HSM keeps its log elsewhere
-        slots = luna.slots()
-        for _ in range(options.rounds):
-            one = pairs_per_second(slots[:1], options.seconds)
-            all_together = pairs_per_second(slots, options.seconds)
-            print(
-                f"1 thread: {one:10,.0f} pairs/s   {options.threads} threads: "
-                f"{all_together:10,.0f} pairs/s   {all_together / one:.2f} x"
-            )
-    return 0
+
+def in_new_process(python: str, threads: int, seconds: float) -> float:
+    command = [python, __file__, "--work", str(threads), str(seconds)]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def without_gil(python: str) -> bool:
+    program = "import sys, luna_ext; print(getattr(sys, '_is_gil_enabled', lambda: True)())"
+    done = subprocess.run([python, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout == "False\n"
+
+
+def main() -> None:
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--freethreaded", metavar="PYTHON", default=str(FREETHREADED))
+    parser.add_argument("--work", nargs=2, metavar=("THREADS", "SECONDS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        print(work(int(options.work[0]), float(options.work[1])))
+        return
+    figures = measuring.Figures("threads", options)
+    python = shutil.which(options.freethreaded)
+    rounds, seconds = (1, QUICK_SECONDS) if options.quick else (ROUNDS, SECONDS)
+    measuring.build_nothing()
+    if python is None:
+        figures.skip("there is no interpreter without the GIL; `make freethreaded` makes one")
+    elif not without_gil(python):
+        figures.skip(f"{options.freethreaded} runs with the GIL")
+    else:
+        rates = measuring.in_turns(
+            {
+                "one": functools.partial(in_new_process, python, 1, seconds),
+                "all": functools.partial(in_new_process, python, THREADS, seconds),
+                "with the GIL": functools.partial(in_new_process, sys.executable, 1, seconds),
+            },
+            rounds,
+        )
+        figures.add("without the GIL", measuring.ratio(rates["all"], rates["one"]))
+        figures.add("without the GIL/with", measuring.ratio(rates["with the GIL"], rates["one"]))
+    figures.write()
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()
