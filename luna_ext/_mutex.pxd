@@ -221,7 +221,7 @@ cdef class SlotMutex:
     cdef int back                    # a mark: the lock call has its answer, heard or not
     cdef int is_unassigned           # whether a claim holds it, and has not assigned its token
     cdef uint64_t held_since         # luna_ticks() when the device granted the lock
-    cdef uint64_t alive_at           # luna_ticks() when the canary was last seen at the end of a hold
+    cdef uint64_t alive_at           # luna_ticks() when the canary was last seen before a handover
     cdef Locks locks                 # of the client, for all its slots
     cdef Client client               # makes the device calls
     cdef readonly CK_SLOT_ID slot_id
@@ -253,9 +253,8 @@ cdef class SlotMutex:
         self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
     ) except -1
     cdef int leave_unassigned(self) noexcept
-    cdef CK_RV take_off(
-        self, bint after_a_moment, uint64_t generation, double handover, Leave *due
-    ) noexcept
+    cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation) noexcept
+    cdef CK_RV hand_over(self, uint64_t generation, Share share, Leave *due) noexcept
     cdef int give_back(self, uint64_t hold) noexcept
     cdef int pass_turn(self) noexcept
 
@@ -300,7 +299,7 @@ cdef class SlotMutex:
     cdef bint _fail_without_thread(self) noexcept
     cdef int _wait_a_moment(self) noexcept
     cdef int _lock_for_waiters(self, bint trial) except -1
-    cdef bint _hand_over(self, uint64_t generation, double handover) noexcept
+    cdef bint _hand_to_first(self) noexcept
     cdef bint _make_trial(self) noexcept
     cdef int _tell_late(self, CK_RV rv) except -1
     cdef int _note_doubt(self) noexcept

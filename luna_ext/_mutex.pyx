@@ -43,7 +43,6 @@ from luna_ext._device cimport (
     CA_UnlockClusteredSlot_t,
     ALIVE,
     GONE,
-    NO_CANARY,
     Client,
     Life,
     PyErr_CheckSignals,

@@ -168,9 +168,11 @@ cdef class Departure:
     def finish(self):
         """On a worker: make the unlock call, or hand over."""
         cdef Leave due = self.due
-        self.rv = self.mutex.take_off(
-            due == UNLOCK_DUE_LATER, seen(&self.mutex.record).generation, self.share.handover, &due
-        )
+        cdef uint64_t generation = seen(&self.mutex.record).generation
+        if self.share.handover != 0:
+            self.rv = self.mutex.hand_over(generation, self.share, &due)
+        else:
+            self.rv = self.mutex.take_off(due == UNLOCK_DUE_LATER, generation)
         try:
             if due == HANDED_OVER:
                 tell_handed_over(self.mutex.slot_id)

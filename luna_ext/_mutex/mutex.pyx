@@ -477,7 +477,7 @@ cdef class SlotMutex:
                     self.give_back(hold)
                 return 0
             if verdict == UNWANTED:
-                self._tell_late(self.take_off(False, generation, 0, NULL))
+                self._tell_late(self.take_off(False, generation))
                 return 0
             if verdict == IGNORED:
                 self._note_doubt()
@@ -527,7 +527,9 @@ cdef class SlotMutex:
             &self.record, number, 0, share.number, generation, &self.locks.kind, loss
         )
         if due[0] == UNLOCK_DUE or due[0] == UNLOCK_DUE_LATER:
-            return self.take_off(due[0] == UNLOCK_DUE_LATER, generation, share.handover, due)
+            if share.handover != 0:
+                return self.hand_over(generation, share, due)
+            return self.take_off(due[0] == UNLOCK_DUE_LATER, generation)
         if due[0] == LOST:
             self.pass_turn()
         return CKR_OK
@@ -591,25 +593,15 @@ cdef class SlotMutex:
             raise lost_error(self.slot_id, "its library was closed")
         raise self._unlock_error(rv)
 
-    cdef CK_RV take_off(
-        self, bint after_a_moment, uint64_t generation, double handover, Leave *due
-    ) noexcept:
-        """Make the unlock call that is due, and pass the turn. Returns the device's answer.
-
-        With a `handover`, the lock may be handed over instead; `due` becomes HANDED_OVER then.
-        """
+    cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation) noexcept:
+        """Make the unlock call that is due, and pass the turn. Returns the device's answer."""
         cdef CK_RV rv = CKR_OK
         cdef Deadline deadline
         cdef Backoff backoff
         cdef double pause
         cdef PyObject *client = <PyObject *> self.client
         cdef uint64_t now = luna_ticks(self.client.tick)
-        cdef bint was_long = (
-            now - self.held_since > self.locks.long_hold
-            # Where it was handed over, an earlier holder's release may have asked.
-            and now - self.alive_at > self.locks.long_hold
-        )
-        cdef Life life = NO_CANARY
+        cdef bint was_long = is_long_hold(self, now)
         cdef bint unassigned
         if luna_shared_get(&self.locks.kind) == UNKNOWN and (
             after_a_moment
@@ -618,25 +610,14 @@ cdef class SlotMutex:
         ):
             self._wait_a_moment()
             now = 0
-        if was_long and self.generation() == generation:
+        if was_long:
             now = 0
-            life = self.locks.look_at_canary()
-            if life == ALIVE:
-                self.alive_at = luna_ticks(self.client.tick)
-        if life == GONE:
-            # Finalised by other code, and another process may have the lock by now.
-            rv = CKR_SESSION_HANDLE_INVALID
-        elif self.generation() != generation:
+        if self.generation() != generation:
             # Finalised meanwhile, and the lock dropped with it.
             pass
-        elif (
-            handover != 0
-            # Only what is certainly on.
-            and (life == ALIVE or not was_long)
-            and self._hand_over(generation, handover)
-        ):
-            due[0] = HANDED_OVER
-            return CKR_OK
+        elif was_long and self.locks.is_finalised():
+            # By other code, and another process may have the lock by now.
+            rv = CKR_SESSION_HANDLE_INVALID
         elif not unlock_slot(<Client> client, self.slot_id, &rv, &now):
             rv = CKR_CRYPTOKI_NOT_INITIALIZED
         elif rv != CKR_OK and says_busy(rv):
@@ -662,13 +643,33 @@ cdef class SlotMutex:
             self.leave_unassigned()
         return rv
 
-    cdef bint _hand_over(self, uint64_t generation, double handover) noexcept:
-        """If the device has granted the lock less than `handover` seconds ago, the next waiter gets it."""
+    cdef CK_RV hand_over(self, uint64_t generation, Share share, Leave *due) noexcept:
+        """In place of the unlock call that is due, give the lock to the next waiter: within the Library's
+        `handover` seconds after the device has granted it, and only if it is certainly on. `due` is
+        HANDED_OVER then; else take_off() is called.
+        """
+        cdef CK_RV rv
+        cdef Life life = ALIVE
+        if is_long_hold(self, luna_ticks(self.client.tick)):
+            life = self.locks.look_at_canary()
+            if life == ALIVE:
+                self.alive_at = luna_ticks(self.client.tick)
+        if (
+            life == ALIVE
+            and 1e-9 * luna_since(self.held_since, self.client.tick) < share.handover
+            and self._hand_to_first()
+        ):
+            due[0] = HANDED_OVER
+            return CKR_OK
+        rv = self.take_off(due[0] == UNLOCK_DUE_LATER, generation)
+        # Then no unlock call was made, for this is another generation.
+        return CKR_SESSION_HANDLE_INVALID if life == GONE else rv
+
+    cdef bint _hand_to_first(self) noexcept:
+        """Give the lock to the first waiter, if there is one, and wake it."""
         cdef Seat *seat = NULL
         cdef PyObject *waiter
-        if 1e-9 * luna_since(self.held_since, self.client.tick) >= handover:
-            return False
-        if not hand_over(&self.record, generation, &self.client.state, &seat):
+        if not hand_over(&self.record, &self.client.generation, &self.client.state, &seat):
             return False
         waiter = <PyObject *> seat.waiter
         # A task is woken by Python code, in which signal handlers would run on the main thread.
@@ -1090,7 +1091,7 @@ cdef class SlotMutex:
             event.set()
             tell_of_loss(self, hold, told)
         if due == UNLOCK_DUE or due == UNLOCK_DUE_LATER:
-            self._tell_late(self.take_off(due == UNLOCK_DUE_LATER, generation, 0, NULL))
+            self._tell_late(self.take_off(due == UNLOCK_DUE_LATER, generation))
         elif due == LOST:
             self.pass_turn()
         return 0
@@ -1158,6 +1159,16 @@ def warn_of_lock(Waiter waiter not None, SlotMutex mutex not None):
     warn_of_wait(&waiter.wait, mutex.slot_id, mutex.describe_holder())
 
 
+cdef inline bint is_long_hold(SlotMutex mutex, uint64_t now) noexcept:
+    """Whether the canary is to be asked before the unlock: nothing has shown for long that the lock is on.
+    Where locks are handed over, an earlier holder's end may have asked.
+    """
+    return (
+        now - mutex.held_since > mutex.locks.long_hold
+        and now - mutex.alive_at > mutex.locks.long_hold
+    )
+
+
 cdef int deliver(object waiter) noexcept:
     """Wake the waiter that a lock was handed over to; it is out of the queue."""
     cdef Waiter self = <Waiter> waiter
@@ -1198,7 +1209,7 @@ cdef int tell_of_doubt(object mutex) noexcept:
 cdef int unlock_late(object mutex) noexcept:
     cdef SlotMutex self = <SlotMutex> mutex
     cdef Record now = seen(&self.record)
-    self._tell_late(self.take_off(now.calling, now.generation, 0, NULL))
+    self._tell_late(self.take_off(now.calling, now.generation))
     return 0
 
 

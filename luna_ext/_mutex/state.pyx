@@ -413,11 +413,11 @@ cdef Leave begin_leave(
 
 
 cdef bint hand_over(
-    Record *record, uint64_t generation, int *state, Seat **seat
+    Record *record, uint64_t *generation, int *state, Seat **seat
 ) noexcept nogil:
     """The unlock that is due, and not sent, is not made: the first waiter, which is `seat` then and out
     of the queue, holds the lock that the device still has. False if there is no waiter, or if anything
-    else goes on at this slot or with its client, of which `state` is the State.
+    else goes on at this slot or with its client, whose generation and State are given.
     """
     cdef bint done
     luna_guard_lock(&record.guard)
@@ -428,14 +428,16 @@ cdef bint hand_over(
         and record.owner == 0
         # A thread that makes a lock call, which a claim has crossed, was there before the waiters.
         and not record.turn
-        and record.generation == generation
-        # The exit, a reconnection and a close() look for holders after they have changed it.
+        # What changes these two, such as a loss or the exit, looks for holders afterwards.
+        and record.generation == luna_shared_get64(generation)
         and luna_shared_get(state) == READY
     )
     if done:
         seat[0] = record.first
         record.leaving = 0
-        own(record, record.first.number, record.first.home, record.first.share, generation)
+        own(
+            record, record.first.number, record.first.home, record.first.share, record.generation
+        )
         record.first.hold = record.hold
         unlink(record, record.first, GRANTED)
         record.handed_over += 1
