@@ -87,12 +87,6 @@ def main() -> None:
     curves: dict[str, list[tuple[int, float]]] = {"without": [], "handover": []}
     seconds = 0.05 if options.quick else SECONDS
     with measuring.cluster(keyrings=1, pair=PAIR_SECONDS) as cluster:
-        try:
-            cluster.library(handover=HANDOVER_SECONDS).close()
-        except TypeError:
-            figures.skip("this Library has no handover")
-            figures.write()
-            return
         for threads in THREADS:
             rounds = ROUNDS if threads == TARGET_THREADS else ROUNDS_OF_A_POINT
             rates = measuring.in_turns(
