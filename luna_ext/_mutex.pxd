@@ -216,7 +216,7 @@ cdef class SlotMutex:
     cdef Record record
     cdef int back                    # a mark: the lock call has its answer, heard or not
     cdef int is_unassigned           # whether a claim holds it, and has not assigned its token
-    cdef uint64_t held_since         # luna_ticks() when the present hold was granted
+    cdef uint64_t held_since         # luna_coarse_nanoseconds() when the present hold was granted
     cdef Locks locks                 # of the client, for all its slots
     cdef Client client               # makes the device calls
     cdef readonly CK_SLOT_ID slot_id
@@ -338,7 +338,6 @@ cdef class Locks:
     cdef int in_doubt                   # whether a slot was in doubt when that was last looked at
     cdef int given_up                   # claims at the device that no thread or task waits for
     cdef bint looking_after             # whether a worker looks for servers that are stuck
-    cdef uint64_t long_hold             # in luna_ticks(): a hold after which the canary is asked
     cdef CK_RV no_canary                # why there is no canary, until that is told; or CKR_OK
     cdef bint publishes                 # whether a thread writes the files for `luna-ext watch`
 

@@ -49,10 +49,11 @@ class PrometheusCollector(Collector):
 
     luna_ext_call_duration_seconds
         A histogram in seconds, its limits powers of two nanoseconds; its _count is the number of calls.
+        Calls of less than 16 microseconds are sampled: see FunctionStats.
     luna_ext_call_errors_total
         Calls that answered an error, with its name as the label ``code``.
     luna_ext_call_duration_seconds_max
-        Seconds of the longest call so far.
+        Seconds of the longest call so far that was timed.
 
     Each forked worker has counters of its own, and prometheus_client's multiprocess mode does not add
     up what collectors give. Let Prometheus scrape each worker.

@@ -516,7 +516,8 @@ cdef class Library:
         -------
         dict of str to FunctionStats
             By the name of the C function; only those that were called. Does not ask the device, and
-            counts the calls of all Library objects on the same client library.
+            counts the calls of all Library objects on the same client library. The times of calls that
+            take less than 16 microseconds are sampled.
         """
         return self.client.stats()
 

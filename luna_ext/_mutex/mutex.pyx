@@ -5,8 +5,8 @@
 # done here: per slot there is one holder, at most one lock call on its way to the device, and a
 # queue.
 
-# After a hold of this length the canary is asked before the unlock: one round trip more, a 25th of the
-# hold at most where that takes a millisecond.
+# After a hold of this length, give or take a tick of the coarse clock, the canary is asked before the
+# unlock: one round trip more, some 25th of the hold at most where that takes a millisecond.
 cdef uint64_t LONG_HOLD_NANOSECONDS = 25000000
 # How long an unlock call is repeated while the device answers that it is busy.
 cdef double BUSY_SECONDS = 2.0
@@ -248,7 +248,7 @@ cdef class SlotMutex:
             if kind != luna_shared_get(&self.locks.kind):
                 self.locks.learn(luna_shared_get(&self.locks.kind))
             if verdict == OWNED:
-                self.held_since = now
+                self.held_since = now + nanoseconds
                 note_grant(&self.contention)
                 break
             if verdict == IGNORED:
@@ -468,7 +468,7 @@ cdef class SlotMutex:
             if kind != luna_shared_get(&self.locks.kind):
                 self.locks.learn(luna_shared_get(&self.locks.kind))
             if verdict == OWNED:
-                self.held_since = now
+                self.held_since = now + nanoseconds
                 note_grant(&self.contention)
                 hold = seat.hold
                 if not wake_unlinked(seat, None):
@@ -593,8 +593,8 @@ cdef class SlotMutex:
         cdef Backoff backoff
         cdef double pause
         cdef PyObject *client = <PyObject *> self.client
-        cdef uint64_t now = luna_ticks(self.client.tick)
-        cdef bint was_long = now - self.held_since > self.locks.long_hold
+        cdef uint64_t now = luna_coarse_nanoseconds()
+        cdef bint was_long = now > self.held_since + LONG_HOLD_NANOSECONDS
         cdef bint unassigned
         if luna_shared_get(&self.locks.kind) == UNKNOWN and (
             after_a_moment

@@ -9,6 +9,8 @@ cdef object DEBUG = logging.DEBUG
 # The logger's own cache of enabled levels, which logging empties when a level changes. If a logger has
 # none, it is asked each time.
 cdef dict levels = getattr(log, "_cache", {})
+cdef luna_watch level_watch
+luna_begin_watch(&level_watch, levels, DEBUG)
 
 LOCK = "CA_LockClusteredSlot"
 UNLOCK = "CA_UnlockClusteredSlot"
@@ -27,7 +29,7 @@ cdef tuple LOSSES = (
 
 cdef bint debug_may_be_on() noexcept:
     """Whether DEBUG records may be wanted; the logger is not asked, so no Python code runs."""
-    return PyDict_GetItemWithError(<PyObject *> levels, <PyObject *> DEBUG) != Py_False
+    return luna_watched(&level_watch) != Py_False
 
 
 cdef bint debug_is_on() except -1:
