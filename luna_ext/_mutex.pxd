@@ -241,6 +241,9 @@ cdef class SlotMutex:
 
     cdef int release(self, uint64_t number, Share share) except -1
     cdef CK_RV begin_release(self, uint64_t number, uint64_t share, Leave *due, Loss *loss) noexcept
+    cdef uint64_t begin_release_here(
+        self, uint64_t share, Leave *due, Loss *loss, CK_RV *rv, double *began
+    ) except 0
     cdef int judge_release(
         self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
     ) except -1
@@ -382,7 +385,7 @@ cdef double next_pause(Backoff *backoff) noexcept nogil
 cdef double poll_pause(double waited) noexcept nogil
 
 cdef int sit_out(Waiter waiter, Wait *wait, Deadline deadline, object warn) except -1
-cdef int begin_wait(Wait *wait, bint by_device_call) except -1
+cdef int begin_wait(Wait *wait) except -1
 cdef int end_wait(Wait *wait, CK_SLOT_ID slot_id) except -1
 cdef int warn_of_wait(Wait *wait, object subject, object holder) except -1
 cdef int tell_unlocked(double began, CK_SLOT_ID slot_id, bint unwanted) except -1

@@ -77,7 +77,11 @@ cdef class SlotMutex:
             self._need_functions(share)
         join_lineage(me)
         audit_lock(self.slot_id)
-        begin_wait(&wait, True)
+        # It begins with the device call, which is timed.
+        wait.began = 0
+        wait.debug = wait.warned = False
+        if debug_may_be_on():
+            begin_wait(&wait)
         if take_turn_at_once(&self.record, me):
             return self._own_call(me, share, &wait)
         return self._wait_for_turn(me, share, &wait, False)
@@ -103,7 +107,7 @@ cdef class SlotMutex:
             waiter.prepare(caller_number(), thread_number(), share)
             waiter.wait_in_thread()
             waiter.seat.patient = seconds < 0 and not in_hub
-            begin_wait(&waiter.wait, False)
+            begin_wait(&waiter.wait)
             self.refuse_reentry(waiter.seat.number, waiter.seat.home)
             patience = deadline_in(patience_here(left_of(deadline)))
             self.ask(waiter)
@@ -529,6 +533,20 @@ cdef class SlotMutex:
             self.pass_turn()
         return CKR_OK
 
+    cdef uint64_t begin_release_here(
+        self, uint64_t share, Leave *due, Loss *loss, CK_RV *rv, double *began
+    ) except 0:
+        """The same for the calling thread or greenlet, whose number is returned. `began`: when, if DEBUG
+        records may be wanted.
+        """
+        cdef uint64_t me = thread_number()
+        if greenlets_may_run():
+            me = greenlet_number(me)
+        # Before anything that may run Python code, and with it signal handlers.
+        began[0] = luna_now() if debug_may_be_on() else 0
+        rv[0] = self.begin_release(me, share, due, loss)
+        return me
+
     cdef int release(self, uint64_t number, Share share) except -1:
         """Unlock; only the thread, task or greenlet that holds the lock may, and through the same
         Library.
@@ -630,8 +648,8 @@ cdef class SlotMutex:
         # Taken before the next claim may hold the slot, which marks it for itself.
         unassigned = luna_shared_get(&self.is_unassigned) and luna_shared_take(&self.is_unassigned)
         note_unlock(&self.contention)
-        end_leave(&self.record, luna_count_get(&self.locks.claims))
-        self.pass_turn()
+        if end_leave(&self.record, luna_count_get(&self.locks.claims)):
+            self.pass_turn()
         if unassigned:
             self.leave_unassigned()
         return rv

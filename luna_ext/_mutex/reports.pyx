@@ -42,9 +42,9 @@ cdef bint debug_is_on() except -1:
     return log.isEnabledFor(DEBUG)
 
 
-cdef int begin_wait(Wait *wait, bint by_device_call) except -1:
+cdef int begin_wait(Wait *wait) except -1:
     wait.debug = debug_is_on()
-    wait.began = 0 if by_device_call and not wait.debug else luna_now()
+    wait.began = luna_now()
     wait.warned = False
     return 0
 
