@@ -35,10 +35,8 @@ cdef extern from "Python.h":
 cdef extern from "native.h":
     double luna_now() noexcept nogil
     void luna_pause(double seconds) noexcept nogil
-    double luna_measure_tick() noexcept nogil
-    uint64_t luna_ticks(double tick) noexcept nogil
-    uint64_t luna_since(uint64_t began, double tick) noexcept nogil
-    uint64_t luna_between(uint64_t began, uint64_t ended, double tick) noexcept nogil
+    uint64_t luna_nanoseconds() noexcept nogil
+    uint64_t luna_coarse_nanoseconds() noexcept nogil
 
     ctypedef char *luna_path_t
     luna_path_t luna_path_of(object path) except NULL
@@ -82,12 +80,17 @@ cdef extern from "native.h":
     struct luna_counter:
         uint64_t nanoseconds
         uint64_t longest
+        uint64_t timed
+        uint64_t sample
         uint64_t *durations
         uint64_t *codes
         uint64_t *errors
 
     uint64_t luna_count_get(uint64_t *place) noexcept nogil
     void luna_count_add(uint64_t *place, uint64_t amount) noexcept nogil
+    uint64_t LUNA_SURELY_SLOW
+    bint luna_is_sample(luna_counter *counter, uint64_t now) noexcept nogil
+    void luna_note_sample(luna_counter *counter, uint64_t now, uint64_t nanoseconds) noexcept nogil
     void luna_count(luna_counter *counter, uint64_t nanoseconds, uint64_t rv) noexcept nogil
 
     void luna_calls_device() noexcept nogil
@@ -96,8 +99,10 @@ cdef extern from "native.h":
 
     void luna_make_immortal(object living_as_long_as_the_process) noexcept
     PyObject *luna_look_up(object dict, object key) noexcept
-    void luna_watch(object dict, object key) noexcept
-    bint luna_may_be_there() noexcept
+    ctypedef struct luna_watch:
+        pass
+    void luna_begin_watch(luna_watch *watch, object dict, object key) noexcept
+    PyObject *luna_watched(luna_watch *watch) noexcept
 
     uint64_t luna_number() noexcept nogil
     bint luna_is_main() noexcept nogil
@@ -208,7 +213,6 @@ cdef class Client:
     cdef PyThread_type_lock transition            # held while one thread initialises or finalises
     cdef PyThread_type_lock idle                  # wakes the threads that wait for the last call
     cdef int awaited                              # whether a thread waits for `idle`
-    cdef double tick                              # of luna_ticks(), in nanoseconds
     cdef Traffic *traffic                         # LUNA_SHARDS of them
     cdef readonly object locks                    # what the layer above keeps for this client
 

@@ -220,8 +220,8 @@ cdef class SlotMutex:
     cdef Record record
     cdef int back                    # a mark: the lock call has its answer, heard or not
     cdef int is_unassigned           # whether a claim holds it, and has not assigned its token
-    cdef uint64_t held_since         # luna_ticks() when the device granted the lock
-    cdef uint64_t alive_at           # luna_ticks() when the canary was last seen before a handover
+    cdef uint64_t held_since         # luna_coarse_nanoseconds() when the device granted the lock
+    cdef uint64_t alive_at           # the same when the canary was last seen before a handover
     cdef Locks locks                 # of the client, for all its slots
     cdef Client client               # makes the device calls
     cdef readonly CK_SLOT_ID slot_id
@@ -246,6 +246,9 @@ cdef class SlotMutex:
 
     cdef int release(self, uint64_t number, Share share) except -1
     cdef CK_RV begin_release(self, uint64_t number, Share share, Leave *due, Loss *loss) noexcept
+    cdef uint64_t begin_release_here(
+        self, Share share, Leave *due, Loss *loss, CK_RV *rv, double *began
+    ) except 0
     cdef int judge_release(
         self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
     ) except -1
@@ -345,7 +348,6 @@ cdef class Locks:
     cdef int in_doubt                   # whether a slot was in doubt when that was last looked at
     cdef int given_up                   # claims at the device that no thread or task waits for
     cdef bint looking_after             # whether a worker looks for servers that are stuck
-    cdef uint64_t long_hold             # in luna_ticks(): a hold after which the canary is asked
     cdef CK_RV no_canary                # why there is no canary, until that is told; or CKR_OK
     cdef bint publishes                 # whether a thread writes the files for `luna-ext watch`
 
@@ -391,7 +393,7 @@ cdef double next_pause(Backoff *backoff) noexcept nogil
 cdef double poll_pause(double waited) noexcept nogil
 
 cdef int sit_out(Waiter waiter, Wait *wait, Deadline deadline, object warn) except -1
-cdef int begin_wait(Wait *wait, bint by_device_call) except -1
+cdef int begin_wait(Wait *wait) except -1
 cdef int end_wait(Wait *wait, CK_SLOT_ID slot_id) except -1
 cdef int warn_of_wait(Wait *wait, object subject, object holder) except -1
 cdef int tell_unlocked(double began, CK_SLOT_ID slot_id, bint unwanted) except -1

@@ -75,6 +75,8 @@ from luna_ext._device cimport (
     loaded_clients,
     lock_slot,
     luna_at_fork_in_child,
+    luna_begin_watch,
+    luna_coarse_nanoseconds,
     luna_count_add,
     luna_count_get,
     luna_guard,
@@ -84,7 +86,7 @@ from luna_ext._device cimport (
     luna_is_main,
     luna_leads_process,
     luna_look_up,
-    luna_may_be_there,
+    luna_nanoseconds,
     luna_now,
     luna_number,
     luna_pause,
@@ -97,11 +99,10 @@ from luna_ext._device cimport (
     luna_shared_set64,
     luna_shared_set_once,
     luna_shared_take,
-    luna_since,
     luna_thread_exists,
     luna_thread_id,
-    luna_ticks,
     luna_watch,
+    luna_watched,
     names_a_slot,
     new_signal,
     next_unassigned,
@@ -132,9 +133,9 @@ cdef extern from "Python.h":
     int PySys_Audit(const char *event, const char *format, ...) noexcept
     PyObject *PyThreadState_GetDict() noexcept
     PyObject *PyImport_GetModuleDict() noexcept
-    PyObject *PyDict_GetItemWithError(PyObject *dict, PyObject *key) noexcept
     int PyContextVar_Get(PyObject *var, PyObject *default, PyObject **value) noexcept
     PyObject *Py_False
+    PyObject *Py_None
 
     ctypedef struct PyFrameObject:
         pass

@@ -49,10 +49,11 @@ class PrometheusCollector(Collector):
 
     luna_ext_call_duration_seconds
         A histogram in seconds, its limits powers of two nanoseconds; its _count is the number of calls.
+        Calls of less than 16 microseconds are sampled: see FunctionStats.
     luna_ext_call_errors_total
         Calls that answered an error, with its name as the label ``code``.
     luna_ext_call_duration_seconds_max
-        Seconds of the longest call so far.
+        Seconds of the longest call so far that was timed.
     luna_ext_handed_over_total
         Locks that a holder of this process has handed over to the next, without a call.
 

@@ -28,6 +28,7 @@ def since(luna):
             total_seconds=now.total_seconds - first.total_seconds,
             max_seconds=now.max_seconds,
             histogram=tuple(b - a for a, b in zip(start, now.histogram, strict=True)),
+            timed=now.timed - first.timed,
         )
 
     return difference
@@ -37,6 +38,7 @@ def test_stats_of_a_function_that_was_never_called_are_zero():
     stats = luna_ext.FunctionStats()
     assert (stats.calls, stats.errors, stats.total_seconds, stats.max_seconds) == (0, {}, 0.0, 0.0)
     assert stats.histogram == ()
+    assert stats.timed == 0
 
 
 def test_the_length_of_calls(luna, cluster, since):
@@ -49,6 +51,7 @@ def test_the_length_of_calls(luna, cluster, since):
     assert stats.calls == 4
     assert 0.020 <= stats.total_seconds <= took
     assert stats.total_seconds / 4 <= stats.max_seconds <= stats.total_seconds
+    assert stats.timed == 4
 
 
 def test_the_histogram_has_powers_of_two(luna, cluster, since):
@@ -60,6 +63,49 @@ def test_the_histogram_has_powers_of_two(luna, cluster, since):
     assert 2 ** (power - 1) <= round(stats.total_seconds * 1e9) < 2**power
     assert power >= 25
     assert sum(stats.histogram) == stats.calls == 1
+
+
+def test_of_fast_calls_some_are_timed(luna, since):
+    slot = luna.slot(1)
+    for _ in range(2000):
+        _ = slot.info
+    stats = since(INFO)
+    assert stats.calls == sum(stats.histogram) == 2000
+    assert 0 < stats.timed < 1000
+    assert 0 < stats.total_seconds < 2000 * stats.max_seconds
+
+
+def test_a_slow_call_among_fast_ones_is_timed(luna, hold_elsewhere, call):
+    stop = threading.Event()
+
+    def lock_again_and_again():
+        while not stop.is_set():
+            with luna.slot(1):
+                pass
+
+    caller = call(lock_again_and_again)
+    holder = hold_elsewhere(1)
+    # All the while one lock call is out.
+    time.sleep(0.1)
+    holder.release()
+    stop.set()
+    caller.result()
+    assert luna.stats()["CA_LockClusteredSlot"].max_seconds > 0.08
+
+
+def test_calls_are_timed_again_when_they_become_slow(luna, cluster, since):
+    """The first slow calls may count as fast, but not for longer than the next look at a clock is away."""
+    slot = luna.slot(1)
+    for _ in range(2000):
+        _ = slot.info
+    before = since(INFO)
+    cluster.latency(0.005, INFO)
+    for _ in range(10):
+        _ = slot.info
+    stats = since(INFO)
+    assert stats.calls - before.calls == 10
+    assert stats.timed - before.timed >= 8
+    assert stats.total_seconds - before.total_seconds >= 8 * 0.005
 
 
 def test_errors_by_their_code(luna, cluster, in_child):

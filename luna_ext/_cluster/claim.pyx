@@ -126,7 +126,7 @@ cdef class Claim:
                 function="CA_GetUnassignedSlot",
             )
         try:
-            begin_wait(&self.wait, False)
+            begin_wait(&self.wait)
         except BaseException:
             luna_shared_set(&self.entered, False)
             raise

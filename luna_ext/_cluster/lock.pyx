@@ -63,12 +63,13 @@ cdef int end_block(
     """Unlock at the end of a `with` block; `exception` is what leaves the block, or None. `hold` is
     the number of the block's hold; 0: not known.
     """
-    cdef uint64_t me = caller_number()
     cdef Leave due = NOT_MINE
     cdef Loss loss = NOT_LOST
-    # Before anything that may run Python code, and with it signal handlers.
-    cdef double began = luna_now() if debug_may_be_on() else 0
-    cdef CK_RV rv = mutex.begin_release(me, share, &due, &loss)
+    cdef double began = 0
+    cdef CK_RV rv = CKR_OK
+    cdef uint64_t me = mutex.begin_release_here(share, &due, &loss, &rv, &began)
+    if (due == UNLOCK_DUE or due == HANDED_OVER) and rv == CKR_OK:
+        return mutex.conclude_release(due, loss, rv, me, share, began)
     try:
         if due == NOT_MINE:
             if mutex.ended_by_fork(me):
@@ -450,7 +451,7 @@ cdef class SlotLock:
         audit_lock(self.mutex.slot_id)
         waiter = Waiter.__new__(Waiter)
         waiter.prepare(task_number(task), thread_number(), self.share)
-        begin_wait(&waiter.wait, False)
+        begin_wait(&waiter.wait)
         self.mutex.refuse_reentry(waiter.seat.number, waiter.seat.home)
         if self.timeout == 0 and not self.mutex.is_free():
             raise self._timed_out()

@@ -23,27 +23,42 @@ cdef inline bint make_call(
     Client client, int function, Making make, void *arguments, bint cleanup, CK_RV *rv,
     uint64_t *nanoseconds, int *back, uint64_t *clock
 ) noexcept:
-    """Make a device call without the GIL; whether it was made. Cannot raise. `back`, if there is one,
-    is marked when the answer is there, which the thread may hear of much later, when it has the GIL.
-    `clock`, if there is one, has luna_ticks() as the call begins, or 0, and afterwards as it has ended: so
-    a caller needs no look at the clock of its own.
+    """Make a device call without the GIL; whether it was made. Cannot raise. `nanoseconds`: how long it
+    took, or, of a fast function, one of its last calls. `back`, if there is one, is marked when the answer
+    is there, which the thread may hear of much later, when it has the GIL. `clock`, if there is one, has
+    luna_coarse_nanoseconds() as the call begins, or 0, and afterwards as it has ended: so a caller needs no
+    look at the clock of its own.
     """
-    cdef uint64_t began, ended
+    cdef uint64_t now, ended, began
+    cdef luna_counter *counter
+    cdef bint timed
     if not (cleanup_begins(client) if cleanup else call_begins(client)):
         return False
+    now = clock[0] if clock != NULL and clock[0] != 0 else luna_coarse_nanoseconds()
+    counter = counter_of(client, function)
+    timed = luna_is_sample(counter, now)
     with nogil:
         luna_calls_device()
-        began = clock[0] if clock != NULL and clock[0] != 0 else luna_ticks(client.tick)
+        began = luna_nanoseconds() if timed else 0
         rv[0] = make(client, arguments)
         if back != NULL:
             luna_mark(back)
-        ended = luna_ticks(client.tick)
-        nanoseconds[0] = luna_between(began, ended, client.tick)
-        if clock != NULL:
-            clock[0] = ended
+        if timed:
+            nanoseconds[0] = luna_nanoseconds() - began
+        ended = luna_coarse_nanoseconds()
         luna_comes_back()
     luna_is_back()
-    count_call(client, function, nanoseconds[0], rv[0])
+    if not timed and ended - now > LUNA_SURELY_SLOW:
+        # Of fast calls, one that was not.
+        timed = True
+        nanoseconds[0] = ended - now
+    if timed:
+        luna_note_sample(counter, now, nanoseconds[0])
+    else:
+        nanoseconds[0] = luna_count_get(&counter.sample)
+    luna_count(counter, nanoseconds[0], rv[0])
+    if clock != NULL:
+        clock[0] = ended
     if rv[0] != CKR_OK and says_lost(rv[0]):
         luna_shared_set(&client.suspect, 1)
     call_ends(client)
@@ -188,7 +203,7 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
         return CKR_OK
     if client.lacks(C_OPEN_SESSION) >= 0 or client.lacks(C_GET_SESSION_INFO) >= 0:
         return CKR_FUNCTION_NOT_SUPPORTED
-    wanted = LEAST_SESSIONS + <int> (luna_ticks(0) // 64 % (MOST_SESSIONS - LEAST_SESSIONS + 1))
+    wanted = LEAST_SESSIONS + <int> (luna_nanoseconds() // 64 % (MOST_SESSIONS - LEAST_SESSIONS + 1))
     arguments.slot_id = slot_id
     while count < wanted:
         arguments.session = 0

@@ -219,10 +219,17 @@ cdef inline void call_ends(Client client) noexcept nogil:
         luna_guard_unlock(&client.guard)
 
 
+cdef inline luna_counter *counter_of(Client client, int function) noexcept nogil:
+    return &client.traffic[luna_shard()].counters[function]
+
+
 cdef inline void count_call(
     Client client, int function, uint64_t nanoseconds, CK_RV rv
 ) noexcept nogil:
-    luna_count(&client.traffic[luna_shard()].counters[function], nanoseconds, rv)
+    """Of a call that was timed."""
+    cdef luna_counter *counter = counter_of(client, function)
+    luna_note_sample(counter, 0, nanoseconds)
+    luna_count(counter, nanoseconds, rv)
 
 
 @cython.final
@@ -264,7 +271,6 @@ cdef class Client:
             )
         with nogil:
             rv = get_function_list(&self.functions)
-            self.tick = luna_measure_tick()
         if rv != CKR_OK or self.functions == NULL:
             raise LibraryLoadError(
                 f"{path!r} gives no function list: C_GetFunctionList: {rv_name(rv)}",
@@ -486,9 +492,9 @@ cdef class Client:
         arguments.flags = CKF_OS_LOCKING_OK
         watch = begin_watch(<void *> self)
         with nogil:
-            began = luna_ticks(self.tick)
+            began = luna_nanoseconds()
             rv = self.functions.C_Initialize(&arguments)
-            lasted = luna_since(began, self.tick)
+            lasted = luna_nanoseconds() - began
             end_watch(watch)
         count_call(self, C_INITIALIZE, lasted, rv)
         # If other code in this process did it, finalising is left to that code.
@@ -609,9 +615,9 @@ cdef class Client:
         cdef CK_RV rv
         cdef uint64_t began, lasted
         with nogil:
-            began = luna_ticks(self.tick)
+            began = luna_nanoseconds()
             rv = self.functions.C_Finalize(NULL)
-            lasted = luna_since(began, self.tick)
+            lasted = luna_nanoseconds() - began
         count_call(self, C_FINALIZE, lasted, rv)
         return rv
 

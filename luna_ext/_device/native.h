@@ -35,16 +35,16 @@
 #define luna_unlikely(condition) __builtin_expect(!!(condition), 0)
 #endif
 
-/* ---- a clock, and a pause ---- */
+/* ---- clocks, and a pause ---- */
 
 #ifdef _WIN32
 
-/* Seconds. */
-static inline double luna_now(void) {
+/* Nanoseconds. */
+static inline uint64_t luna_nanoseconds(void) {
     LARGE_INTEGER count, per_second;
     QueryPerformanceCounter(&count);
     QueryPerformanceFrequency(&per_second);
-    return (double)count.QuadPart / (double)per_second.QuadPart;
+    return (uint64_t)(1e9 * ((double)count.QuadPart / (double)per_second.QuadPart));
 }
 
 static inline void luna_pause(double seconds) {
@@ -53,11 +53,15 @@ static inline void luna_pause(double seconds) {
 
 #else
 
-/* Seconds. */
-static inline double luna_now(void) {
+static inline uint64_t luna_read_clock(clockid_t clock) {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
+}
+
+/* Nanoseconds. */
+static inline uint64_t luna_nanoseconds(void) {
+    return luna_read_clock(CLOCK_MONOTONIC);
 }
 
 /* To the end, whatever signals come. */
@@ -70,81 +74,21 @@ static inline void luna_pause(double seconds) {
 
 #endif
 
+/* Seconds of the same clock. */
+static inline double luna_now(void) {
+    return 1e-9 * (double)luna_nanoseconds();
+}
+
 /*
- * A clock for the length of device calls, each of which asks it twice. On x86-64 it is the processor's own
- * counter, where that is steady: it has a third of the price of clock_gettime(), which would be a fourth
- * of an uncontended lock and unlock.
+ * The same clock, in nanoseconds, as it was some milliseconds ago at most: for a fifth of the price, where the
+ * system has that.
  */
-#if defined(__x86_64__) && defined(__GNUC__)
-
-#include <cpuid.h>
-#include <x86intrin.h>
-
-/* CPUID 80000007H, EDX bit 8: it runs at one rate, whatever the processor does. */
-static inline int luna_counter_is_steady(void) {
-    unsigned int eax, ebx, ecx, edx;
-    return __get_cpuid(0x80000007U, &eax, &ebx, &ecx, &edx) && (edx & (1U << 8)) != 0;
-}
-
-/* Reads both clocks at one moment: of several readings, the one that took the shortest time. */
-static inline void luna_both_clocks(uint64_t *ticks, double *now) {
-    uint64_t shortest = UINT64_MAX;
-    int look;
-    for (look = 0; look < 10; look++) {
-        uint64_t before = __rdtsc();
-        double clock = luna_now();
-        uint64_t took = __rdtsc() - before;
-        if (took < shortest) {
-            shortest = took;
-            *ticks = before + took / 2;
-            *now = clock;
-        }
-    }
-}
-
-/* Takes a millisecond. Nanoseconds of one tick; 0: luna_ticks() takes the other clock. */
-static inline double luna_measure_tick(void) {
-    uint64_t begin = 0, end = 0;
-    double from = 0, to = 0, tick;
-    if (!luna_counter_is_steady()) {
-        return 0;
-    }
-    luna_both_clocks(&begin, &from);
-    luna_pause(0.001);
-    luna_both_clocks(&end, &to);
-    tick = end > begin ? 1e9 * (to - from) / (double)(end - begin) : 0;
-    return tick > 0.01 && tick < 100 ? tick : 0;
-}
-
-static inline uint64_t luna_ticks(double tick) {
-    return tick > 0 ? __rdtsc() : (uint64_t)(1e9 * luna_now());
-}
-
+static inline uint64_t luna_coarse_nanoseconds(void) {
+#ifdef CLOCK_MONOTONIC_COARSE
+    return luna_read_clock(CLOCK_MONOTONIC_COARSE);
 #else
-
-static inline double luna_measure_tick(void) {
-    return 0;
-}
-
-static inline uint64_t luna_ticks(double tick) {
-    (void)tick;
-    return (uint64_t)(1e9 * luna_now());
-}
-
+    return luna_nanoseconds();
 #endif
-
-/* Nanoseconds from the one to the other. */
-static inline uint64_t luna_between(uint64_t began, uint64_t ended, double tick) {
-    uint64_t ticks = ended - began;
-    /* Two processors' counters may differ by a few ticks. */
-    if (ticks > UINT64_MAX / 2) {
-        return 0;
-    }
-    return tick > 0 ? (uint64_t)((double)ticks * tick) : ticks;
-}
-
-static inline uint64_t luna_since(uint64_t began, double tick) {
-    return luna_between(began, luna_ticks(tick), tick);
 }
 
 /* ---- the loader. There is no close: a client library's threads may still run in it ---- */
@@ -346,16 +290,43 @@ static inline int luna_shared_take(int *place) {
 #define LUNA_DURATIONS 41
 /* A function answers few different errors. The last place is for all that find no other. */
 #define LUNA_ERRORS 32
+/*
+ * A call that takes less is fast: to time it would take a good part of it. Of fast calls one in each stretch
+ * of 2^22 ns, some 4 ms, is timed, and the others count as having taken as long as that one. As soon as one
+ * is not fast, each is timed. By the coarse clock, whose ticks are 10 ms at most, one of the others is known
+ * that was slow all the same.
+ */
+#define LUNA_FAST 16384 /* nanoseconds */
+#define LUNA_SURELY_SLOW 20000000U
+#define luna_stretch(clock) ((clock) >> 22)
 
-/* Each number is exact. They are changed one after the other, so that a reader may find a call in one of
- * them and not yet in the next. */
+/* The numbers of calls are exact. They are changed one after the other, so that a reader may find a call in
+ * one of them and not yet in the next. */
 struct luna_counter {
     uint64_t nanoseconds;                /* of all calls together */
-    uint64_t longest;                    /* nanoseconds */
+    uint64_t longest;                    /* nanoseconds, of those that were timed */
+    uint64_t timed;                      /* calls that were */
+    uint64_t sampled;                    /* the stretch in which a fast call was timed; 0: none */
+    uint64_t sample;                     /* how long that one took, in nanoseconds */
     uint64_t durations[LUNA_DURATIONS];  /* [n]: calls of less than 2^n ns that are not in [n - 1] */
     uint64_t codes[LUNA_ERRORS];         /* the CK_RV that is counted in this place; 0: none yet */
     uint64_t errors[LUNA_ERRORS];
 };
+
+/* Whether a call that begins now is to be timed. */
+static inline int luna_is_sample(const struct luna_counter *counter, uint64_t now) {
+    return luna_count_get(&counter->sampled) != luna_stretch(now);
+}
+
+/* A call that began `now`, of the same stretch, was timed. */
+static inline void luna_note_sample(struct luna_counter *counter, uint64_t now, uint64_t nanoseconds) {
+    luna_count_add(&counter->timed, 1);
+    luna_count_set(&counter->sample, nanoseconds);
+    luna_count_set(&counter->sampled, nanoseconds < LUNA_FAST ? luna_stretch(now) : 0);
+    if (nanoseconds > luna_count_get(&counter->longest)) {
+        luna_count_set(&counter->longest, nanoseconds);
+    }
+}
 
 /* How many binary digits the number has. */
 static inline int luna_bits(uint64_t number) {
@@ -394,14 +365,11 @@ static inline void luna_count_error(struct luna_counter *counter, uint64_t rv) {
     luna_count_add(&counter->errors[place], 1);
 }
 
-/* A call has lasted so many nanoseconds, and answered `rv`. With the GIL, where there is one. */
+/* A call counts as having lasted so long, and answered `rv`. With the GIL, where there is one. */
 static inline void luna_count(struct luna_counter *counter, uint64_t nanoseconds, uint64_t rv) {
     int digits = luna_bits(nanoseconds);
     luna_count_add(&counter->nanoseconds, nanoseconds);
     luna_count_add(&counter->durations[digits < LUNA_DURATIONS ? digits : LUNA_DURATIONS - 1], 1);
-    if (nanoseconds > luna_count_get(&counter->longest)) {
-        luna_count_set(&counter->longest, nanoseconds);
-    }
     if (luna_unlikely(rv != 0)) {
         luna_count_error(counter, rv);
     }
@@ -487,59 +455,95 @@ static inline PyObject *luna_look_up(PyObject *dict, PyObject *key) {
 }
 
 /*
- * Whether the one key may be in the one dict that luna_watch() was called with: 0, it surely is not. That
- * reads only a number. To look for a key that a dict does not have takes many times as long, and where there
- * is no GIL, threads wait for each other there: the dict's keys are counted, and some lookups lock the dict.
+ * A look at one key of one dict, which reads only a number as long as the dict does not change. To look the
+ * key up takes many times as long, and where there is no GIL, threads wait for each other there: the dict's
+ * keys are counted, and some lookups lock the dict. There, a key is looked up each time after a change.
  */
-static PyObject *luna_watched_key;
+typedef struct luna_watch {
+    PyObject *dict;
+    PyObject *key;
+    PyObject *value;    /* what was found last, or NULL; borrowed, to be compared and nothing else */
+#if PY_VERSION_HEX >= 0x030C0000
+    int changed;        /* 1: the dict may have changed since; 2: it cannot be watched */
+#else
+    uint64_t version;   /* of the dict, when that was found */
+#endif
+} luna_watch;
+
+static inline PyObject *luna_look_again(luna_watch *watch) {
+    PyObject *value = PyDict_GetItemWithError(watch->dict, watch->key);
+    if (luna_unlikely(value == NULL)) {
+        PyErr_Clear();
+    }
+    return value;
+}
 
 #if PY_VERSION_HEX >= 0x030C0000
 
-static int luna_key_may_be_there;
+#define LUNA_WATCHES 2
+static luna_watch *luna_watches[LUNA_WATCHES];
 
 /* Python calls this before the change, under whatever guards the dict. */
 static int luna_on_change(PyDict_WatchEvent event, PyObject *dict, PyObject *key, PyObject *value) {
-    (void)event, (void)dict, (void)value;
-    if (key == NULL || !PyUnicode_CheckExact(key) || PyUnicode_Compare(key, luna_watched_key) == 0) {
-        luna_shared_set(&luna_key_may_be_there, 1);
+    int place;
+    (void)event, (void)value;
+    for (place = 0; place < LUNA_WATCHES && luna_watches[place] != NULL; place++) {
+        luna_watch *watch = luna_watches[place];
+        int is_other = key != NULL && PyUnicode_CheckExact(key) && PyUnicode_CheckExact(watch->key) &&
+                       PyUnicode_Compare(key, watch->key) != 0;
+        if (watch->dict == dict && !is_other && luna_shared_get(&watch->changed) == 0) {
+            luna_shared_set(&watch->changed, 1);
+        }
     }
     return 0;
 }
 
-static inline void luna_watch(PyObject *dict, PyObject *key) {
-    int watcher = PyDict_AddWatcher(luna_on_change);
+/* When the module is loaded. */
+static inline void luna_begin_watch(luna_watch *watch, PyObject *dict, PyObject *key) {
+    static int watcher = -1;
+    Py_INCREF(dict);
     Py_INCREF(key);
-    luna_watched_key = key;
-    if (watcher < 0 || PyDict_Watch(watcher, dict) != 0 || PyDict_Contains(dict, key) != 0) {
-        luna_shared_set(&luna_key_may_be_there, 1);
+    watch->dict = dict;
+    watch->key = key;
+    luna_watches[luna_watches[0] == NULL ? 0 : 1] = watch;
+    if (watcher < 0) {
+        watcher = PyDict_AddWatcher(luna_on_change);
     }
-    PyErr_Clear();
+    if (watcher < 0 || PyDict_Watch(watcher, dict) != 0) {
+        PyErr_Clear();
+        watch->changed = 2;
+    }
+    watch->value = luna_look_again(watch);
 }
 
-static inline int luna_may_be_there(void) {
-    return luna_shared_get(&luna_key_may_be_there);
+static inline PyObject *luna_watched(luna_watch *watch) {
+    if (luna_unlikely(luna_shared_get(&watch->changed))) {
+#ifdef Py_GIL_DISABLED
+        return luna_look_again(watch);
+#else
+        watch->changed &= 2;
+        watch->value = luna_look_again(watch);
+#endif
+    }
+    return watch->value;
 }
 
 #else
 
-static PyObject *luna_watched_dict;
-static uint64_t luna_version_seen;
-static int luna_key_was_there;
-
-static inline void luna_watch(PyObject *dict, PyObject *key) {
+static inline void luna_begin_watch(luna_watch *watch, PyObject *dict, PyObject *key) {
     Py_INCREF(dict);
     Py_INCREF(key);
-    luna_watched_dict = dict;
-    luna_watched_key = key;
+    watch->dict = dict;
+    watch->key = key;
 }
 
-static inline int luna_may_be_there(void) {
-    uint64_t version = ((PyDictObject *)luna_watched_dict)->ma_version_tag;
-    if (luna_unlikely(version != luna_version_seen)) {
-        luna_version_seen = version;
-        luna_key_was_there = PyDict_GetItemWithError(luna_watched_dict, luna_watched_key) != NULL;
+static inline PyObject *luna_watched(luna_watch *watch) {
+    uint64_t version = ((PyDictObject *)watch->dict)->ma_version_tag;
+    if (luna_unlikely(version != watch->version)) {
+        watch->version = version;
+        watch->value = luna_look_again(watch);
     }
-    return luna_key_was_there;
+    return watch->value;
 }
 
 #endif

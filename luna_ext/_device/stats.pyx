@@ -123,6 +123,7 @@ cdef dict stats_of(Traffic *traffic):
                 total_seconds=total(traffic, place_of(traffic, &counter.nanoseconds)) / 1e9,
                 max_seconds=longest / 1e9,
                 histogram=histogram,
+                timed=total(traffic, place_of(traffic, &counter.timed)),
             )
     return stats
 

@@ -20,9 +20,6 @@ cdef class Locks:
         self.client = client
         self.mutexes = {}
         self.kind = UNKNOWN
-        self.long_hold = <uint64_t> (
-            LONG_HOLD_NANOSECONDS / client.tick if client.tick > 0 else LONG_HOLD_NANOSECONDS
-        )
         self._begin_anew()
 
     def _begin_anew(self):
@@ -339,7 +336,7 @@ cdef class Request(Waiter):
         """The claim holds the slot, unless its waiter has given it back by now."""
         cdef SlotMutex mutex = self.mutex
         cdef Record now
-        mutex.held_since = luna_ticks(self.locks.client.tick)
+        mutex.held_since = luna_coarse_nanoseconds()
         luna_shared_set(&mutex.is_unassigned, True)
         self.locks.look_for_canary(mutex.slot_id)
         now = seen(&mutex.record)

@@ -5,8 +5,8 @@
 # done here: per slot there is one holder, at most one lock call on its way to the device, and a
 # queue.
 
-# After a hold of this length the canary is asked before the unlock: one round trip more, a 25th of the
-# hold at most where that takes a millisecond.
+# After a hold of this length, give or take a tick of the coarse clock, the canary is asked before the
+# unlock: one round trip more, some 25th of the hold at most where that takes a millisecond.
 cdef uint64_t LONG_HOLD_NANOSECONDS = 25000000
 # How long an unlock call is repeated while the device answers that it is busy.
 cdef double BUSY_SECONDS = 2.0
@@ -77,7 +77,11 @@ cdef class SlotMutex:
             self._need_functions(share)
         join_lineage(me)
         audit_lock(self.slot_id)
-        begin_wait(&wait, True)
+        # It begins with the device call, which is timed.
+        wait.began = 0
+        wait.debug = wait.warned = False
+        if debug_may_be_on():
+            begin_wait(&wait)
         if take_turn_at_once(&self.record, me):
             return self._own_call(me, share, &wait)
         return self._wait_for_turn(me, share, &wait, False)
@@ -103,7 +107,7 @@ cdef class SlotMutex:
             waiter.prepare(caller_number(), thread_number(), share)
             waiter.wait_in_thread()
             waiter.seat.patient = seconds < 0 and not in_hub
-            begin_wait(&waiter.wait, False)
+            begin_wait(&waiter.wait)
             self.refuse_reentry(waiter.seat.number, waiter.seat.home)
             patience = deadline_in(patience_here(left_of(deadline)))
             self.ask(waiter)
@@ -534,6 +538,20 @@ cdef class SlotMutex:
             self.pass_turn()
         return CKR_OK
 
+    cdef uint64_t begin_release_here(
+        self, Share share, Leave *due, Loss *loss, CK_RV *rv, double *began
+    ) except 0:
+        """The same for the calling thread or greenlet, whose number is returned. `began`: when, if DEBUG
+        records may be wanted.
+        """
+        cdef uint64_t me = thread_number()
+        if greenlets_may_run():
+            me = greenlet_number(me)
+        # Before anything that may run Python code, and with it signal handlers.
+        began[0] = luna_now() if debug_may_be_on() else 0
+        rv[0] = self.begin_release(me, share, due, loss)
+        return me
+
     cdef int release(self, uint64_t number, Share share) except -1:
         """Unlock; only the thread, task or greenlet that holds the lock may, and through the same
         Library.
@@ -600,7 +618,7 @@ cdef class SlotMutex:
         cdef Backoff backoff
         cdef double pause
         cdef PyObject *client = <PyObject *> self.client
-        cdef uint64_t now = luna_ticks(self.client.tick)
+        cdef uint64_t now = luna_coarse_nanoseconds()
         cdef bint was_long = is_long_hold(self, now)
         cdef bint unassigned
         if luna_shared_get(&self.locks.kind) == UNKNOWN and (
@@ -637,8 +655,8 @@ cdef class SlotMutex:
         # Taken before the next claim may hold the slot, which marks it for itself.
         unassigned = luna_shared_get(&self.is_unassigned) and luna_shared_take(&self.is_unassigned)
         note_unlock(&self.contention)
-        end_leave(&self.record, luna_count_get(&self.locks.claims))
-        self.pass_turn()
+        if end_leave(&self.record, luna_count_get(&self.locks.claims)):
+            self.pass_turn()
         if unassigned:
             self.leave_unassigned()
         return rv
@@ -650,13 +668,14 @@ cdef class SlotMutex:
         """
         cdef CK_RV rv
         cdef Life life = ALIVE
-        if is_long_hold(self, luna_ticks(self.client.tick)):
+        if is_long_hold(self, luna_coarse_nanoseconds()):
             life = self.locks.look_at_canary()
             if life == ALIVE:
-                self.alive_at = luna_ticks(self.client.tick)
+                self.alive_at = luna_coarse_nanoseconds()
         if (
             life == ALIVE
-            and 1e-9 * luna_since(self.held_since, self.client.tick) < share.handover
+            # The coarse clock is behind, so the time is up early rather than late.
+            and luna_nanoseconds() < self.held_since + 1e9 * share.handover
             and self._hand_to_first()
         ):
             due[0] = HANDED_OVER
@@ -1164,8 +1183,8 @@ cdef inline bint is_long_hold(SlotMutex mutex, uint64_t now) noexcept:
     Where locks are handed over, an earlier holder's end may have asked.
     """
     return (
-        now - mutex.held_since > mutex.locks.long_hold
-        and now - mutex.alive_at > mutex.locks.long_hold
+        now > mutex.held_since + LONG_HOLD_NANOSECONDS
+        and now > mutex.alive_at + LONG_HOLD_NANOSECONDS
     )
 
 

@@ -32,7 +32,8 @@ cdef dict thread_idents = {}
 cdef object task_numbers = weakref.WeakKeyDictionary()
 cdef dict loaded_modules = <dict> PyImport_GetModuleDict()
 cdef str GREENLET = sys.intern("greenlet")
-luna_watch(loaded_modules, GREENLET)
+cdef luna_watch greenlet_watch
+luna_begin_watch(&greenlet_watch, loaded_modules, GREENLET)
 cdef str MARK = "luna_ext"
 
 
@@ -103,7 +104,9 @@ cdef inline uint64_t thread_number() except 0:
 
 cdef inline bint greenlets_may_run() noexcept:
     """Whether greenlet is imported in this process. Runs no byte code."""
-    return luna_may_be_there() and loaded_module(GREENLET) is not None
+    cdef PyObject *module = luna_watched(&greenlet_watch)
+    # None keeps a module from being imported.
+    return module != NULL and module != Py_None
 
 
 cdef object loaded_module(str name):
@@ -272,7 +275,7 @@ cdef double next_pause(Backoff *backoff) noexcept nogil:
 
 cdef double by_chance() noexcept nogil:
     """A random number from 0 to 1, of the clock's lowest bits, which differ from process to process."""
-    cdef uint64_t bits = luna_ticks(0) * <uint64_t> 0x9E3779B97F4A7C15
+    cdef uint64_t bits = luna_nanoseconds() * <uint64_t> 0x9E3779B97F4A7C15
     return <double> (bits >> 11) / <double> (<uint64_t> 1 << 53)
 
 

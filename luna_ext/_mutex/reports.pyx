@@ -9,6 +9,8 @@ cdef object DEBUG = logging.DEBUG
 # The logger's own cache of enabled levels, which logging empties when a level changes. If a logger has
 # none, it is asked each time.
 cdef dict levels = getattr(log, "_cache", {})
+cdef luna_watch level_watch
+luna_begin_watch(&level_watch, levels, DEBUG)
 
 LOCK = "CA_LockClusteredSlot"
 UNLOCK = "CA_UnlockClusteredSlot"
@@ -27,7 +29,7 @@ cdef tuple LOSSES = (
 
 cdef bint debug_may_be_on() noexcept:
     """Whether DEBUG records may be wanted; the logger is not asked, so no Python code runs."""
-    return PyDict_GetItemWithError(<PyObject *> levels, <PyObject *> DEBUG) != Py_False
+    return luna_watched(&level_watch) != Py_False
 
 
 cdef bint debug_is_on() except -1:
@@ -40,9 +42,9 @@ cdef bint debug_is_on() except -1:
     return log.isEnabledFor(DEBUG)
 
 
-cdef int begin_wait(Wait *wait, bint by_device_call) except -1:
+cdef int begin_wait(Wait *wait) except -1:
     wait.debug = debug_is_on()
-    wait.began = 0 if by_device_call and not wait.debug else luna_now()
+    wait.began = luna_now()
     wait.warned = False
     return 0
 

@@ -175,7 +175,7 @@ cdef bint waits_here(Record *record, uint64_t number, uint64_t home) noexcept no
 # ---- the turn, and the lock call ----
 
 
-cdef bint take_turn_at_once(Record *record, uint64_t number) noexcept nogil:
+cdef inline bint take_turn_at_once(Record *record, uint64_t number) noexcept nogil:
     """The calling thread is to make the lock call, if the slot is free and no waiter was first."""
     cdef bint taken
     luna_guard_lock(&record.guard)
@@ -188,7 +188,7 @@ cdef bint take_turn_at_once(Record *record, uint64_t number) noexcept nogil:
     return taken
 
 
-cdef Next next_turn(Record *record, Seat **seat) noexcept nogil:
+cdef inline Next next_turn(Record *record, Seat **seat) noexcept nogil:
     """If the slot is free, the first waiter's turn has come; with TURN it is out of the queue."""
     cdef Next due = NO_TURN
     luna_guard_lock(&record.guard)
@@ -229,7 +229,7 @@ cdef void give_turn_back(Record *record) noexcept nogil:
     luna_guard_unlock(&record.guard)
 
 
-cdef bint begin_call(
+cdef inline bint begin_call(
     Record *record, uint64_t generation, bint for_waiters, int *back
 ) noexcept nogil:
     """The thread whose turn it is calls the device now; False if it has lost its turn: to a claim
@@ -300,7 +300,7 @@ cdef inline bint came_promptly(Record *record) noexcept nogil:
     )
 
 
-cdef Verdict hear(
+cdef inline Verdict hear(
     Record *record, bint granted, bint busy, uint64_t generation, int *kind,
     uint64_t number, uint64_t home, uint64_t share, Seat **seat
 ) noexcept nogil:
@@ -382,7 +382,7 @@ cdef inline Leave leave(Record *record, uint64_t generation, int *kind) noexcept
     return due
 
 
-cdef Leave begin_leave(
+cdef inline Leave begin_leave(
     Record *record, uint64_t number, uint64_t hold, uint64_t share, uint64_t generation, int *kind,
     Loss *loss
 ) noexcept nogil:
@@ -519,15 +519,18 @@ cdef void end_moment(Record *record, int *back) noexcept nogil:
     luna_guard_unlock(&record.guard)
 
 
-cdef void end_leave(Record *record, uint64_t claims) noexcept nogil:
-    """An unlock call is answered."""
+cdef inline bint end_leave(Record *record, uint64_t claims) noexcept nogil:
+    """An unlock call is answered. Whether a turn may be due: a waiter that comes later sees to its own."""
+    cdef bint due
     luna_guard_lock(&record.guard)
     record.leaving -= 1
     record.unlocked_at = claims
     if record.suspected != 0 and record.suspected == record.calls:
         record.unlocked_time = luna_now()
+    due = is_due(record)
     check(record)
     luna_guard_unlock(&record.guard)
+    return due
 
 
 # ---- claims ----
