@@ -25,7 +25,7 @@ COLLECTED = re.compile(r"Collected : (\d+)")
 
 
 def work(case: str, rounds: int) -> None:
-    with measuring.nothing() as luna:
+    with measuring.idle_device() as luna:
         lock = luna.slot(SLOT) if case == "slot" else measuring.build_ten_lines().Empty()
 
         def repeat() -> None:

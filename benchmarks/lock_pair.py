@@ -1,10 +1,10 @@
 """What one lock and unlock costs where the device takes no time: beside threading.Lock, a Cython class of
 ten lines, ctypes and cffi; and with a timeout.
 
-The client library's lock and unlock do nothing (nothing.c), so that what is measured is the caller.
-A thread that is not the main one makes these calls itself; the main thread leaves the lock call to a
-worker, so that signals are handled while it lasts. Each is measured in several processes, by pyperf: what
-a pair costs also depends on where things lie in memory, which differs from process to process.
+The client library's lock and unlock do nothing (tests/c/idle_client.c): what is measured is the caller. A
+thread that is not the main one makes these calls itself; the main thread leaves the lock call to a worker,
+so that signals are handled while it lasts. Each is measured in several processes, by pyperf: what a pair
+costs also depends on where things lie in memory, which differs from process to process.
 
 Run it on an otherwise idle machine: python benchmarks/lock_pair.py
 """
@@ -49,7 +49,7 @@ class ByHand:
 def ctypes_lock() -> ByHand:
     import ctypes
 
-    client = ctypes.CDLL(str(measuring.build_nothing()))
+    client = ctypes.CDLL(str(measuring.build_idle_client()))
     functions = client.CA_LockClusteredSlot, client.CA_UnlockClusteredSlot
     for function in functions:
         function.argtypes = [ctypes.c_ulong]
@@ -63,7 +63,7 @@ def cffi_lock() -> ByHand:
     declarations = cffi.FFI()
     for name in (measuring.LOCK, measuring.UNLOCK):
         declarations.cdef(f"unsigned long {name}(unsigned long);")
-    client = declarations.dlopen(str(measuring.build_nothing()))
+    client = declarations.dlopen(str(measuring.build_idle_client()))
     return ByHand(client.CA_LockClusteredSlot, client.CA_UnlockClusteredSlot)
 
 
@@ -85,7 +85,7 @@ A_WORKER_CALLS = {("timed", False), ("slot", True)}
 
 def seconds(loops: int, case: str, on_main: bool) -> float:
     statement, make_lock = CASES[case]
-    with measuring.nothing() as luna:
+    with measuring.idle_device() as luna:
         time = timeit.Timer(statement, globals={"lock": make_lock(luna)}).timeit
         return time(loops) if on_main else measuring.on_a_thread(time, loops)
 

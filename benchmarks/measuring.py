@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from targets import TARGETS
 
 import luna_ext
-from luna_ext.stub import STATE_VARIABLE, Cluster, library_path
+from luna_ext.stub import Cluster
 
 HERE = Path(__file__).parent
 OUTPUT = HERE.parent / "build" / "benchmarks"
@@ -184,27 +184,24 @@ def sleep_exactly() -> None:
 
 
 @contextlib.contextmanager
-def nothing() -> Iterator[luna_ext.Library]:
-    """On a client library whose lock and unlock do nothing, for any slot ID."""
-    client = build_nothing()
-    with Cluster() as cluster:
-        os.environ.update({STATE_VARIABLE: cluster.path, "NOTHING_STAND_IN": library_path()})
-        with luna_ext.Library(client) as luna:
-            yield luna
+def idle_device() -> Iterator[luna_ext.Library]:
+    """On a client library whose functions do nothing, and which has every slot."""
+    with luna_ext.Library(build_idle_client()) as luna:
+        yield luna
 
 
 # ---- what is compiled ----
 
 
-def build_nothing() -> Path:
-    library = OUTPUT / "nothing.so"
-    _compile(HERE / "nothing.c", library, libraries=("-ldl",))
+def build_idle_client() -> Path:
+    library = OUTPUT / "idle_client.so"
+    _compile(HERE.parent / "tests" / "c" / "idle_client.c", library)
     return library
 
 
 def build_ten_lines() -> types.ModuleType:
     """The module of ten_lines.pyx. It is linked to the client library that does nothing."""
-    client = build_nothing()
+    client = build_idle_client()
     library = OUTPUT / f"ten_lines{sysconfig.get_config_var('EXT_SUFFIX')}"
     source, c_file = HERE / "ten_lines.pyx", OUTPUT / "ten_lines.c"
     if not _is_newer(c_file, source):

@@ -37,7 +37,7 @@ def lock_each(luna: luna_ext.Library, slots: range) -> None:
 
 
 def bytes_of_a_slot(slots: int) -> float:
-    with measuring.nothing() as luna:
+    with measuring.idle_device() as luna:
         lock_each(luna, range(1_000))  # what the first locks need beyond their slots
         before = resident()
         lock_each(luna, range(1_000, 1_000 + slots))
@@ -58,7 +58,7 @@ def main() -> None:
         print(measuring.on_a_thread(bytes_of_a_slot, options.work))
         return
     figures = measuring.Figures("memory", options)
-    measuring.build_nothing()
+    measuring.build_idle_client()
     slots, rounds = (QUICK_SLOTS, 1) if options.quick else (SLOTS, ROUNDS)
     figures.add("bytes", statistics.median(in_new_process(slots) for _ in range(rounds)))
     figures.write()

@@ -29,8 +29,8 @@ HEAD = """\
 which the things compared take turns, and medians of at least 7 rounds; the empty loop is subtracted from
 loops. Where a pair is timed, that is a lock and its unlock, a thread makes it that is not the main one,
 unless the line says otherwise. The device is the stand-in, or a client library whose lock and unlock do
-nothing (`benchmarks/nothing.c`). Each script in `benchmarks/` can be run alone, and says in its first lines
-what it does.
+nothing (`tests/c/idle_client.c`). Each script in `benchmarks/` can be run alone, and says in its first
+lines what it does.
 """
 
 
@@ -327,11 +327,11 @@ def page(runs: Runs, pictures: Path) -> str:
 def figures_for_users(runs: Runs) -> str:
     shown = runs.shown
     return (
-        f"- What a lock and unlock adds to the time of the device: {shown('pair')}, which is "
-        f"{shown('pair/Lock')} that of a `threading.Lock`.\n"
-        f"- 64 threads on 64 slots, 1 ms a call, lock {shown('threads')} as often as one thread.\n"
-        f"- 10,000 asyncio tasks on 100 slots, 1 ms a lock and unlock: {shown('rate of tasks')}, by "
-        f"{shown('threads of tasks')} threads.\n"
+        f"- What a lock and unlock adds to the time of the device: **{shown('pair')}** (against "
+        f"`threading.Lock`: {shown('pair/Lock')}).\n"
+        f"- 64 threads on 64 slots, 1 ms a call, against one thread: **{shown('threads')}**.\n"
+        f"- 10,000 asyncio tasks over 100 slots, 1 ms a lock and unlock: **{shown('rate of tasks')}** "
+        f"(threads of the process: {shown('threads of tasks')}).\n"
     )
 
 

@@ -1,7 +1,7 @@
 # cython: language_level=3, freethreading_compatible=True
 """The limit for a lock in Cython: a class that makes the two calls without the GIL, and does nothing else.
 
-It is linked to the client library that does nothing (nothing.c).
+It is linked to the client library that does nothing (tests/c/idle_client.c).
 """
 
 cdef extern from "cryptoki_v2.h":

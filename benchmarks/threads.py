@@ -57,7 +57,7 @@ def pairs_per_second(slots: list[luna_ext.ClusterSlot], seconds: float) -> float
 def work(threads: int, seconds: float) -> float:
     """Pairs a second of all threads, without what the loop takes of each."""
     empty = timeit.timeit("pass", number=100 * PAIRS) / (100 * PAIRS)
-    with measuring.nothing() as luna:
+    with measuring.idle_device() as luna:
         rate = pairs_per_second([luna.slot(1 + index) for index in range(threads)], seconds)
         return threads / (threads / rate - empty)
 
@@ -84,7 +84,7 @@ def main() -> None:
     figures = measuring.Figures("threads", options)
     python = shutil.which(options.freethreaded)
     rounds, seconds = (1, QUICK_SECONDS) if options.quick else (ROUNDS, SECONDS)
-    measuring.build_nothing()
+    measuring.build_idle_client()
     if python is None:
         figures.skip("there is no interpreter without the GIL; `make freethreaded` makes one")
     elif not without_gil(python):
