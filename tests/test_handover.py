@@ -282,6 +282,20 @@ def test_after_its_time_the_lock_is_unlocked(cluster, wait_until_queued, way):
         assert calls(cluster) == 2 * [LOCK, UNLOCK]
 
 
+def test_other_processes_have_a_moment_between(cluster, wait_until_queued):
+    """The device may keep no queue: its next lock call would be the first there."""
+    with cluster.library(handover=0.2) as luna:
+        first = WAYS["slot"](luna).hold()
+        second = WAYS["slot"](luna)
+        wait_until_queued(luna.slot(1), 1)
+        time.sleep(0.2)
+        first.leave()
+        second.hold().leave()
+        assert calls(cluster) == 2 * [LOCK, UNLOCK]
+        unlocking, locking = logged(cluster, UNLOCK)[0], logged(cluster, LOCK)[1]
+        assert locking.time - (unlocking.time + unlocking.duration) > 0.007
+
+
 ELSEWHERE = """
 import sys
 slot.acquire()

@@ -27,6 +27,8 @@ from support import (
 import luna_ext
 from luna_ext.stub import Cluster
 
+OPEN_SESSION = "C_OpenSession"
+
 pytestmark = pytest.mark.usefixtures("regrant")
 
 
@@ -239,6 +241,22 @@ def test_a_claim_of_a_loop_that_is_gone_is_given_back(luna, cluster):
     loop.close()
     wait_until_answered(cluster)
     task._log_destroy_pending = False
+
+
+def test_a_token_that_a_task_has_seen_at_the_end_of_its_time_stays_its_own(luna, cluster):
+    """The worker, which then comes to wake the task, must not take it for one that is gone."""
+    cluster.latency(0.5, OPEN_SESSION)
+
+    async def main():
+        async with luna.claim("cluster-1", timeout=0.2) as token:
+            assert not have_returned(logged(cluster, OPEN_SESSION)), "the machine is too slow"
+            await let_others_run_until(lambda: have_returned(logged(cluster, OPEN_SESSION)))
+            cluster.latency(0, OPEN_SESSION)
+            with pytest.raises(AssertionError):
+                await let_others_run_until(lambda: not token.slot.locked(), 0.2)
+
+    asyncio.run(main())
+    assert nothing_is_locked(cluster)
 
 
 def test_a_claim_that_is_cancelled_before_its_turn_asks_nothing(luna, cluster):

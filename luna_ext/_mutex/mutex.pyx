@@ -668,19 +668,25 @@ cdef class SlotMutex:
         """
         cdef CK_RV rv
         cdef Life life = ALIVE
+        cdef bint in_time
+        cdef bint kept
         if is_long_hold(self, luna_coarse_nanoseconds()):
             life = self.locks.look_at_canary()
             if life == ALIVE:
                 self.alive_at = luna_coarse_nanoseconds()
-        if (
-            life == ALIVE
-            # The coarse clock is behind, so the time is up early rather than late.
-            and luna_nanoseconds() < self.held_since + 1e9 * share.handover
-            and self._hand_to_first()
-        ):
+        # The coarse clock is behind, so the time is up early rather than late.
+        in_time = luna_nanoseconds() < self.held_since + 1e9 * share.handover
+        if life == ALIVE and in_time and self._hand_to_first():
             due[0] = HANDED_OVER
             return CKR_OK
+        kept = not in_time and keep_turn(&self.record)
         rv = self.take_off(due[0] == UNLOCK_DUE_LATER, generation)
+        if kept:
+            # Where the device keeps no queue, another host would seldom get in between.
+            with nogil:
+                luna_pause(min(OTHERS_SECONDS, OTHERS_SHARE * share.handover))
+            give_turn_back(&self.record)
+            self.pass_turn()
         # Then no unlock call was made, for this is another generation.
         return CKR_SESSION_HANDLE_INVALID if life == GONE else rv
 

@@ -19,6 +19,9 @@ cdef double POLL_SHRINKS = 8.0
 # for so long.
 cdef double RUN_SECONDS = 0.120
 cdef double OTHERS_SECONDS = 0.040
+# What part of the time in which locks are handed over is left to other processes after it, but no more than
+# the above.
+cdef double OTHERS_SHARE = 0.04
 # For how long a refusal shows that others want the lock.
 cdef double CONTENDED_SECONDS = 5.0
 
@@ -383,8 +386,14 @@ cdef class Waiter:
         loop = self.loop
         future = self.future
         luna_guard_unlock(&self.guard)
-        loop = None if loop is None else loop()
-        if loop is None or future is None or future() is None:
+        if future is None:
+            return False
+        if future() is None:
+            # The task awaits it no more: its time was up, and it has seen for itself how its wait stands;
+            # or it was collected, and its coroutine withdraws. What it was granted may be in use by now.
+            return True
+        loop = loop()
+        if loop is None:
             return False
         try:
             loop.call_soon_threadsafe(settle, future)

@@ -221,6 +221,20 @@ cdef Seat *turn_to_patient(Record *record) noexcept nogil:
     return seat
 
 
+cdef bint keep_turn(Record *record) noexcept nogil:
+    """The calling thread is to unlock, and no lock call shall follow before it gives the turn back. False
+    if no waiter is there, or the turn is taken.
+    """
+    cdef bint kept
+    luna_guard_lock(&record.guard)
+    kept = record.first != NULL and not record.turn
+    if kept:
+        record.turn = True
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return kept
+
+
 cdef void give_turn_back(Record *record) noexcept nogil:
     luna_guard_lock(&record.guard)
     record.turn = False
