@@ -11,6 +11,7 @@ import time
 
 import pytest
 from support import (
+    CLAIM,
     DEVICE_ERROR,
     INIT_TOKEN,
     LOCK,
@@ -391,6 +392,24 @@ def test_a_block_that_no_thread_can_look_after_is_not_entered(cluster, succeed):
     """
     assert succeed(body) == ["False", "False", "None"]
     assert [entry.function for entry in cluster.log()].count(UNLOCK) == 1
+
+
+def test_a_claim_that_no_thread_can_look_after_is_given_back(cluster, succeed):
+    body = f"""
+        def claim():
+            # This thread makes its device calls itself.
+            {NO_MORE_THREADS}
+            try:
+                luna.claim("cluster-1", heartbeat=60).__enter__()
+            except RuntimeError as error:
+                print(error)
+
+        in_thread(claim).join()
+        print({{token.owner for token in cluster.tokens()}})
+    """
+    assert " ".join(succeed(body)) == "can't start new thread {None}"
+    calls = [entry.function for entry in cluster.log()]
+    assert (calls.count(CLAIM), calls.count(UNLOCK)) == (1, 1)
 
 
 def test_a_fork_after_which_no_thread_can_be_had_is_told_of(succeed):

@@ -501,6 +501,23 @@ def test_a_polling_process_leaves_the_lock_to_others_that_want_it(
         assert sum(pause >= 0.025 for pause in pauses(cluster)[alone:]) >= 3
 
 
+def test_a_polling_process_that_comes_back_later_has_left_the_lock_for_long_enough(
+    cluster, hold_elsewhere, call
+):
+    cluster.switch("contention", "error")
+    with cluster.library(contention="poll") as luna:
+        slot = luna.slot(6)
+        holder = hold_elsewhere(6)
+        waiting = call(lambda: enter(slot))
+        wait_until(lambda: any(entry.rv == DEVICE_ERROR for entry in cluster.log()))
+        holder.release()
+        waiting.result()
+        time.sleep(1)
+        began = time.monotonic()
+        call(lambda: enter(slot)).result()
+        assert time.monotonic() - began < 0.5
+
+
 def test_a_polling_process_asks_seldom_whatever_the_number_of_its_waiters(
     cluster, hold_elsewhere, call
 ):

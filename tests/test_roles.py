@@ -8,7 +8,7 @@ import traceback
 import types
 
 import pytest
-from support import INIT_PIN, INIT_TOKEN, logged, wait_until
+from support import CLAIM, INIT_PIN, INIT_TOKEN, logged, wait_until
 
 import luna_ext
 from luna_ext import PIN_PAD, TokenFlag
@@ -464,7 +464,8 @@ def test_a_pad_that_is_not_there(luna, provision, calls_of):
 def test_a_pad_that_is_not_there_uses_up_no_try(cluster, provision):
     provision(user_pin=NEW)
     report = provision(so_pin=PIN_PAD, user_pin="another-password")
-    assert isinstance(report.failed[LABELS[0]], ValueError)
+    assert list(report.failed) == LABELS
+    assert sum(isinstance(error, ValueError) for error in report.failed.values()) == 1
     assert failures(cluster) == []
 
 
@@ -599,6 +600,21 @@ def test_a_pin_that_a_fresh_token_has_taken_is_not_proven(cluster, luna, provisi
     assert failures(cluster) == [INIT_TOKEN]
     for slot_id in slots[1::2]:
         assert luna.slot(slot_id).token_info.label.startswith("keyring")
+
+
+def test_a_pin_that_a_login_of_other_code_made_needless_is_not_proven(cluster, provision, other):
+    """The mistyped PIN is tried on one of the tokens that are claimed afterwards, and on no more."""
+    cluster.switch("identity", "dual")
+    (slot_id,) = provision(LABELS[:1]).assigned.values()
+    session = other.open(slot_id)
+    assert other.log_in(session, SO, PASSWORD) == 0
+    # Until then the first label's token has its user PIN.
+    cluster.latency(0.5, CLAIM)
+    cluster.latency(0.1, INIT_TOKEN)
+    report = provision(so_pin="mistyped-password", user_pin=NEW)
+    assert set(report.failed) >= set(LABELS[1:])
+    assert failures(cluster) == [INIT_TOKEN]
+    other.close(session)
 
 
 @FRESH

@@ -330,6 +330,16 @@ def test_assign_is_not_hindered_by_the_librarys_own_session(luna, cluster):
     assert nothing_is_locked(cluster)
 
 
+def test_a_holder_hears_of_it_after_its_assignment_as_well(reinitialise, luna, cluster):
+    """The library's own session is closed for the assignment, and opened again."""
+    with pytest.raises(luna_ext.LockLostError), luna.claim("cluster-1") as token:
+        assigned = token.assign("payments", so_pin="12345678")
+        reinitialise()
+        with pytest.raises(luna_ext.LockLostError, match="finalised"):
+            assigned.ensure_held()
+    assert logged(cluster, UNLOCK) == []
+
+
 @pytest.mark.luna_cluster(keyrings=1)
 def test_the_session_of_an_earlier_library_is_not_closed_again(cluster):
     """Its number may be that of another program's session."""

@@ -108,7 +108,9 @@ def overlaps(holds: list[Hold]) -> int:
     count = 0
     by_slot: dict[int, list[Hold]] = {}
     for hold in sorted(holds):
-        by_slot.setdefault(hold.slot_id, []).append(hold)
+        # A token whose label has changed was not held; the moment is that of the question.
+        if hold.begin < hold.end:
+            by_slot.setdefault(hold.slot_id, []).append(hold)
     for of_slot in by_slot.values():
         for earlier, later in itertools.pairwise(of_slot):
             count += later.begin < earlier.end

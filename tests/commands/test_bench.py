@@ -6,11 +6,21 @@ import sys
 
 import pytest
 
+from luna_ext.commands.demo import Hold, overlaps
+
 
 def test_demo(command):
     done = command("demo")
     assert done.returncode == 0
     assert "held by two at once: 0." in done.stdout
+
+
+def test_the_demo_counts_only_what_was_held():
+    held = Hold(1, 3, "alice", 1, "claimed and assigned")
+    assert overlaps([held, Hold(2, 4, "bob", 1, "locked")]) == 1
+    assert overlaps([held, Hold(3, 4, "bob", 1, "locked")]) == 0
+    # It has asked for the lock meanwhile, and then met another label.
+    assert overlaps([held, Hold(2, 2, "bob", 1, "the label has changed")]) == 0
 
 
 def row(done):
