@@ -108,7 +108,6 @@ from luna_ext._mutex cimport (
     call_on_worker,
     caller_number,
     close_client,
-    debug_may_be_on,
     finish_closing,
     forks,
     in_greenlet_hub,
