@@ -88,7 +88,7 @@ def release_flags() -> tuple[list[str], list[str]]:
     watched = TRACED or "-fsanitize" in asked or "-g" in asked.split()
     if watched or not sys.platform.startswith("linux"):
         return [], []
-    compiling = ["-g0", "-O2", "-fstack-protector-strong", "-fno-plt"]
+    compiling = ["-g0", "-O3", "-fstack-protector-strong", "-fno-plt"]
     if "_FORTIFY_SOURCE" not in asked:
         compiling += ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
     return compiling, ["-Wl,-s", "-Wl,-z,relro,-z,now"]

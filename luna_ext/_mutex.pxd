@@ -352,9 +352,9 @@ cdef class Locks:
     cdef bint publishes                 # whether a thread writes the files for `luna-ext watch`
 
     cdef uint64_t generation(self) noexcept nogil
-    cdef SlotMutex mutex(self, CK_SLOT_ID slot_id)
+    cdef SlotMutex mutex(self, object slot_id)
     cdef SlotMutex _new(self)
-    cdef SlotMutex _keep(self, SlotMutex mutex, CK_SLOT_ID slot_id)
+    cdef SlotMutex _keep(self, SlotMutex mutex, object slot_id)
     cdef list all(self)
     cdef int serve_next(self) noexcept
     cdef int look_for_canary(self, CK_SLOT_ID slot_id) noexcept
@@ -400,7 +400,6 @@ cdef int tell_unlocked(double began, CK_SLOT_ID slot_id, bint unwanted) except -
 cdef int tell_handed_over(CK_SLOT_ID slot_id) except -1
 cdef int tell_failed_release(object error) except -1
 cdef bint debug_is_on() except -1
-cdef bint debug_may_be_on() noexcept
 cdef int audit_lock(CK_SLOT_ID slot_id) except -1
 cdef int audit_unlock(CK_SLOT_ID slot_id) except -1
 cdef int close_client(Locks locks, Share share, bint wait) except -1

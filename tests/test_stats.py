@@ -65,7 +65,7 @@ def test_the_histogram_has_powers_of_two(luna, cluster, since):
     assert sum(stats.histogram) == stats.calls == 1
 
 
-def test_of_fast_calls_some_are_timed(luna, since):
+def test_of_fast_calls_some_are_timed_for_all(luna, since):
     slot = luna.slot(1)
     for _ in range(2000):
         _ = slot.info
@@ -73,6 +73,7 @@ def test_of_fast_calls_some_are_timed(luna, since):
     assert stats.calls == sum(stats.histogram) == 2000
     assert 0 < stats.timed < 1000
     assert 0 < stats.total_seconds < 2000 * stats.max_seconds
+    assert stats.histogram[0] == 0, "no call takes less than a nanosecond"
 
 
 def test_a_slow_call_among_fast_ones_is_timed(luna, hold_elsewhere, call):
@@ -94,18 +95,18 @@ def test_a_slow_call_among_fast_ones_is_timed(luna, hold_elsewhere, call):
 
 
 def test_calls_are_timed_again_when_they_become_slow(luna, cluster, since):
-    """The first slow calls may count as fast, but not for longer than the next look at a clock is away."""
+    """Those of the next 4 ms may count as fast ones."""
     slot = luna.slot(1)
     for _ in range(2000):
         _ = slot.info
     before = since(INFO)
-    cluster.latency(0.005, INFO)
-    for _ in range(10):
+    cluster.latency(0.001, INFO)
+    for _ in range(40):
         _ = slot.info
     stats = since(INFO)
-    assert stats.calls - before.calls == 10
-    assert stats.timed - before.timed >= 8
-    assert stats.total_seconds - before.total_seconds >= 8 * 0.005
+    assert stats.calls - before.calls == 40
+    assert stats.timed - before.timed >= 30
+    assert stats.total_seconds - before.total_seconds >= 0.030
 
 
 def test_errors_by_their_code(luna, cluster, in_child):

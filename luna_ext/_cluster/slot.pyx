@@ -4,7 +4,7 @@
 cdef object _SLOT_KEY = object()
 
 
-cdef ClusterSlot new_slot(Library library, CK_SLOT_ID slot_id):
+cdef ClusterSlot new_slot(Library library, object slot_id):
     cdef ClusterSlot slot = ClusterSlot.__new__(ClusterSlot, _SLOT_KEY)
     slot.library = library
     slot.mutex = library.locks.mutex(slot_id)

@@ -31,8 +31,8 @@ cdef class Locks:
         self.questions = 0
         self.looking_after = False
 
-    cdef SlotMutex mutex(self, CK_SLOT_ID slot_id):
-        """The one SlotMutex of a slot in this process."""
+    cdef SlotMutex mutex(self, object slot_id):
+        """The one SlotMutex of a slot in this process; the ID is kept as it is given."""
         mutex = self.mutexes.get(slot_id)
         if mutex is None:
             mutex = self._keep(self._new(), slot_id)
@@ -44,7 +44,7 @@ cdef class Locks:
         mutex.client = self.client
         return mutex
 
-    cdef SlotMutex _keep(self, SlotMutex mutex, CK_SLOT_ID slot_id):
+    cdef SlotMutex _keep(self, SlotMutex mutex, object slot_id):
         mutex.slot_id = slot_id
         return <SlotMutex> self.mutexes.setdefault(slot_id, mutex)
 

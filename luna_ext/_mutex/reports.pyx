@@ -27,7 +27,7 @@ cdef tuple LOSSES = (
 )
 
 
-cdef bint debug_may_be_on() noexcept:
+cdef inline bint debug_may_be_on() noexcept:
     """Whether DEBUG records may be wanted; the logger is not asked, so no Python code runs."""
     return luna_watched(&level_watch) != Py_False
 
