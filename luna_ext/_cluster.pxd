@@ -92,7 +92,6 @@ cdef class LockAll:
 
 cdef class Departure(Waiter):
     """The end of an ``async with`` block: what ``__aexit__`` gives to be awaited."""
-    cdef SlotMutex mutex              # what is released
     cdef Departure earlier            # that of a block of the same SlotLock whose lock was lost; or None
     cdef object exc_type              # class of the exception that leaves the block; or None
     cdef object exc_value             # that exception; or None
@@ -104,6 +103,7 @@ cdef class Departure(Waiter):
     cdef Heartbeat heartbeat          # of the hold, or None
 
     cdef int begin(self, object exc_type, object exc_value) except -1
+    cdef int finish(self, bint passes_turn) noexcept
 
 
 cdef class Errand(Waiter):

@@ -9,7 +9,6 @@ import warnings
 import weakref
 from _queue import SimpleQueue
 from collections import deque
-from functools import partial
 from types import GenericAlias
 
 cimport cython
@@ -63,6 +62,7 @@ from luna_ext._device cimport (
     load_client,
     luna_make_immortal,
     luna_now,
+    luna_shared_add,
     luna_shared_get,
     luna_shared_set,
     luna_shared_set_once,
@@ -98,6 +98,7 @@ from luna_ext._mutex cimport (
     Record,
     Request,
     SlotMutex,
+    TaskMark,
     Waiter,
     answer_by,
     audit_lock,
@@ -114,6 +115,7 @@ from luna_ext._mutex cimport (
     in_greenlet_hub,
     join_lineage,
     locks_of,
+    mark_of_task,
     new_heartbeat,
     next_pause,
     note_place,
@@ -142,7 +144,6 @@ from ._mutex import (
     greenlet_error,
     log,
     settle,
-    warn_of_lock,
 )
 from .discovery import find_library
 from .errors import (

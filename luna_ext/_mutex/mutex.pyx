@@ -92,6 +92,7 @@ cdef class SlotMutex:
         cdef Deadline patience
         cdef uint64_t began_in
         cdef Outcome outcome
+        cdef PyThread_type_lock wake
         self._need_functions(share)
         join_lineage(caller_number())
         audit_lock(self.slot_id)
@@ -104,11 +105,14 @@ cdef class SlotMutex:
             waiter.wait_in_thread()
             waiter.seat.patient = seconds < 0 and not in_hub
             begin_wait(&waiter.wait, False)
-            self.refuse_reentry(waiter.seat.number, waiter.seat.home)
+            self.refuse_reentry(waiter.seat.number, waiter.seat.home, True)
             patience = deadline_in(patience_here(left_of(deadline)))
-            self.ask(waiter)
+            warn = partial(warn_of_lock, waiter, self)
+            wake = NULL
+            self.ask(waiter, &wake)
+            # Nothing comes in between that may raise: the worker is still to be woken.
             try:
-                sit_out(waiter, &waiter.wait, patience, partial(warn_of_lock, waiter, self))
+                sit_out(waiter, &waiter.wait, patience, warn, wake)
             except BaseException:
                 self.withdraw(waiter)
                 raise
@@ -129,15 +133,17 @@ cdef class SlotMutex:
                 return True
             # A signal handler has forked meanwhile, and this is the child: it holds nothing.
 
-    cdef Waiter ask(self, Waiter waiter):
-        """Queue up for a lock that a worker gets. In the end the caller has to withdraw() or release."""
+    cdef int ask(self, Waiter waiter, PyThread_type_lock *wake) except -1:
+        """Queue up for a lock that a worker gets. In the end the caller has to withdraw() or release.
+        `wake` is that of leave_to_worker().
+        """
         if not luna_shared_get(&waiter.share.open):
             raise closed_error(self.slot_id, waiter.share.path)
         # The queue's own reference.
         Py_INCREF(waiter)
         line_up(&self.record, &waiter.seat, False)
-        self.pass_turn()
-        return waiter
+        self.pass_turn_by(wake)
+        return 0
 
     cdef int withdraw(self, Waiter waiter) except -1:
         """The waiter gives up. A grant that it has been given already goes back."""
@@ -188,7 +194,7 @@ cdef class SlotMutex:
         cdef Outcome outcome
         cdef Waiter waiter = Waiter.__new__(Waiter)
         if not before_all:
-            self.refuse_reentry(number, thread_number())
+            self.refuse_reentry(number, thread_number(), True)
         if wait.began == 0:
             wait.began = luna_now()
         waiter.prepare(number, thread_number(), share)
@@ -201,7 +207,7 @@ cdef class SlotMutex:
         line_up(&self.record, &waiter.seat, before_all)
         self.pass_turn()
         try:
-            sit_out(waiter, &waiter.wait, deadline_in(-1), partial(warn_of_lock, waiter, self))
+            sit_out(waiter, &waiter.wait, deadline_in(-1), partial(warn_of_lock, waiter, self), NULL)
         except BaseException:
             self.withdraw(waiter)
             raise
@@ -339,8 +345,9 @@ cdef class SlotMutex:
         luna_guard_unlock(&self.record.guard)
         return told
 
-    cdef int refuse_reentry(self, uint64_t number, uint64_t home) except -1:
-        """Raise if a wait of this caller would never end."""
+    cdef int refuse_reentry(self, uint64_t number, uint64_t home, bint may_wait) except -1:
+        """Raise if a wait of this caller would never end. Without `may_wait`, it waits for no slot's lock.
+        """
         cdef uint64_t thread = thread_number()
         cdef bint is_thread = number == thread
         cdef Record now = seen(&self.record)
@@ -356,7 +363,7 @@ cdef class SlotMutex:
                 "all need `async with`"
             )
         elif (now.turn and now.caller == number) or (
-            waits_here(&self.record, number, 0)
+            may_wait and waits_here(&self.record, number, 0)
         ):
             what = "the caller waits for this lock already"
         elif is_thread and current_task() is not None and (
@@ -386,12 +393,16 @@ cdef class SlotMutex:
 
     cdef int pass_turn(self) noexcept:
         """If the slot is free, have the lock call made for the first waiter."""
+        return self.pass_turn_by(NULL)
+
+    cdef int pass_turn_by(self, PyThread_type_lock *wake) noexcept:
+        """The same, by a worker that the caller may have to wake: see leave_to_worker()."""
         cdef Seat *seat = NULL
         cdef Next due
         while True:
             due = next_turn(&self.record, &seat)
             if due == WORKERS_TURN:
-                if run_on_worker(lock_for_waiters, self):
+                if leave_to_worker(lock_for_waiters, self, wake):
                     return 0
                 # No thread can be had. A thread that waits without a limit makes the call itself.
                 seat = turn_to_patient(&self.record)
@@ -476,7 +487,7 @@ cdef class SlotMutex:
                     self.give_back(hold)
                 return 0
             if verdict == UNWANTED:
-                self._tell_late(self.take_off(False, generation))
+                self._tell_late(self.take_off(False, generation, True))
                 return 0
             if verdict == IGNORED:
                 self._note_doubt()
@@ -524,7 +535,7 @@ cdef class SlotMutex:
         cdef uint64_t generation = self.generation()
         due[0] = begin_leave(&self.record, number, 0, share, generation, &self.locks.kind, loss)
         if due[0] == UNLOCK_DUE or due[0] == UNLOCK_DUE_LATER:
-            return self.take_off(due[0] == UNLOCK_DUE_LATER, generation)
+            return self.take_off(due[0] == UNLOCK_DUE_LATER, generation, True)
         if due[0] == LOST:
             self.pass_turn()
         return CKR_OK
@@ -586,8 +597,12 @@ cdef class SlotMutex:
             raise lost_error(self.slot_id, "its library was closed")
         raise self._unlock_error(rv)
 
-    cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation) noexcept:
-        """Make the unlock call that is due, and pass the turn. Returns the device's answer."""
+    cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation, bint passes_turn) noexcept:
+        """Make the unlock call that is due, and pass the turn. Returns the device's answer.
+
+        Without `passes_turn`, the caller is a worker that takes the turn itself, by lock_for_next(), when
+        it has told the holder; unless there is more to do first.
+        """
         cdef CK_RV rv = CKR_OK
         cdef Deadline deadline
         cdef Backoff backoff
@@ -631,7 +646,8 @@ cdef class SlotMutex:
         unassigned = luna_shared_get(&self.is_unassigned) and luna_shared_take(&self.is_unassigned)
         note_unlock(&self.contention)
         end_leave(&self.record, luna_count_get(&self.locks.claims))
-        self.pass_turn()
+        if passes_turn or unassigned or rv != CKR_OK:
+            self.pass_turn()
         if unassigned:
             self.leave_unassigned()
         return rv
@@ -767,7 +783,7 @@ cdef class SlotMutex:
         if owner == number:
             return True
         task = current_task()
-        return task is not None and owner == task_numbers.get(task, 0)
+        return task is not None and task in task_marks and owner == task_number(task)
 
     cdef bint is_relied_on(self) except -1:
         """Whether the calling code may rely on the lock: it holds it, or the holder has started it."""
@@ -1041,7 +1057,7 @@ cdef class SlotMutex:
             event.set()
             tell_of_loss(self, hold, told)
         if due == UNLOCK_DUE or due == UNLOCK_DUE_LATER:
-            self._tell_late(self.take_off(due == UNLOCK_DUE_LATER, generation))
+            self._tell_late(self.take_off(due == UNLOCK_DUE_LATER, generation, True))
         elif due == LOST:
             self.pass_turn()
         return 0
@@ -1115,6 +1131,17 @@ cdef int lock_for_waiters(object mutex) noexcept:
     return 0
 
 
+cdef int lock_for_next(object mutex) noexcept:
+    """On a worker: pass_turn(), but if a worker is to make the lock call, this one does."""
+    cdef Seat *seat = NULL
+    cdef Next due = next_turn(&(<SlotMutex> mutex).record, &seat)
+    if due == WORKERS_TURN:
+        lock_for_waiters(mutex)
+    elif due == WAITERS_TURN:
+        (<SlotMutex> mutex)._wake(seat)
+    return 0
+
+
 cdef int make_trial(object mutex) noexcept:
     cdef SlotMutex self = <SlotMutex> mutex
     if send_trial(&self.record, self.generation(), &self.back):
@@ -1138,7 +1165,7 @@ cdef int tell_of_doubt(object mutex) noexcept:
 cdef int unlock_late(object mutex) noexcept:
     cdef SlotMutex self = <SlotMutex> mutex
     cdef Record now = seen(&self.record)
-    self._tell_late(self.take_off(now.calling, now.generation))
+    self._tell_late(self.take_off(now.calling, now.generation, True))
     return 0
 
 
