@@ -103,6 +103,7 @@ cdef class Departure(Waiter):
     cdef Heartbeat heartbeat          # of the hold, or None
 
     cdef int begin(self, object exc_type, object exc_value) except -1
+    cdef int finish(self, bint passes_turn) noexcept
 
 
 cdef class Errand(Waiter):

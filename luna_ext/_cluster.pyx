@@ -9,7 +9,6 @@ import warnings
 import weakref
 from _queue import SimpleQueue
 from collections import deque
-from functools import partial
 from types import GenericAlias
 
 cimport cython
@@ -63,6 +62,7 @@ from luna_ext._device cimport (
     load_client,
     luna_make_immortal,
     luna_now,
+    luna_shared_add,
     luna_shared_get,
     luna_shared_set,
     luna_shared_set_once,
@@ -99,6 +99,7 @@ from luna_ext._mutex cimport (
     Record,
     Request,
     SlotMutex,
+    TaskMark,
     Waiter,
     answer_by,
     audit_lock,
@@ -109,11 +110,13 @@ from luna_ext._mutex cimport (
     call_on_worker,
     caller_number,
     close_client,
+    debug_may_be_on,
     finish_closing,
     forks,
     in_greenlet_hub,
     join_lineage,
     locks_of,
+    mark_of_task,
     new_heartbeat,
     next_pause,
     note_place,
@@ -143,7 +146,6 @@ from ._mutex import (
     greenlet_error,
     log,
     settle,
-    warn_of_lock,
 )
 from .discovery import find_library
 from .errors import (

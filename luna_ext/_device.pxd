@@ -266,7 +266,11 @@ cdef void become_worker() noexcept nogil
 cdef void introduce(uint64_t number, bint is_main) noexcept nogil
 cdef bint on_main_thread() noexcept nogil
 cdef bint wait_on(PyThread_type_lock signal, double seconds) except -1
+cdef bint release_and_wait_on(
+    PyThread_type_lock first, PyThread_type_lock signal, double seconds
+) except -1
 cdef PyThread_type_lock new_signal() except NULL
+cdef void gives_way() noexcept nogil
 cdef int begin_exit(Deadline deadline) noexcept
 cdef bint exit_has_begun() noexcept
 cdef int hold_back_at_exit() except -1

@@ -137,21 +137,40 @@ cdef struct Wait:
     bint warned             # whether its length was warned of, which is done once
 
 
+cdef class TaskMark:
+    """What is known of an asyncio task."""
+    cdef uint64_t number             # never used again
+    cdef int waits                   # how many waits for a slot's lock it has begun and not ended
+
+
+cdef class Inbox:
+    """What has come in for the tasks of an event loop, which is told once for all that it has not seen."""
+    cdef object loop                 # weak: the event loop
+    cdef object came_in              # a deque: weak references to futures that are to be settled
+    cdef int told                    # whether the loop is going to look
+    cdef uint64_t made_in            # `forks` when it was made
+    cdef dict waits                  # Waiter -> None, in order: to be warned of when they become long
+    cdef bint watches                # whether the loop is going to look for long ones
+
+    cdef int watch(self, Waiter waiter) except -1
+    cdef bint put(self, object future) except -1
+
+
 cdef class Waiter:
     """One thread or task that waits."""
     cdef Seat seat                   # its place in the queue
     cdef Share share                 # the Share of the Library through which it waits
-    cdef SlotMutex mutex             # whose lock it waits for, holds or leaves; or None, of a claim
+    cdef SlotMutex mutex             # whose lock it waits for, holds or leaves; None: not known yet
     cdef Wait wait                   # since when it waits
     cdef PyThread_type_lock signal   # wakes the thread; NULL: a task waits
-    cdef object loop                 # weak: the task's event loop
+    cdef Inbox inbox                 # of the task's event loop
     cdef object future               # weak: what the task awaits
-    cdef object task                 # weak: the task
-    cdef luna_guard guard            # of these three
+    cdef luna_guard guard            # of these two
     cdef object error                # the exception of FAILED
 
     cdef int prepare(self, uint64_t number, uint64_t home, Share share) except -1
     cdef int wait_in_thread(self) except -1
+    cdef int wait_in_task(self, object future) except -1
     cdef bint wake(self) except -1
     cdef object failure(self)
 
@@ -237,9 +256,9 @@ cdef class SlotMutex:
     cdef uint64_t generation(self) noexcept nogil
     cdef int acquire(self, Share share) except -1
     cdef bint acquire_within(self, Share share, double seconds) except -1
-    cdef int refuse_reentry(self, uint64_t number, uint64_t home) except -1
+    cdef int refuse_reentry(self, uint64_t number, uint64_t home, bint may_wait) except -1
     cdef bint is_free(self) noexcept
-    cdef Waiter ask(self, Waiter waiter)
+    cdef int ask(self, Waiter waiter, PyThread_type_lock *wake) except -1
     cdef int withdraw(self, Waiter waiter) except -1
     cdef int confirm(self, Waiter waiter) except -1
     cdef int confirm_claim(self, Waiter request, Wait *wait) except -1
@@ -256,10 +275,11 @@ cdef class SlotMutex:
         self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
     ) except -1
     cdef int leave_unassigned(self) noexcept
-    cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation) noexcept
+    cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation, bint passes_turn) noexcept
     cdef CK_RV hand_over(self, uint64_t generation, Share share, Leave *due) noexcept
     cdef int give_back(self, uint64_t hold) noexcept
     cdef int pass_turn(self) noexcept
+    cdef int pass_turn_by(self, PyThread_type_lock *wake) noexcept
 
     cdef bint is_mine(self) except -1
     cdef bint is_relied_on(self) except -1
@@ -368,6 +388,7 @@ cdef class Locks:
     cdef int calls_given_up(self) except -1
 
 
+# What a worker does. Not 0: the subject is a Waiter, and the next lock call of its mutex is the worker's.
 ctypedef int (*Work)(object subject) noexcept
 
 cdef uint64_t forks
@@ -380,6 +401,7 @@ cdef int call_on_worker(object function) except -1
 
 cdef Locks locks_of(Client client)
 cdef uint64_t caller_number() except 0
+cdef TaskMark mark_of_task(object task)
 cdef uint64_t task_number(object task) except 0
 cdef int join_lineage(uint64_t number) except -1
 cdef uint64_t thread_number() except 0
@@ -392,7 +414,9 @@ cdef Deadline answer_by(double timeout) noexcept nogil
 cdef double next_pause(Backoff *backoff) noexcept nogil
 cdef double poll_pause(double waited) noexcept nogil
 
-cdef int sit_out(Waiter waiter, Wait *wait, Deadline deadline, object warn) except -1
+cdef int sit_out(
+    Waiter waiter, Wait *wait, Deadline deadline, object warn, PyThread_type_lock wake
+) except -1
 cdef int begin_wait(Wait *wait) except -1
 cdef int end_wait(Wait *wait, CK_SLOT_ID slot_id) except -1
 cdef int warn_of_wait(Wait *wait, object subject, object holder) except -1
@@ -400,6 +424,7 @@ cdef int tell_unlocked(double began, CK_SLOT_ID slot_id, bint unwanted) except -
 cdef int tell_handed_over(CK_SLOT_ID slot_id) except -1
 cdef int tell_failed_release(object error) except -1
 cdef bint debug_is_on() except -1
+cdef bint debug_may_be_on() noexcept
 cdef int audit_lock(CK_SLOT_ID slot_id) except -1
 cdef int audit_unlock(CK_SLOT_ID slot_id) except -1
 cdef int close_client(Locks locks, Share share, bint wait) except -1

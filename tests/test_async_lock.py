@@ -267,6 +267,115 @@ def test_a_loop_that_is_gone_gets_no_lock(luna, hold_elsewhere, owner_of):
     task._log_destroy_pending = False
 
 
+def test_a_closed_loop_that_was_told_of_another_lock_gets_none(luna, hold_elsewhere, owner_of):
+    """A loop is told once for all locks that it has not looked for. A closed one never looks."""
+    holders = [hold_elsewhere(1), hold_elsewhere(2)]
+    first, second = luna.slot(1), luna.slot(2)
+
+    async def enter(slot):
+        async with slot.lock():
+            pass
+
+    loop = asyncio.new_event_loop()
+    tasks = [loop.create_task(enter(slot)) for slot in (first, second)]
+    loop.run_until_complete(asyncio.sleep(0))
+    holders[0].release()
+    wait_until(first.locked)
+    loop.close()
+    holders[1].release()
+    with second.lock(timeout=10):
+        assert owner_of(2) == os.getpid()
+    for task in tasks:
+        assert not task.done()
+        task._log_destroy_pending = False
+    del task, tasks
+    gc.collect()
+    with first.lock(timeout=10):
+        assert owner_of(1) == os.getpid()
+
+
+def test_a_task_that_waits_for_the_lock_cannot_wait_once_more(luna, hold_elsewhere):
+    """As where a coroutine is driven by hand."""
+    hold_elsewhere(1)
+    slot = luna.slot(1)
+
+    async def main():
+        entering = slot.lock().__aenter__()
+        entering.send(None)
+        with pytest.raises(luna_ext.LockReentryError, match="waits for this lock already"):
+            async with slot.lock():
+                pass
+        entering.close()
+        with pytest.raises(luna_ext.LockTimeoutError):
+            async with slot.lock(timeout=0.1):
+                pass
+
+    asyncio.run(main())
+
+
+def test_a_loop_is_told_once_for_all_that_has_come_in(luna):
+    slots = [luna.slot(number) for number in (1, 2, 3, 4)]
+
+    async def enter(slot):
+        async with slot.lock():
+            return slot.locked()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        tell, told = loop.call_soon_threadsafe, []
+
+        def count(*arguments, **options):
+            told.append(None)
+            return tell(*arguments, **options)
+
+        loop.call_soon_threadsafe = count
+        tasks = [asyncio.create_task(enter(slot)) for slot in slots]
+        await asyncio.sleep(0)
+        # The loop stands still meanwhile.
+        wait_until(lambda: all(slot.locked() for slot in slots))
+        wait_until(lambda: told)
+        assert_stays(lambda: len(told) == 1)
+        assert await asyncio.gather(*tasks) == [True] * 4
+
+    asyncio.run(main())
+
+
+def test_what_has_come_in_outlasts_an_exception_in_the_loop(luna):
+    """As a signal handler's, while the first of several tasks is woken."""
+
+    class Loop(asyncio.SelectorEventLoop):
+        fails = False
+
+        def call_soon(self, callback, *arguments, **options):
+            handle = super().call_soon(callback, *arguments, **options)
+            if self.fails:
+                self.fails = False
+                raise KeyboardInterrupt
+            return handle
+
+    slots = [luna.slot(number) for number in (1, 2, 3)]
+
+    async def enter(slot):
+        async with slot.lock():
+            return slot.locked()
+
+    async def stand_still():
+        await asyncio.sleep(0)
+        wait_until(lambda: all(slot.locked() for slot in slots))
+        loop.fails = True
+        await asyncio.sleep(10)
+
+    loop = Loop()
+    tasks = [loop.create_task(enter(slot)) for slot in slots]
+    still = loop.create_task(stand_still())
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(still)
+    still.cancel()
+    assert loop.run_until_complete(asyncio.gather(*tasks)) == [True] * 3
+    loop.run_until_complete(asyncio.gather(still, return_exceptions=True))
+    loop.close()
+
+
 def test_cancelling_during_the_unlock_does_not_strand_it(luna, cluster, owner_of):
     slot = luna.slot(1)
     cluster.latency(0.05, UNLOCK)

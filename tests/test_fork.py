@@ -238,6 +238,34 @@ def test_an_inherited_async_with_ends_as_a_logged_no_op(luna, caplog, owner_of):
     assert owner_of(1) is None
 
 
+def test_a_loop_goes_on_in_the_child_though_a_thread_of_the_parent_was_to_tell_it(luna, in_child):
+    loop = asyncio.new_event_loop()
+    tell = loop.call_soon_threadsafe
+    begun, go = threading.Event(), threading.Event()
+
+    def tell_late(*arguments, **options):
+        begun.set()
+        go.wait(60)
+        return tell(*arguments, **options)
+
+    async def enter(slot):
+        async with slot.lock(timeout=20):
+            return True
+
+    def child():
+        loop.call_soon_threadsafe = tell
+        return loop.run_until_complete(enter(luna.slot(2)))
+
+    loop.call_soon_threadsafe = tell_late
+    waiting = loop.create_task(enter(luna.slot(1)))
+    loop.run_until_complete(asyncio.sleep(0))
+    assert begun.wait(20)
+    assert in_child(child) == 0
+    go.set()
+    assert loop.run_until_complete(waiting)
+    loop.close()
+
+
 def test_a_fork_inside_async_with(luna, owner_of):
     slot = luna.slot(1)
 

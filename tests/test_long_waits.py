@@ -252,6 +252,36 @@ def test_a_child_looks_after_its_own_waits_though_the_parent_was_telling_of_one(
     assert succeed(body, options=("-W", "ignore:This process:DeprecationWarning")) == ["0"]
 
 
+def test_each_task_of_a_loop_is_told_of_its_long_wait_when_it_is_long(luna, hold_elsewhere, caplog):
+    """One timer of the loop looks after all of its tasks. Those whose wait has ended are not told of."""
+    holders = [hold_elsewhere(number) for number in (1, 2, 3)]
+    begins = {}
+
+    async def wait(number):
+        begins[number] = time.monotonic()
+        async with luna.slot(number).lock():
+            pass
+
+    async def main():
+        ended = asyncio.create_task(wait(1))
+        await asyncio.sleep(0.1)
+        holders[0].release()
+        await ended
+        first = asyncio.create_task(wait(2))
+        await asyncio.sleep(1)
+        second = asyncio.create_task(wait(3))
+        while len(told(caplog)) < 2:
+            await asyncio.sleep(0.01)
+            assert time.monotonic() < begins[3] + 20
+        assert time.monotonic() >= begins[3] + 4.9
+        for holder in holders[1:]:
+            holder.release()
+        await asyncio.gather(first, second)
+
+    asyncio.run(main())
+    assert [message[:7] for message in told(caplog)] == ["slot 2:", "slot 3:"]
+
+
 def test_a_long_wait_that_no_thread_can_look_after_is_told_of_at_its_end(succeed):
     body = f"""
         import logging

@@ -79,7 +79,7 @@ cdef class Claim:
             while True:
                 answered = loop.create_future()
                 request = self._request(task_number(task))
-                request.wait_in_task(task, loop, answered)
+                request.wait_in_task(answered)
                 departure = new_departure(None, request.seat.number, self.share)
                 place = note_place(task)
                 try:
@@ -167,6 +167,7 @@ cdef class Claim:
                 &self.wait,
                 deadline_in(patience_here(left_of(self.deadline))),
                 self._warn,
+                NULL,
             )
             if request.outcome() == WAITING and self._has_time() and in_greenlet_hub():
                 raise greenlet_error(

@@ -136,7 +136,7 @@ cdef class Departure:
         if self.due == UNLOCK_DUE or self.due == UNLOCK_DUE_LATER:
             # If no thread can be had, this thread has to make the unlock call.
             if not run_on_worker(unlock_for_departure, self):
-                unlock_for_departure(self)
+                self.finish(True)
         else:
             luna_shared_set(&self.finished, 1)
             if self.due == LOST:
@@ -166,14 +166,15 @@ cdef class Departure:
             self.error = error
             tell_failed_release(error)
 
-    def finish(self):
-        """On a worker: make the unlock call, or hand over."""
-        cdef Leave due = self.due
+    cdef int finish(self, bint passes_turn) noexcept:
+        """Make the unlock call, or hand over; most often on a worker."""
         cdef uint64_t generation = seen(&self.mutex.record).generation
+        cdef Leave due = self.due
+        self.began = luna_now()
         if self.share.handover != 0:
             self.rv = self.mutex.hand_over(generation, self.share, &due)
         else:
-            self.rv = self.mutex.take_off(due == UNLOCK_DUE_LATER, generation)
+            self.rv = self.mutex.take_off(due == UNLOCK_DUE_LATER, generation, passes_turn)
         try:
             if due == HANDED_OVER:
                 tell_handed_over(self.mutex.slot_id)
@@ -187,6 +188,7 @@ cdef class Departure:
             luna_shared_set(&self.finished, 1)
             self.wake()
             call_came_back(self.mutex.locks)
+        return 0
 
     def __await__(self):
         return self._finished().__await__()
@@ -198,9 +200,8 @@ cdef class Departure:
                 self.heartbeat.uncancel()
             return
         if not luna_shared_get(&self.finished):
-            loop = asyncio_loop()
-            done = loop.create_future()
-            self.wait_in_task(asyncio_task(), loop, done)
+            done = asyncio_loop().create_future()
+            self.wait_in_task(done)
             # The worker may have finished before the future was there to be settled.
             if not luna_shared_get(&self.finished):
                 try:
@@ -232,9 +233,10 @@ cdef Departure new_departure(SlotMutex mutex, uint64_t number, Share share):
 
 
 cdef int unlock_for_departure(object departure) noexcept:
-    (<Departure> departure).began = luna_now()
-    (<Departure> departure).finish()
-    return 0
+    # The record of the unlock is written after it, and a log handler may take its time.
+    cdef bint passes_turn = debug_may_be_on()
+    (<Departure> departure).finish(passes_turn)
+    return not passes_turn
 
 
 cdef int tell_of_abandoned_block(SlotMutex mutex) except -1:
@@ -322,10 +324,6 @@ def asyncio_loop():
     return sys.modules["asyncio"].get_running_loop()
 
 
-def asyncio_task():
-    return sys.modules["asyncio"].current_task()
-
-
 cdef uint64_t present_task_number() except? 0:
     """The number of the asyncio task that this thread is running; 0: it runs none."""
     task = current_task()
@@ -383,7 +381,7 @@ cdef class SlotLock:
         cdef Heartbeat heartbeat
         check_open(self.share, self.mutex.slot_id)
         if self.timeout == 0:
-            self.mutex.refuse_reentry(caller_number(), thread_number())
+            self.mutex.refuse_reentry(caller_number(), thread_number(), True)
         while True:
             place = note_place(None)
             heartbeat = self._new_heartbeat()
@@ -446,31 +444,42 @@ cdef class SlotLock:
         cdef Deadline deadline = answer_by(self.timeout)
         check_open(self.share, self.mutex.slot_id)
         loop, task = running_task()
+        cdef TaskMark mark = mark_of_task(task)
+        cdef uint64_t number = mark.number
         self.mutex._need_functions(self.share)
-        join_lineage(task_number(task))
+        join_lineage(number)
         audit_lock(self.mutex.slot_id)
         waiter = Waiter.__new__(Waiter)
-        waiter.prepare(task_number(task), thread_number(), self.share)
+        waiter.prepare(number, thread_number(), self.share)
         begin_wait(&waiter.wait)
-        self.mutex.refuse_reentry(waiter.seat.number, waiter.seat.home)
+        self.mutex.refuse_reentry(number, waiter.seat.home, mark.waits != 0)
         if self.timeout == 0 and not self.mutex.is_free():
             raise self._timed_out()
         departure = new_departure(self.mutex, waiter.seat.number, self.share)
         departure.heartbeat = self._new_heartbeat()
         place = note_place(task)
         answered = loop.create_future()
-        waiter.wait_in_task(task, loop, answered)
-        self.mutex.ask(waiter)
+        waiter.wait_in_task(answered)
+        cdef double left = left_of(deadline)
+        timer = None
+        waiter.mutex = self.mutex
+        self.mutex.ask(waiter, NULL)
+        luna_shared_add(&mark.waits, 1)
         try:
-            await settled_within(
-                answered,
-                left_of(deadline),
-                LONG_WAIT_SECONDS,
-                partial(warn_of_lock, waiter, self.mutex),
-            )
+            if left >= 0:
+                timer = loop.call_later(left, settle, waiter.future)
+            # A wait whose limit is as short ends with an error instead.
+            if left < 0 or left > LONG_WAIT_SECONDS:
+                waiter.inbox.watch(waiter)
+            await answered
         except BaseException:
             self.mutex.withdraw(waiter)
             raise
+        finally:
+            luna_shared_add(&mark.waits, -1)
+            waiter.inbox.waits.pop(waiter, None)
+            if timer is not None:
+                timer.cancel()
         outcome = outcome_of(&self.mutex.record, &waiter.seat)
         if outcome == FAILED:
             raise waiter.failure()
@@ -542,7 +551,7 @@ cdef class SlotLock:
     async def _check_label_in_task(self, loop, task, seconds):
         cdef Errand errand = new_errand(self.token._check)
         done = loop.create_future()
-        errand.wait_in_task(task, loop, done)
+        errand.wait_in_task(done)
         call_on_worker(errand.run)
         await settled_within(done, seconds, LONG_WAIT_SECONDS, no_warning)
         if not luna_shared_get(&errand.finished):

@@ -150,6 +150,15 @@ cdef bint wait_on(PyThread_type_lock signal, double seconds) except -1:
 
     On the main thread signal handlers run meanwhile, and what they raise ends the wait.
     """
+    return release_and_wait_on(NULL, signal, seconds)
+
+
+cdef bint release_and_wait_on(
+    PyThread_type_lock first, PyThread_type_lock signal, double seconds
+) except -1:
+    """The same, and release `first`, unless it is NULL, as soon as the GIL is given up: the thread that
+    this wakes has not to wait for the GIL.
+    """
     cdef Deadline deadline = deadline_in(seconds)
     cdef double longest = SIGNAL_SECONDS if on_main_thread() else LONGEST_WAIT_SECONDS
     cdef double left = left_of(deadline)
@@ -158,6 +167,9 @@ cdef bint wait_on(PyThread_type_lock signal, double seconds) except -1:
         if left < 0 or left > longest:
             left = longest
         with nogil:
+            if first != NULL:
+                PyThread_release_lock(first)
+                first = NULL
             status = PyThread_acquire_lock_timed(signal, <long long> (left * 1e6), 1)
         if status == PY_LOCK_ACQUIRED:
             return True
@@ -178,6 +190,11 @@ cdef PyThread_type_lock new_signal() except NULL:
         raise MemoryError()
     PyThread_acquire_lock(signal, NOWAIT_LOCK)
     return signal
+
+
+cdef void gives_way() noexcept nogil:
+    """The calling thread is about to wait: no thread that comes back from the device waits for it."""
+    luna_calls_device()
 
 
 # ---- the frame of a device call ----

@@ -320,7 +320,7 @@ cdef class Request(Waiter):
                 return self._hold_begins()
             if arrival == RETURNED:
                 # A lock call may be out, whose answer the unlock must not cross either.
-                self.mutex._tell_late(self.mutex.take_off(True, generation))
+                self.mutex._tell_late(self.mutex.take_off(True, generation, True))
                 return 0
             if arrival == UNPROVEN and self.make_sure():
                 return self._hold_begins()
@@ -461,7 +461,7 @@ cdef class Request(Waiter):
         arrival = arrive(&self.mutex.record, &self.seat, 0, generation, &self.locks.kind)
         luna_guard_unlock(&self.locks.guard)
         if arrival == RETURNED:
-            self.mutex._tell_late(self.mutex.take_off(False, generation))
+            self.mutex._tell_late(self.mutex.take_off(False, generation, True))
         return arrival == CLAIMED or arrival == RETURNED
 
     cdef bint _take_over(self, uint64_t hold) noexcept:

@@ -96,6 +96,7 @@ cdef class SlotMutex:
         cdef Deadline patience
         cdef uint64_t began_in
         cdef Outcome outcome
+        cdef PyThread_type_lock wake
         self._need_functions(share)
         join_lineage(caller_number())
         audit_lock(self.slot_id)
@@ -108,11 +109,14 @@ cdef class SlotMutex:
             waiter.wait_in_thread()
             waiter.seat.patient = seconds < 0 and not in_hub
             begin_wait(&waiter.wait)
-            self.refuse_reentry(waiter.seat.number, waiter.seat.home)
+            self.refuse_reentry(waiter.seat.number, waiter.seat.home, True)
             patience = deadline_in(patience_here(left_of(deadline)))
-            self.ask(waiter)
+            warn = partial(warn_of_lock, waiter, self)
+            wake = NULL
+            self.ask(waiter, &wake)
+            # Nothing comes in between that may raise: the worker is still to be woken.
             try:
-                sit_out(waiter, &waiter.wait, patience, partial(warn_of_lock, waiter, self))
+                sit_out(waiter, &waiter.wait, patience, warn, wake)
             except BaseException:
                 self.withdraw(waiter)
                 raise
@@ -133,16 +137,18 @@ cdef class SlotMutex:
                 return True
             # A signal handler has forked meanwhile, and this is the child: it holds nothing.
 
-    cdef Waiter ask(self, Waiter waiter):
-        """Queue up for a lock that a worker gets. In the end the caller has to withdraw() or release."""
+    cdef int ask(self, Waiter waiter, PyThread_type_lock *wake) except -1:
+        """Queue up for a lock that a worker gets. In the end the caller has to withdraw() or release.
+        `wake` is that of leave_to_worker().
+        """
         if not luna_shared_get(&waiter.share.open):
             raise closed_error(self.slot_id, waiter.share.path)
         waiter.mutex = self
         # The queue's own reference.
         Py_INCREF(waiter)
         line_up(&self.record, &waiter.seat, False)
-        self.pass_turn()
-        return waiter
+        self.pass_turn_by(wake)
+        return 0
 
     cdef int withdraw(self, Waiter waiter) except -1:
         """The waiter gives up. A grant that it has been given already goes back."""
@@ -193,7 +199,7 @@ cdef class SlotMutex:
         cdef Outcome outcome
         cdef Waiter waiter = Waiter.__new__(Waiter)
         if not before_all:
-            self.refuse_reentry(number, thread_number())
+            self.refuse_reentry(number, thread_number(), True)
         if wait.began == 0:
             wait.began = luna_now()
         waiter.prepare(number, thread_number(), share)
@@ -206,7 +212,7 @@ cdef class SlotMutex:
         line_up(&self.record, &waiter.seat, before_all)
         self.pass_turn()
         try:
-            sit_out(waiter, &waiter.wait, deadline_in(-1), partial(warn_of_lock, waiter, self))
+            sit_out(waiter, &waiter.wait, deadline_in(-1), partial(warn_of_lock, waiter, self), NULL)
         except BaseException:
             self.withdraw(waiter)
             raise
@@ -344,8 +350,9 @@ cdef class SlotMutex:
         luna_guard_unlock(&self.record.guard)
         return told
 
-    cdef int refuse_reentry(self, uint64_t number, uint64_t home) except -1:
-        """Raise if a wait of this caller would never end."""
+    cdef int refuse_reentry(self, uint64_t number, uint64_t home, bint may_wait) except -1:
+        """Raise if a wait of this caller would never end. Without `may_wait`, it waits for no slot's lock.
+        """
         cdef uint64_t thread = thread_number()
         cdef bint is_thread = number == thread
         cdef Record now = seen(&self.record)
@@ -361,7 +368,7 @@ cdef class SlotMutex:
                 "all need `async with`"
             )
         elif (now.turn and now.caller == number) or (
-            waits_here(&self.record, number, 0)
+            may_wait and waits_here(&self.record, number, 0)
         ):
             what = "the caller waits for this lock already"
         elif is_thread and current_task() is not None and (
@@ -391,12 +398,16 @@ cdef class SlotMutex:
 
     cdef int pass_turn(self) noexcept:
         """If the slot is free, have the lock call made for the first waiter."""
+        return self.pass_turn_by(NULL)
+
+    cdef int pass_turn_by(self, PyThread_type_lock *wake) noexcept:
+        """The same, by a worker that the caller may have to wake: see leave_to_worker()."""
         cdef Seat *seat = NULL
         cdef Next due
         while True:
             due = next_turn(&self.record, &seat)
             if due == WORKERS_TURN:
-                if run_on_worker(lock_for_waiters, self):
+                if leave_to_worker(lock_for_waiters, self, wake):
                     return 0
                 # No thread can be had. A thread that waits without a limit makes the call itself.
                 seat = turn_to_patient(&self.record)
@@ -481,7 +492,7 @@ cdef class SlotMutex:
                     self.give_back(hold)
                 return 0
             if verdict == UNWANTED:
-                self._tell_late(self.take_off(False, generation))
+                self._tell_late(self.take_off(False, generation, True))
                 return 0
             if verdict == IGNORED:
                 self._note_doubt()
@@ -533,7 +544,7 @@ cdef class SlotMutex:
         if due[0] == UNLOCK_DUE or due[0] == UNLOCK_DUE_LATER:
             if share.handover != 0:
                 return self.hand_over(generation, share, due)
-            return self.take_off(due[0] == UNLOCK_DUE_LATER, generation)
+            return self.take_off(due[0] == UNLOCK_DUE_LATER, generation, True)
         if due[0] == LOST:
             self.pass_turn()
         return CKR_OK
@@ -611,8 +622,12 @@ cdef class SlotMutex:
             raise lost_error(self.slot_id, "its library was closed")
         raise self._unlock_error(rv)
 
-    cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation) noexcept:
-        """Make the unlock call that is due, and pass the turn. Returns the device's answer."""
+    cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation, bint passes_turn) noexcept:
+        """Make the unlock call that is due, and pass the turn. Returns the device's answer.
+
+        Without `passes_turn`, the caller is a worker that takes the turn itself, by lock_for_next(), when
+        it has told the holder; unless there is more to do first.
+        """
         cdef CK_RV rv = CKR_OK
         cdef Deadline deadline
         cdef Backoff backoff
@@ -655,7 +670,9 @@ cdef class SlotMutex:
         # Taken before the next claim may hold the slot, which marks it for itself.
         unassigned = luna_shared_get(&self.is_unassigned) and luna_shared_take(&self.is_unassigned)
         note_unlock(&self.contention)
-        if end_leave(&self.record, luna_count_get(&self.locks.claims)):
+        if end_leave(&self.record, luna_count_get(&self.locks.claims)) and (
+            passes_turn or unassigned or rv != CKR_OK
+        ):
             self.pass_turn()
         if unassigned:
             self.leave_unassigned()
@@ -680,7 +697,7 @@ cdef class SlotMutex:
             due[0] = HANDED_OVER
             return CKR_OK
         kept = not in_time and keep_turn(&self.record)
-        rv = self.take_off(due[0] == UNLOCK_DUE_LATER, generation)
+        rv = self.take_off(due[0] == UNLOCK_DUE_LATER, generation, True)
         if kept:
             # Where the device keeps no queue, another host would seldom get in between.
             with nogil:
@@ -837,7 +854,7 @@ cdef class SlotMutex:
         if owner == number:
             return True
         task = current_task()
-        return task is not None and owner == task_numbers.get(task, 0)
+        return task is not None and task in task_marks and owner == task_number(task)
 
     cdef bint is_relied_on(self) except -1:
         """Whether the calling code may rely on the lock: it holds it, or the holder has started it."""
@@ -1116,7 +1133,7 @@ cdef class SlotMutex:
             event.set()
             tell_of_loss(self, hold, told)
         if due == UNLOCK_DUE or due == UNLOCK_DUE_LATER:
-            self._tell_late(self.take_off(due == UNLOCK_DUE_LATER, generation))
+            self._tell_late(self.take_off(due == UNLOCK_DUE_LATER, generation, True))
         elif due == LOST:
             self.pass_turn()
         return 0
@@ -1211,6 +1228,17 @@ cdef int lock_for_waiters(object mutex) noexcept:
     return 0
 
 
+cdef int lock_for_next(object mutex) noexcept:
+    """On a worker: pass_turn(), but if a worker is to make the lock call, this one does."""
+    cdef Seat *seat = NULL
+    cdef Next due = next_turn(&(<SlotMutex> mutex).record, &seat)
+    if due == WORKERS_TURN:
+        lock_for_waiters(mutex)
+    elif due == WAITERS_TURN:
+        (<SlotMutex> mutex)._wake(seat)
+    return 0
+
+
 cdef int make_trial(object mutex) noexcept:
     cdef SlotMutex self = <SlotMutex> mutex
     if send_trial(&self.record, self.generation(), &self.back):
@@ -1234,7 +1262,7 @@ cdef int tell_of_doubt(object mutex) noexcept:
 cdef int unlock_late(object mutex) noexcept:
     cdef SlotMutex self = <SlotMutex> mutex
     cdef Record now = seen(&self.record)
-    self._tell_late(self.take_off(now.calling, now.generation))
+    self._tell_late(self.take_off(now.calling, now.generation, True))
     return 0
 
 

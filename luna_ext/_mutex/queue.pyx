@@ -22,6 +22,8 @@ cdef double OTHERS_SECONDS = 0.040
 # What part of the time in which locks are handed over is left to other processes after it, but no more than
 # the above.
 cdef double OTHERS_SHARE = 0.04
+# How often an event loop looks for waits that have become long, at most.
+cdef double LOOK_SECONDS = 0.1
 # For how long a refusal shows that others want the lock.
 cdef double CONTENDED_SECONDS = 5.0
 
@@ -31,8 +33,8 @@ cdef luna_guard number_guard
 cdef uint64_t last_number = 0
 # Of each thread that has a number: the number -> the thread's ident.
 cdef dict thread_idents = {}
-# Of each task that has a number: the task -> the number. Weak, so that it keeps no task alive.
-cdef object task_numbers = weakref.WeakKeyDictionary()
+# Of each task that has a number: the task -> its TaskMark. Weak, so that it keeps no task alive.
+cdef object task_marks = weakref.WeakKeyDictionary()
 cdef dict loaded_modules = <dict> PyImport_GetModuleDict()
 cdef str GREENLET = sys.intern("greenlet")
 cdef luna_watch greenlet_watch
@@ -55,6 +57,7 @@ cdef class ThreadMark:
     """Lives in a thread's own dictionary: when it goes, the thread has ended."""
     cdef object __weakref__
     cdef uint64_t number     # the thread's
+    cdef Inbox inbox         # of the event loop that waited last on this thread; or None
 
 
 # Weak references to the ThreadMarks; each calls back when its thread ends.
@@ -173,12 +176,23 @@ cdef double patience_here(double seconds) except? -2:
     return seconds
 
 
+@cython.final
+cdef class TaskMark:
+    pass
+
+
+cdef TaskMark mark_of_task(object task):
+    cdef TaskMark mark = task_marks.get(task)
+    if mark is None:
+        mark = TaskMark.__new__(TaskMark)
+        mark.number = new_number()
+        mark = task_marks.setdefault(task, mark)
+    return mark
+
+
 cdef uint64_t task_number(object task) except 0:
     """The number of an asyncio task."""
-    number = task_numbers.get(task)
-    if number is None:
-        number = task_numbers.setdefault(task, new_number())
-    return number
+    return mark_of_task(task).number
 
 
 # ---- what a holder has started ----
@@ -339,6 +353,85 @@ cdef uint64_t microseconds_now() noexcept nogil:
     return <uint64_t> (1e6 * luna_now())
 
 
+# ---- the tasks of an event loop ----
+
+
+@cython.final
+cdef class Inbox:
+
+    cdef bint put(self, object future) except -1:
+        """Have the future that the weak reference `future` refers to settled. False: the loop is closed."""
+        loop = self.loop()
+        if loop is None:
+            return False
+        # In this order: the loop first notes that it was told, and then looks.
+        self.came_in.append(future)
+        if not luna_shared_set_once(&self.told):
+            # A closed loop never looks.
+            return not loop.is_closed()
+        try:
+            loop.call_soon_threadsafe(self.look)
+        except BaseException as error:
+            luna_shared_set(&self.told, 0)
+            if not isinstance(error, RuntimeError):
+                raise
+            # The loop is closed.
+            self.came_in.clear()
+            return False
+        return True
+
+    def look(self):
+        """In the event loop: settle what has come in."""
+        luna_shared_set(&self.told, 0)
+        try:
+            while self.came_in:
+                settle(self.came_in.popleft())
+        finally:
+            # A signal handler has raised: the others have to be settled anyway.
+            if self.came_in and luna_shared_set_once(&self.told):
+                self.loop().call_soon(self.look)
+
+    cdef int watch(self, Waiter waiter) except -1:
+        """Have a wait that now begins warned of when it becomes long, unless it is taken out of `waits`.
+        One timer serves all.
+        """
+        self.waits[waiter] = None
+        if not self.watches:
+            self.watches = True
+            self.loop().call_later(LONG_WAIT_SECONDS, self.look_for_long_waits)
+        return 0
+
+    def look_for_long_waits(self):
+        """In the event loop."""
+        cdef double left
+        self.watches = False
+        for waiter in list(self.waits):
+            left = (<Waiter> waiter).wait.began + LONG_WAIT_SECONDS - luna_now()
+            if left > 0:
+                self.watches = True
+                self.loop().call_later(max(left, LOOK_SECONDS), self.look_for_long_waits)
+                return
+            self.waits.pop(waiter, None)
+            # Not here: a log handler may raise.
+            self.loop().call_soon(warn_of_lock, waiter, (<Waiter> waiter).mutex)
+
+
+cdef Inbox inbox_of(object loop):
+    """For the tasks of the event loop that this thread runs: what all of them share."""
+    cdef ThreadMark mark = (<dict> PyThreadState_GetDict()).get(MARK)
+    cdef Inbox inbox = None if mark is None else mark.inbox
+    # In a forked child, the thread that was to tell the loop may exist in the parent only.
+    if inbox is None or inbox.loop() is not loop or inbox.made_in != forks:
+        inbox = Inbox.__new__(Inbox)
+        inbox.loop = weakref.ref(loop)
+        inbox.came_in = deque()
+        inbox.waits = {}
+        inbox.made_in = forks
+        if mark is not None:
+            mark.inbox = inbox
+    return inbox
+
+
 # ---- one wait ----
 
 
@@ -362,28 +455,28 @@ cdef class Waiter:
         self.signal = new_signal()
         return 0
 
-    def wait_in_task(self, task, loop, future):
-        """The task awaits the future. All are kept weakly: a task that nothing else keeps can never
-        run again, and has to be collected.
+    cdef int wait_in_task(self, object future) except -1:
+        """A task of this thread's event loop awaits the future, which is kept weakly: a task that nothing
+        else keeps can never run again, and has to be collected.
         """
-        cdef object task_reference = weakref.ref(task)
-        cdef object loop_reference = weakref.ref(loop)
-        cdef object future_reference = weakref.ref(future)
+        cdef Inbox inbox = inbox_of(future.get_loop())
+        cdef object reference = weakref.ref(future)
         # The thread that ends the wait may look at them just now. None is freed under the guard: they were
         # None before.
         luna_guard_lock(&self.guard)
-        self.task = task_reference
-        self.loop = loop_reference
-        self.future = future_reference
+        self.inbox = inbox
+        self.future = reference
         luna_guard_unlock(&self.guard)
+        return 0
 
     cdef bint wake(self) except -1:
         """Wake the thread or task, whose wait has ended. False: the task can never run again."""
         if self.signal != NULL:
             PyThread_release_lock(self.signal)
             return True
+        cdef Inbox inbox
         luna_guard_lock(&self.guard)
-        loop = self.loop
+        inbox = self.inbox
         future = self.future
         luna_guard_unlock(&self.guard)
         if future is None:
@@ -392,15 +485,7 @@ cdef class Waiter:
             # The task awaits it no more: its time was up, and it has seen for itself how its wait stands;
             # or it was collected, and its coroutine withdraws. What it was granted may be in use by now.
             return True
-        loop = loop()
-        if loop is None:
-            return False
-        try:
-            loop.call_soon_threadsafe(settle, future)
-        except RuntimeError:
-            # The loop is closed.
-            return False
-        return True
+        return inbox.put(future)
 
     cdef object failure(self):
         """The exception of FAILED, which the calling thread is to raise."""
@@ -412,15 +497,20 @@ cdef class Waiter:
         return self.error
 
 
-cdef int sit_out(Waiter waiter, Wait *wait, Deadline deadline, object warn) except -1:
-    """Wait until the waiter is woken, or until the deadline. If that becomes long, `warn` is called."""
+cdef int sit_out(
+    Waiter waiter, Wait *wait, Deadline deadline, object warn, PyThread_type_lock wake
+) except -1:
+    """Wait until the waiter is woken, or until the deadline. If that becomes long, `warn` is called. `wake`
+    is released as soon as the wait begins, unless it is NULL.
+    """
     cdef double long_from = wait.began + LONG_WAIT_SECONDS
     # A wait whose limit is about LONG_WAIT_SECONDS ends with an error instead.
     if deadline.end > long_from + 0.1:
-        if wait_on(waiter.signal, max(0.0, long_from - luna_now())):
+        if release_and_wait_on(wake, waiter.signal, max(0.0, long_from - luna_now())):
             return 0
+        wake = NULL
         warn()
-    wait_on(waiter.signal, left_of(deadline))
+    release_and_wait_on(wake, waiter.signal, left_of(deadline))
     return 0
 
 

@@ -5,8 +5,13 @@
 # it, so the process must be able to exit without them.
 
 cdef enum:
+    # So many workers are kept for the next job for good,
     KEEP_IDLE = 8
+    # and so many for a while: each slot that is locked and unlocked again and again needs one in turns.
+    MOST_IDLE = 128
 
+# How long a worker waits for a job that is not kept for good.
+cdef double IDLE_SECONDS = 2.0
 # How long a fork waits for the threads that have nothing to do to end.
 cdef double DISMISSAL_SECONDS = 0.1
 # How long a fork waits for workers that have a job: the job may be about to end. A longer wait would be in
@@ -37,6 +42,13 @@ cdef bint run_on_worker(Work work, object subject) noexcept:
     Runs no byte code and allocates nothing that the garbage collector tracks, so that it can be
     called where no Python code may run.
     """
+    return leave_to_worker(work, subject, NULL)
+
+
+cdef bint leave_to_worker(Work work, object subject, PyThread_type_lock *wake) noexcept:
+    """The same. If `wake` is not NULL, the caller may have to wake the worker, by releasing what `wake`
+    points to then: at once, but it may give the GIL up before, so that the worker need not wait for it.
+    """
     global idle_workers, idle_count
     cdef Worker *worker
     if luna_number() == 0:
@@ -45,15 +57,18 @@ cdef bint run_on_worker(Work work, object subject) noexcept:
     luna_guard_lock(&pool_guard)
     worker = idle_workers
     if worker != NULL:
+        Py_INCREF(subject)
+        worker.work = work
+        worker.subject = <void *> subject
         idle_workers = worker.behind
         idle_count -= 1
     luna_guard_unlock(&pool_guard)
     if worker != NULL:
-        Py_INCREF(subject)
-        worker.work = work
-        worker.subject = <void *> subject
         luna_shared_add(&at_work, 1)
-        PyThread_release_lock(worker.wake)
+        if wake != NULL:
+            wake[0] = worker.wake
+        else:
+            PyThread_release_lock(worker.wake)
         return True
     return start_worker(work, subject)
 
@@ -95,13 +110,15 @@ cdef void live(void *argument) noexcept with gil:
     global idle_workers, idle_count
     cdef Worker *worker = <Worker *> argument
     cdef bint kept = True
+    cdef bint for_good
     become_worker()
     luna_shared_add(&beginning, -1)
     worker.thread_id = luna_thread_id()
     while kept:
         do_job(worker)
         luna_guard_lock(&pool_guard)
-        kept = idle_count < KEEP_IDLE
+        kept = idle_count < MOST_IDLE
+        for_good = idle_count < KEEP_IDLE
         if kept:
             worker.behind = idle_workers
             idle_workers = worker
@@ -109,19 +126,57 @@ cdef void live(void *argument) noexcept with gil:
         luna_guard_unlock(&pool_guard)
         luna_shared_add(&at_work, -1)
         if kept:
-            with nogil:
-                PyThread_acquire_lock(worker.wake, WAIT_LOCK)
+            rest(worker, for_good)
             # Woken without a job: it is dismissed.
+            luna_guard_lock(&pool_guard)
             kept = worker.work != NULL
+            luna_guard_unlock(&pool_guard)
     PyThread_free_lock(worker.wake)
     free(worker)
+
+
+cdef int rest(Worker *worker, bint for_good) noexcept:
+    """Wait for a job, or to be dismissed. One that is not kept for good dismisses itself after a while."""
+    cdef bint woken = True
+    with nogil:
+        gives_way()
+        if for_good:
+            PyThread_acquire_lock(worker.wake, WAIT_LOCK)
+        else:
+            woken = PyThread_acquire_lock_timed(
+                worker.wake, <long long> (1e6 * IDLE_SECONDS), 0
+            ) == PY_LOCK_ACQUIRED
+    if not woken and not leave_pool(worker):
+        # Another thread has taken it out of the pool, and wakes it next.
+        with nogil:
+            PyThread_acquire_lock(worker.wake, WAIT_LOCK)
+    return 0
+
+
+cdef bint leave_pool(Worker *worker) noexcept:
+    """Take an idle worker out of the pool; False if it is not there any more."""
+    global idle_count
+    cdef Worker **place = &idle_workers
+    cdef bint found
+    luna_guard_lock(&pool_guard)
+    while place[0] != NULL and place[0] != worker:
+        place = &place[0].behind
+    found = place[0] != NULL
+    if found:
+        place[0] = worker.behind
+        idle_count -= 1
+    luna_guard_unlock(&pool_guard)
+    return found
 
 
 cdef int do_job(Worker *worker) noexcept:
     # The subject is not kept until the next job comes: it may hold the last reference to a Library.
     subject = <object> worker.subject
     Py_DECREF(subject)
-    worker.work(subject)
+    if worker.work(subject) != 0:
+        # Nor is it while the lock call lasts: only the mutex is.
+        subject = (<Waiter> subject).mutex
+        lock_for_next(subject)
     worker.work = NULL
     return 0
 
@@ -129,7 +184,7 @@ cdef int do_job(Worker *worker) noexcept:
 cdef int dismiss_idle_workers() noexcept:
     """End the idle workers, before a fork: Python wants a process to have only one thread then."""
     global idle_workers, idle_count
-    cdef long[KEEP_IDLE] ids
+    cdef long[MOST_IDLE] ids
     cdef int count = 0
     cdef int index
     cdef Worker *worker
