@@ -52,16 +52,6 @@ class Machine(LockRules):
         self.release(slot, "")
 
     @precondition(can_queue)
-    @rule(slot=SLOT, ways=st.tuples(*[st.tuples(LIBRARY, st.sampled_from(WAYS))] * 3))
-    def hold_one_after_the_other(self, slot: int, ways: Sequence[tuple[int, str]]) -> None:
-        """Each releases, or hands over, as soon as it holds."""
-        if self.is_free(slot) and self.open_libraries():
-            self.all_lock(slot, ways)
-            while slot in self.those_who_can_release():
-                self.release(slot, "")
-                self.rest()
-
-    @precondition(can_queue)
     @rule(
         slot=SLOT,
         ways=st.tuples(*[st.tuples(LIBRARY, st.sampled_from(WAYS))] * 3),
