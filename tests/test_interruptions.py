@@ -406,6 +406,37 @@ def test_acquire_gives_the_lock_back_if_a_handler_raises_that_comes_with_it(
     settled(slot)
 
 
+class LoopOfAHandlerThatRaises(asyncio.SelectorEventLoop):
+    """A signal comes whenever a timer is cancelled."""
+
+    def _timer_handle_cancelled(self, handle):
+        super()._timer_handle_cancelled(handle)
+        signal.raise_signal(signal.SIGALRM)
+
+
+@pytest.mark.signals
+def test_a_task_gives_the_lock_back_if_a_handler_raises_when_its_wait_has_ended(luna, settled):
+    """The timer of the wait is cancelled when the lock is granted."""
+
+    def interrupt(number, frame):
+        raise Interruption
+
+    async def main():
+        async with luna.slot(1).lock(timeout=20):
+            pytest.fail("the block has begun")
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with (
+            asyncio.Runner(loop_factory=LoopOfAHandlerThatRaises) as runner,
+            pytest.raises(Interruption),
+        ):
+            runner.run(main())
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    settled(luna.slot(1))
+
+
 @pytest.mark.signals
 def test_signals_at_any_moment_leak_nothing_and_hit_no_other(luna, cluster, call, owner_of):
     """A handler that raises, twice in short succession, while other threads use the same slot."""

@@ -462,24 +462,25 @@ cdef class SlotLock:
         waiter.wait_in_task(answered)
         cdef double left = left_of(deadline)
         timer = None
-        waiter.mutex = self.mutex
         self.mutex.ask(waiter, NULL)
         luna_shared_add(&mark.waits, 1)
         try:
-            if left >= 0:
-                timer = loop.call_later(left, settle, waiter.future)
-            # A wait whose limit is as short ends with an error instead.
-            if left < 0 or left > LONG_WAIT_SECONDS:
-                waiter.inbox.watch(waiter)
-            await answered
+            try:
+                if left >= 0:
+                    timer = loop.call_later(left, settle, waiter.future)
+                # A wait whose limit is as short ends with an error instead.
+                if left < 0 or left > LONG_WAIT_SECONDS:
+                    waiter.inbox.watch(waiter)
+                await answered
+            finally:
+                luna_shared_add(&mark.waits, -1)
+                waiter.inbox.waits.pop(waiter, None)
+                if timer is not None:
+                    # Python code, in which a signal handler may raise when the lock is granted already.
+                    timer.cancel()
         except BaseException:
             self.mutex.withdraw(waiter)
             raise
-        finally:
-            luna_shared_add(&mark.waits, -1)
-            waiter.inbox.waits.pop(waiter, None)
-            if timer is not None:
-                timer.cancel()
         outcome = outcome_of(&self.mutex.record, &waiter.seat)
         if outcome == FAILED:
             raise waiter.failure()

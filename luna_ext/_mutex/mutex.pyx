@@ -203,6 +203,7 @@ cdef class SlotMutex:
         if wait.began == 0:
             wait.began = luna_now()
         waiter.prepare(number, thread_number(), share)
+        waiter.mutex = self
         waiter.wait_in_thread()
         waiter.wait = wait[0]
         waiter.seat.own_call = True
@@ -1019,7 +1020,10 @@ cdef class SlotMutex:
         thread = threading._active.get(ident)
         if thread is not None:
             return f"the thread {thread.name!r}"
-        return "a greenlet" if ident is None else f"the thread {ident}"
+        if ident is not None:
+            return f"the thread {ident}"
+        # A task that has not run since its lock was granted has not kept its place yet.
+        return "a greenlet" if greenlets_may_run() else "a task"
 
     cdef bint task_is_gone(self) except -1:
         """Whether the task that took the lock has been collected."""
