@@ -397,8 +397,9 @@ cdef class Inbox:
         """
         self.waits[waiter] = None
         if not self.watches:
-            self.watches = True
+            # In this order, for a signal handler may raise.
             self.loop().call_later(LONG_WAIT_SECONDS, self.look_for_long_waits)
+            self.watches = True
         return 0
 
     def look_for_long_waits(self):
@@ -408,8 +409,8 @@ cdef class Inbox:
         for waiter in list(self.waits):
             left = (<Waiter> waiter).wait.began + LONG_WAIT_SECONDS - luna_now()
             if left > 0:
-                self.watches = True
                 self.loop().call_later(max(left, LOOK_SECONDS), self.look_for_long_waits)
+                self.watches = True
                 return
             self.waits.pop(waiter, None)
             # Not here: a log handler may raise.
