@@ -45,7 +45,9 @@ def _cluster_options(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def _run_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    with Cluster(**_cluster_options(request)) as cluster, pytest.MonkeyPatch.context() as patch:
+    options = _cluster_options(request)
+    # In this order: the Cluster puts back what it has found, which the patch had set.
+    with pytest.MonkeyPatch.context() as patch, Cluster(**options) as cluster:
         patch.setenv(STATE_VARIABLE, cluster.path)
         if cluster.backend is not None:
             patch.setenv(BACKEND_VARIABLE, cluster.backend)

@@ -1,10 +1,14 @@
 """The fixtures that luna_ext gives to other projects, in a project of their own."""
 
+from pathlib import Path
+
 import pytest
 
-from luna_ext.stub import STATE_VARIABLE
+from luna_ext.stub import BACKEND_VARIABLE, STATE_VARIABLE
 
 pytest_plugins = ["pytester"]
+
+SOFTHSM = Path("/usr/lib/softhsm/libsofthsm2.so")
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +144,26 @@ def test_cluster_goes_after_the_test_and_the_environment_is_restored(pytester):
         def test_second():
             assert {STATE_VARIABLE!r} not in os.environ
             assert not os.path.exists(paths[0])
+        """,
+    )
+
+    result.assert_outcomes(passed=2)
+
+
+@pytest.mark.skipif(not SOFTHSM.exists(), reason="SoftHSM2 is not installed (Debian: softhsm2)")
+def test_backend_of_one_test_is_not_that_of_the_next(pytester):
+    result = run(
+        pytester,
+        f"""
+        import os
+        import pytest
+
+        @pytest.mark.luna_cluster(backend={str(SOFTHSM)!r})
+        def test_has_one(luna):
+            assert {BACKEND_VARIABLE!r} in os.environ
+
+        def test_has_none(luna):
+            assert {BACKEND_VARIABLE!r} not in os.environ
         """,
     )
 
