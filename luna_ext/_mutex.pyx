@@ -132,6 +132,8 @@ cdef extern from "<assert.h>":
 
 cdef extern from "Python.h":
     # Not 0: an audit hook has raised, and the exception is set. Without a hook it takes two pointer reads.
+    int PyGC_Disable() noexcept
+    int PyGC_Enable() noexcept
     int PySys_Audit(const char *event, const char *format, ...) noexcept
     PyObject *PyThreadState_GetDict() noexcept
     PyObject *PyImport_GetModuleDict() noexcept

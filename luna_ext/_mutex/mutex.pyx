@@ -1003,7 +1003,7 @@ cdef class SlotMutex:
                 f"{where}"
             )
         if self.present_place() is None:
-            frame = sys._current_frames().get(thread_idents.get(owner))
+            frame = frames_of_threads().get(thread_idents.get(owner))
             if frame is not None:
                 where += f", now at {frame.f_code.co_filename}:{frame.f_lineno}"
         return f"{self.name_holder(owner)} of this process holds it, {where}"
@@ -1198,6 +1198,18 @@ cdef Leave begin_leave_of(
     return begin_leave(
         &mutex.record, number, 0, share, mutex.generation(), &mutex.locks.kind, loss
     )
+
+
+cdef dict frames_of_threads():
+    """Where each thread is; without a garbage collection, whose finalizers might give up the GIL while
+    CPython has its list of threads locked: a thread that ends then would wait for it, with the GIL.
+    """
+    cdef int collected = PyGC_Disable()
+    try:
+        return sys._current_frames()
+    finally:
+        if collected:
+            PyGC_Enable()
 
 
 def warn_of_lock(Waiter waiter not None, SlotMutex mutex not None):
