@@ -23,7 +23,7 @@ LABELS = [f"payments-{number}" for number in range(4)]
 pytestmark = pytest.mark.luna_cluster(keyrings=6, password=PASSWORD)
 
 OF_EACH_IDENTITY = pytest.mark.parametrize("identity", ["single", "dual"])
-FRESH = pytest.mark.luna_cluster(keyrings=6)
+FRESH = pytest.mark.luna_cluster(password=None)
 
 
 class OtherCode:
