@@ -15,7 +15,6 @@ import asyncio
 import functools
 import os
 import statistics
-import threading
 import time
 from collections.abc import Sequence
 
@@ -33,22 +32,14 @@ ROUNDS, ROUNDS_OF_A_POINT = 7, 3
 
 def rate_of_threads(slots: Slots, pairs: int) -> float:
     """Pairs a second, of a thread for each slot that makes so many."""
-    start = threading.Barrier(len(slots) + 1)
 
-    def work(slot: luna_ext.ClusterSlot) -> None:
-        start.wait()
+    def work(slot: luna_ext.ClusterSlot) -> int:
         for _ in range(pairs):
             with slot:
                 pass
+        return pairs
 
-    threads = [threading.Thread(target=work, args=(slot,)) for slot in slots]
-    for thread in threads:
-        thread.start()
-    start.wait()
-    began = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    return len(slots) * pairs / (time.perf_counter() - began)
+    return measuring.rate_on_threads(work, slots)
 
 
 class Tasks:

@@ -13,7 +13,6 @@ import functools
 import shutil
 import subprocess
 import sys
-import threading
 import time
 import timeit
 
@@ -29,29 +28,17 @@ PAIRS = 2000
 
 
 def pairs_per_second(slots: list[luna_ext.ClusterSlot], seconds: float) -> float:
-    counts = [0] * len(slots)
-    start = threading.Barrier(len(slots) + 1)
-
-    def work(index: int) -> None:
-        slot = slots[index]
+    def work(slot: luna_ext.ClusterSlot) -> int:
         pairs = 0
-        start.wait()
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             for _ in range(PAIRS):
                 with slot:
                     pass
             pairs += PAIRS
-        counts[index] = pairs
+        return pairs
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(slots))]
-    for thread in threads:
-        thread.start()
-    start.wait()
-    began = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    return sum(counts) / (time.perf_counter() - began)
+    return measuring.rate_on_threads(work, slots)
 
 
 def work(threads: int, seconds: float) -> float:

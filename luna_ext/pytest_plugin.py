@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -56,7 +55,6 @@ def _run_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 def _open_library(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Library]:
     library = cluster.library()
-    pid = os.getpid()
     yield library
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -69,7 +67,7 @@ def _open_library(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
-    if left and os.getpid() == pid and not request.node.get_closest_marker("luna_leaves_locks"):
+    if left and not request.node.get_closest_marker("luna_leaves_locks"):
         pytest.fail(
             "\n".join([*left, "Release it, or mark the test with luna_leaves_locks"]), pytrace=False
         )

@@ -498,6 +498,21 @@ def program(cluster: Cluster, pytestconfig: pytest.Config) -> Iterator[Callable[
 
 
 @pytest.fixture
+def reinitialise(cluster: Cluster) -> Iterator[Callable[[], None]]:
+    """What another user of the process may do, such as a wrapper object that is collected and made anew.
+
+    Asked for before `luna`, so that it finalises the library when `luna` is closed.
+    """
+
+    def reinitialise() -> None:
+        assert STAND_IN.C_Finalize(None) == 0
+        assert STAND_IN.C_Initialize(None) == 0
+
+    yield reinitialise
+    STAND_IN.C_Finalize(None)
+
+
+@pytest.fixture
 def run(program: Callable[..., Program]) -> Callable[..., Ended]:
     """Run a Program to its end."""
 

@@ -50,22 +50,6 @@ FORMS = {
 EACH_FORM = pytest.mark.parametrize("make", FORMS.values(), ids=FORMS)
 
 
-@pytest.fixture
-def reinitialise(cluster):
-    """What another user of the process may do, such as a wrapper object that is collected and made anew.
-
-    Asked for before `luna`, so that it finalises the library when `luna` is closed.
-    """
-    module = ctypes.CDLL(library_path())
-
-    def reinitialise():
-        assert module.C_Finalize(None) == 0
-        assert module.C_Initialize(None) == 0
-
-    yield reinitialise
-    module.C_Finalize(None)
-
-
 def held_slot(luna):
     return next(slot for slot in luna.slots() if slot.locked())
 
