@@ -66,6 +66,7 @@ class PrometheusCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The metrics; prometheus_client's registry calls this."""
+        called = self._library.stats()
         durations = HistogramMetricFamily(
             "luna_ext_call_duration_seconds", "Length of calls to the device", labels=["function"]
         )
@@ -82,11 +83,11 @@ class PrometheusCollector(Collector):
         handed_over = CounterMetricFamily(
             "luna_ext_handed_over",
             "Locks that were handed over within the process, without a call",
-            labels=["function"],
+            value=sum(stats.handed_over for stats in called.values()),
         )
-        for function, stats in self._library.stats().items():
-            handed_over.add_metric([function], stats.handed_over)
+        for function, stats in called.items():
             if not stats.calls:
+                # It was not called: all its locks were handed over.
                 continue
             so_far = list(itertools.accumulate(stats.histogram))
             buckets = [
