@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml \
 	$(wildcard include/*.h luna_ext/_*.pyx luna_ext/_*.pxd luna_ext/_[a-z]*/*.* stub_lib/*.c stub_lib/*.h)
 
-.PHONY: demo test backend stress check model mutate lowest coverage freethreaded benchmark wheel clean
+.PHONY: demo test backend stress check model mutate lowest coverage freethreaded benchmark wheel docs clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m luna_ext.commands.demo
@@ -47,6 +47,10 @@ check: model $(VENV)/built $(VENV)/with-check
 docs/errors.md: luna_ext/errors.py luna_ext/explanations.py luna_ext/vendor_codes.py docs/make_errors.py \
 		| $(VENV)/built
 	$(BIN)/python docs/make_errors.py
+
+# The pages, in build/docs, to be opened by a browser.
+docs: docs/errors.md $(VENV)/built $(VENV)/with-docs
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
 
 # The rules for locks and claims of one slot, in every order of events.
 model:

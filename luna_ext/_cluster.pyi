@@ -83,7 +83,7 @@ class Library:
         """Whether close() was called, or the interpreter is exiting."""
     @property
     def info(self) -> LibraryInfo:
-        """What the client library says about itself: a LibraryInfo (C_GetInfo).
+        """What the client library says about itself, a LibraryInfo (C_GetInfo).
 
         Raises
         ------
@@ -348,7 +348,7 @@ class ClusterSlot:
         """The Library that it came from."""
     @property
     def info(self) -> SlotInfo:
-        """What the client says about the slot now: a SlotInfo (C_GetSlotInfo).
+        """What the client says about the slot now, a SlotInfo (C_GetSlotInfo).
 
         Raises
         ------
@@ -357,7 +357,7 @@ class ClusterSlot:
         """
     @property
     def token_info(self) -> TokenInfo:
-        """What the device says about the slot's token now: a TokenInfo (C_GetTokenInfo).
+        """What the device says about the slot's token now, a TokenInfo (C_GetTokenInfo).
 
         Raises
         ------
@@ -428,7 +428,7 @@ class ClusterSlot:
         """
     @property
     def lost(self) -> LostEvent:
-        """Whether the caller's lock was lost: a LostEvent, to look at or to wait for.
+        """Whether the caller's lock was lost, a LostEvent, to look at or to wait for.
 
         It is that of the caller's hold if its lock was lost, else that of the newest hold of this
         process. A loss is noticed by a `heartbeat`, by `ensure_held()`, `reconnect()` and
@@ -481,7 +481,9 @@ class Token:
     """
     def __new__(cls, key: object = None) -> Self: ...
     def pkcs11(self) -> Any:
-        """python-pkcs11's token of this slot, a ``pkcs11.Token``, on the Library's client library::
+        """python-pkcs11's token of this slot, a ``pkcs11.Token``, on the Library's client library.
+
+        Its keys are used while the lock is held::
 
             with luna.token("payments-01") as token:
                 with token.pkcs11().open(user_pin=...) as session: ...
@@ -757,8 +759,9 @@ def is_pad(pin: Pin | None) -> bool:
     """Whether it is PIN_PAD's."""
 
 def has_single_identity(assigned: Token) -> bool:
-    """Whether the token that assign() gave has one PIN for both roles: C_InitToken does not take the user's
-    away then.
+    """Whether the token that assign() gave has one PIN for both roles.
+
+    C_InitToken does not take the user's away then.
     """
 
 @final

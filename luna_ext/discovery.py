@@ -173,7 +173,8 @@ class Configuration:
     __slots__ = ("_text", "file")
 
     def __init__(self) -> None:
-        """
+        """Read the file.
+
         Raises
         ------
         LibraryLoadError
@@ -223,8 +224,9 @@ class Configuration:
 
 
 def configured_library() -> tuple[str, Path | None]:
-    """The library that the client's configuration names, or None; and, before it, a description of
-    where that is written, or why none was found.
+    """The library that the client's configuration names, or None.
+
+    Before it: a description of where that is written, or why none was found.
     """
     key = "LibNT" if WINDOWS else "LibUNIX64"
     try:

@@ -27,6 +27,8 @@ _log = logging.getLogger("luna_ext")
 
 
 class Holder(NamedTuple):
+    """A process that holds a lock, as it has written it."""
+
     pid: int
     since: float | None
     """When the hold was first seen, in seconds of `time.time()`."""
@@ -80,8 +82,9 @@ def _write(file: Path, library: str, since: dict[int, float]) -> None:
 
 
 def read(library: str) -> dict[int, Holder]:
-    """By slot ID, the process that holds the lock through this client library. Empty if LUNA_EXT_WATCH
-    names no directory.
+    """By slot ID, the process that holds the lock through this client library.
+
+    Empty if LUNA_EXT_WATCH names no directory.
     """
     directory = os.environ.get(VARIABLE)
     if not directory:
@@ -101,8 +104,9 @@ def read(library: str) -> dict[int, Holder]:
 
 
 def _started(pid: int) -> str | None:
-    """When the process began, to notice a PID that belongs to a new process by now. None: there is no
-    such process.
+    """When the process began, to notice a PID that belongs to a new process by now.
+
+    None: there is no such process.
     """
     try:
         # After the last parenthesis: the name of the program, in parentheses, may have any characters.

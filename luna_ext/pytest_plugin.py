@@ -16,6 +16,7 @@ _OPTIONS = [*inspect.signature(Cluster).parameters]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Tell pytest the markers."""
     config.addinivalue_line(
         "markers",
         "luna_cluster(**options): what the fixtures of a cluster give to luna_ext.stub.Cluster: "

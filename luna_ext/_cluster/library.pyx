@@ -183,7 +183,7 @@ cdef class Library:
 
     @property
     def info(self):
-        """What the client library says about itself: a LibraryInfo (C_GetInfo).
+        """What the client library says about itself, a LibraryInfo (C_GetInfo).
 
         Raises
         ------

@@ -37,7 +37,7 @@ cdef class ClusterSlot:
 
     @property
     def info(self):
-        """What the client says about the slot now: a SlotInfo (C_GetSlotInfo).
+        """What the client says about the slot now, a SlotInfo (C_GetSlotInfo).
 
         Raises
         ------
@@ -49,7 +49,7 @@ cdef class ClusterSlot:
 
     @property
     def token_info(self):
-        """What the device says about the slot's token now: a TokenInfo (C_GetTokenInfo).
+        """What the device says about the slot's token now, a TokenInfo (C_GetTokenInfo).
 
         Raises
         ------
@@ -148,7 +148,7 @@ cdef class ClusterSlot:
 
     @property
     def lost(self):
-        """Whether the caller's lock was lost: a LostEvent, to look at or to wait for.
+        """Whether the caller's lock was lost, a LostEvent, to look at or to wait for.
 
         It is that of the caller's hold if its lock was lost, else that of the newest hold of this
         process. A loss is noticed by a `heartbeat`, by `ensure_held()`, `reconnect()` and

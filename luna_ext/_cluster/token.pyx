@@ -428,7 +428,9 @@ cdef class Token:
             mutex.end_work()
 
     def pkcs11(self):
-        """python-pkcs11's token of this slot, a ``pkcs11.Token``, on the Library's client library::
+        """python-pkcs11's token of this slot, a ``pkcs11.Token``, on the Library's client library.
+
+        Its keys are used while the lock is held::
 
             with luna.token("payments-01") as token:
                 with token.pkcs11().open(user_pin=...) as session: ...
@@ -532,7 +534,8 @@ def is_pad(Pin pin):
 
 
 def has_single_identity(Token assigned not None):
-    """Whether the token that assign() gave has one PIN for both roles: C_InitToken does not take the user's
-    away then.
+    """Whether the token that assign() gave has one PIN for both roles.
+
+    C_InitToken does not take the user's away then.
     """
     return assigned.user_pin_stayed
