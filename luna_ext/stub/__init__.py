@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
@@ -32,6 +35,7 @@ from .control import (
     text,
     whole,
 )
+from .environment import Variable
 from .guard import ExpectedStandIn, check_stand_in
 
 __all__ = ["Cluster", "ClusterToken", "LoggedCall", "library_path"]
@@ -39,6 +43,9 @@ __all__ = ["Cluster", "ClusterToken", "LoggedCall", "library_path"]
 STATE_VARIABLE = "LUNA_STUB_STATE"
 BACKEND_VARIABLE = "LUNA_STUB_BACKEND"
 NANOSECONDS = 1_000_000_000
+
+_state = Variable(STATE_VARIABLE)
+_backend = Variable(BACKEND_VARIABLE)
 
 
 class ClusterToken(NamedTuple):
@@ -87,6 +94,11 @@ def library_path() -> str:
     return str(Path(__file__).parents[1] / ("luna_stub" + suffix))
 
 
+def _remove(directory: str, made_by: int) -> None:
+    if os.getpid() == made_by:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 class Cluster:
     """A cluster of the stand-in: keyrings that every process of this machine can share.
 
@@ -95,7 +107,7 @@ class Cluster:
     path : str or os.PathLike, optional
         The state file; made if it does not exist. A cluster that exists stays as it is, and the
         other arguments are ignored. Without a path: a file in a temporary directory, which
-        `destroy()` or the end of the ``with`` block removes.
+        `destroy()`, the end of the ``with`` block or the interpreter's exit removes.
     cluster_id : str
         What `Library.claim()` names; 1 to 64 bytes in UTF-8.
     keyrings : int
@@ -126,7 +138,7 @@ class Cluster:
     -----
     A process is one application of one cluster at a time: `library()` says which by setting
     LUNA_STUB_STATE in this process's environment, and child processes inherit it. So it is with the
-    backend and LUNA_STUB_BACKEND, which `destroy()` or the end of the ``with`` block sets back. The
+    backend and LUNA_STUB_BACKEND. `destroy()` or the end of the ``with`` block puts both back. The
     backend's objects are in a directory beside the state file.
     """
 
@@ -142,13 +154,13 @@ class Cluster:
         backend: str | os.PathLike[str] | None = None,
     ) -> None:
         check_stand_in(library_path(), warn=False)
-        self._temporary: str | None = None
-        self._made_by = os.getpid()
         self.backend = None if backend is None else module_path(backend)
-        self._backend_before: tuple[str | None] | None = None
+        self._remove: Callable[[], None] | None = None
         if path is None:
-            self._temporary = tempfile.mkdtemp(prefix="luna_stub-")
-            path = os.path.join(self._temporary, "cluster")
+            directory = tempfile.mkdtemp(prefix="luna_stub-")
+            # Not as soon as the Cluster is collected, for child processes may still use the file.
+            self._remove = atexit.register(functools.partial(_remove, directory, os.getpid()))
+            path = os.path.join(directory, "cluster")
         try:
             self.path = os.path.abspath(file_path(path))
             self._control = Control(library_path(), self.path)
@@ -199,17 +211,14 @@ class Cluster:
     def destroy(self) -> None:
         """Remove the temporary directory; a state file that was named by its path is kept.
 
-        A forked child leaves it to its parent. LUNA_STUB_BACKEND is again as it was before `library()`.
+        A forked child leaves it to its parent. LUNA_STUB_STATE and LUNA_STUB_BACKEND are again as they
+        were before `library()`.
         """
-        if self._backend_before is not None:
-            (before,) = self._backend_before
-            self._backend_before = None
-            if before is None:
-                os.environ.pop(BACKEND_VARIABLE, None)
-            else:
-                os.environ[BACKEND_VARIABLE] = before
-        if self._temporary is not None and self._made_by == os.getpid():
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        _state.put_back(self)
+        _backend.put_back(self)
+        if self._remove is not None:
+            atexit.unregister(self._remove)
+            self._remove()
 
     def library(
         self, *, contention: Literal["block", "poll"] = "block", handover: float = 0.0
@@ -229,11 +238,9 @@ class Cluster:
         LibraryLoadError, DeviceError
             As `Library`: the stand-in is forbidden, or cannot use the state file or the backend.
         """
-        os.environ[STATE_VARIABLE] = self.path
+        _state.set(self, self.path)
         if self.backend is not None:
-            if self._backend_before is None:
-                self._backend_before = (os.environ.get(BACKEND_VARIABLE),)
-            os.environ[BACKEND_VARIABLE] = self.backend
+            _backend.set(self, self.backend)
         library = Library(ExpectedStandIn(library_path()), contention=contention, handover=handover)
         try:
             self._control.call("entered")

@@ -1,12 +1,14 @@
 """luna_ext.stub.Cluster: what it refuses, before anything has changed, and how it says so."""
 
 import os
+import subprocess
+import sys
 import tempfile
 
 import pytest
 
 import luna_ext
-from luna_ext.stub import Cluster
+from luna_ext.stub import STATE_VARIABLE, Cluster
 
 REFUSED = {
     "unknown function": (lambda c: c.fault("CA_Lock", 0x30), "'CA_Lock'"),
@@ -141,6 +143,54 @@ def test_forked_child_leaves_the_cluster_to_its_parent(tmp_path, monkeypatch):
         assert os.waitpid(pid, 0)[1] == 0
         assert len(cluster.tokens()) == 8
     assert list(tmp_path.iterdir()) == []
+
+
+NO_BLOCK = """
+import os, sys
+from luna_ext.stub import Cluster
+
+luna = Cluster().library()  # the Cluster has no name, its file is in use
+luna.slot(1).acquire()
+if (child := os.fork()) == 0:
+    sys.exit()
+print(os.waitpid(child, 0)[1], os.path.exists(os.environ["LUNA_STUB_STATE"]))
+"""
+
+
+def test_exit_removes_a_cluster_without_a_block(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", NO_BLOCK],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout) == (0, "0 True\n")
+    assert "slot 1 was still locked" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("before", [None, "of the shell"])
+def test_state_variable_is_put_back_in_whatever_order_clusters_end(monkeypatch, before):
+    if before is not None:
+        monkeypatch.setenv(STATE_VARIABLE, before)
+    first, second, third = (Cluster(keyrings=1) for _ in range(3))
+    for cluster in (first, second, third, third):
+        cluster.library().close()
+    assert os.environ[STATE_VARIABLE] == third.path
+    second.destroy()
+    assert os.environ[STATE_VARIABLE] == third.path
+    third.destroy()
+    assert os.environ[STATE_VARIABLE] == first.path
+    first.destroy()
+    first.destroy()
+    assert os.environ.get(STATE_VARIABLE) == before
+
+
+def test_state_variable_that_the_program_has_set_since_stays(monkeypatch):
+    with Cluster(keyrings=1) as cluster:
+        cluster.library().close()
+        monkeypatch.setenv(STATE_VARIABLE, "of the program")
+    assert os.environ[STATE_VARIABLE] == "of the program"
 
 
 def test_forbidden_stand_in_is_not_steered_either(monkeypatch):
