@@ -7,6 +7,7 @@ import shlex
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import datetime
 from typing import Any, TypeVar
 
 import click
@@ -18,7 +19,7 @@ from ..errors import rv_named
 from ..stub import BACKEND_VARIABLE, STATE_VARIABLE, Cluster, library_path
 from .bench import Crew
 from .console import Settings, examples, json_option, print_json, print_table, settings
-from .values import MOST_KEYRINGS, SLOT, Command, Group, Number
+from .values import MOST_KEYRINGS, SECONDS, SLOT, Command, Group, Number
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -49,11 +50,35 @@ def _state(function: _F) -> _F:
     return option(function)
 
 
+_backend = click.option(
+    "--backend",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    envvar=BACKEND_VARIABLE,
+    show_envvar=True,
+    metavar="MODULE",
+    help="The PKCS #11 module that does the cryptography, such as SoftHSM2's.",
+)
+SEED = click.IntRange(0, 2**64 - 1)
+PROCESS = click.IntRange(1, 2**31 - 1)
+
+
+def _print_exports(cluster: Cluster, backend: str | None) -> None:
+    variables = {
+        ENVIRONMENT_VARIABLE: library_path(),
+        STATE_VARIABLE: cluster.path,
+        BACKEND_VARIABLE: backend,
+    }
+    for name, value in variables.items():
+        if value is not None:
+            click.echo(f"export {name}={shlex.quote(value)}")
+
+
 @click.group(
     cls=Group,
     epilog=examples(
         'eval "$(luna-ext stub create --state /tmp/cluster --keyrings 8)"',
         "luna-ext tokens",
+        "luna-ext stub latency 0.5 CA_LockClusteredSlot",
         "luna-ext stub fault CA_LockClusteredSlot CKR_DEVICE_ERROR --times 1",
         "luna-ext stub destroy",
     ),
@@ -78,12 +103,7 @@ def stub() -> None:
     help="8 to 255 bytes: what both roles of each keyring have, as the appliance makes them. Without it "
     "the keyrings are not initialised. The stand-in keeps no secrets: take none that is in use.",
 )
-@click.option(
-    "--backend",
-    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
-    metavar="MODULE",
-    help="The PKCS #11 module that does the cryptography, such as SoftHSM2's.",
-)
+@_backend
 def create(
     path: str,
     keyrings: int,
@@ -104,10 +124,18 @@ def create(
         first_slot=first_slot,
         password=password,
     )
-    click.echo(f"export {ENVIRONMENT_VARIABLE}={shlex.quote(library_path())}")
-    click.echo(f"export {STATE_VARIABLE}={shlex.quote(cluster.path)}")
-    if backend is not None:
-        click.echo(f"export {BACKEND_VARIABLE}={shlex.quote(backend)}")
+    _print_exports(cluster, backend)
+
+
+@stub.command(epilog=examples('eval "$(luna-ext stub env --state /tmp/cluster)"'))
+@_state
+@_backend
+def env(path: str, backend: str | None) -> None:
+    """Print what `create` has printed, for another shell.
+
+    The cluster does not know its backend: name it again.
+    """
+    _print_exports(_existing(path), backend)
 
 
 @stub.command(
@@ -147,7 +175,7 @@ def status(path: str, as_json: bool) -> None:
 )
 @click.option("--every", type=click.IntRange(1), default=1, metavar="N", help="Each N-th call.")
 @click.option("--probability", type=Number(0, 1), default=1.0, help="Of those, so many.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="The same seed, the same calls.")
+@click.option("--seed", type=SEED, default=0, help="The same seed, the same calls.")
 @click.option("--lost-reply", is_flag=True, help="The call takes effect, and answers the error.")
 def fault(
     path: str,
@@ -173,6 +201,30 @@ def fault(
         seed=seed,
         lost_reply=lost_reply,
     )
+
+
+@stub.command(
+    epilog=examples(
+        "luna-ext stub latency 0.001",
+        "luna-ext stub latency 0.1 CA_LockClusteredSlot --up-to 2",
+        "luna-ext stub latency 5 CA_GetUnassignedSlot --after",
+        "luna-ext stub latency 0",
+    )
+)
+@_state
+@click.argument("seconds", type=SECONDS)
+@click.argument("function", required=False)
+@click.option("--up-to", type=SECONDS, metavar="SECONDS", help="Each delay by chance, up to this.")
+@click.option("--seed", type=SEED, default=0, help="The same seed, the same delays.")
+@click.option("--after", is_flag=True, help="After the effect, while the answer is on its way.")
+def latency(
+    path: str, seconds: float, function: str | None, up_to: float | None, seed: int, after: bool
+) -> None:
+    """Let FUNCTION, or all functions, take SECONDS longer, from now on.
+
+    A function can have a latency before its effect and one after it; 0 takes it away.
+    """
+    _existing(path).latency(seconds, function, up_to=up_to, seed=seed, after=after)
 
 
 @stub.command(
@@ -236,6 +288,61 @@ def unlock_keyring(path: str, slot_id: int) -> None:
 def pin_lengths(path: str, least: int, most: int) -> None:
     """PINs that are set from now on have LEAST to MOST bytes; in a new cluster 8 to 255."""
     _existing(path).pin_lengths(least, most)
+
+
+@stub.command(epilog=examples("luna-ext stub disconnect 4711"))
+@_state
+@click.argument("pid", type=PROCESS)
+def disconnect(path: str, pid: int) -> None:
+    """Drop the connection of the process PID: its locks and sessions are gone.
+
+    Its calls answer CKR_DEVICE_ERROR until it calls C_Finalize and C_Initialize.
+    """
+    _existing(path).disconnect(pid)
+
+
+@stub.command(epilog=examples("luna-ext stub reinitialise 4711"))
+@_state
+@click.argument("pid", type=PROCESS)
+def reinitialise(path: str, pid: int) -> None:
+    """Initialise the client library of the process PID anew, without its knowledge.
+
+    As other code of that process would: its locks and sessions are gone, and no call says so.
+    """
+    _existing(path).reinitialise(pid)
+
+
+@stub.command(
+    epilog=examples("luna-ext stub log", "luna-ext stub log --last 20", "luna-ext stub log --json")
+)
+@_state
+@click.option("--last", type=click.IntRange(1), metavar="N", help="The latest N calls alone.")
+@json_option
+def log(path: str, last: int | None, as_json: bool) -> None:
+    """Show the calls of all processes, the latest 16384 at most.
+
+    A call without a result has not returned, or its process has died during it.
+    """
+    calls = _existing(path).log()[-(last or 0) :]
+    if as_json:
+        print_json([{**call._asdict(), "rv_name": call.rv_name} for call in calls])
+        return
+    print_table(
+        ("number", "time", "PID", "thread", "function", "slot", "result", "took, ms"),
+        [
+            (
+                call.number,
+                f"{datetime.fromtimestamp(call.time):%H:%M:%S.%f}",
+                call.pid,
+                call.thread_id,
+                call.function,
+                call.slot_id,
+                call.rv_name,
+                None if call.duration is None else f"{call.duration * 1000:.3f}",
+            )
+            for call in calls
+        ],
+    )
 
 
 @stub.command(epilog=examples("luna-ext stub destroy --state /tmp/cluster"))

@@ -18,6 +18,8 @@ _WORDS = {
     "provision() with this label": "`luna-ext provision` with this label",
     "provision(..., user_pin=...) completes": "`luna-ext provision` with the user's PIN completes",
     "token.change_pin(": "in Python: token.change_pin(",
+    "Cluster.log()": "`luna-ext stub log`",
+    "Cluster.switch says": "`luna-ext stub switch --help` says",
 }
 """What an error advises in Python, and what the command has for it."""
 

@@ -69,16 +69,21 @@ class Control:
         if error == errno.ENOSYS:
             raise ValueError(f"there is no such C_ or CA_ function: {_shown(arguments[0])}")
         if error == errno.ENXIO:
-            raise ValueError(f"the cluster has no slot {_slot(arguments[0])}")
+            raise ValueError(f"the cluster has no slot {_number(arguments[0])}")
         if error == errno.EBADMSG:
             raise OSError(error, "not a state file of this version of the stand-in", self._path)
         if error == errno.ESRCH:
-            raise ProcessLookupError(error, "no such process has initialised the stand-in")
+            process = f"process {_number(arguments[0])}" if arguments else "this process"
+            raise ProcessLookupError(
+                error,
+                f"{process} has not initialised the stand-in on this cluster; Cluster.log() shows which "
+                "processes have",
+            )
         if error:
             raise OSError(error, f"the stand-in's {name}: {os.strerror(error)}", self._path)
 
 
-def _slot(number: object) -> object:
+def _number(number: object) -> object:
     return getattr(number, "value", number)
 
 

@@ -77,9 +77,14 @@ OF_STUB = [
     f"stub {name}"
     for name in (
         "create",
+        "env",
         "status",
+        "log",
         "fault",
+        "latency",
         "switch",
+        "disconnect",
+        "reinitialise",
         "set-pins",
         "unlock-keyring",
         "pin-lengths",

@@ -1,10 +1,12 @@
 """stub: the stand-in from the shell."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+from support import DEVICE_ERROR, LOCK, logged
 
 import luna_ext
 from luna_ext.stub import Cluster, library_path
@@ -41,6 +43,17 @@ def test_create_names_a_backend(command, state, tmp_path):
     done = command("stub", "create", "--state", state, "--backend", module)
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == f"export LUNA_STUB_BACKEND='{module}'"
+
+
+def test_env_prints_again_what_create_has_printed(command, state, tmp_path, monkeypatch):
+    module = tmp_path / "a module.so"
+    module.touch()
+    created = command("stub", "create", "--state", state, "--backend", module).stdout
+    assert command("stub", "env", "--state", state, "--backend", module).stdout == created
+    assert "LUNA_STUB_BACKEND" not in command("stub", "env", "--state", state).stdout
+    monkeypatch.setenv("LUNA_STUB_STATE", str(state))
+    monkeypatch.setenv("LUNA_STUB_BACKEND", str(module))
+    assert command("stub", "env").stdout == created
 
 
 def test_create_leaves_what_is_there(command, state):
@@ -98,6 +111,66 @@ def test_a_fault_that_cannot_be(command, arguments, says):
     assert says in line
 
 
+def test_latency(command, cluster, luna):
+    def durations():
+        luna.slot(1).acquire()
+        luna.slot(1).release()
+        return logged(cluster, LOCK)[-1].duration, logged(cluster, "CA_UnlockClusteredSlot")[
+            -1
+        ].duration
+
+    assert command("stub", "latency", 0.03, LOCK, "--up-to", 0.04, "--seed", 5).returncode == 0
+    assert command("stub", "latency", 0.03, LOCK, "--after").returncode == 0
+    lock, unlock = durations()
+    assert lock > 0.06 > unlock
+    assert command("stub", "latency", 0.03).returncode == 0
+    assert min(durations()) > 0.03
+    done = command("stub", "latency", 2, "--up-to", 1)
+    assert done.returncode == 2
+    assert done.said == ["luna-ext: up_to is not less than seconds, as 1.0 is"]
+
+
+def test_a_process_is_disconnected_or_initialised_anew(command, cluster, luna):
+    for name, code in (("reinitialise", 0), ("disconnect", DEVICE_ERROR)):
+        with pytest.raises(luna_ext.LockLostError), luna.slot(1):
+            assert command("stub", name, os.getpid()).returncode == 0
+            luna.slot(1).ensure_held()
+        assert logged(cluster, "C_GetTokenInfo")[-1].rv == code
+    luna.reconnect()
+    done = command("stub", "disconnect", 1)
+    assert done.returncode == 1
+    assert done.said == [
+        "luna-ext: process 1 has not initialised the stand-in on this cluster; `luna-ext stub log` shows "
+        "which processes have"
+    ]
+
+
+def test_log(command, cluster, luna):
+    with luna.slot(2):
+        pass
+    calls = json.loads(command("stub", "log", "--json").stdout)
+    assert calls == [{**call._asdict(), "rv_name": call.rv_name} for call in cluster.log()]
+    assert {call["pid"] for call in calls} == {os.getpid()}
+
+    head, row = command("stub", "log", "--last", 1).stdout.splitlines()
+    assert head.split()[:3] == ["number", "time", "PID"]
+    number, _, pid, thread, function, slot_id, rv, _ = row.split()
+    last = cluster.log()[-1]
+    assert (int(number), int(pid), int(thread)) == (last.number, last.pid, last.thread_id)
+    assert (function, slot_id, rv) == ("CA_UnlockClusteredSlot", "2", "CKR_OK")
+
+
+def test_log_of_a_call_that_has_not_returned(command, cluster, luna, hold_elsewhere):
+    hold_elsewhere(3)
+    assert not luna.slot(3).acquire(timeout=0.01)
+    (row,) = [
+        line
+        for line in command("stub", "log").stdout.splitlines()
+        if LOCK in line and str(os.getpid()) in line
+    ]
+    assert row.split()[-2:] == ["-", "-"]
+
+
 def flags_of(command, slot_id):
     described = json.loads(command("tokens", "--json").stdout)
     (flags,) = [token["flags"] for token in described if token["slot_id"] == slot_id]
@@ -141,7 +214,9 @@ def test_a_switch_and_the_lengths_of_pins(command, cluster, luna):
     done = command("stub", "switch", "authentication", "none")
     assert done.returncode == 2
     (line,) = done.said
-    assert "no switch 'authentication' with a value 'none'" in line
+    assert (
+        "no switch 'authentication' with a value 'none'; `luna-ext stub switch --help` says" in line
+    )
     assert command("stub", "pin-lengths", 9, 8).returncode == 2
 
 
