@@ -64,7 +64,7 @@ mutate: $(VENV)/built $(VENV)/with-test
 # Tests that compile programs of their own, or run other programs: modules that are built for tracing or
 # for a sanitizer are not used there. And tests of Python code alone.
 COMPILING := test_build test_benchmarks stub/test_windows stub/test_storm stub/test_races
-APART := --ignore=tests/commands --ignore=tests/model
+APART := --ignore=tests/commands --ignore=tests/docs --ignore=tests/model
 # A test takes many times as long in some of these builds before it can be said to hang.
 PATIENT := -o faulthandler_timeout=600
 NOTHING_BUT_PYTHON := configuration discovery labels pytest_plugin metrics

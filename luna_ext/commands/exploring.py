@@ -57,7 +57,12 @@ def _rows(luna: Library) -> Iterator[tuple[object, ...]]:
     ),
 )
 @click.option(
-    "--interval", type=Number(0.1, A_DAY), default=1.0, show_default=True, metavar="SECONDS"
+    "--interval",
+    type=Number(0.1, A_DAY),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long until the table is made anew.",
 )
 @settings
 def watch(options: Settings, interval: float) -> None:

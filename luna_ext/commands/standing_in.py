@@ -93,10 +93,18 @@ def stub() -> None:
     )
 )
 @_state
-@click.option("--keyrings", type=click.IntRange(1, MOST_KEYRINGS), default=8, show_default=True)
-@click.option("--cluster-id", default="cluster-1", show_default=True)
+@click.option(
+    "--keyrings",
+    type=click.IntRange(1, MOST_KEYRINGS),
+    default=8,
+    show_default=True,
+    help="How many tokens it has.",
+)
+@click.option("--cluster-id", default="cluster-1", show_default=True, help="Its ID, for claims.")
 @click.option("--label", default="keyring", show_default=True, help="What the labels begin with.")
-@click.option("--first-slot", type=SLOT, default=1, show_default=True)
+@click.option(
+    "--first-slot", type=SLOT, default=1, show_default=True, help="The ID of its first slot."
+)
 @click.option(
     "--password",
     metavar="TEXT",
@@ -369,7 +377,13 @@ def demo() -> int:
         "luna-ext bench --threads 64 --slots 64", "luna-ext bench --slot 42 --seconds 10"
     ),
 )
-@click.option("--threads", type=click.IntRange(1, MOST_THREADS), default=8, show_default=True)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, MOST_THREADS),
+    default=8,
+    show_default=True,
+    help="How many lock at the same time.",
+)
 @click.option(
     "--slots",
     type=click.IntRange(1, MOST_KEYRINGS),
@@ -385,7 +399,13 @@ def demo() -> int:
     metavar="MILLISECONDS",
     help="Of a device call, on the stand-in.",
 )
-@click.option("--seconds", type=Number(0.1, AN_HOUR), default=2.0, show_default=True)
+@click.option(
+    "--seconds",
+    type=Number(0.1, AN_HOUR),
+    default=2.0,
+    show_default=True,
+    help="How long to measure.",
+)
 @click.option(
     "--slot",
     "slot_id",

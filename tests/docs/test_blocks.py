@@ -1,0 +1,154 @@
+"""README and docs/ are true: their code blocks are run on the stand-in, or at least read."""
+
+import asyncio
+import contextlib
+import inspect
+import os
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import tenants
+from blocks import (
+    PAGES,
+    PARSED,
+    RUN,
+    TREE,
+    Shell,
+    blocks_of,
+    compiled,
+    functions_to_test,
+    read,
+    run_python,
+    takes,
+)
+from blocks import PYTHON as COMMAND
+
+import luna_ext
+from luna_ext.stub import library_path
+
+SOFTHSM = "/usr/lib/softhsm/libsofthsm2.so"
+NEEDS = {
+    "docs/neighbours.md": ["PyKCS11"],
+    "docs/real_cryptography.md": [SOFTHSM, "pkcs11-tool", "openssl"],
+    "docs/stand_in.md": ["pkcs11-tool"],
+}
+"""Modules, files and programs without which the blocks of a page cannot be run."""
+
+SO_PIN, USER_PIN = "so-pin-1", "user-pin-1"
+
+
+def is_there(thing):
+    if thing.startswith("/"):
+        return Path(thing).exists()
+    return shutil.which(thing) is not None or find_spec(thing) is not None
+
+
+def name_of(page):
+    return str(page.relative_to(TREE))
+
+
+@pytest.fixture
+def shell(luna_cluster, tmp_path, monkeypatch):
+    """Of a user who has luna_ext installed, and the stand-in for an HSM."""
+    programs = tmp_path / ".bin"
+    programs.mkdir()
+    for file, text in {
+        programs / "luna-ext": COMMAND,
+        # A reader's own program.
+        tmp_path / "backup": "#!/bin/sh\n",
+    }.items():
+        file.write_text(text)
+        file.chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(
+        "PATH",
+        os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
+    )
+    monkeypatch.setenv("PYTHONPATH", str(TREE))
+    monkeypatch.setenv("LUNA_EXT_LIBRARY", library_path())
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.chdir(tmp_path)
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def names(luna_cluster):
+    """What the blocks of Python take for granted, as a reader does."""
+
+    async def sign_all(documents):
+        pass
+
+    with luna_cluster.library() as luna:
+        for label in ("payments-01", "alice"):
+            with luna.claim(luna_cluster.cluster_id) as token:
+                token.assign(label, so_pin=SO_PIN, user_pin=USER_PIN)
+    return {
+        "__name__": "documentation",
+        "asyncio": asyncio,
+        "luna_ext": luna_ext,
+        "SO_PIN": SO_PIN,
+        "USER_PIN": USER_PIN,
+        "old": USER_PIN,
+        "new": "user-pin-2",
+        "labels": ["payments-03", "payments-04"],
+        "documents": [b"order 4711"],
+        "sign": lambda document: None,
+        "sign_all": sign_all,
+        "pytest": pytest,
+        **{name: getattr(tenants, name) for name in ("TenantError", "with_keyring")},
+        "work": lambda slot_id: None,
+    }
+
+
+def run_with_library(block, names, cluster):
+    """The block has `luna`, an open Library, and a `slot` of it, unless it opens a Library itself."""
+    with contextlib.ExitStack() as stack:
+        tests = functions_to_test(block)
+        if takes(block, "luna") or takes(block, "slot") or tests:
+            names["luna"] = stack.enter_context(cluster.library())
+            names["slot"] = names["luna"].slot(42)
+        run_python(block, names)
+        fixtures = {"luna": names.get("luna"), "luna_cluster": cluster}
+        for test in tests:
+            wanted = inspect.signature(names[test]).parameters
+            names[test](**{name: fixtures[name] for name in wanted})
+
+
+@pytest.mark.luna_cluster(keyrings=150)
+@pytest.mark.filterwarnings("ignore:.* is the stand-in:RuntimeWarning")
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(b.language in RUN for b in blocks_of(page))], ids=name_of
+)
+def test_blocks_can_be_run(page, luna_cluster, names, shell, tmp_path):
+    missing = [one for one in NEEDS.get(name_of(page), []) if not is_there(one)]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    for block in blocks_of(page):
+        # Files that the page names are this test's own.
+        block = block._replace(text=block.text.replace("/tmp/", f"{tmp_path}/"))
+        if "not-run" in block.options or block.language not in RUN:
+            continue
+        if "file" in block.options:
+            (tmp_path / block.options["file"]).write_text(block.text)
+        elif block.language == "python":
+            run_with_library(block, names, luna_cluster)
+        elif block.language == "sh":
+            shell.run_block(block)
+        else:
+            shell.run_console(block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_blocks_that_are_not_run_are_read(page):
+    for block in blocks_of(page):
+        assert block.language in RUN or block.language in PARSED, (
+            f"{block.place}: no test knows what to do with {block.language!r}"
+        )
+        assert len(block.options.get("not-run", "a reason of some words")) > 10, block.place
+        if block.language not in RUN or "not-run" in block.options:
+            read(block)
+        elif block.language == "python":
+            compiled(block)

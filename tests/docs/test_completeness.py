@@ -1,0 +1,118 @@
+"""What there is, is documented: names, environment variables, extras, targets of make, options."""
+
+import importlib
+import inspect
+import re
+
+import click
+import pytest
+from blocks import PAGES, TREE, documented_variables, extras, make_targets
+
+from luna_ext.commands.cli import luna_ext as command
+
+PUBLIC_MODULES = ("luna_ext", "luna_ext.metrics", "luna_ext.stub")
+DOCS = "".join(page.read_text() for page in PAGES)
+REFERENCE = "".join(
+    page.read_text() for page in sorted((TREE / "docs" / "reference").glob("*.rst"))
+)
+TESTS_OF_THE_COMMAND = "".join(
+    file.read_text() for file in sorted((TREE / "tests" / "commands").glob("*.py"))
+)
+
+
+def sources():
+    yield from ((TREE / "luna_ext").rglob("*.py*"))
+    yield from ((TREE / "stub_lib").glob("*.c"))
+    yield from ((TREE / "tests" / "stress").glob("*.py"))
+    yield TREE / "setup.py"
+    yield TREE / "Makefile"
+
+
+def variables_of_the_sources():
+    """A string that is the name of a variable, and what the Makefile sets."""
+    named = re.compile(
+        r'"(LUNA_[A-Z0-9_]+)"|^\t.*?\b(LUNA_[A-Z_]+)=|\$\{?(LUNA_[A-Z_]+)', re.MULTILINE
+    )
+    return {
+        name
+        for file in sources()
+        if file.suffix != ".pyc"
+        for names in named.findall(file.read_text())
+        for name in names
+        if name
+    }
+
+
+def every_command(group=command, path=()):
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        one = group.get_command(context, name)
+        yield (*path, name), one
+        if isinstance(one, click.Group):
+            yield from every_command(one, (*path, name))
+
+
+def test_every_environment_variable_is_documented_and_no_other():
+    told = {name for name in documented_variables() if name.startswith("LUNA_")}
+    assert variables_of_the_sources() == told
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
+def test_every_public_name_is_in_the_reference(module):
+    names = importlib.import_module(module).__all__
+    shown = {*re.findall(r"^.. autoapi\w+:: [\w.]*?\b(\w+)(?:\(.*\))?$", REFERENCE, re.MULTILINE)}
+    assert [name for name in names if name not in shown] == []
+
+
+def test_every_fixture_for_pytest_is_in_the_reference():
+    source = (TREE / "luna_ext" / "pytest_plugin.py").read_text()
+    fixtures = re.findall(r"^@pytest\.fixture.*\ndef (\w+)", source, re.MULTILINE)
+    assert len(fixtures) == 6
+    for name in fixtures:
+        assert f"luna_ext.pytest_plugin.{name}\n" in REFERENCE, name
+
+
+def test_signature_of_library_in_the_reference_is_its_own():
+    import luna_ext
+
+    signature = str(inspect.signature(luna_ext.Library)).replace("'", '"')
+    assert f"luna_ext.Library{signature}" in REFERENCE
+
+
+def test_every_extra_is_documented():
+    said = {
+        name
+        for names in re.findall(r"(?:luna_ext|whl|\.)\[([\w,]+)\]", DOCS)
+        for name in names.split(",")
+    }
+    assert said == {*extras()}
+
+
+def test_every_target_of_make_is_documented():
+    # That of a sanitizer's programs is a step of another target.
+    targets = {target for target in make_targets() if not target.endswith("-tools")}
+    # A line may end within a command.
+    assert {
+        target for target in targets if not re.search(rf"\bmake\s+{target}\b(?!-)", DOCS)
+    } == set()
+
+
+def test_every_subcommand_is_documented():
+    page = (TREE / "docs" / "command.md").read_text()
+    unsaid = [" ".join(path) for path, _ in every_command() if f"`{path[-1]}" not in page]
+    assert unsaid == []
+
+
+def test_every_option_of_the_command_is_documented_or_tested_and_has_a_help():
+    unsaid, helpless = [], []
+    for path, one in [((), command), *every_command()]:
+        for option in one.params:
+            if not isinstance(option, click.Option):
+                continue
+            longest = max(option.opts, key=len)
+            if not re.search(rf"(?<![\w-]){longest}(?![\w-])", DOCS + TESTS_OF_THE_COMMAND):
+                unsaid.append((*path, longest))
+            if not option.help:
+                helpless.append((*path, longest))
+    assert unsaid == []
+    assert helpless == []
