@@ -46,7 +46,7 @@ def publish(
 def _publish(directory: str, library: str, holds: Callable[[], dict[int, int]]) -> None:
     file = Path(directory, f"{os.getpid()}-{_thread.get_ident():x}.json")
     seen: dict[int, tuple[int, float]] = {}
-    told = None
+    told: dict[int, tuple[int, float]] = {}
     try:
         while True:
             now = time.time()

@@ -37,7 +37,7 @@ MODULES = {
     "slots": "listing",
     "stub": "standing_in",
     "tokens": "listing",
-    "watch": "exploring",
+    "watch": "watching",
 }
 
 

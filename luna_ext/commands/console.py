@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import warnings
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
 from .._cluster import Library
-from .texts import printable
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 EXIT_TEMPORARY = 75
 """EX_TEMPFAIL of sysexits.h: try again later."""
@@ -70,42 +64,6 @@ def give_up_stream(number: int) -> None:
 
 def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
-
-
-# rich is imported where it is used, for most subcommands begin in half the time without it.
-
-
-def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """For a terminal with lines, else as plain columns. A column of numbers is to the right."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    terminal = sys.stdout.isatty()
-    table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=terminal)
-    cells = [list(row) for row in rows]
-    for index, name in enumerate(columns):
-        numbers = bool(cells) and all(isinstance(row[index], int) for row in cells)
-        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
-    for row in cells:
-        # Text, for a label in brackets is no markup.
-        table.add_row(*(Text("-" if cell is None else printable(str(cell))) for cell in row))
-    return table
-
-
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    from rich.console import Console
-
-    table = make_table(columns, rows)
-    if sys.stdout.isatty():
-        Console(highlight=False).print(table)
-        return
-    # Output for a program or a file: long lines are not broken.
-    console = Console(width=10_000)
-    with console.capture() as text:
-        console.print(table)
-    for line in text.get().splitlines():
-        click.echo(line.rstrip())
 
 
 def flag_names(flags: Any) -> list[str]:

@@ -15,10 +15,10 @@ from .console import (
     flag_names,
     json_option,
     print_json,
-    print_table,
     settings,
     tell,
 )
+from .tables import print_table
 from .texts import in_one_line
 from .values import LABEL, MOST_KEYRINGS, Command
 

@@ -18,7 +18,8 @@ from ..discovery import ENVIRONMENT_VARIABLE
 from ..errors import rv_named
 from ..stub import BACKEND_VARIABLE, STATE_VARIABLE, Cluster, library_path
 from .bench import Crew
-from .console import Settings, examples, json_option, print_json, print_table, settings
+from .console import Settings, examples, json_option, print_json, settings
+from .tables import print_table
 from .values import MOST_KEYRINGS, SECONDS, SLOT, Command, Group, Number
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fnmatch
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -66,6 +67,19 @@ DESCRIPTOR = click.IntRange(0, LARGEST_DESCRIPTOR)
 SECONDS = Number(0, MOST_SECONDS)
 LABEL = Label()
 CLUSTER = Filled()
+
+label_glob = click.option(
+    "--label",
+    "glob",
+    type=Filled(),
+    metavar="GLOB",
+    help="Those whose label matches, as a shell matches names of files: 'payments-*'.",
+)
+
+
+def matches(label: str, glob: str | None) -> bool:
+    """Whether the label is one of those that --label has chosen."""
+    return glob is None or fnmatch.fnmatchcase(label, glob)
 
 
 class Command(click.Command):

@@ -84,19 +84,24 @@ def start(cluster: Cluster) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 @pytest.fixture
 def terminal(cluster: Cluster) -> Iterator[Callable[..., pexpect.spawn]]:
-    """Run the command on a terminal of its own."""
+    """Run the command on a terminal of its own, or another program that runs it."""
     started: list[pexpect.spawn] = []
 
-    def run(*arguments: object) -> pexpect.spawn:
-        words = [*COMMAND[1:], *map(str, arguments)]
+    def run(
+        *arguments: object,
+        columns: int = 200,
+        lines: int = 50,
+        program: tuple[str, ...] = tuple(COMMAND),
+    ) -> pexpect.spawn:
+        name, *words = [*program, *map(str, arguments)]
         started.append(
             pexpect.spawn(
-                COMMAND[0],
+                name,
                 words,
                 timeout=PATIENCE,
                 encoding="utf-8",
-                env=dict(os.environ),
-                dimensions=(50, 200),
+                env={**os.environ, "COLUMNS": str(columns)},
+                dimensions=(lines, columns),
             )
         )
         return started[-1]

@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
+import shlex
 import signal
+import sys
 import time
 
 import pexpect
 import pytest
-from support import wait_until
+from support import DEVICE_ERROR, wait_until
 
 from luna_ext import holders
+from luna_ext.commands import watching
 from luna_ext.info import CLUSTER_FUNCTIONS
+from luna_ext.stub import library_path
 
 HOLD = """
     path = os.environ.get("LUNA_EXT_LIBRARY_OF_TEST")
@@ -153,3 +158,240 @@ def test_on_a_terminal_it_goes_on_until_ctrl_c(terminal, hold_elsewhere):
     screen.expect(pexpect.EOF)
     screen.wait()
     assert screen.exitstatus == 0
+
+
+def test_the_stand_in_tells_since_when_and_proc_by_what(command, hold_elsewhere):
+    hold_elsewhere(3)
+    header, line = command("watch", "--held").stdout.splitlines()
+    assert header.split() == ["slot", "label", "PID", "held", "for", "command"]
+    assert re.search(r"  \d s  ", line)
+    assert line.endswith(" 3")
+    assert sys.executable in line
+
+
+@pytest.fixture
+def holds_of_old(directory):
+    """Locks that this process tells of, held for hours and minutes."""
+    since = {2: time.time() - 61, 5: time.time() - 2 * 3600 - 1, 7: time.time() - 1}
+    holders._write(directory / f"{os.getpid()}-0.json", library_path(), since)
+
+
+@pytest.mark.parametrize(
+    ("options", "slot_ids"),
+    [
+        (("--held",), [2, 5, 7]),
+        (("--held", "--sort", "age"), [5, 2, 7]),
+        (("--sort", "age", "--label", "keyring[1-3]"), [2, 1, 3]),
+        (("--sort", "label", "--label", "*ring8"), [8]),
+        (("--sort", "pid", "--label", "*[127]"), [2, 7, 1]),
+        (("--label", "none*"), []),
+    ],
+)
+def test_what_is_shown_and_in_which_order(command, holds_of_old, options, slot_ids):
+    done = command("watch", *options)
+    assert list(rows(done)) == slot_ids
+    if "age" in options:
+        assert "  1 min 1 s  " in done.stdout or "  1 min 2 s  " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        (-5, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min 0 s"),
+        (3599, "59 min 59 s"),
+        (7260, "2 h 1 min"),
+        (86400 * 3 + 3700, "3 d 1 h"),
+    ],
+)
+def test_an_age_has_two_parts_at_most(seconds, says):
+    assert watching.age(seconds) == says
+
+
+def test_a_token_that_cannot_be_read_is_shown(command, cluster):
+    cluster.fault("C_GetTokenInfo", 0x80000020, times=1)
+    done = command("watch", "--label", "none*")
+    assert done.returncode == 0
+    # Whether its label matches is not known.
+    assert done.stdout.count("  error: CKR_PARTITION_DISABLED  ") == 1
+    assert "keyring" not in done.stdout
+
+
+@pytest.mark.parametrize("place", [None, "/nonexistent"])
+def test_a_device_of_which_no_holder_tells(command, old_client, monkeypatch, place):
+    library = old_client(*CLUSTER_FUNCTIONS)
+    if place is None:
+        monkeypatch.delenv(holders.VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(holders.VARIABLE, place)
+    done = command("--library", library, "watch")
+    assert done.returncode == 0
+    (line,) = done.said
+    assert holders.VARIABLE in line
+    assert (place or "is not set") in line
+
+
+# ---- on a terminal ----
+
+TO_SCREEN, FROM_SCREEN, CURSOR_SHOWN = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25h"
+
+
+def test_where_all_do_not_fit_those_that_are_held_are_shown(terminal, hold_elsewhere):
+    for slot_id in (2, 5, 6, 7):
+        hold_elsewhere(slot_id)
+    screen = terminal("watch", lines=6)
+    screen.expect_exact("1 more do not fit; 4 more are not locked: --all; 4 of 8 are locked")
+    assert "keyring1" not in screen.before
+    assert "keyring6" in screen.before
+    screen = terminal("watch", "--all", lines=6)
+    screen.expect_exact("5 more do not fit; 4 of 8 are locked")
+    assert "keyring1" in screen.before
+    screen = terminal("watch", lines=11)
+    screen.expect_exact("4 of 8 are locked")
+    assert "keyring8" in screen.before
+    assert "more" not in screen.before
+
+
+def test_a_narrow_screen_loses_columns_from_the_right(terminal, hold_elsewhere):
+    holder = hold_elsewhere(3)
+    screen = terminal("watch", "--held", columns=50)
+    screen.expect_exact("held for")
+    screen.expect(rf"keyring3  {holder.pid}  \d s +\S+…")
+    screen = terminal("watch", "--held", columns=40)
+    screen.expect(rf"keyring3  {holder.pid}  \d s +\r")
+    screen = terminal("watch", "--held", columns=20)
+    screen.expect_exact("slot: 3")
+    screen.expect_exact("label: keyring3")
+
+
+def test_an_error_of_the_device_is_shown_until_it_has_passed(terminal, cluster, hold_elsewhere):
+    screen = terminal("watch", "--interval", 0.1)
+    screen.expect_exact("keyring8")
+    cluster.fault("C_GetSlotList", DEVICE_ERROR, times=1)
+    screen.expect_exact("CKR_DEVICE_ERROR")
+    screen.expect(r"0 of 8 are locked +\r\n +\r\n")
+    screen.sendintr()
+    screen.expect(pexpect.EOF)
+    screen.wait()
+    assert screen.exitstatus == 0
+
+
+def test_ctrl_z_gives_the_terminal_back(terminal, monkeypatch):
+    monkeypatch.setenv("PS1", "READY")
+    shell = terminal("--norc", "--noprofile", "-i", program=("bash",), lines=20)
+    shell.expect_exact("READY")
+    shell.sendline(shlex.join([sys.executable, "-m", "luna_ext", "watch", "--interval", "60"]))
+    shell.expect_exact(TO_SCREEN)
+    shell.expect_exact("0 of 8 are locked")
+    shell.sendcontrol("z")
+    shell.expect_exact(FROM_SCREEN)
+    assert CURSOR_SHOWN in shell.before
+    shell.expect_exact("Stopped")
+    shell.sendline("bg; wait -n %1; echo in the back")
+    shell.expect_exact("\nin the back")
+    assert TO_SCREEN not in shell.before
+    shell.sendline("fg")
+    shell.expect_exact(TO_SCREEN)
+    # It is drawn at once, not at the end of the interval.
+    shell.expect_exact("0 of 8 are locked")
+    shell.sendintr()
+    shell.expect_exact(FROM_SCREEN)
+    shell.sendline("echo code=$?")
+    shell.expect_exact("code=0")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_and_gives_the_terminal_back(terminal, number):
+    screen = terminal("watch")
+    screen.expect_exact("0 of 8 are locked")
+    screen.kill(number)
+    screen.expect_exact(FROM_SCREEN)
+    screen.expect(pexpect.EOF)
+    screen.wait()
+    assert screen.exitstatus == 128 + number
+
+
+def test_a_new_size_is_drawn_at_once(terminal, monkeypatch):
+    monkeypatch.delenv("COLUMNS")
+    screen = terminal("watch", "--interval", 60, lines=20)
+    screen.expect_exact("\n0 of 8 are locked")
+    screen.setwinsize(6, 200)
+    screen.expect_exact("8 more are not locked: --all; 0 of 8 are locked")
+
+
+def test_a_terminal_on_which_nothing_is_drawn_anew(terminal, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    screen = terminal("watch")
+    screen.expect(pexpect.EOF)
+    assert "keyring8" in screen.before
+    assert "\x1b" not in screen.before
+
+
+# ---- for programs ----
+
+
+def test_a_line_for_each_change(start, hold_elsewhere, assign):
+    watch = start("watch", "--json", "--interval", 0.1, "--label", "keyring[34]")
+
+    def told():
+        return json.loads(watch.stdout.readline())
+
+    before = time.time()
+    assert [told()["slot_id"] for _ in range(2)] == [3, 4]
+    holder = hold_elsewhere(3)
+    line = told()
+    assert before - 1 <= line.pop("since") <= line.pop("time") <= time.time()
+    command = line.pop("command")
+    assert command[0] == sys.executable
+    assert command[-1] == "3"
+    assert line == {"slot_id": 3, "label": "keyring3", "error": None, "pid": holder.pid}
+    holder.release()
+    line = told()
+    del line["time"]
+    assert line == {
+        "slot_id": 3,
+        "label": "keyring3",
+        "error": None,
+        "pid": None,
+        "since": None,
+        "command": None,
+    }
+
+
+def test_a_line_for_a_new_label(start, cluster, assign):
+    watch = start("watch", "--json", "--interval", 0.1)
+    for _ in range(8):
+        watch.stdout.readline()
+    slot_id = assign("payments-01")
+    for line in watch.stdout:
+        told = json.loads(line)
+        if told["label"] == "payments-01":
+            break
+    assert told["slot_id"] == slot_id
+
+
+def test_only_what_is_held_and_what_no_longer_is(start, hold_elsewhere):
+    holder = hold_elsewhere(3)
+    watch = start("watch", "--json", "--held", "--interval", 0.1)
+    first = json.loads(watch.stdout.readline())
+    holder.release()
+    second = json.loads(watch.stdout.readline())
+    assert [(line["slot_id"], line["pid"]) for line in (first, second)] == [
+        (3, holder.pid),
+        (3, None),
+    ]
+
+
+@pytest.mark.parametrize("end", ["reader", signal.SIGINT, signal.SIGTERM])
+def test_it_ends_with_its_reader_and_by_signals(start, end):
+    watch = start("watch", "--json", "--interval", 0.1)
+    watch.stdout.readline()
+    if end == "reader":
+        watch.stdout.close()
+        watch.stdout = None
+    else:
+        watch.send_signal(end)
+    _, errors = watch.communicate(timeout=30)
+    assert watch.returncode == (143 if end == signal.SIGTERM else 0)
+    assert len(errors.splitlines()) == 1
