@@ -85,8 +85,10 @@ def release_flags() -> tuple[list[str], list[str]]:
     sanitizers (`-g`, `-fsanitize=...`), and for another degree of fortification.
     """
     asked = os.environ.get("CFLAGS", "")
-    watched = TRACED or "-fsanitize" in asked or "-g" in asked.split()
-    if watched or not sys.platform.startswith("linux"):
+    if WINDOWS:
+        # No time of the build in the modules, so that two wheels of one source are equal.
+        return [], ["/Brepro"]
+    if TRACED or "-fsanitize" in asked or "-g" in asked.split():
         return [], []
     compiling = ["-g0", "-O3", "-fstack-protector-strong", "-fno-plt"]
     if "_FORTIFY_SOURCE" not in asked:
@@ -104,6 +106,7 @@ class BuildExt(build_ext):
         self.parallel = self.parallel or os.cpu_count()
 
     def build_extensions(self) -> None:
+        self.look_at_tools()
         if SDK:
             # What was built before may have been built against another header.
             self.force = True
@@ -111,7 +114,56 @@ class BuildExt(build_ext):
             for extension in self.extensions:
                 if extension.name != STUB_LIBRARY:
                     extension.define_macros += lacking
+        self.write_c()
         super().build_extensions()
+
+    def look_at_tools(self) -> None:
+        """End the build if it lacks what every module needs.
+
+        One line says what to install; the compiler would say it for each file, or not at all.
+        """
+        if not (WINDOWS or sys.platform.startswith("linux")):
+            raise SystemExit(
+                f"luna_ext cannot be built on {sys.platform}: it is for Linux and Windows, as Luna's "
+                "client is. Build it there"
+            )
+        if problem := self.complaint("int probe;"):
+            raise SystemExit(
+                f"luna_ext is built by a C compiler, and there is none that works: {problem}. Install "
+                "one (Debian and Ubuntu: gcc libc6-dev; Fedora and Red Hat: gcc; Alpine: gcc musl-dev), "
+                "or name yours by CC"
+            )
+        if problem := self.complaint("#include <stdlib.h>"):
+            raise SystemExit(
+                f"luna_ext is built with the headers of the C library, and they are missing: {problem}. "
+                "Install them (Debian and Ubuntu: libc6-dev; Fedora and Red Hat: glibc-devel; Alpine: "
+                "musl-dev)"
+            )
+        if problem := self.complaint("#include <Python.h>"):
+            raise SystemExit(
+                f"luna_ext is built with the headers of {sys.executable}, and they are missing: "
+                f"{problem}. Install them (Debian, Ubuntu and Alpine: python3-dev; Fedora and Red Hat: "
+                "python3-devel)"
+            )
+
+    def write_c(self) -> None:
+        """Let Cython make C of its modules. Only here: sources and metadata are had without."""
+        made = cythonize(
+            modules,
+            # Beside the sources, the .c files would end up in the sdist instead of the .pyx. Only
+            # there, however, Cython's coverage plugin finds them.
+            build_dir=None if TRACED else "build/cython",
+            compiler_directives={
+                "language_level": "3",
+                "binding": True,
+                "embedsignature": False,
+                "freethreading_compatible": True,
+                "linetrace": TRACED,
+            },
+        )
+        for extension, in_c in zip(modules, made, strict=True):
+            extension.sources = in_c.sources
+            extension.depends = in_c.depends
 
     def look_at_sdk(self) -> list[tuple[str, str | None]]:
         """Macros for what the SDK's headers lack; ends the build if they cannot be used.
@@ -210,26 +262,8 @@ stub = Extension(
     extra_compile_args=[*stub_flags, *compiling],
     # It must not be unloaded: then it could not close its files in a forked child, and with them its
     # locks.
-    extra_link_args=[] if WINDOWS else ["-pthread", "-ldl", "-Wl,-z,nodelete", *linking],
+    extra_link_args=[*([] if WINDOWS else ["-pthread", "-ldl", "-Wl,-z,nodelete"]), *linking],
     libraries=["advapi32"] if WINDOWS else [],
 )
 
-setup(
-    ext_modules=[
-        *cythonize(
-            modules,
-            # Beside the sources, the .c files would end up in the sdist instead of the .pyx. Only
-            # there, however, Cython's coverage plugin finds them.
-            build_dir=None if TRACED else "build/cython",
-            compiler_directives={
-                "language_level": "3",
-                "binding": True,
-                "embedsignature": False,
-                "freethreading_compatible": True,
-                "linetrace": TRACED,
-            },
-        ),
-        stub,
-    ],
-    cmdclass={"build_ext": BuildExt},
-)
+setup(ext_modules=[*modules, stub], cmdclass={"build_ext": BuildExt})
