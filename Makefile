@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml \
 	$(wildcard include/*.h luna_ext/_*.pyx luna_ext/_*.pxd luna_ext/_[a-z]*/*.* stub_lib/*.c stub_lib/*.h)
 
-.PHONY: demo test backend stress check model mutate lowest coverage freethreaded benchmark wheel docs clean
+.PHONY: demo test backend stress check model mutate lowest coverage freethreaded benchmark wheel docs pins \
+	sbom clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m luna_ext.commands.demo
@@ -42,6 +43,11 @@ check: model $(VENV)/built $(VENV)/with-check
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest luna_ext --allowlist tests/stubtest_allowlist.txt \
 		--mypy-config-file pyproject.toml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema custom.github-workflows-require-timeout .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/zizmor -q --offline --pedantic .github
 
 # From the table by which errors are raised.
 docs/errors.md: luna_ext/errors.py luna_ext/explanations.py luna_ext/vendor_codes.py docs/make_errors.py \
@@ -108,18 +114,42 @@ benchmark: $(VENV)/built $(VENV)/with-benchmark
 	done
 	$(BIN)/python benchmarks/report.py
 
-# A wheel is built from the sdist alone, without a warning, twice with the same bytes, of 1.2 MB at most.
-# Then it is used once in an environment with nothing else.
-wheel: $(VENV)/with-test
+# A wheel is built from the sdist alone, without a warning, twice with the same bytes. It and the sources are
+# examined (there is no author's mailbox to find: SECURITY.md says where to write), and it is used once in an
+# environment with nothing else.
+wheel: $(VENV)/with-test $(VENV)/with-wheel
 	rm -rf build/wheel
 	$(BIN)/python setup.py -q sdist -d build/wheel
 	CPPFLAGS=-Werror $(BIN)/pip wheel -q --no-deps -w build/wheel build/wheel/*.tar.gz
 	$(BIN)/pip wheel -q --no-deps -w build/wheel/again build/wheel/*.tar.gz
 	cmp build/wheel/*.whl build/wheel/again/*.whl
-	test "$$(cat build/wheel/*.whl | wc -c)" -le 1200000
+	$(BIN)/python tests/check_wheel.py build/wheel/*.whl
+	$(BIN)/check-wheel-contents build/wheel/*.whl
+	$(BIN)/twine check --strict build/wheel/*.whl build/wheel/*.tar.gz
+	$(BIN)/pyroma -n 10 --skip-tests AuthorEmail build/wheel/*.tar.gz
+	[ ! -e .git ] || $(BIN)/check-manifest --no-build-isolation
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/pip install -q --no-index build/wheel/*.whl
 	cd build/wheel && venv/bin/python ../../tests/smoke.py
+
+# What a release is made with: versions and hashes of everything, at their newest.
+PINNING := pip-compile -q --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header \
+	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+
+pins: $(VENV)/with-pins
+	$(BIN)/$(PINNING) --only-build-deps --all-build-deps -o requirements/build.txt pyproject.toml
+	$(BIN)/$(PINNING) -o requirements/wheels.txt requirements/wheels.in
+	$(BIN)/$(PINNING) -o requirements/sbom.txt requirements/sbom.in
+
+# The parts of a release, in CycloneDX's form: nothing at run time, and what it is built with, for Cython puts
+# code of its own into the modules.
+sbom:
+	$(PYTHON) -m venv build/sbom/venv
+	build/sbom/venv/bin/pip install -q --require-hashes -r requirements/sbom.txt
+	version=$$(sed -n 's/^__version__ = //p' luna_ext/__init__.py) && \
+		sed "s/^dynamic = .*/version = $$version/" pyproject.toml >build/sbom/pyproject.toml
+	build/sbom/venv/bin/python -W ignore -m cyclonedx_py requirements --pyproject build/sbom/pyproject.toml \
+		--mc-type library --output-reproducible -o build/sbom/luna_ext.cdx.json requirements/build.txt
 
 clean:
 	rm -rf build dist *.egg-info luna_ext/*.so .venv .venv-ci
