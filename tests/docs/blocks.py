@@ -227,7 +227,7 @@ def read_command_line(line: str, place: str) -> None:
             for extra in re.findall(r"\[([\w,]+)\]", " ".join(packages)):
                 assert {*extra.split(",")} <= {*extras()}, f"{place}: no extra {extra}"
         case ["apt-get", "install", *packages]:
-            assert {*packages} <= {*(TREE / ".ci" / "run").read_text().split()}, (
+            assert {*packages} <= {*(TREE / ".ci" / "packages").read_text().split()}, (
                 f"{place}: {packages}"
             )
         case ["export", variable]:
