@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from queue import SimpleQueue
 from typing import NoReturn
+
+import click
+
+from .console import tell
+from .texts import printable
 
 FORWARDED = (
     signal.SIGINT,
@@ -22,36 +31,12 @@ FORWARDED = (
 SI_KERNEL = 128
 """siginfo_t.si_code of a signal that the terminal has sent."""
 
-# This program becomes the command. It gets a SIGTERM when luna-ext dies, because the device drops the
-# lock then. Signals are blocked at first, so that none is lost before the command runs. The exit codes
-# are those of a shell that cannot run a command.
-BECOME = """
-import ctypes, errno, os, signal, sys
-parent, command = int(sys.argv[1]), sys.argv[2:]
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit(143)
-for number in (signal.SIGPIPE, signal.SIGXFSZ):
-    signal.signal(number, signal.SIG_DFL)
-if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-signal.pthread_sigmask(signal.SIG_SETMASK, ())
-try:
-    for place in [""] if "/" in command[0] else os.get_exec_path():
-        path = os.path.join(place, command[0])
-        try:
-            os.execv(path, command)
-        except OSError as error:
-            # A script whose first line names no interpreter is the shell's.
-            if error.errno == errno.ENOEXEC:
-                os.execv("/bin/sh", ["/bin/sh", path, *command[1:]])
-    # It has failed everywhere; which of the errors counts is known there.
-    os.execvp(command[0], command)
-except OSError as error:
-    print(f"luna-ext: {command[0]}: {error.strerror}", file=sys.stderr)
-    sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
-"""
+PATIENCE = 5.0
+"""Seconds for a command to end after SIGTERM, when luna-ext was killed. The device has dropped the lock."""
+WAIT = 0.5
+"""Seconds."""
+GUARD = (sys.executable, "-I", "-S", str(Path(__file__).with_name("guard_process.py")))
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def inherited_files() -> tuple[int, ...]:
@@ -96,11 +81,25 @@ def ended_by_signals() -> Iterator[None]:
 @contextmanager
 def signals_blocked() -> Iterator[None]:
     """Within the block signals wait: run_command() takes them, or they come after the block."""
+    main = threading.get_ident()
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGCHLD})
+    # A thread of the client library may get them all the same. What it gets is sent to this one, where no
+    # handler is to raise.
+    handlers = {
+        number: signal.signal(number, lambda number, frame: signal.pthread_kill(main, number))
+        for number in _taken()
+    }
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _taken() -> set[signal.Signals]:
+    """The signals that are passed on: not those that luna-ext was started to ignore."""
+    return {number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN}
 
 
 def run_command(command: Sequence[str], variables: Mapping[str, str], files: Sequence[int]) -> int:
@@ -108,28 +107,81 @@ def run_command(command: Sequence[str], variables: Mapping[str, str], files: Seq
 
     To be called within signals_blocked(), on the main thread. A signal of the terminal (Ctrl-C) goes to
     the command by itself; only signals that another process has sent to luna-ext alone are passed on.
+    Nothing leaves this function before the command has ended: the lock would be released under it.
     """
     # The program that started luna-ext may have left it ignored; then the exit code would be lost.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    child = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", BECOME, str(os.getpid()), *command],
-        env={**os.environ, **variables},
-        pass_fds=files,
-    )
-    main = threading.get_ident()
-    ended = threading.Event()
-
-    def watch() -> None:
-        child.wait()
-        ended.set()
-        # The SIGCHLD that comes by itself may go to any thread.
-        signal.pthread_kill(main, signal.SIGCHLD)
-
-    threading.Thread(target=watch, daemon=True).start()
-    taken = {number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN}
-    while not ended.is_set():
-        got = signal.sigwaitinfo({*taken, signal.SIGCHLD})
-        if got.si_signo != signal.SIGCHLD and got.si_code != SI_KERNEL:
-            child.send_signal(got.si_signo)
-    code = child.returncode
+    # What the guard process leaves becomes luna-ext's child.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0)
+    # There may be no thread to be had. So it comes first.
+    waiter = _Waiter()
+    ours, guards = socket.socketpair()
+    with ours, ours.makefile() as told:
+        try:
+            with guards:
+                guard = subprocess.Popen(
+                    [*GUARD, str(guards.fileno()), str(PATIENCE), *command],
+                    env={**os.environ, **variables},
+                    pass_fds=(guards.fileno(), *files),
+                )
+            pid = int(told.readline() or 0)
+            waiter.begin(guard, pid)
+            while pid and not waiter.ended.is_set():
+                # It has an end for what another thread got, whose handler runs between two waits.
+                got = signal.sigtimedwait({*_taken(), signal.SIGCHLD}, WAIT)
+                if got and got.si_signo != signal.SIGCHLD and got.si_code != SI_KERNEL:
+                    _pass_on(pid, signal.Signals(got.si_signo))
+        finally:
+            waiter.end()
+        if not pid:
+            raise click.ClickException(
+                "the command was not run: its guard process has ended; see why in the system's log"
+            )
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if cannot := told.readline():
+            tell(f"{printable(command[0])}: {os.strerror(int(cannot))}")
     return 128 - code if code < 0 else code
+
+
+def _pass_on(pid: int, number: signal.Signals) -> None:
+    # It is not another process's PID: the command is still to be waited for.
+    try:
+        os.kill(pid, number)
+    except PermissionError:
+        tell(
+            f"the command (PID {pid}) runs as another user, and {number.name} is not passed on to it; "
+            "the lock stays set until it has ended"
+        )
+
+
+class _Waiter:
+    """A thread that waits for the end of a command and tells the calling thread by SIGCHLD.
+
+    The SIGCHLD that comes by itself may go to any thread.
+    """
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self._main = threading.get_ident()
+        self._begun: SimpleQueue[tuple[subprocess.Popen[bytes], int] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._thread.start()
+
+    def begin(self, guard: subprocess.Popen[bytes], pid: int) -> None:
+        """Wait for its guard process and for the command, whose PID is 0 if it is not known."""
+        self._begun.put((guard, pid))
+
+    def end(self) -> None:
+        """Return when what it waits for has ended."""
+        self._begun.put(None)
+        self._thread.join()
+
+    def _wait(self) -> None:
+        if begun := self._begun.get():
+            guard, pid = begun
+            guard.wait()
+            # It remains a zombie, and so no other process gets its PID, until it is waited for again.
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID if pid else os.P_ALL, pid, os.WEXITED | os.WNOWAIT)
+        self.ended.set()
+        signal.pthread_kill(self._main, signal.SIGCHLD)

@@ -149,7 +149,7 @@ def lock(
     The exit code is the command's; 128 + N if signal N has ended it. Signals are passed on. The
     command gets LUNA_SLOT_ID, and with --label LUNA_TOKEN_LABEL, in its environment; with --all
     LUNA_SLOT_IDS, in the order of the labels. If luna-ext is killed, the device drops the lock, and the
-    command gets a SIGTERM. A lock that a luna-ext above it holds is an error at once.
+    command and what it has started are ended. A lock that a luna-ext above it holds is an error at once.
     """
     labels: list[str] = []
     if several:

@@ -1,16 +1,19 @@
 """lock, claim: a command that is run while a lock is held."""
 
+import ctypes
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
 import pexpect
 import pytest
-from support import wait_until
+from support import PATIENCE, wait_until
 
 from luna_ext.stub import STATE_VARIABLE, Cluster
 
@@ -80,11 +83,12 @@ def test_the_commands_own_options_are_its_own(command):
 
 
 def test_the_lock_of_a_slot_is_held_meanwhile(command, locked, cluster):
-    # The command replaces the Python that luna-ext has started, so its parent is luna-ext.
-    done = command("lock", "--slot", 3, "--", "sh", "-c", f"{SHOW}; echo $PPID; {holders(cluster)}")
-    shown, parent, *held = done.stdout.splitlines()
+    # By luna-ext, whose guard process is the command's parent.
+    above = "cut -d ' ' -f 4 /proc/$PPID/stat"
+    done = command("lock", "--slot", 3, "--", "sh", "-c", f"{SHOW}; {above}; {holders(cluster)}")
+    shown, holder, *held = done.stdout.splitlines()
     assert shown == "3,"
-    assert held == [f"3 {parent}"]
+    assert held == [f"3 {holder}"]
     assert locked() == {}
 
 
@@ -286,14 +290,171 @@ def test_what_python_ignores_and_luna_ext_blocks_is_not_for_the_command(command)
     assert (blocked & others, left & others) == (0, ignored & others)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent died")
-def test_a_kill_of_luna_ext_ends_the_command_too(start, listener, locked):
+def test_a_signal_that_another_thread_of_luna_ext_gets_is_passed_on(start, listener, locked):
+    """A client library has threads that take signals; so has luna_ext."""
     process = start("lock", "--slot", 1, "--", *listener)
     expect(process, r"ready (\d+)")
-    process.kill()
-    process.wait(30)
+    others = {int(thread) for thread in os.listdir(f"/proc/{process.pid}/task")} - {process.pid}
+    assert others
+    for thread in others:
+        assert ctypes.CDLL(None).tgkill(process.pid, thread, signal.SIGTERM) == 0
     expect(process, "got SIGTERM")
+    assert locked() == {1: process.pid}
+    process.communicate(timeout=30)
+    assert process.returncode == 7
+
+
+# ---- a luna-ext that is killed, and what may not be signalled ----
+
+KILLED = "luna-ext: luna-ext was killed, and the device drops its lock: the command is ended"
+
+
+def test_a_kill_of_luna_ext_ends_all_that_the_command_has_started(start, locked):
+    # One whose own parent has ended, one in another session, and the shell itself.
+    shell = "(sleep 99 &); setsid sleep 99 & echo ready; sleep 99"
+    process = start("lock", "--slot", 1, "--", "sh", "-c", shell)
+    expect(process, "ready")
+    process.kill()
+    # All of them have these pipes open.
+    _, said = process.communicate(timeout=PATIENCE)
+    assert said.splitlines()[-1] == KILLED
     assert locked() == {}
+
+
+def test_a_stopped_command_ends_too(start, listener):
+    process = start("lock", "--slot", 1, "--", "sh", "-c", 'echo ready; kill -STOP "$$"')
+    expect(process, "ready")
+    process.kill()
+    assert process.communicate(timeout=PATIENCE)[1].splitlines()[-1] == KILLED
+
+
+def test_what_ignores_the_sigterm_is_killed(cluster, listener):
+    program = "from luna_ext.commands import child; from luna_ext.__main__ import main"
+    program += "; child.PATIENCE = 0.1; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "lock", "--slot", "1", "--", *listener],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    expect(process, r"ready (\d+)")
+    process.kill()
+    process.wait(PATIENCE)
+    # Its input has not ended.
+    assert process.stdout.read() == "got SIGTERM\n"
+    process.communicate()
+
+
+def test_a_kill_of_the_guard_process_releases_nothing(start, listener, locked):
+    process = start("lock", "--slot", 1, "--", *listener)
+    child = expect(process, r"ready (\d+)")[1]
+    guard = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(guard, signal.SIGKILL)
+    expect(process, "got SIGTERM")
+    process.send_signal(signal.SIGUSR1)
+    expect(process, "got SIGUSR1")
+    assert locked() == {1: process.pid}
+    process.communicate(timeout=30)
+    assert process.returncode == 7
+    assert locked() == {}
+
+
+# As sudo and su do: a program that becomes another user altogether.
+BECOMES_ROOT = """
+#include <stdio.h>
+#include <unistd.h>
+int main(void) {
+    if (setgid(0) != 0 || setuid(0) != 0) return 1;
+    printf("ready %d\\n", getpid());
+    fflush(stdout);
+    return getchar() == '7' ? 7 : 1;
+}
+"""
+# The Python of the tests may be in root's own directory, where this user may read and do no more.
+AS_ORDINARY_USER = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups"]
+AS_ORDINARY_USER += [f"--{which}-caps=-all,+dac_read_search" for which in ("inh", "ambient")]
+
+
+@pytest.fixture(scope="module")
+def becomes_root():
+    """A program that is setuid root, where an ordinary user may run it."""
+    with tempfile.TemporaryDirectory() as directory:
+        # What a killed process leaves is there as well.
+        os.chmod(directory, 0o777)
+        program = Path(directory, "becomes_root")
+        subprocess.run(
+            ["cc", "-x", "c", "-", "-o", program], input=BECOMES_ROOT, text=True, check=True
+        )
+        program.chmod(0o4755)
+        command = [*AS_ORDINARY_USER, program]
+        done = subprocess.run(command, input="7", capture_output=True, text=True, check=False)
+        if done.returncode != 7:
+            pytest.skip(f"no program is setuid here: {done.stderr}")
+        yield program
+
+
+@pytest.fixture
+def of_another_user(becomes_root):
+    """A luna-ext of an ordinary user, on a cluster of its own, whose command runs as root."""
+    program = (
+        "import os, sys; from luna_ext.stub import Cluster; from luna_ext.__main__ import main\n"
+        "with Cluster() as cluster:\n"
+        f"    os.environ[{STATE_VARIABLE!r}] = cluster.path\n"
+        "    sys.exit(main())\n"
+    )
+    process = subprocess.Popen(
+        [
+            *AS_ORDINARY_USER,
+            sys.executable,
+            "-c",
+            program,
+            "lock",
+            "--slot",
+            "1",
+            "--",
+            becomes_root,
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+        env={**os.environ, "TMPDIR": str(becomes_root.parent)},
+    )
+    yield process
+    process.kill()
+    process.communicate()
+
+
+NEEDS_ROOT = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"),
+    reason="only root makes a program setuid root, and setpriv makes root an ordinary user",
+)
+
+
+@NEEDS_ROOT
+def test_a_command_that_may_not_be_signalled_keeps_its_lock(of_another_user):
+    process = of_another_user
+    pid = expect(process, r"ready (\d+)")[1]
+    process.send_signal(signal.SIGTERM)
+    told = [process.stderr.readline() for _ in range(2)][-1]
+    assert f"(PID {pid}) runs as another user, and SIGTERM is not passed on" in told
+    assert "stays set until it has ended" in told
+    assert process.poll() is None
+    process.communicate("7", timeout=30)
+    assert process.returncode == 7
+
+
+@NEEDS_ROOT
+def test_a_command_that_may_not_be_ended_is_told_of(of_another_user):
+    process = of_another_user
+    pid = expect(process, r"ready (\d+)")[1]
+    process.kill()
+    told = [process.stderr.readline() for _ in range(3)]
+    assert f"process {pid} ('becomes_root') of the command runs as another user" in told[2]
+    assert "goes on without the lock: end it as that user" in told[2]
+    # It has left nothing but the command.
+    process.communicate("7", timeout=30)
 
 
 # ---- what the command gets ----
