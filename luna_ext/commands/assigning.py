@@ -16,10 +16,20 @@ from .._cluster import Library
 from ..errors import PinError
 from ..info import CLUSTER_FUNCTIONS
 from ..labels import encode_label
-from ..provisioning import ProvisionProgress
+from ..provisioning import ProvisionProgress, ProvisionReport
 from ..provisioning import provision as provision_all
 from .child import ended_by_signals
-from .console import EXIT_INTERRUPTED, Settings, examples, settings, tell
+from .console import (
+    EXIT_INTERRUPTED,
+    Settings,
+    error_in_json,
+    examples,
+    json_option,
+    print_json,
+    print_json_line,
+    settings,
+    tell,
+)
 from .labels_file import read_labels
 from .pins import PinSources, pin_options
 from .texts import in_one_line, printable
@@ -46,6 +56,7 @@ LARGEST_NUMBER = 10**9
     help="How long to wait for an unassigned token, if none is left.",
 )
 @pin_options
+@json_option
 @settings
 def assign(
     options: Settings,
@@ -53,6 +64,7 @@ def assign(
     label: str,
     timeout: float,
     pins: PinSources,
+    as_json: bool,
 ) -> None:
     """Give an unassigned token of CLUSTER the LABEL. This erases the token.
 
@@ -69,6 +81,9 @@ def assign(
         luna.claim(cluster, timeout=timeout) as token,
     ):
         assigned = token.assign(label, so_pin=so_pin, user_pin=user_pin)
+    if as_json:
+        print_json({"label": assigned.label, "slot_id": assigned.slot.slot_id})
+        return
     click.echo(f"assigned {printable(assigned.label)} in slot {assigned.slot.slot_id}")
 
 
@@ -96,14 +111,23 @@ def _labels(file: BinaryIO | None, count: int | None, prefix: str | None, first:
     return labels
 
 
-def _say_what_would_be_done(luna: Library, labels: list[str]) -> None:
+def _say_what_would_be_done(luna: Library, labels: list[str], as_json: bool) -> None:
     there = {token.label: token.slot.slot_id for token in luna.tokens()}
     for label in labels:
         slot_id = there.get(label)
+        if as_json:
+            print_json_line({"event": "plan", "label": label, "slot_id": slot_id})
+            continue
         says = "would be assigned" if slot_id is None else f"is there already, in slot {slot_id}"
         click.echo(f"{printable(label)} {says}")
     skipped = sum(label in there for label in labels)
-    click.echo(f"{len(labels) - skipped} would be assigned, {skipped} skipped")
+    left = len(labels) - skipped
+    if as_json:
+        print_json_line(
+            {"event": "plan_end", "total": len(labels), "to_assign": left, "skipped": skipped}
+        )
+        return
+    click.echo(f"{left} would be assigned, {skipped} skipped")
 
 
 def _require(luna: Library) -> None:
@@ -114,11 +138,31 @@ def _require(luna: Library) -> None:
             )
 
 
-def _tell_how_far(done: Counter[str], labels: list[str]) -> None:
-    tell(
-        f"ended after {done.total()} of {len(labels)} labels: {done['assigned']} assigned, "
-        f"{done['skipped']} skipped, {done['failed']} failed. The same command goes on from there"
-    )
+def _counts(done: Counter[str]) -> str:
+    return f"{done['assigned']} assigned, {done['skipped']} skipped, {done['failed']} failed"
+
+
+def _in_json(progress: ProvisionProgress) -> dict[str, object]:
+    error = progress.error
+    return {
+        "event": "progress",
+        **progress._asdict(),
+        "error": None if error is None else error_in_json(error),
+    }
+
+
+def _end_in_json(
+    done: Counter[str], labels: list[str], report: ProvisionReport | None
+) -> dict[str, object]:
+    """`report` is None if the command is ended before all labels are done."""
+    fresh = {} if report is None else report.fresh
+    return {
+        "event": "end",
+        "complete": report is not None,
+        "total": len(labels),
+        **{outcome: done[outcome] for outcome in ("assigned", "skipped", "failed")},
+        "fresh": [{"label": label, "slot_id": slot_id} for label, slot_id in fresh.items()],
+    }
 
 
 def _words(progress: ProvisionProgress) -> str:
@@ -172,6 +216,7 @@ def _words(progress: ProvisionProgress) -> str:
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @pin_options
+@json_option
 @settings
 def provision(
     options: Settings,
@@ -184,6 +229,7 @@ def provision(
     guard: int | None,
     dry_run: bool,
     pins: PinSources,
+    as_json: bool,
 ) -> int:
     """Give many labels an unassigned token of CLUSTER each. This erases the tokens.
 
@@ -193,12 +239,13 @@ def provision(
 
     Run it again after a crash: what is there is skipped. The exit code is 0 if all labels have
     their token, else 1. A label that two hosts assigned at the same moment is found and reported;
-    --guard prevents it.
+    --guard prevents it. With --json each label is a line as soon as it is done, and the last line is their
+    number.
     """
     labels = _labels(file, count, prefix, first)
     if dry_run:
         with options.open() as luna:
-            _say_what_would_be_done(luna, labels)
+            _say_what_would_be_done(luna, labels, as_json)
         return 0
     console = Console(stderr=True, highlight=False)
     bar = Progress(
@@ -207,7 +254,7 @@ def provision(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not sys.stderr.isatty(),
+        disable=not sys.stderr.isatty() or (as_json and sys.stdout.isatty()),
     )
     with ended_by_signals(), ExitStack() as stack:
         luna = stack.enter_context(options.open())
@@ -215,12 +262,14 @@ def provision(
         so_pin, user_pin = stack.enter_context(pins.read())
         stack.enter_context(bar)
         task = bar.add_task("provisioning", total=len(labels))
-        done: Counter[str] = Counter()
+        outcomes: dict[str, str] = {}
 
         def on_progress(progress: ProvisionProgress) -> None:
-            done[progress.outcome] += 1
+            outcomes[progress.label] = progress.outcome
             bar.update(task, completed=progress.done)
-            if bar.disable or not sys.stdout.isatty():
+            if as_json:
+                print_json_line(_in_json(progress))
+            elif bar.disable or not sys.stdout.isatty():
                 click.echo(_words(progress))
             elif progress.error is not None:
                 console.print(Text(_words(progress)))
@@ -238,12 +287,19 @@ def provision(
             )
         except (KeyboardInterrupt, SystemExit) as error:
             bar.stop()
-            _tell_how_far(done, labels)
+            done = Counter(outcomes.values())
+            if as_json:
+                print_json_line(_end_in_json(done, labels, None))
+            tell(
+                f"ended after {done.total()} of {len(labels)} labels: {_counts(done)}. The same command "
+                "goes on from there"
+            )
             sys.exit(EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else error.code)
-    click.echo(
-        f"{len(report.assigned)} assigned, {len(report.skipped)} skipped, "
-        f"{len(report.failed)} failed"
-    )
+    done = Counter(outcomes.values())
+    if as_json:
+        print_json_line(_end_in_json(done, labels, report))
+        return 1 if report.failed else 0
+    click.echo(_counts(done))
     if any(isinstance(error, PinError) for error in report.failed.values()):
         for label, slot_id in report.fresh.items():
             click.echo(

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import click
 
 from .._cluster import Library
+from ..errors import rv_name
+from .texts import in_one_line
 
 EXIT_TEMPORARY = 75
 """EX_TEMPFAIL of sysexits.h: try again later."""
@@ -63,7 +65,26 @@ def give_up_stream(number: int) -> None:
 
 
 def print_json(value: object) -> None:
+    """The one value that a subcommand prints; docs/schemas/ describes it."""
     click.echo(json.dumps(value, indent=2))
+
+
+def print_json_line(value: object) -> None:
+    """One of several, each in a line of its own, which a program is to have at once."""
+    # Flushes, too.
+    click.echo(json.dumps(value))
+
+
+def error_in_json(error: Exception) -> dict[str, object]:
+    rv, function, slot_id = (getattr(error, name, None) for name in ("rv", "function", "slot_id"))
+    return {
+        "exception": type(error).__name__,
+        "rv": rv,
+        "rv_name": None if rv is None else rv_name(rv),
+        "function": function,
+        "slot_id": slot_id,
+        "message": in_one_line(error),
+    }
 
 
 def flag_names(flags: Any) -> list[str]:

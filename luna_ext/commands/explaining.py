@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import explanations
-from ..errors import rv_named
+from ..errors import meaning_of, rv_named
 from .console import examples, json_option, print_json
 from .texts import in_our_words
 from .values import Command
@@ -44,6 +44,11 @@ def _class_of(explanation: explanations.Explanation) -> str | None:
     return None if explanation.exception is None else f"luna_ext.{explanation.exception.__name__}"
 
 
+def _kind_of(rv: int) -> str | None:
+    meaning = meaning_of(rv)
+    return None if meaning is None else meaning.name.lower()
+
+
 @click.command(
     cls=Command,
     epilog=examples(
@@ -65,6 +70,7 @@ def explain(codes: tuple[explanations.Explanation, ...], as_json: bool) -> None:
                     "name": code.name,
                     "number": code.rv,
                     "exception": _class_of(code),
+                    "kind": _kind_of(code.rv),
                     "meaning": code.meaning,
                     "advice": in_our_words(code.advice),
                 }

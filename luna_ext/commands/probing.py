@@ -119,9 +119,22 @@ class Client:
         )
 
 
+class Said(NamedTuple):
+    """An answer to a question, for people and for programs."""
+
+    text: str
+    values: dict[str, object]
+
+
 class Finding(NamedTuple):
+    name: str
+    """For programs."""
     question: str
-    answer: str
+    said: Said
+
+
+def _answered(text: str, answer: str, rv: int | None = None, **more: object) -> Said:
+    return Said(text, {"answer": answer, "rv_name": None if rv is None else rv_name(rv), **more})
 
 
 class Probe:
@@ -181,77 +194,97 @@ class Probe:
                 )
             time.sleep(POLL)
 
-    def ask_contention(self) -> str:
+    def ask_contention(self) -> Said:
         with self._clients(2) as (holder, other):
             number = other.begin("lock", self._slot_id)
             got = other.answer(number, self._patience)
             if got is not None:
                 self.contention = got.rv
                 if got.rv == CKR_OK:
-                    return "is granted as well: THIS LOCK DOES NOT EXCLUDE OTHER PROCESSES"
-                return f"answers {rv_name(got.rv)}"
+                    says = "is granted as well: THIS LOCK DOES NOT EXCLUDE OTHER PROCESSES"
+                    return _answered(says, "granted", got.rv)
+                return _answered(f"answers {rv_name(got.rv)}", "error", got.rv)
             self.waits = True
             holder.call("unlock", self._slot_id)
             got = other.answer(number, LONG)
             if got is None:
-                return "waits, and does not notice the unlock"
-            return f"waits, and answers {rv_name(got.rv)} once the lock is unlocked"
+                return _answered("waits, and does not notice the unlock", "waits")
+            says = f"waits, and answers {rv_name(got.rv)} once the lock is unlocked"
+            return _answered(says, "waits", got.rv)
 
-    def ask_relock(self) -> str:
+    def ask_relock(self) -> Said:
         with self._clients(1) as (holder,):
             got = holder.answer(holder.begin("lock", self._slot_id), self._patience)
             if got is None:
-                return "waits for the lock that its own process holds"
+                return _answered("waits for the lock that its own process holds", "waits")
             self.relock = got.rv
-            return "is granted" if got.rv == CKR_OK else f"answers {rv_name(got.rv)}"
+            if got.rv == CKR_OK:
+                return _answered("is granted", "granted", got.rv)
+            return _answered(f"answers {rv_name(got.rv)}", "error", got.rv)
 
-    def ask_unlock(self) -> str:
+    def ask_unlock(self) -> Said:
         with self._clients(3) as (_, stranger, other):
             rv = stranger.call("unlock", self._slot_id).rv
             if rv != CKR_OK:
                 self.owner_is_checked = True
-                return f"answers {rv_name(rv)}: the owner is checked"
+                return _answered(f"answers {rv_name(rv)}: the owner is checked", "refused", rv)
             got = other.answer(other.begin("lock", self._slot_id), self._patience)
             if got is not None and got.rv == CKR_OK:
-                return "takes the lock off: THE OWNER IS NOT CHECKED"
-            return "answers CKR_OK and does nothing"
+                return _answered("takes the lock off: THE OWNER IS NOT CHECKED", "unlocked", rv)
+            return _answered("answers CKR_OK and does nothing", "ignored", rv)
 
-    def compare_processes(self, has_configuration: bool) -> str:
+    def compare_processes(self, has_configuration: bool) -> Said:
         """Whether the device tells two processes apart, by what they were answered before."""
         file, entries = configured() if has_configuration else ("", {})
         ids = ", ".join(f"{key} = {value}" for key, value in entries.items())
         cause = f"; {file} sets {ids} for all processes" if ids else ""
+
+        def answered(text: str, answer: str) -> Said:
+            sets = [{"entry": key, "value": value} for key, value in entries.items()]
+            return Said(text, {"answer": answer, "application_id": sets})
+
         if self.contention == CKR_OK:
-            return (
+            return answered(
                 "it looks so: a lock that one holds is GRANTED TO THE OTHER AT ONCE, as to itself, or the "
-                f"device keeps no process out{cause}"
+                f"device keeps no process out{cause}",
+                "yes",
             )
         if self.owner_is_checked:
-            return "no: only the process that holds a lock can take it off"
+            return answered("no: only the process that holds a lock can take it off", "no")
         if self.relock != self.contention:
-            return "no: a lock call of the process that holds the lock is answered in another way"
-        return (
+            return answered(
+                "no: a lock call of the process that holds the lock is answered in another way",
+                "no",
+            )
+        return answered(
             "it cannot be told: the device answers both processes alike, but grants neither a lock that "
-            f"is held{cause}"
+            f"is held{cause}",
+            "unknown",
         )
 
-    def ask_kill(self) -> str:
+    def ask_kill(self) -> Said:
         with self._clients(2) as (holder, other):
             holder.kill()
-            return f"{self._lock_and_unlock(other):.3f} s"
+            seconds = self._lock_and_unlock(other)
+            return Said(f"{seconds:.3f} s", {"seconds": seconds})
 
-    def ask_delay(self) -> str:
+    def ask_delay(self) -> Said:
+        def answered(text: str, answer: str, seconds: float | None = None) -> Said:
+            return Said(text, {"answer": answer, "seconds": seconds})
+
         if not self.waits:
-            return "no lock call waits"
+            return answered("no lock call waits", "not_asked")
         with self._clients(2) as (_, other):
             if other.answer(other.begin("lock", self._slot_id), self._patience) is not None:
-                return "the lock call did not wait this time"
+                return answered("the lock call did not wait this time", "unknown")
             got = other.answer(other.begin("token_info", self._slot_id), self._patience)
             if got is None:
-                return f"yes: C_GetTokenInfo has not answered for {self._patience:g} s"
-            return f"no: C_GetTokenInfo takes {got.seconds * 1000:.1f} ms meanwhile"
+                says = f"yes: C_GetTokenInfo has not answered for {self._patience:g} s"
+                return answered(says, "yes")
+            says = f"no: C_GetTokenInfo takes {got.seconds * 1000:.1f} ms meanwhile"
+            return answered(says, "no", got.seconds)
 
-    def ask_claim(self, cluster_id: str) -> str:
+    def ask_claim(self, cluster_id: str) -> Said:
         """Other slots that are claimed stay locked until the question is answered."""
         with self._clients(1) as (holder,):
             others: list[int] = []
@@ -266,28 +299,40 @@ class Probe:
                             if got.rv == CKR_ARGUMENTS_BAD
                             else ""
                         )
-                        return f"CA_GetUnassignedSlot answers {rv_name(got.rv)}{doubt}"
+                        says = f"CA_GetUnassignedSlot answers {rv_name(got.rv)}{doubt}"
+                        return _answered(says, "unknown", got.rv)
                     assert isinstance(got.given, int)
                     if got.given == self._slot_id:
-                        return "yes: a claim has returned it"
+                        return _answered("yes: a claim has returned it", "yes")
                     if got.given in others:
-                        return f"yes: a claim has returned slot {got.given}, which it had claimed"
+                        says = f"yes: a claim has returned slot {got.given}, which it had claimed"
+                        return _answered(says, "yes")
                     others.append(got.given)
             finally:
                 for slot_id in others:
                     holder.call("unlock", slot_id)
-            return f"no: {len(others)} other slots were claimed, and then none was left or enough"
+            says = f"no: {len(others)} other slots were claimed, and then none was left or enough"
+            return _answered(says, "no")
 
-    def setting(self) -> str:
+    def setting(self) -> Said:
+        def answered(text: str, contention: str | None) -> Said:
+            return Said(text, {"contention": contention})
+
         if self.waits:
-            return 'contention="block" (the default)'
+            return answered("--contention block (the default)", "block")
         if self.contention == CKR_OK:
-            return "none: this lock does not exclude other processes"
+            return answered("none: this lock does not exclude other processes", None)
         if self.contention == CKR_DEVICE_ERROR:
-            return 'contention="poll"'
+            return answered(
+                "--contention poll, for all subcommands LUNA_EXT_CONTENTION=poll, in Python "
+                'Library(contention="poll")',
+                "poll",
+            )
         if self.contention is not None and meaning_of(self.contention) is Meaning.BUSY:
-            return 'contention="block" (the default): this answer is asked again in any case'
-        return "none: luna_ext would raise this answer as an error"
+            return answered(
+                "--contention block (the default): this answer is asked again in any case", "block"
+            )
+        return answered("none: luna_ext would raise this answer as an error", None)
 
 
 def _require(luna: Library, functions: Sequence[str]) -> None:
@@ -300,26 +345,33 @@ def _require(luna: Library, functions: Sequence[str]) -> None:
 
 
 def _findings(probe: Probe, cluster_id: str | None, is_stub: bool) -> Iterator[Finding]:
-    questions: list[tuple[str, Callable[[], str]]] = [
-        ("A lock call while another process holds the lock", probe.ask_contention),
-        ("A second lock call of the process that holds it", probe.ask_relock),
-        ("An unlock call by a process that does not hold it", probe.ask_unlock),
+    def ask_claim() -> Said:
+        if cluster_id is None:
+            says = "not asked; --cluster ID asks it, and claims other slots for that"
+            return _answered(says, "not_asked")
+        return probe.ask_claim(cluster_id)
+
+    questions: list[tuple[str, str, Callable[[], Said]]] = [
+        ("lock_by_other", "A lock call while another process holds the lock", probe.ask_contention),
+        ("lock_by_holder", "A second lock call of the process that holds it", probe.ask_relock),
+        ("unlock_by_other", "An unlock call by a process that does not hold it", probe.ask_unlock),
         (
+            "one_application",
             "Are two processes one application to the device",
             lambda: probe.compare_processes(not is_stub),
         ),
-        ("How long until a killed holder's lock is free", probe.ask_kill),
-        ("Does a lock call that waits delay its process's other calls", probe.ask_delay),
+        ("free_after_kill", "How long until a killed holder's lock is free", probe.ask_kill),
+        (
+            "delays_other_calls",
+            "Does a lock call that waits delay its process's other calls",
+            probe.ask_delay,
+        ),
+        ("claim_of_held", "Can a claim return a slot that its process holds", ask_claim),
     ]
-    question = "Can a claim return a slot that its process holds"
-    if cluster_id is not None:
-        questions.append((question, lambda: probe.ask_claim(cluster_id)))
-    for asked, ask in questions:
-        yield Finding(asked, ask())
-    if cluster_id is None:
-        yield Finding(question, "not asked; --cluster ID asks it, and claims other slots for that")
+    for name, question, ask in questions:
+        yield Finding(name, question, ask())
     probe.check_that_it_is_free()
-    yield Finding("The setting for this device", probe.setting())
+    yield Finding("setting", "The setting for this device", probe.setting())
 
 
 @click.command(
@@ -380,6 +432,6 @@ def probe(
     for finding in _findings(Probe(path, slot_id, patience), cluster, is_stub):
         findings.append(finding)
         if not as_json:
-            click.echo(f"{finding.question}: {finding.answer}.")
+            click.echo(f"{finding.question}: {finding.said.text}.")
     if as_json:
-        print_json({finding.question: finding.answer for finding in findings})
+        print_json({finding.name: finding.said.values for finding in findings})

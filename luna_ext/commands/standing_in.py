@@ -414,6 +414,7 @@ def demo() -> int:
     metavar="N",
     help="Lock this slot of the client library's device instead of the stand-in's.",
 )
+@json_option
 @settings
 def bench(
     options: Settings,
@@ -422,6 +423,7 @@ def bench(
     latency: float,
     seconds: float,
     slot_id: int | None,
+    as_json: bool,
 ) -> None:
     """Measure how often threads lock a slot, and how long they wait for it.
 
@@ -438,6 +440,17 @@ def bench(
             luna = stack.enter_context(options.open())
             shared = [luna.slot(slot_id)]
         waits = Crew([shared[index % len(shared)] for index in range(threads)]).run(seconds)
+    if as_json:
+        shares = {"p50": 0.5, "p99": 0.99, "longest": 1}
+        print_json(
+            {
+                "threads": threads,
+                "slots": len(shared),
+                "locks_per_second": waits.per_second,
+                "wait_microseconds": {name: waits.at(share) for name, share in shares.items()},
+            }
+        )
+        return
     print_table(
         ("threads", "slots", "locked per second", "wait p50, µs", "p99", "longest"),
         [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import os
 import select
 import sys
@@ -22,7 +21,7 @@ from ..errors import CryptokiError, LunaError
 from ..stub import STATE_VARIABLE, Cluster
 from . import screen
 from .child import ended_by_signals
-from .console import Settings, examples, give_up_stream, settings, tell
+from .console import Settings, examples, give_up_stream, print_json_line, settings, tell
 from .tables import Layout, cut, print_table
 from .texts import in_one_line
 from .values import Command, Number, label_glob, matches
@@ -233,7 +232,7 @@ def _tell_changes(watched: _Watched, only_held: bool, order: str, interval: floa
 
 def _tell_row(row: Row) -> None:
     command = None if row.pid is None else command_of(row.pid)
-    click.echo(json.dumps({"time": time.time(), **row._asdict(), "command": command}))
+    print_json_line({"time": time.time(), **row._asdict(), "command": command})
 
 
 # ---- the subcommand ----

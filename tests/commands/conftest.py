@@ -1,5 +1,6 @@
 """The command luna-ext as a user runs it: a process of its own, on pipes or on a terminal."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,11 +9,14 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
 from support import PATIENCE
 
 import luna_ext
 from luna_ext.stub import Cluster, library_path
 
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 COMMAND = [sys.executable, "-m", "luna_ext"]
 
 
@@ -109,6 +113,38 @@ def terminal(cluster: Cluster) -> Iterator[Callable[..., pexpect.spawn]]:
     yield run
     for process in started:
         process.close(force=True)
+
+
+@pytest.fixture(scope="session")
+def schemas() -> Registry:
+    """What docs/schemas/ says of the JSON of each subcommand."""
+    contents = [(file.name, json.loads(file.read_text())) for file in SCHEMAS.glob("*.json")]
+    return Registry().with_resources((name, Resource.from_contents(of)) for name, of in contents)
+
+
+@pytest.fixture
+def json_of(schemas: Registry) -> Callable[[str, str], object]:
+    """What a text says that the subcommand `name` has printed; it is as its schema has it."""
+
+    def read(name: str, text: str) -> object:
+        assert text.isascii()
+        value = json.loads(text)
+        Draft202012Validator({"$ref": f"{name}.json"}, registry=schemas).validate(value)
+        return value
+
+    return read
+
+
+@pytest.fixture
+def read_json(json_of: Callable[[str, str], object]) -> Callable[..., object]:
+    """All that the subcommand `name` has printed; of JSON lines a list."""
+
+    def read(name: str, done: Done, *, lines: bool = False) -> object:
+        if lines:
+            return [json_of(name, line) for line in done.stdout.splitlines()]
+        return json_of(name, done.stdout)
+
+    return read
 
 
 @pytest.fixture

@@ -137,20 +137,27 @@ def test_what_would_be_done(command, assign, found):
     assert list(found()) == ["x2"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_how_far_it_came_when_it_is_ended(start, cluster, pin_file, number):
+@pytest.mark.parametrize(("number", "form"), [(signal.SIGINT, []), (signal.SIGTERM, ["--json"])])
+def test_how_far_it_came_when_it_is_ended(start, cluster, pin_file, number, form):
     cluster.latency(0.05)
     process = start(
         *("provision", "cluster-1", "--count", 8, "--prefix", "x", "--workers", 1),
-        *("--so-pin-file", pin_file()),
+        *("--so-pin-file", pin_file(), *form),
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
-    assert process.stdout.readline().startswith("assigned x1 in slot ")
+    first = process.stdout.readline()
+    if form:
+        assert json.loads(first)["label"] == "x1"
+    else:
+        assert first.startswith("assigned x1 in slot ")
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     (line,) = (line for line in stderr.splitlines() if "is the stand-in" not in line)
-    done = 1 + stdout.count("assigned x")
+    done = 1 + stdout.count('"progress"' if form else "assigned x")
+    if form:
+        end = json.loads(stdout.splitlines()[-1])
+        assert (end["event"], end["complete"], end["assigned"]) == ("end", False, done)
     assert re.fullmatch(
         rf"luna-ext: ended after {done} of 8 labels: {done} assigned, 0 skipped, 0 failed. "
         "The same command goes on from there",

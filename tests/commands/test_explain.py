@@ -42,10 +42,14 @@ def test_json(command):
             "name": name,
             "number": number,
             "exception": kind,
+            "kind": meaning,
             "meaning": explain(number).meaning,
             "advice": explain(number).advice,
         }
-        for name, number, kind in [("CKR_OK", 0, None), (LOCKED, 0xA4, "luna_ext.PinError")]
+        for name, number, kind, meaning in [
+            ("CKR_OK", 0, None, None),
+            (LOCKED, 0xA4, "luna_ext.PinError", "pin"),
+        ]
     ]
 
 

@@ -331,11 +331,11 @@ def test_a_terminal_on_which_nothing_is_drawn_anew(terminal, monkeypatch):
 # ---- for programs ----
 
 
-def test_a_line_for_each_change(start, hold_elsewhere, assign):
+def test_a_line_for_each_change(start, hold_elsewhere, assign, json_of):
     watch = start("watch", "--json", "--interval", 0.1, "--label", "keyring[34]")
 
     def told():
-        return json.loads(watch.stdout.readline())
+        return json_of("watch", watch.stdout.readline())
 
     before = time.time()
     assert [told()["slot_id"] for _ in range(2)] == [3, 4]
