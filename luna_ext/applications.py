@@ -12,6 +12,9 @@ import os
 from .discovery import Configuration
 from .errors import LibraryLoadError
 
+INITIAL_NAMESPACE = 0xEFFFFFFC
+"""The inode of a Linux host's own namespace of process IDs, PROC_PID_INIT_INO."""
+
 FIND_OUT = "`luna-ext probe --slot N` finds out whether it does"
 NOT_APART = "a lock that one of them holds may be granted to another, and unlocked by it"
 
@@ -46,6 +49,14 @@ def shared_with_others() -> tuple[str, str] | None:
             "Misc of its Chrystoki.conf, or let the containers share the process IDs of their host",
         )
     return None
+
+
+def has_own_process_ids() -> bool | None:
+    """Whether this process has a process ID of a container; None: the system does not tell."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino != INITIAL_NAMESPACE
+    except OSError:
+        return None
 
 
 def tell_once() -> None:

@@ -31,6 +31,7 @@ __all__ = ["keep_pykcs11", "pkcs11_of", "pkcs11_token", "pykcs11_of"]
 
 # The oldest versions that the tests run with.
 OLDEST = {"python-pkcs11": (0, 10), "PyKCS11": (1, 5, 18)}
+EXTRAS = {"python-pkcs11": "pkcs11", "PyKCS11": "pykcs11"}
 
 # The slots of python-pkcs11 by their ID: it asks the client for each slot to make them.
 _slots: weakref.WeakKeyDictionary[Library, dict[int, Any]] = weakref.WeakKeyDictionary()
@@ -38,23 +39,33 @@ _slots: weakref.WeakKeyDictionary[Library, dict[int, Any]] = weakref.WeakKeyDict
 _keepers: dict[str, Any] = {}
 
 
-def _neighbour(module: str, distribution: str, extra: str) -> ModuleType:
-    """The module, if it is installed and new enough."""
-    install = f"pip install 'luna_ext[{extra}]'"
-    if importlib.util.find_spec(module) is None:
-        raise ImportError(f"{distribution} is not installed: {install}", name=module)
+def installed(distribution: str) -> tuple[str | None, str]:
+    """Its version, if it is installed; and what is wrong with that, which is mostly nothing."""
     try:
         found = importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        # A frozen program has the module alone.
-        return importlib.import_module(module)
+        return None, ""
     oldest = OLDEST[distribution]
     digits = (part for part in found.split(".")[: len(oldest)])
     if tuple(int(part) if part.isdecimal() else 0 for part in digits) < oldest:
         wanted = ".".join(map(str, oldest))
-        raise ImportError(
-            f"{distribution} {found} is too old, {wanted} is needed: {install}", name=module
-        )
+        return found, f"{distribution} {found} is too old, {wanted} is needed"
+    return found, ""
+
+
+def how_to_install(distribution: str) -> str:
+    return f"pip install 'luna_ext[{EXTRAS[distribution]}]'"
+
+
+def _neighbour(module: str, distribution: str) -> ModuleType:
+    """The module, if it is installed and new enough."""
+    install = how_to_install(distribution)
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f"{distribution} is not installed: {install}", name=module)
+    # A frozen program has the module alone, and no version.
+    _, wrong = installed(distribution)
+    if wrong:
+        raise ImportError(f"{wrong}: {install}", name=module)
     return importlib.import_module(module)
 
 
@@ -64,7 +75,7 @@ def pkcs11_of(library: Library, make_ready: Callable[[], None]) -> Any:
     `make_ready` is called before each use: it initialises the library anew in a forked child, and raises
     if the Library is closed.
     """
-    pkcs11 = _neighbour("pkcs11", "python-pkcs11", "pkcs11")
+    pkcs11 = _neighbour("pkcs11", "python-pkcs11")
     kind = _pkcs11_class()
     make_ready()
     lib = kind(library.path)
@@ -141,7 +152,7 @@ def keep_pykcs11(path: str) -> None:
 
 def pykcs11_of(library: Library, make_ready: Callable[[], None]) -> Any:
     """A ``PyKCS11.PyKCS11Lib`` on the Library's client library; see `Library.pykcs11()`."""
-    pykcs11 = _neighbour("PyKCS11", "PyKCS11", "pykcs11")
+    pykcs11 = _neighbour("PyKCS11", "PyKCS11")
 
     class PyKCS11OfLibrary(pykcs11.PyKCS11Lib):  # type: ignore[misc, name-defined]
         """A ``PyKCS11Lib`` whose client library luna_ext initialises and finalises."""

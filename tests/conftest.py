@@ -187,6 +187,9 @@ def old_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         token_flags: int = 0,
         trouble: str | None = None,
         trouble_at: str | None = None,
+        luna_client: str | None = None,
+        firmware: str | None = None,
+        sessions: int | None = None,
     ) -> Path:
         switches = [f"-DWITH_{function}" for function in functions]
         if function_list_rv is not None:
@@ -203,6 +206,12 @@ def old_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             switches.append(f"-DTROUBLE={trouble}")
         if trouble_at is not None:
             switches.append(f"-DTROUBLE_AT={trouble_at}")
+        if luna_client is not None:
+            switches.append(f"-DLUNA_CLIENT={luna_client}")
+        if firmware is not None:
+            switches.append(f"-DFIRMWARE={firmware}")
+        if sessions is not None:
+            switches.append(f"-DSESSIONS={sessions}")
         if token_flags:
             switches.append(f"-DTOKEN_FLAGS={token_flags:#x}")
         library = directory / ("_".join(["client", *switches]).replace("-D", "") + ".so")

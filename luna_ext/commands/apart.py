@@ -47,6 +47,8 @@ class Apart:
         """What it has been doing."""
         self.trouble = ""
         """How it has ended, if it was not in the end of its task."""
+        self.exit_code: int | None = None
+        """With trouble: as subprocess has it; None: it has not ended, but was killed."""
         self.waits = False
         """Whether it keeps the library open until go_on()."""
         self._process = subprocess.Popen(
@@ -100,7 +102,8 @@ class Apart:
             self._process.stdin.close()
 
     def _how_it_ended(self, seconds: float) -> Message:
-        return {"trouble": how_it_ended(self._process.wait(seconds))}
+        self.exit_code = self._process.wait(seconds)
+        return {"trouble": how_it_ended(self.exit_code)}
 
     def _read(self) -> None:
         assert self._process.stdout is not None

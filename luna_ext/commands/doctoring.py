@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import click
 
-from .. import __version__, applications
+from .. import __version__, applications, neighbours
 from ..discovery import (
     CONFIGURATION_VARIABLE,
     Configuration,
@@ -17,7 +18,7 @@ from ..discovery import (
     find_library,
 )
 from ..errors import OPEN_AFTER_FORK, LibraryLoadError, rv_name
-from .apart import FINALIZE, FORK, SHORTER, Apart, Message, how_it_ended
+from .apart import FINALIZE, FORK, OPENING, SHORTER, Apart, Message, how_it_ended
 from .child import ended_by_signals
 from .console import Settings, examples, json_option, print_json, settings
 from .examining import TOGETHER
@@ -33,6 +34,19 @@ class Finding(NamedTuple):
     says: str
     advice: str = ""
     """What to do; empty: all is well."""
+    values: Mapping[str, object] = MappingProxyType({})
+    """What it says, for programs."""
+    note: bool = False
+    """Its advice is worth a thought, but nothing is known to be wrong."""
+
+    @property
+    def name(self) -> str:
+        """For programs: as it is, if it is that of a function or a package."""
+        return self.what.lower().replace(" ", "_") if " " in self.what else self.what
+
+    @property
+    def is_problem(self) -> bool:
+        return bool(self.advice) and not self.note
 
 
 # ---- the configuration ----
@@ -40,14 +54,27 @@ class Finding(NamedTuple):
 
 def _configuration() -> Iterator[Finding]:
     try:
-        clusters = Configuration().clusters()
+        configuration = Configuration()
     except LibraryLoadError as error:
-        yield Finding("configuration", str(error), _advice_on_configuration(error))
+        values: dict[str, object] = {"file": None, "library": None}
+        yield Finding("configuration", str(error), _advice_on_configuration(error), values)
         return
-    where, _ = configured_library()
-    yield Finding("configuration", where)
+    where, library = configured_library()
+    named = None if library is None else str(library)
+    yield Finding(
+        "configuration", where, values={"file": str(configuration.file), "library": named}
+    )
+    clusters = configuration.clusters()
     names = [f"{key} = {value}" for key, value in clusters.items()]
-    yield Finding("clusters", ", ".join(names) or "the configuration names none")
+    yield Finding(
+        "clusters",
+        ", ".join(names) or "the configuration names none",
+        values={"clusters": _entries(clusters)},
+    )
+
+
+def _entries(of_configuration: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"entry": key, "value": value} for key, value in of_configuration.items()]
 
 
 def _advice_on_configuration(error: LibraryLoadError) -> str:
@@ -87,11 +114,20 @@ ADVICE = {
 """What to do if a call does not return, or ends the process; for others it depends on which of the two."""
 
 
+STEPS = {LOADING: "loading", OPENING: "opening", TOGETHER: "threads"}
+"""For programs. The others are names of C functions."""
+
+
 def _survived(process: Apart) -> Iterator[Finding]:
     if process.trouble:
-        hangs = process.trouble.startswith("does not return")
+        hangs = process.exit_code is None
         advice = ADVICE.get(process.step) or (NETWORK if hangs else DAMAGED)
-        yield Finding("client library", f"{process.step} {process.trouble}", advice)
+        values = {
+            "step": STEPS.get(process.step, process.step),
+            "hangs": hangs,
+            "exit_code": process.exit_code,
+        }
+        yield Finding("client library", f"{process.step} {process.trouble}", advice, values)
 
 
 def _library(path: str) -> Iterator[Finding]:
@@ -113,12 +149,27 @@ def _library(path: str) -> Iterator[Finding]:
 
 def _application() -> Finding:
     """Whether something is known that makes one application of several processes."""
+    values = {"entries": _entries(applications.configured()[1])}
     found = applications.shared_with_others()
-    if found is None:
+    if found is not None:
+        return Finding("application ID", *found, values)
+    if applications.has_own_process_ids():
+        # An application in a container has the same, though its process ID need not be 1.
         return Finding(
-            "application ID", "the configuration sets none; each process has one of its own"
+            "application ID",
+            "the configuration sets none, and this is a container, with process IDs of its own: some "
+            "clients make an application ID of the process ID, and then processes of several containers "
+            f"may be one application: {applications.NOT_APART}",
+            "if the device is used from several containers, give each an application ID of its own, by "
+            "AppIdMajor and AppIdMinor in the section Misc of its Chrystoki.conf",
+            values,
+            note=True,
         )
-    return Finding("application ID", *found)
+    return Finding(
+        "application ID",
+        "the configuration sets none; each process has one of its own",
+        values=values,
+    )
 
 
 # ---- a forked child ----
@@ -130,23 +181,30 @@ def _fork(path: str) -> Finding:
     with Apart("fork", path) as process:
         for message in process.messages():
             told.update(message)
+    values = {"usable": False, "rv_name": rv_name(told["rv"]) if told.get("rv") else None}
     if "refused" in told:
         return Finding(
             "forking",
             f"another process cannot open the client: {told['refused']}",
             f"let one process at a time use the client, or: {told['advice']}",
+            values,
         )
     if process.trouble and process.step not in (FORK, FINALIZE):
         return Finding(
             "forking",
             f"another process cannot use the client beside the first: {process.step} {process.trouble}",
             "let one process at a time use the client, and ask its vendor for how many it is made",
+            values,
         )
     says = _trouble_of_child(told)
     if says:
         advice = f"{OPEN_AFTER_FORK}; or start processes without a fork (multiprocessing's spawn)"
-        return Finding("forking", says, advice)
-    return Finding("forking", "a forked child initialises the client anew and can use it")
+        return Finding("forking", says, advice, values)
+    return Finding(
+        "forking",
+        "a forked child initialises the client anew and can use it",
+        values={**values, "usable": True},
+    )
 
 
 def _trouble_of_child(told: Message) -> str:
@@ -168,7 +226,14 @@ def _trouble_of_child(told: Message) -> str:
 
 
 def _examine(options: Settings) -> Iterator[Finding]:
-    yield Finding("luna_ext", f"{__version__}, Python {platform.python_version()}")
+    python = platform.python_version()
+    yield Finding(
+        "luna_ext",
+        f"{__version__}, Python {python}",
+        values={"version": __version__, "python": python},
+    )
+    yield from _container()
+    yield from _neighbours()
     yield from _configuration()
     try:
         location = find_library(options.path)
@@ -176,16 +241,38 @@ def _examine(options: Settings) -> Iterator[Finding]:
         advice = "install the Luna client, or name its library: luna-ext --library FILE doctor"
         yield Finding("client library", in_one_line(error), advice)
         return
+    values = {"path": location.path}
     wrong = look_at(location.path)
     if wrong is not None:
-        yield Finding("client library", *wrong)
+        yield Finding("client library", *wrong, values)
         return
-    yield Finding("client library", f"{location.path}, named by {location.source}")
+    yield Finding("client library", f"{location.path}, named by {location.source}", values=values)
     yield from _library(location.path)
 
 
+def _container() -> Iterator[Finding]:
+    own = applications.has_own_process_ids()
+    if own is not None:
+        says = "yes: process IDs are its own" if own else "no: process IDs are the host's"
+        yield Finding("container", says, values={"own_process_ids": own})
+
+
+def _neighbours() -> Iterator[Finding]:
+    """What may use the client library in the same process."""
+    for name in neighbours.OLDEST:
+        version, wrong = neighbours.installed(name)
+        install = neighbours.how_to_install(name)
+        says = wrong or version or f"not installed; if you want it: {install}"
+        yield Finding(name, says, install if wrong else "", {"version": version})
+
+
 def _show(finding: Finding) -> None:
-    mark = click.style("problem", "red") if finding.advice else click.style("ok", "green")
+    if finding.is_problem:
+        mark = click.style("problem", "red")
+    elif finding.advice:
+        mark = click.style("note", "yellow")
+    else:
+        mark = click.style("ok", "green")
     click.echo(f"{mark}: {finding.what}: {printable(finding.says)}")
     if finding.advice:
         click.echo(f"    -> {printable(finding.advice)}")
@@ -206,9 +293,11 @@ def doctor(options: Settings, as_json: bool) -> int:
 
     Tells which client library is used, from where, its versions, which of the four cluster
     functions it has, what the client's configuration says, with the clusters that it names, whether
-    the device may take several processes for one application, and whether threads and forked
-    children can use the client. The client is loaded and called by processes apart, which it may hang
-    or crash.
+    the device may take several processes for one application, whether tokens can be read and have
+    sessions left, whether the versions are those that Thales requires, which other PKCS #11 libraries
+    for Python are there, and whether threads and forked children can use the client. The client is
+    loaded and called by processes apart, which it may hang or crash. A "note" is worth a thought, but no
+    problem.
     """
     findings = []
     # So that no process is left that hangs in the client library.
@@ -217,13 +306,14 @@ def doctor(options: Settings, as_json: bool) -> int:
             findings.append(finding)
             if not as_json:
                 _show(finding)
-    problems = any(finding.advice for finding in findings)
+    problems = any(finding.is_problem for finding in findings)
     if as_json:
         print_json(
             [
                 {
-                    "what": finding.what,
-                    "ok": not finding.advice,
+                    "what": finding.name,
+                    "ok": not finding.is_problem,
+                    "values": dict(finding.values),
                     "says": finding.says,
                     "advice": finding.advice or None,
                 }

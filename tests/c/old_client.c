@@ -8,6 +8,9 @@
  *   -DWITHOUT=C_Login etc.    has no such function in its list
  *   -DNAMELESS_CLAIMS         CA_GetUnassignedSlot answers CKR_OK, and not which slot it is
  *   -DTOKEN_FLAGS=n           adds these to the flags of each token
+ *   -DSESSIONS=n              says that n sessions are free on each token
+ *   -DLUNA_CLIENT=10,7        says that it is Thales' client, of this version
+ *   -DFIRMWARE=7,8,4          CA_GetFirmwareVersion answers this
  *   -DFUNCTION_LIST_RV=n      what C_GetFunctionList answers without giving a list
  *   -DGROWING_FROM=n          the first CA_GetSlotId speaks of n matches, and each later one of
  *                             one more, until there are n + 3
@@ -74,8 +77,16 @@ static CK_FUNCTION_LIST functions;
 static CK_RV get_info(CK_INFO_PTR pInfo)
 {
     CK_RV rv = real->C_GetInfo(pInfo);
-    if (rv == CKR_OK)
-        memcpy(pInfo->manufacturerID, "Another client's maker          ", sizeof pInfo->manufacturerID);
+    if (rv != CKR_OK)
+        return rv;
+#ifdef LUNA_CLIENT
+    memcpy(pInfo->manufacturerID, "SafeNet                         ", sizeof pInfo->manufacturerID);
+    memcpy(pInfo->libraryDescription, "Chrystoki                       ",
+           sizeof pInfo->libraryDescription);
+    pInfo->libraryVersion = (CK_VERSION){LUNA_CLIENT};
+#else
+    memcpy(pInfo->manufacturerID, "Another client's maker          ", sizeof pInfo->manufacturerID);
+#endif
     return rv;
 }
 
@@ -114,13 +125,19 @@ static CK_RV finalise(CK_VOID_PTR pReserved)
     return real->C_Finalize(pReserved);
 }
 
-#elif defined TOKEN_FLAGS
+#elif defined TOKEN_FLAGS || defined SESSIONS
 
 static CK_RV get_token_info(CK_SLOT_ID slotID, CK_TOKEN_INFO_PTR pInfo)
 {
     CK_RV rv = real->C_GetTokenInfo(slotID, pInfo);
-    if (rv == CKR_OK)
-        pInfo->flags |= TOKEN_FLAGS;
+    if (rv != CKR_OK)
+        return rv;
+#ifdef TOKEN_FLAGS
+    pInfo->flags |= TOKEN_FLAGS;
+#else
+    pInfo->ulMaxSessionCount = 5 + SESSIONS;
+    pInfo->ulSessionCount = 5;
+#endif
     return rv;
 }
 
@@ -145,13 +162,28 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR ppFunctionList)
     }
 #elif defined WITHOUT
     functions.WITHOUT = NULL;
-#elif defined TOKEN_FLAGS
+#elif defined TOKEN_FLAGS || defined SESSIONS
     functions.C_GetTokenInfo = get_token_info;
 #endif
     *ppFunctionList = &functions;
     return CKR_OK;
 }
 
+#endif
+
+#ifdef FIRMWARE
+CK_RV CA_GetFirmwareVersion(CK_SLOT_ID slotID, CK_ULONG_PTR major, CK_ULONG_PTR minor,
+                            CK_ULONG_PTR subminor);
+CK_RV CA_GetFirmwareVersion(CK_SLOT_ID slotID, CK_ULONG_PTR major, CK_ULONG_PTR minor,
+                            CK_ULONG_PTR subminor)
+{
+    static const CK_ULONG version[] = {FIRMWARE};
+    (void)slotID;
+    *major = version[0];
+    *minor = version[1];
+    *subminor = version[2];
+    return CKR_OK;
+}
 #endif
 
 #ifdef GROWING_FROM

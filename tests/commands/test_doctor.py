@@ -1,6 +1,5 @@
 """doctor: each thing that it looks at, well and not well."""
 
-import json
 import os
 import platform
 import shutil
@@ -32,15 +31,16 @@ def client(old_client, monkeypatch):
 
 
 def findings(done):
-    """{what: what it says} of what is well, the same of the problems, and what is advised."""
+    """{what: what it says} of what is well, the same of the problems, and what is advised on them."""
     found = {"ok": {}, "problem": {}}
-    advice = []
+    advice, mark = [], ""
     for line in done.stdout.splitlines():
         if line.startswith("    -> "):
-            advice.append(line.removeprefix("    -> "))
-        elif line.startswith(("ok: ", "problem: ")):
+            if mark == "problem":
+                advice.append(line.removeprefix("    -> "))
+        elif line.startswith(("ok: ", "problem: ", "note: ")):
             mark, what, says = line.split(": ", 2)
-            found[mark][what] = says
+            found["ok" if mark == "note" else mark][what] = says
     assert len(advice) == len(found["problem"])
     return found["ok"], found["problem"], advice
 
@@ -53,7 +53,7 @@ def test_all_is_well(command, client):
     assert (
         well["client library"] == f"{library}, named by the environment variable LUNA_EXT_LIBRARY"
     )
-    assert well["it says"].endswith("1.00, PKCS #11 2.40")
+    assert well["client version"].endswith("1.00, PKCS #11 2.40")
     assert [well[name] for name in CLUSTER_FUNCTIONS] == ["there"] * 4
     assert well["slots"] == "8 with a token"
     assert "4 of them can call it at a time" in well["threads"]
@@ -64,7 +64,7 @@ def test_the_stand_in_is_a_problem(command):
     done = command("doctor")
     _, problems, advice = findings(done)
     assert done.returncode == 1
-    assert list(problems) == ["it says"]
+    assert list(problems) == ["client version"]
     assert "not an HSM's client" in advice[0]
 
 
@@ -324,20 +324,126 @@ def test_it_leaves_no_process_when_it_is_ended(start, client, cluster, number):
         os.kill(pid, 0)
 
 
-def test_json(command, client):
+def test_json(command, client, read_json):
     library = client("CA_GetSlotId", "CA_LockClusteredSlot", "CA_UnlockClusteredSlot")
     done = command("doctor", "--json")
     assert done.returncode == 1
-    found = {finding["what"]: finding for finding in json.loads(done.stdout)}
-    assert {tuple(finding) for finding in found.values()} == {("what", "ok", "says", "advice")}
-    assert found["client library"]["says"].startswith(str(library))
-    assert (found["slots"]["ok"], found["slots"]["advice"]) == (True, None)
+    found = {finding["what"]: finding for finding in read_json("doctor", done)}
+    assert found["client_library"]["values"] == {"path": str(library)}
+    assert (found["slots"]["values"]["count"], found["slots"]["advice"]) == (8, None)
+    assert found["application_id"]["values"] == {"entries": []}
+    assert found["forking"]["values"] == {"usable": True, "rv_name": None}
     assert found["CA_GetUnassignedSlot"] == {
         "what": "CA_GetUnassignedSlot",
         "ok": False,
+        "values": {"there": False},
         "says": "missing",
         "advice": "install Luna client 10.6 or newer",
     }
+
+
+def test_json_of_a_client_library_that_ends_its_process(command, client, read_json):
+    client(*CLUSTER_FUNCTIONS, trouble="EXITS", trouble_at="C_Initialize")
+    *_, last = read_json("doctor", command("doctor", "--json"))
+    assert (last["what"], last["ok"]) == ("client_library", False)
+    assert last["values"] == {"step": "opening", "hangs": False, "exit_code": 3}
+
+
+# ---- versions, sessions, containers, neighbours ----
+
+
+def of(command, read_json, what):
+    (found,) = (
+        each for each in read_json("doctor", command("doctor", "--json")) if each["what"] == what
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("version", "ok", "advice"),
+    [
+        ("10,5", False, "clusters need a newer one: install Luna client 10.7.2 or newer"),
+        ("10,6", True, "for clusters in production Thales requires Luna client 10.7.2 or newer"),
+        ("10,7", True, None),
+    ],
+)
+def test_the_version_of_the_client(command, client, read_json, version, ok, advice):
+    client(*CLUSTER_FUNCTIONS, luna_client=version)
+    found = of(command, read_json, "client_version")
+    assert (found["ok"], found["advice"]) == (ok, advice)
+
+
+@pytest.mark.parametrize(
+    ("firmware", "version", "enough"),
+    [("7,8,3", "7.8.3", False), ("7,8,4", "7.8.4", True), ("7,10,0", "7.10.0", True)],
+)
+def test_the_firmware(command, client, read_json, firmware, version, enough):
+    client(*CLUSTER_FUNCTIONS, luna_client="10,7", firmware=firmware)
+    found = of(command, read_json, "firmware")
+    assert (found["ok"], found["values"]) == (True, {"version": version, "slot_id": 1})
+    assert (found["advice"] is None) == enough
+    assert enough or "HSM firmware 7.8.4 or newer, and the appliance's" in found["advice"]
+
+
+def test_a_note_is_no_problem(command, client):
+    client(*CLUSTER_FUNCTIONS, luna_client="10,6")
+    done = command("doctor")
+    lines = done.stdout.splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("note: client version: SafeNet"))
+    assert lines[at + 1].startswith("    -> for clusters in production Thales requires")
+    assert done.returncode == 0
+
+
+def test_tokens_without_a_free_session(command, client, read_json):
+    client(*CLUSTER_FUNCTIONS, sessions=3)
+    found = of(command, read_json, "sessions")
+    assert (found["ok"], found["values"]) == (True, {"least_free": 3, "full_slots": []})
+    client(*CLUSTER_FUNCTIONS, sessions=0)
+    done = command("doctor")
+    _, problems, (advice,) = findings(done)
+    assert (done.returncode, list(problems)) == (1, ["sessions"])
+    assert problems["sessions"] == "none is free on the token in slots 1, 2, 3, 4, 5, 6, 7, 8"
+    assert advice.startswith("end programs that keep sessions on it")
+
+
+def test_a_token_that_cannot_be_read(command, client, cluster, read_json):
+    client(*CLUSTER_FUNCTIONS)
+    cluster.fault("C_GetTokenInfo", 0x80000020, times=1)
+    found = of(command, read_json, "tokens")
+    assert not found["ok"]
+    assert found["values"]["read"] == 7
+    assert len(found["values"]["unreadable_slots"]) == 1
+    assert "1 of 8 cannot be read, in slot " in found["says"]
+    assert "CKR_PARTITION_DISABLED" in found["says"]
+
+
+# Not as the first process, for that is another problem.
+CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", '"$@"; exit $?', "sh")
+
+
+def test_in_a_container(command, client):
+    client(*CLUSTER_FUNCTIONS)
+    if shutil.which("unshare") is None or command("--version", through=CONTAINER).returncode:
+        pytest.skip("unshare --pid is not permitted here")
+    done = command("doctor", through=CONTAINER)
+    assert done.returncode == 0
+    assert "ok: container: yes: process IDs are its own\n" in done.stdout
+    says = "note: application ID: the configuration sets none, and this is a container, with process IDs"
+    assert says in done.stdout
+
+
+def test_neighbours(cluster, monkeypatch, capsys):
+    """In this process, for their versions are made up."""
+    monkeypatch.setattr(
+        doctoring.neighbours.importlib.metadata,
+        "version",
+        {"python-pkcs11": "0.9.3", "PyKCS11": "1.5.18"}.__getitem__,
+    )
+    old, new = doctoring._neighbours()
+    assert old.is_problem
+    assert old.says == "python-pkcs11 0.9.3 is too old, 0.10 is needed"
+    assert old.advice == "pip install 'luna_ext[pkcs11]'"
+    assert (new.says, new.advice) == ("1.5.18", "")
 
 
 DOCTOR = """
