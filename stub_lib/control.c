@@ -414,3 +414,13 @@ int luna_stub_log(const char *path, luna_stub_call *calls, uint32_t room, uint32
     state_close(&file);
     return 0;
 }
+
+int luna_stub_function(uint32_t number, const char **name)
+{
+    if (name == NULL)
+        return EINVAL;
+    if (number >= FUNCTION_COUNT)
+        return ENOSYS;
+    *name = function_name((enum function_id)number);
+    return 0;
+}

@@ -130,6 +130,9 @@ LUNA_STUB_API int luna_stub_snapshot(const char *path, luna_stub_token *tokens, 
 LUNA_STUB_API int luna_stub_log(const char *path, luna_stub_call *calls, uint32_t room,
                                 uint32_t *count);
 
+/* The name of one of the module's functions, which are numbered from 0. ENOSYS: there are no more. */
+LUNA_STUB_API int luna_stub_function(uint32_t number, const char **name);
+
 #ifdef __cplusplus
 }
 #endif

@@ -33,7 +33,7 @@ from .console import (
 from .labels_file import read_labels
 from .pins import PinSources, pin_options
 from .texts import in_one_line, printable
-from .values import CLUSTER, LABEL, MOST_KEYRINGS, SECONDS, SLOT, Command
+from .values import CLUSTER, MOST_KEYRINGS, NEW_LABEL, SECONDS, SLOT, Command
 
 LARGEST_NUMBER = 10**9
 """That a label may end with, if the command makes it."""
@@ -47,7 +47,7 @@ LARGEST_NUMBER = 10**9
     ),
 )
 @click.argument("cluster", type=CLUSTER)
-@click.argument("label", type=LABEL)
+@click.argument("label", type=NEW_LABEL)
 @click.option(
     "--timeout",
     type=SECONDS,

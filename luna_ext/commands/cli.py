@@ -17,6 +17,7 @@ import click
 from .. import __version__
 from ..errors import LockTimeoutError, LunaError, NoUnassignedTokenError
 from .console import EXIT_INTERRUPTED, EXIT_TEMPORARY, Settings, examples, give_up_stream, tell
+from .offers import COMPLETION_VARIABLE
 from .texts import in_one_line, in_our_words, printable
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
@@ -26,7 +27,7 @@ MODULES = {
     "assign": "assigning",
     "bench": "standing_in",
     "claim": "running",
-    "completion": "standing_in",
+    "completion": "completing",
     "demo": "standing_in",
     "doctor": "doctoring",
     "explain": "explaining",
@@ -68,6 +69,7 @@ class Commands(click.Group):
 @click.option(
     "--library",
     "path",
+    type=click.Path(),
     metavar="FILE",
     help="The client library (libCryptoki2). Without it: LUNA_EXT_LIBRARY, then Chrystoki.conf, "
     "then the client's default path.",
@@ -116,6 +118,10 @@ def run(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     # An option behind "--" belongs to the command that luna-ext runs.
     debug = "--debug" in itertools.takewhile(lambda argument: argument != "--", arguments)
+    if COMPLETION_VARIABLE in os.environ:
+        from .completing import complete
+
+        return complete(luna_ext, os.environ[COMPLETION_VARIABLE])
     open_missing_streams()
     records = Records()
     logging.getLogger("luna_ext").addHandler(records)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import click
+from click.shell_completion import CompletionItem
 
 from .. import explanations
 from ..errors import meaning_of, rv_named
 from .console import examples, json_option, print_json
+from .offers import offer_codes
 from .texts import in_our_words
 from .values import Command
 
@@ -38,6 +40,11 @@ class Code(click.ParamType[explanations.Explanation]):
                 context,
             )
         return explanation
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return offer_codes(incomplete)
 
 
 def _class_of(explanation: explanations.Explanation) -> str | None:

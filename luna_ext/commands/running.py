@@ -7,12 +7,14 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from .._cluster import ClusterSlot, Library, Token
 from ..errors import LockLostError, LockReleaseError, LockTimeoutError, NoUnassignedTokenError
 from .child import ended_by_signals, inherited_files, run_command, signals_blocked
 from .console import EXIT_TEMPORARY, Settings, examples, settings, tell
 from .nesting import refuse_nested, told_to_command
+from .offers import offer_files, offer_labels
 from .texts import in_one_line
 from .values import CLUSTER, LABEL, SECONDS, SLOT, Command, Filled
 
@@ -52,8 +54,20 @@ def _named(
     return command
 
 
+def _offered(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    several = context.params.get("several")
+    return offer_labels(context, incomplete) if several else offer_files(incomplete)
+
+
 _command = click.argument(
-    "command", metavar="COMMAND...", nargs=-1, type=click.UNPROCESSED, callback=_named
+    "command",
+    metavar="COMMAND...",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    callback=_named,
+    shell_complete=_offered,
 )
 
 

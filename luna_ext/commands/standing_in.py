@@ -11,16 +11,18 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import CompletionItem
 
 from .._cluster import Library
 from ..discovery import ENVIRONMENT_VARIABLE
 from ..errors import rv_named
 from ..stub import BACKEND_VARIABLE, STATE_VARIABLE, Cluster, library_path
+from ..stub.control import function_names
 from .bench import Crew
 from .console import Settings, examples, json_option, print_json, settings
+from .offers import offer, offer_codes
 from .tables import print_table
-from .values import MOST_KEYRINGS, SECONDS, SLOT, Command, Group, Number
+from .values import MOST_KEYRINGS, NEW_SLOT, SECONDS, SLOT, Command, Group, Number
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -49,6 +51,30 @@ def _state(function: _F) -> _F:
         help="The cluster's state file.",
     )
     return option(function)
+
+
+class Function(click.ParamType[str]):
+    """The name of a C function that the stand-in has; the stand-in refuses others."""
+
+    name = "function"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return offer(function_names(library_path()), incomplete)
+
+
+def _rv_names(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return offer_codes(incomplete)
+
+
+def _slot_ids(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    tokens = _existing(context.params["path"]).tokens()
+    return offer((token.slot_id for token in tokens), incomplete)
 
 
 _backend = click.option(
@@ -104,7 +130,7 @@ def stub() -> None:
 @click.option("--cluster-id", default="cluster-1", show_default=True, help="Its ID, for claims.")
 @click.option("--label", default="keyring", show_default=True, help="What the labels begin with.")
 @click.option(
-    "--first-slot", type=SLOT, default=1, show_default=True, help="The ID of its first slot."
+    "--first-slot", type=NEW_SLOT, default=1, show_default=True, help="The ID of its first slot."
 )
 @click.option(
     "--password",
@@ -177,8 +203,8 @@ def status(path: str, as_json: bool) -> None:
     )
 )
 @_state
-@click.argument("function")
-@click.argument("rv")
+@click.argument("function", type=Function())
+@click.argument("rv", shell_complete=_rv_names)
 @click.option(
     "--times", type=click.IntRange(-1), default=-1, help="So many calls; 0: none any more."
 )
@@ -222,7 +248,7 @@ def fault(
 )
 @_state
 @click.argument("seconds", type=SECONDS)
-@click.argument("function", required=False)
+@click.argument("function", type=Function(), required=False)
 @click.option("--up-to", type=SECONDS, metavar="SECONDS", help="Each delay by chance, up to this.")
 @click.option("--seed", type=SEED, default=0, help="The same seed, the same delays.")
 @click.option("--after", is_flag=True, help="After the effect, while the answer is on its way.")
@@ -271,7 +297,7 @@ def switch(path: str, name: str, value: str) -> None:
     ),
 )
 @_state
-@click.argument("slot_id", metavar="SLOT", type=SLOT)
+@click.argument("slot_id", metavar="SLOT", type=NEW_SLOT, shell_complete=_slot_ids)
 @click.option("--so-pin", metavar="TEXT", help="Without it the keyring is not initialised.")
 @click.option("--user-pin", metavar="TEXT", help="Without it the user's PIN is not set.")
 def set_pins(path: str, slot_id: int, so_pin: str | None, user_pin: str | None) -> None:
@@ -284,7 +310,7 @@ def set_pins(path: str, slot_id: int, so_pin: str | None, user_pin: str | None) 
 
 @stub.command("unlock-keyring", epilog=examples("luna-ext stub unlock-keyring 3"))
 @_state
-@click.argument("slot_id", metavar="SLOT", type=SLOT)
+@click.argument("slot_id", metavar="SLOT", type=NEW_SLOT, shell_complete=_slot_ids)
 def unlock_keyring(path: str, slot_id: int) -> None:
     """Forget the wrong tries of the keyring in SLOT, as `lunash keyring unlock` does."""
     _existing(path).unlock_keyring(slot_id)
@@ -462,20 +488,3 @@ def bench(
             )
         ],
     )
-
-
-@click.command(
-    cls=Command,
-    epilog=examples(
-        'bash: eval "$(luna-ext completion bash)" in ~/.bashrc',
-        'zsh:  eval "$(luna-ext completion zsh)" in ~/.zshrc',
-        "fish: luna-ext completion fish > ~/.config/fish/completions/luna-ext.fish",
-    ),
-)
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-@click.pass_context
-def completion(context: click.Context, shell: str) -> None:
-    """Print the script that lets SHELL complete this command."""
-    kind = get_completion_class(shell)
-    assert kind is not None
-    click.echo(kind(context.find_root().command, {}, "luna-ext", "_LUNA_EXT_COMPLETE").source())

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..labels import encode_label
+from .offers import offer_labels, offer_slots
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -34,8 +36,20 @@ class Number(click.FloatRange):
         return number
 
 
-class Label(click.ParamType[str]):
-    """A token's label, refused here if no token can have it."""
+class SlotId(click.IntRange):
+    """The ID of a slot of the client library's device."""
+
+    def __init__(self) -> None:
+        super().__init__(0, LARGEST_SLOT_ID)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return offer_slots(ctx, incomplete)
+
+
+class NewLabel(click.ParamType[str]):
+    """A label that a token can have; others are refused here."""
 
     name = "label"
 
@@ -47,6 +61,15 @@ class Label(click.ParamType[str]):
         except ValueError as error:
             self.fail(str(error), parameter, context)
         return str(value)
+
+
+class Label(NewLabel):
+    """The label of a token of the client library's device."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return offer_labels(ctx, incomplete)
 
 
 class Filled(click.ParamType[str]):
@@ -62,10 +85,12 @@ class Filled(click.ParamType[str]):
         return str(value)
 
 
-SLOT = click.IntRange(0, LARGEST_SLOT_ID)
+SLOT = SlotId()
+NEW_SLOT = click.IntRange(0, LARGEST_SLOT_ID)
 DESCRIPTOR = click.IntRange(0, LARGEST_DESCRIPTOR)
 SECONDS = Number(0, MOST_SECONDS)
 LABEL = Label()
+NEW_LABEL = NewLabel()
 CLUSTER = Filled()
 
 label_glob = click.option(

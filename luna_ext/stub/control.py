@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import operator
 import os
+from collections.abc import Iterator
 
 ALL_ONES = 2**64 - 1
 """The number that means "none" in control.h."""
@@ -81,6 +83,16 @@ class Control:
             )
         if error:
             raise OSError(error, f"the stand-in's {name}: {os.strerror(error)}", self._path)
+
+
+def function_names(library: str) -> Iterator[str]:
+    """Of the functions that the stand-in at `library` exports."""
+    function, name = ctypes.CDLL(library).luna_stub_function, ctypes.c_char_p()
+    for number in itertools.count():
+        if function(ctypes.c_uint32(number), ctypes.byref(name)) != 0:
+            return
+        assert name.value is not None
+        yield name.value.decode()
 
 
 def _number(number: object) -> object:

@@ -15,6 +15,7 @@ class Variable:
         """Of each cluster that has set it and has not put it back; the latest is the last."""
 
     def set(self, owner: object, value: str) -> None:
+        """Let it have this value, until another cluster sets it."""
         if not self._values:
             self._before = os.environ.get(self.name)
         self._values.pop(owner, None)
@@ -22,6 +23,7 @@ class Variable:
         os.environ[self.name] = value
 
     def put_back(self, owner: object) -> None:
+        """Let it have the value of the cluster that set it before, or the one of before them all."""
         value = self._values.pop(owner, None)
         # Another cluster's value, or the program's own, stays.
         if value is None or os.environ.get(self.name) != value:

@@ -1,10 +1,4 @@
-"""demo, bench, completion."""
-
-import os
-import subprocess
-import sys
-
-import pytest
+"""demo, bench."""
 
 from luna_ext.commands.demo import Hold, overlaps
 
@@ -54,28 +48,3 @@ def test_an_error_of_a_thread_is_the_commands(command, cluster):
     assert done.returncode == 1
     (line,) = done.said
     assert "CKR_DEVICE_ERROR" in line
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(command, shell):
-    done = command("completion", shell)
-    assert done.returncode == 0
-    assert "luna-ext" in done.stdout
-    if shell == "bash":
-        subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True)
-
-
-def test_what_is_completed():
-    done = subprocess.run(
-        [sys.executable, "-m", "luna_ext"],
-        env={
-            **os.environ,
-            "_LUNA_EXT_COMPLETE": "bash_complete",
-            "COMP_WORDS": "luna-ext pro",
-            "COMP_CWORD": "1",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert [line.split(",")[1] for line in done.stdout.splitlines()] == ["probe", "provision"]
