@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import errno
 import functools
 import json
 import logging
+import math
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 VARIABLE = "LUNA_EXT_WATCH"
 INTERVAL = 0.5
 """Seconds."""
+MOST_BYTES = 64 * 1024
 
 _log = logging.getLogger("luna_ext")
 
@@ -59,6 +63,9 @@ def _publish(directory: str, library: str, holds: Callable[[], dict[int, int]]) 
                 told = seen
             time.sleep(INTERVAL)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            # What it says would not change any more.
+            file.unlink()
         _log.warning("held locks cannot be written to %s (%s): %s", directory, VARIABLE, error)
 
 
@@ -67,13 +74,18 @@ def _write(file: Path, library: str, since: dict[int, float]) -> None:
     described = {
         "pid": os.getpid(),
         "started": _started(os.getpid()),
+        "namespace": _namespace(),
         "library": library,
-        "since": since,
+        # In whole seconds, and without blanks, all keyrings of a cluster fit.
+        "since": {slot_id: int(seconds) for slot_id, seconds in since.items()},
     }
+    text = json.dumps(described, separators=(",", ":"))
+    if len(text) > MOST_BYTES:
+        raise OSError(errno.EFBIG, f"{len(since)} locks do not fit into the file")
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".json")
     try:
         with open(descriptor, "w") as new:
-            json.dump(described, new)
+            new.write(text)
             os.fchmod(new.fileno(), 0o644)
         os.replace(name, file)
     except BaseException:
@@ -84,23 +96,75 @@ def _write(file: Path, library: str, since: dict[int, float]) -> None:
 def read(library: str) -> dict[int, Holder]:
     """By slot ID, the process that holds the lock through this client library.
 
-    Empty if LUNA_EXT_WATCH names no directory.
+    Empty if LUNA_EXT_WATCH names no directory. Other users may write there: what cannot be from the process
+    that it names counts for nothing, and hides no other file.
     """
     directory = os.environ.get(VARIABLE)
     if not directory:
         return {}
     found: dict[int, Holder] = {}
     for file in Path(directory).glob("[0-9]*.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            described = json.loads(file.read_text())
+        # Whatever it says, and however deep.
+        with contextlib.suppress(Exception):
+            described, owner = _described_in(file)
             pid = int(described["pid"])
+            if described["namespace"] != _namespace():
+                # A container's, where this PID is another process's.
+                continue
             if _started(pid) != described["started"]:
                 # The process that wrote the file has ended, and its locks are gone.
-                file.unlink()
-            elif os.path.realpath(described["library"]) == os.path.realpath(library):
-                for slot_id, since in described["since"].items():
-                    found[int(slot_id)] = Holder(pid, float(since))
+                if owner == os.geteuid():
+                    file.unlink()
+            elif owner == _owner(pid) and _is_same(described["library"], library):
+                found |= {
+                    int(slot_id): Holder(pid, _finite(since))
+                    for slot_id, since in described["since"].items()
+                }
     return found
+
+
+def _described_in(file: Path) -> tuple[Any, int]:
+    """What the file says, and the user ID of its owner."""
+    # Not blocking: to open a FIFO without a writer would wait for ever.
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as opened:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            raise ValueError(f"{file} is no regular file")
+        text = opened.read(MOST_BYTES + 1)
+    if len(text) > MOST_BYTES:
+        raise ValueError(f"{file} is too large")
+    return json.loads(text), state.st_uid
+
+
+def _is_same(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _finite(seconds: float) -> float:
+    if not math.isfinite(seconds):
+        raise ValueError("no time")
+    return float(seconds)
+
+
+def _namespace() -> int | None:
+    """That of the PIDs which this process knows. None: the system has no such namespaces."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return None
+
+
+def _owner(pid: int) -> int | None:
+    """The effective user ID of the process. None: there is no such process."""
+    try:
+        # Not the owner of the directory, which is root where the process may not be dumped.
+        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
+            if line.startswith("Uid:"):
+                return int(line.split()[2])
+    except (OSError, IndexError):
+        pass
+    return None
 
 
 def _started(pid: int) -> str | None:

@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import time
 
 import pexpect
@@ -76,21 +77,117 @@ def test_what_a_killed_process_has_told_is_swept_up(luna, directory, program):
     assert list(directory.glob("*.json")) == []
 
 
-def test_a_pid_that_is_another_process_s_by_now(luna, directory):
-    described = {
-        "pid": os.getpid(),
-        "started": "1",
-        "library": luna.path,
-        "since": {"1": 1.0},
-    }
-    (directory / f"{os.getpid()}-0.json").write_text(json.dumps(described))
-    assert holders.read(luna.path) == {}
+LIBRARY = "/a/library.so"
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"pid": 1}', '{"pid": "x", "started": null}', "\xff"])
-def test_a_file_that_says_nothing(luna, directory, text):
-    (directory / "1-0.json").write_text(text, encoding="latin-1")
-    assert holders.read(luna.path) == {}
+@pytest.fixture
+def tell_of(directory):
+    """Write a file as this process would of its lock of a slot, but for some of what that says."""
+    holders._write(directory / "1-0.json", LIBRARY, {})
+    mine = json.loads((directory / "1-0.json").read_text())
+    (directory / "1-0.json").unlink()
+
+    def write(slot_id, **others):
+        file = directory / f"{os.getpid()}-{slot_id}.json"
+        file.write_text(json.dumps({**mine, "since": {slot_id: 1.0}, **others}))
+        return file
+
+    return write
+
+
+def test_a_pid_that_is_another_process_s_by_now(tell_of):
+    file = tell_of(1, started="1")
+    assert holders.read(LIBRARY) == {}
+    assert not file.exists()
+
+
+def link(file):
+    target = file.rename(file.with_name("elsewhere"))
+    file.symlink_to(target)
+
+
+def fifo(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+def directory_of_its_name(file):
+    file.unlink()
+    file.mkdir()
+
+
+def too_large(file):
+    file.write_text(file.read_text() + " " * holders.MOST_BYTES)
+
+
+def says(text):
+    return lambda file: file.write_text(text, encoding="latin-1")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        link,
+        fifo,
+        directory_of_its_name,
+        too_large,
+        says(""),
+        says("[]"),
+        says('{"pid": 1}'),
+        says('{"pid": "x", "started": null}'),
+        says("\xff"),
+        says("[" * 50_000),
+        says('{"pid": Infinity, "namespace": 1}'),
+        lambda file: says(file.read_text().replace('{"2": 1.0}', "[2]"))(file),
+        lambda file: says(file.read_text().replace("1.0", "Infinity"))(file),
+    ],
+)
+def test_a_bad_file_says_nothing_and_hides_no_other(tell_of, spoil):
+    # Whichever of them is read first.
+    for slot_id in (1, 2, 3):
+        tell_of(slot_id)
+    spoil(tell_of(2))
+    assert set(holders.read(LIBRARY)) == {1, 3}
+
+
+def test_a_file_that_fits_holds_all_keyrings_of_a_cluster(directory):
+    holders._write(
+        directory / f"{os.getpid()}-0.json", LIBRARY, dict.fromkeys(range(3500), 1e9 + 0.5)
+    )
+    assert len(holders.read(LIBRARY)) == 3500
+
+
+def test_more_locks_than_fit_are_warned_of(directory, caplog, monkeypatch):
+    file = directory / f"{os.getpid()}-{threading.get_ident():x}.json"
+    monkeypatch.setattr(holders, "INTERVAL", 0)
+    held = iter([{1: 1}, dict.fromkeys(range(10**9, 10**9 + 5000), 1)])
+    holders._publish(str(directory), LIBRARY, lambda: next(held))
+    (record,) = caplog.records
+    assert "5000 locks do not fit" in record.getMessage()
+    assert not file.exists()
+
+
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+
+
+@NEEDS_ROOT
+def test_only_the_owner_of_a_process_tells_of_it(tell_of):
+    os.chown(tell_of(1), 12345, 12345)
+    assert holders.read(LIBRARY) == {}
+
+
+@NEEDS_ROOT
+def test_what_others_have_left_is_not_swept_up(tell_of):
+    file = tell_of(1, started="1")
+    os.chown(file, 12345, 12345)
+    assert holders.read(LIBRARY) == {}
+    assert file.exists()
+
+
+def test_what_a_container_has_told_is_neither_believed_nor_swept_up(tell_of):
+    files = [tell_of(1, namespace=1), tell_of(2, namespace=1, started="1")]
+    assert holders.read(LIBRARY) == {}
+    assert all(file.exists() for file in files)
 
 
 def test_a_forked_child_tells_for_itself(directory, program, luna):
