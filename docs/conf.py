@@ -5,12 +5,15 @@ import sys
 import tomllib
 from pathlib import Path
 
+from docutils import nodes
+from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parent
 TREE = DOCS.parent
-# The extension that draws the sequence diagrams.
 sys.path.append(str(DOCS))
+
+import sequence  # noqa: E402
 
 project = "luna_ext"
 author = "luna_ext contributors"
@@ -36,6 +39,7 @@ html_theme_options = {
 copybutton_prompt_text = "$ "
 
 myst_heading_anchors = 3
+myst_fence_as_directive = ["mermaid"]
 myst_enable_extensions = ["colon_fence"]
 
 # The reference is made from the sources, where a .pyi has what is compiled; nothing is imported for it.
@@ -58,11 +62,25 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 
 
+class Diagram(Directive):
+    """A block of the language mermaid."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        try:
+            picture = sequence.draw("\n".join(self.content))
+        except ValueError as error:
+            raise self.error(str(error)) from None
+        return [nodes.raw("", f"<p>{picture}</p>", format="html")]
+
+
 def setup(app: Sphinx) -> None:
-    """The help of the command is plain text, in which `CKR_` is no link."""
+    app.add_directive("mermaid", Diagram)
 
-    def no_links(app: Sphinx, context: object, lines: list[str]) -> None:
-        lines[:] = [re.sub(r"_(?!\w)", r"\\_", line) for line in lines]
+    # The help of the command is plain text, in which neither `CKR_` nor `payments-*` is markup.
+    def escape(app: Sphinx, context: object, lines: list[str]) -> None:
+        lines[:] = [re.sub(r"_(?!\w)|(?<!\*)\*(?!\*)", r"\\\g<0>", line) for line in lines]
 
-    for part in ("description", "options", "arguments", "usage"):
-        app.connect(f"sphinx-click-process-{part}", no_links)
+    for part in ("description", "options", "arguments", "epilog"):
+        app.connect(f"sphinx-click-process-{part}", escape)

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import sequence
 import yaml
 from markdown_it import MarkdownIt
 
@@ -200,6 +201,8 @@ def read(block: Block) -> None:
             assert {*words} <= {"FROM", "RUN", "COPY", "ENV", "USER", "ENTRYPOINT", "CMD"}, (
                 block.place
             )
+        case "mermaid":
+            sequence.draw(block.text)
         case "":
             for line in command_lines(block.text):
                 read_command_line(line, block.place)

@@ -31,7 +31,9 @@ from luna_ext.stub import library_path
 
 SOFTHSM = "/usr/lib/softhsm/libsofthsm2.so"
 NEEDS = {
+    "docs/concepts/keyrings_and_clusters.md": ["pkcs11-tool"],
     "docs/neighbours.md": ["PyKCS11"],
+    "docs/tutorial.md": [SOFTHSM, "pkcs11"],
     "docs/real_cryptography.md": [SOFTHSM, "pkcs11-tool", "openssl"],
     "docs/stand_in.md": ["pkcs11-tool"],
 }
@@ -70,6 +72,7 @@ def shell(luna_cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(TREE))
     monkeypatch.setenv("LUNA_EXT_LIBRARY", library_path())
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:asyncio -p no:cacheprovider")
     monkeypatch.chdir(tmp_path)
     return Shell(tmp_path)
 
