@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
+import io
 import itertools
 import logging
 import os
@@ -123,6 +125,7 @@ def run(arguments: list[str] | None = None) -> int:
 
         return complete(luna_ext, os.environ[COMPLETION_VARIABLE])
     open_missing_streams()
+    escape_what_cannot_be_encoded()
     records = Records()
     logging.getLogger("luna_ext").addHandler(records)
     logging.getLogger("luna_ext").setLevel(logging.DEBUG if debug else logging.WARNING)
@@ -197,6 +200,23 @@ def _cannot_write() -> bool:
         give_up_stream(1)
         return True
     return False
+
+
+def escape_what_cannot_be_encoded() -> None:
+    """Let the standard output take characters that its encoding does not have, as the standard error does.
+
+    And the bytes of paths and the like that are not of that encoding: they stay what they are.
+    """
+
+    def escape(error: UnicodeError) -> tuple[str | bytes, int]:
+        try:
+            return codecs.lookup_error("surrogateescape")(error)
+        except UnicodeError:
+            return codecs.backslashreplace_errors(error)
+
+    codecs.register_error("luna_ext", escape)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="luna_ext")
 
 
 def open_missing_streams() -> None:

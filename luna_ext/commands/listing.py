@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 import click
 
-from .._cluster import Token
 from ..errors import CryptokiError
-from ..info import SlotInfo, TokenInfo
+from ..info import SlotInfo, TokenFlag, TokenInfo, Version
+from ..stub import STATE_VARIABLE, Cluster
 from .console import (
     Settings,
     examples,
@@ -20,7 +22,7 @@ from .console import (
 )
 from .tables import print_table
 from .texts import in_one_line
-from .values import LABEL, MOST_KEYRINGS, Command
+from .values import LABEL, MOST_KEYRINGS, Command, label_glob, matches
 
 
 def _of_slot(slot_id: int, info: SlotInfo) -> dict[str, object]:
@@ -34,21 +36,39 @@ def _of_slot(slot_id: int, info: SlotInfo) -> dict[str, object]:
     }
 
 
-def of_token(slot_id: int, info: TokenInfo) -> dict[str, object]:
+_OF_TOKEN = (
+    "label",
+    "manufacturer",
+    "model",
+    "serial_number",
+    "flags",
+    "session_count",
+    "max_session_count",
+    "min_pin_length",
+    "max_pin_length",
+    "hardware_version",
+    "firmware_version",
+)
+
+
+def _of_token(
+    slot_id: int, info: TokenInfo | None, error: CryptokiError | None = None
+) -> dict[str, object]:
+    """One that cannot be read has the error's name, and null for what is not known."""
     return {
         "slot_id": slot_id,
-        "label": info.label,
-        "manufacturer": info.manufacturer,
-        "model": info.model,
-        "serial_number": info.serial_number,
-        "flags": flag_names(info.flags),
-        "session_count": info.session_count,
-        "max_session_count": info.max_session_count,
-        "min_pin_length": info.min_pin_length,
-        "max_pin_length": info.max_pin_length,
-        "hardware_version": str(info.hardware_version),
-        "firmware_version": str(info.firmware_version),
+        **{name: _for_json(getattr(info, name, None)) for name in _OF_TOKEN},
+        "error": None if error is None else error.rv_name,
     }
+
+
+def _for_json(value: object) -> object:
+    match value:
+        case TokenFlag():
+            return flag_names(value)
+        case Version():
+            return str(value)
+    return value
 
 
 @click.command(cls=Command, epilog=examples("luna-ext slots", "luna-ext slots --all --json"))
@@ -71,27 +91,49 @@ def slots(options: Settings, everything: bool, as_json: bool) -> None:
     )
 
 
-def _show(tokens: Iterable[Token], as_json: bool) -> None:
-    found = [of_token(token.slot.slot_id, token.info) for token in tokens]
+def _show(tokens: Sequence[dict[str, object]], as_json: bool) -> None:
     if as_json:
-        print_json(found)
+        print_json(tokens)
         return
-    columns = ("slot_id", "label", "serial_number", "model", "firmware_version", "session_count")
+    # A narrow terminal loses those at the right: of most clusters, all rows have the same there.
     print_table(
-        ("slot", "label", "serial number", "model", "firmware", "sessions", "user PIN"),
-        ([*(token[column] for column in columns), _user_pin(token["flags"])] for token in found),
+        ("slot", "label", "serial number", "user PIN", "sessions", "firmware", "model"),
+        (
+            (
+                token["slot_id"],
+                token["label"] if token["error"] is None else f"error: {token['error']}",
+                token["serial_number"],
+                _user_pin(token["flags"]),
+                token["session_count"],
+                token["firmware_version"],
+                token["model"],
+            )
+            for token in tokens
+        ),
     )
 
 
-def _user_pin(flags: object) -> str:
-    assert isinstance(flags, list)
+def _user_pin(flags: object) -> str | None:
+    if not isinstance(flags, list):
+        return None
     if "user_pin_locked" in flags:
         return "locked"
     return "set" if "user_pin_initialized" in flags else "not set"
 
 
 @click.command(
-    cls=Command, epilog=examples("luna-ext tokens", "luna-ext tokens --json | jq -r '.[].label'")
+    cls=Command,
+    epilog=examples(
+        "luna-ext tokens",
+        "luna-ext tokens --label 'payments-*'",
+        "luna-ext tokens --json | jq -r '.[].label'",
+    ),
+)
+@label_glob
+@click.option(
+    "--unassigned",
+    is_flag=True,
+    help="Those that have their original label still. Only the stand-in tells.",
 )
 @click.option(
     "--workers",
@@ -102,18 +144,57 @@ def _user_pin(flags: object) -> str:
 )
 @json_option
 @settings
-def tokens(options: Settings, workers: int, as_json: bool) -> int:
+def tokens(
+    options: Settings, glob: str | None, unassigned: bool, workers: int, as_json: bool
+) -> int:
     """List all tokens with their information (C_GetTokenInfo).
 
-    A token that cannot be read hides none of the others: its slot and the error go to stderr, and the
-    exit code is 1.
+    A token that cannot be read hides none of the others: it is listed with its error, whatever its
+    label may be, stderr says what to do, and the exit code is 1.
     """
-    bad: list[CryptokiError] = []
+    bad: dict[int, CryptokiError] = {}
     with options.open() as luna:
-        _show(luna.tokens(workers=workers, on_error=lambda slot, error: bad.append(error)), as_json)
-    for error in bad:
-        tell(in_one_line(error))
+        if unassigned and not luna.is_stub:
+            raise click.ClickException(
+                "which tokens are unassigned is not known: the client has no function that tells it, only "
+                "one that claims such a token. Leave --unassigned out, or let `luna-ext claim` find one"
+            )
+        good = luna.tokens(
+            workers=workers, on_error=lambda slot, error: bad.update({slot.slot_id: error})
+        )
+        found = [
+            *(_of_token(one.slot.slot_id, one.info) for one in good if matches(one.label, glob)),
+            *(_of_token(slot_id, None, error) for slot_id, error in bad.items()),
+        ]
+        if unassigned:
+            # Asked last: one that is assigned meanwhile is left out.
+            of = _unassigned()
+            found = [token for token in found if token["slot_id"] in of]
+    _show(sorted(found, key=itemgetter("slot_id")), as_json)
+    _tell_errors(bad.values())
+    if not found:
+        tell(
+            "no token is one of those; `luna-ext tokens` lists all"
+            if unassigned or glob is not None
+            else "the client knows no token; `luna-ext doctor` says what it is set up for"
+        )
     return 1 if bad else 0
+
+
+def _unassigned() -> set[int]:
+    """The slots of the stand-in's tokens that have their original label."""
+    tokens = Cluster(os.environ[STATE_VARIABLE]).tokens()
+    return {token.slot_id for token in tokens if token.label == token.original_label}
+
+
+def _tell_errors(errors: Iterable[CryptokiError]) -> None:
+    """One of each kind, for 3500 tokens may have the same."""
+    by_code: dict[int | None, list[CryptokiError]] = {}
+    for error in errors:
+        by_code.setdefault(error.rv, []).append(error)
+    for first, *more in by_code.values():
+        others = f" (so for {len(more)} more)" if more else ""
+        tell(f"{in_one_line(first)}{others}")
 
 
 @click.command(
@@ -125,9 +206,9 @@ def tokens(options: Settings, workers: int, as_json: bool) -> int:
 def find(options: Settings, label: str, as_json: bool) -> int:
     """List the tokens with this LABEL (CA_GetSlotId). Exit code 1: there is none."""
     with options.open() as luna:
-        found = luna.find(label)
-        if found or as_json:
-            _show(found, as_json)
+        found = [_of_token(token.slot.slot_id, token.info) for token in luna.find(label)]
+    if found or as_json:
+        _show(found, as_json)
     if not found:
         tell(f"no token has the label {label!r}; `luna-ext tokens` lists all")
     return 0 if found else 1

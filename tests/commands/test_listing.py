@@ -2,10 +2,12 @@
 
 import ctypes
 import json
+import re
 
 import pytest
 from support import DUAL_IDENTITY
 
+from luna_ext.info import CLUSTER_FUNCTIONS
 from luna_ext.stub import library_path
 
 
@@ -38,7 +40,7 @@ def test_tokens(command, assign):
     lines = rows(done)[1:]
     assert [line[0] for line in lines] == [str(number) for number in range(1, 9)]
     assert lines[slot_id - 1][1] == "payments-01"
-    assert lines[slot_id - 1][-2:] == ["not", "set"]
+    assert lines[slot_id - 1][3:5] == ["not", "set"]
 
 
 def test_tokens_for_programs(command, luna):
@@ -54,18 +56,62 @@ def test_tokens_for_programs(command, luna):
     assert command("tokens", "--workers", 3, "--json").stdout.count("slot_id") == 8
 
 
-@pytest.mark.parametrize("form", [[], ["--json"]])
-def test_one_bad_token_hides_none_of_the_others(command, cluster, form):
+def test_one_bad_token_hides_none_of_the_others(command, cluster):
     cluster.fault("C_GetTokenInfo", 0x80000020, every=3)
-    done = command("tokens", "--workers", 1, *form)
+    done = command("tokens", "--workers", 1)
     assert done.returncode == 1
-    assert [f"keyring{n}" for n in range(1, 9) if f"keyring{n}" not in done.stdout] == [
-        "keyring3",
-        "keyring6",
+    lines = rows(done)[1:]
+    assert [line[0] for line in lines] == [str(number) for number in range(1, 9)]
+    assert [" ".join(line[1:4]) for line in lines if line[1] != f"keyring{line[0]}"] == [
+        "error: CKR_PARTITION_DISABLED -",
+        "error: CKR_PARTITION_DISABLED -",
     ]
-    *_, first, second = done.stderr.splitlines()
-    assert "slot 3: CKR_PARTITION_DISABLED" in first
-    assert "slot 6: CKR_PARTITION_DISABLED" in second
+    # What to do is told once.
+    (line,) = done.said
+    assert "slot 3: CKR_PARTITION_DISABLED" in line
+    assert line.endswith("(so for 1 more)")
+
+
+def test_a_bad_token_for_programs(command, cluster, read_json):
+    cluster.fault("C_GetTokenInfo", 0x80000020, every=3, times=1)
+    done = command("tokens", "--workers", 1, "--json")
+    assert done.returncode == 1
+    tokens = read_json("tokens", done)
+    assert [(token["slot_id"], token["label"]) for token in tokens[1:4]] == [
+        (2, "keyring2"),
+        (3, None),
+        (4, "keyring4"),
+    ]
+    assert [token["error"] for token in tokens[1:4]] == [None, "CKR_PARTITION_DISABLED", None]
+
+
+def test_tokens_by_their_label(command, assign, cluster):
+    slot_id = assign("payments-01")
+    assert [line[0] for line in rows(command("tokens", "--label", "pay*-0[12]"))[1:]] == [
+        str(slot_id)
+    ]
+    done = command("tokens", "--label", "Keyring*")
+    assert (done.returncode, len(rows(done))) == (0, 1)
+    (line,) = done.said
+    assert "`luna-ext tokens` lists all" in line
+    # It may be the one that was meant.
+    cluster.fault("C_GetTokenInfo", 0x80000020, times=1)
+    done = command("tokens", "--label", "none")
+    assert done.returncode == 1
+    assert "CKR_PARTITION_DISABLED" in done.stdout
+
+
+def test_unassigned_tokens(command, assign):
+    slot_ids = {assign("payments-01"), assign("payments-02")}
+    tokens = json.loads(command("tokens", "--unassigned", "--json").stdout)
+    assert {token["slot_id"] for token in tokens} == {*range(1, 9)} - slot_ids
+
+
+def test_which_tokens_are_unassigned_a_device_does_not_tell(command, old_client):
+    done = command("--library", old_client(*CLUSTER_FUNCTIONS), "tokens", "--unassigned")
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.said
+    assert "`luna-ext claim`" in line
 
 
 def test_find(command, assign):
@@ -125,9 +171,80 @@ def test_a_label_that_is_not_utf_8(command, cluster):
     assert json.loads(command("tokens", "--json").stdout)[0]["label"] == "\udcff\udcfe"
 
 
-def test_a_table_on_a_terminal(terminal):
-    screen = terminal("tokens")
-    screen.expect_exact("keyring8")
-    screen.expect_exact("not set")
-    screen.wait()
-    assert screen.exitstatus == 0
+# ---- on terminals ----
+
+
+@pytest.fixture
+def shown(terminal):
+    """The lines that the command prints on a terminal of so many columns."""
+
+    def show(*arguments, columns):
+        screen = terminal(*arguments, columns=columns)
+        text = screen.read()
+        screen.wait()
+        return [line for line in text.splitlines() if "is the stand-in" not in line]
+
+    return show
+
+
+@pytest.mark.parametrize(
+    ("columns", "last"),
+    [(200, "model"), (78, "firmware"), (60, "sessions"), (51, "user PIN"), (41, "serial number")],
+)
+def test_a_narrow_terminal_loses_columns_from_the_right(shown, columns, last):
+    header, rule, *lines = shown("tokens", columns=columns)
+    names = re.split("  +", header)
+    assert (
+        names
+        == ["slot", "label", "serial number", "user PIN", "sessions", "firmware", "model"][
+            : len(names)
+        ]
+    )
+    assert names[-1] == last
+    assert {*rule} == {"─"}
+    assert len(lines) == 8
+    for number, line in enumerate(lines, 1):
+        assert len(line) <= columns
+        assert re.match(rf"   {number}  keyring{number}  \d{{15}}{number}( |$)", line)
+
+
+@pytest.mark.parametrize("columns", [20, 39])
+def test_a_very_narrow_terminal_has_a_list(shown, columns):
+    lines = shown("find", "keyring3", columns=columns)
+    assert lines[:2] == ["slot: 3", "label: keyring3"]
+    assert re.fullmatch(r"serial number: \d{16}", lines[2])
+    assert lines[3:] == [
+        "user PIN: not set",
+        "sessions: 0",
+        "firmware: 1.00",
+        "model: Cluster keyring",
+        "",
+    ]
+
+
+@pytest.mark.luna_cluster(keyrings=1, first_slot=10**18, label="a-label-of-thirty-one-bytes----")
+def test_what_is_too_long_for_a_table_is_a_list(shown):
+    lines = shown("tokens", columns=50)
+    assert lines[:2] == [f"slot: {10**18}", "label: a-label-of-thirty-one-bytes----1"]
+    assert shown("tokens", columns=60)[0].split() == ["slot", "label"]
+
+
+@pytest.mark.parametrize("columns", [None, 100])
+def test_characters_that_the_locale_does_not_have(command, shown, assign, monkeypatch, columns):
+    assign("Schlüssel 鍵")
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    if columns is None:
+        text = command("find", "keyring1").stdout + command("tokens").stdout
+    else:
+        text = "\n".join(shown("tokens", columns=columns))
+        assert "\n-----" in text
+    assert r"Schl\xfcssel \u9375  " in text
+    assert text.isascii()
+
+
+def test_any_output_has_what_its_encoding_has_not(command, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "koi8-r")
+    done = command("bench", "--seconds", 0.1)
+    assert (done.returncode, done.said) == (0, [])
+    assert r"wait p50, \xb5s" in done.stdout
