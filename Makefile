@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml \
 	$(wildcard include/*.h luna_ext/_*.pyx luna_ext/_*.pxd luna_ext/_[a-z]*/*.* stub_lib/*.c stub_lib/*.h)
 
-.PHONY: demo test backend stress check model mutate lowest coverage freethreaded benchmark wheel docs pins \
+.PHONY: demo test backend stress check model mutate lowest coverage freethreaded benchmark wheel wheels docs pins \
 	sbom clean
 
 demo: $(VENV)/built
@@ -131,6 +131,15 @@ wheel: $(VENV)/with-test $(VENV)/with-wheel
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/pip install -q --no-index build/wheel/*.whl
 	cd build/wheel && venv/bin/python ../../tests/smoke.py
+
+# A wheel for each CPython from 3.11 on that is found: on the PATH, in pyenv, and without the GIL where `make
+# freethreaded` has built one. The workflow "Wheels" builds those of a release.
+wheels: $(VENV)/with-test $(VENV)/with-wheel
+	rm -rf build/wheels
+	$(BIN)/python setup.py -q sdist -d build/wheels
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/make_wheels.py build/wheels
+	$(BIN)/check-wheel-contents build/wheels/wheels
+	$(BIN)/twine check --strict build/wheels/wheels/*.whl build/wheels/*.tar.gz
 
 # What a release is made with: versions and hashes of everything, at their newest.
 PINNING := pip-compile -q --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header \

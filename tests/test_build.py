@@ -8,10 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
-from check_wheel import weaknesses
+from check_wheel import faults, weaknesses
 
 import luna_ext
 from luna_ext.stub import library_path
@@ -710,3 +711,24 @@ def test_compiled_file_is_hardened_and_has_no_symbols(file):
         pytest.skip("built with -g, for a debugger")
 
     assert list(weaknesses(file)) == []
+
+
+def test_wheel_of_other_contents_is_told(tmp_path):
+    wheel = tmp_path / "luna_ext-0.1.0-cp311-cp311-linux_x86_64.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file in PACKAGE.rglob("*"):
+            name = str(file.relative_to(PACKAGE.parent))
+            if (
+                file.is_file()
+                and file.suffix not in (".pyx", ".pyc", ".pyd")
+                and file.stem != "_mutex"
+            ):
+                archive.write(file, name)
+        archive.writestr("luna_ext/_mutex.pyx", "")
+        archive.writestr("large", bytes(1_300_000))
+
+    found = list(faults(wheel))
+
+    assert f"has {wheel.stat().st_size} bytes, more than 1200000" in found
+    assert "lacks luna_ext/_mutex.pxd" in found
+    assert "has luna_ext/_mutex.pyx, which is no use without the sources" in found
