@@ -46,7 +46,9 @@ class Library:
     library at a time; they share its locks, and the last one that closes finalises it. It loads
     any PKCS #11 module; the cluster functions are resolved one by one, and one that is missing
     raises `UnsupportedFunctionError` when it is needed. The stand-in, opened by its path instead of
-    `luna_ext.stub.Cluster.library()`, warns with a `RuntimeWarning` once per process.
+    `luna_ext.stub.Cluster.library()`, warns with a `RuntimeWarning` once per process. A WARNING
+    record, once per process and client library, says so if other users may change the library, the
+    client's configuration or a directory above them.
     """
     def __new__(
         cls,

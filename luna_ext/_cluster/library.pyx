@@ -8,6 +8,13 @@ LARGEST_SLOT_ID = <CK_SLOT_ID> -1
 cdef int application_was_looked_at = 0
 
 
+cdef tell_of_other_users(path):
+    """Before the library is loaded: a WARNING record if they may change it."""
+    from .ownership import tell_once
+
+    tell_once(path)
+
+
 @cython.final
 cdef class Library:
     """Library(path=None, *, contention="block", handover=0.0)\n--\n
@@ -44,7 +51,9 @@ cdef class Library:
     library at a time; they share its locks, and the last one that closes finalises it. It loads
     any PKCS #11 module; the cluster functions are resolved one by one, and one that is missing
     raises `UnsupportedFunctionError` when it is needed. The stand-in, opened by its path instead of
-    `luna_ext.stub.Cluster.library()`, warns with a `RuntimeWarning` once per process.
+    `luna_ext.stub.Cluster.library()`, warns with a `RuntimeWarning` once per process. A WARNING
+    record, once per process and client library, says so if other users may change the library, the
+    client's configuration or a directory above them.
     """
 
     def __cinit__(self, path=None, *, contention="block", handover=0.0):
@@ -53,6 +62,7 @@ cdef class Library:
             raise ValueError(f'contention is "block" or "poll", not {contention!r}')
         handover_seconds = handover_of(handover)
         self.path = find_library(path).path
+        tell_of_other_users(self.path)
         self.client = load_client(self.path)
         self.locks = locks_of(self.client)
         if self.client.is_stub:

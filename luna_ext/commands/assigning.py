@@ -74,7 +74,7 @@ def assign(
     """
     with (
         ended_by_signals(),
-        options.open() as luna,
+        options.open(takes_pins=not pins.insecure) as luna,
         # The PINs are asked for when no other thing is known to be wrong.
         _free(luna, label),
         pins.read() as (so_pin, user_pin),
@@ -257,7 +257,7 @@ def provision(
         disable=not sys.stderr.isatty() or (as_json and sys.stdout.isatty()),
     )
     with ended_by_signals(), ExitStack() as stack:
-        luna = stack.enter_context(options.open())
+        luna = stack.enter_context(options.open(takes_pins=not pins.insecure))
         _require(luna)
         so_pin, user_pin = stack.enter_context(pins.read())
         stack.enter_context(bar)

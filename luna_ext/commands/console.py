@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import click
 
+from .. import ownership
 from .._cluster import Library
+from ..discovery import find_library
 from ..errors import rv_name
 from .texts import in_one_line
 
@@ -27,7 +29,10 @@ class Settings:
     path: str | None
     contention: Literal["block", "poll"]
 
-    def open(self) -> Library:
+    def open(self, *, takes_pins: bool = False) -> Library:
+        """With `takes_pins`, refuse a client library that other users may change."""
+        if takes_pins:
+            _refuse_what_others_change(self.path)
         with warnings.catch_warnings():
             # The commands print their own line about the stand-in, below.
             warnings.filterwarnings("ignore", ".* is the stand-in", RuntimeWarning)
@@ -35,6 +40,16 @@ class Settings:
         if library.is_stub:
             tell(f"warning: {library.path} is the stand-in, not an HSM's client library")
         return library
+
+
+def _refuse_what_others_change(path: str | None) -> None:
+    weaknesses = ownership.weaknesses_of_client(find_library(path).path)
+    if weaknesses:
+        says, advice = ownership.in_words(weaknesses)
+        raise click.ClickException(
+            f"{says}. So they could get the PINs. What to do: {advice}; or, if you know that they are to "
+            "have that right, give --insecure"
+        )
 
 
 settings = click.make_pass_decorator(Settings)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import click
 
-from .. import __version__, applications, neighbours
+from .. import __version__, applications, neighbours, ownership
 from ..discovery import (
     CONFIGURATION_VARIABLE,
     Configuration,
@@ -247,7 +247,18 @@ def _examine(options: Settings) -> Iterator[Finding]:
         yield Finding("client library", *wrong, values)
         return
     yield Finding("client library", f"{location.path}, named by {location.source}", values=values)
+    yield _other_users(location.path)
     yield from _library(location.path)
+
+
+def _other_users(path: str) -> Finding:
+    weaknesses = ownership.weaknesses_of_client(path)
+    values = {"weak_paths": [weakness.path for weakness in weaknesses]}
+    if weaknesses:
+        return Finding("other users", *ownership.in_words(weaknesses), values)
+    return Finding(
+        "other users", "none may change the client library or its configuration", values=values
+    )
 
 
 def _container() -> Iterator[Finding]:
@@ -293,7 +304,8 @@ def doctor(options: Settings, as_json: bool) -> int:
 
     Tells which client library is used, from where, its versions, which of the four cluster
     functions it has, what the client's configuration says, with the clusters that it names, whether
-    the device may take several processes for one application, whether tokens can be read and have
+    the device may take several processes for one application, whether other users may change the client
+    library or its configuration, whether tokens can be read and have
     sessions left, whether the versions are those that Thales requires, which other PKCS #11 libraries
     for Python are there, and whether threads and forked children can use the client. The client is
     loaded and called by processes apart, which it may hang or crash. A "note" is worth a thought, but no

@@ -40,6 +40,8 @@ class PinSources:
     user_pin_fd: int | None
     ask_user_pin: bool
     pin_pad: bool
+    insecure: bool
+    """Also where other users may change the client library."""
 
     @contextmanager
     def read(self) -> Iterator[tuple[AnyPin, AnyPin | None]]:
@@ -79,14 +81,22 @@ def pin_options(function: _F) -> Callable[..., Any]:
         user_pin_fd: int | None,
         ask_user_pin: bool,
         pin_pad: bool,
+        insecure: bool,
         **options: object,
     ) -> object:
-        pins = PinSources(so_pin_file, so_pin_fd, user_pin_file, user_pin_fd, ask_user_pin, pin_pad)
+        pins = PinSources(
+            so_pin_file, so_pin_fd, user_pin_file, user_pin_fd, ask_user_pin, pin_pad, insecure
+        )
         return function(*arguments, pins=pins, **options)
 
     decorated: Callable[..., Any] = click.option(
-        "--pin-pad", is_flag=True, help="PINs are entered at the token's own pad, such as a PED."
+        "--insecure",
+        is_flag=True,
+        help="Also where other users may change the client library or its configuration, and so get PINs.",
     )(with_pins)
+    decorated = click.option(
+        "--pin-pad", is_flag=True, help="PINs are entered at the token's own pad, such as a PED."
+    )(decorated)
     decorated = click.option("--ask-user-pin", is_flag=True, help="Ask for the user's PIN.")(
         decorated
     )

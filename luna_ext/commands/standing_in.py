@@ -103,7 +103,7 @@ def _print_exports(cluster: Cluster, backend: str | None) -> None:
 @click.group(
     cls=Group,
     epilog=examples(
-        'eval "$(luna-ext stub create --state /tmp/cluster --keyrings 8)"',
+        'eval "$(luna-ext stub create --state cluster --keyrings 8)"',
         "luna-ext tokens",
         "luna-ext stub latency 0.5 CA_LockClusteredSlot",
         "luna-ext stub fault CA_LockClusteredSlot CKR_DEVICE_ERROR --times 1",
@@ -116,7 +116,7 @@ def stub() -> None:
 
 @stub.command(
     epilog=examples(
-        'eval "$(luna-ext stub create --state /tmp/cluster --keyrings 8 --password password-1)"'
+        'eval "$(luna-ext stub create --state cluster --keyrings 8 --password password-1)"'
     )
 )
 @_state
@@ -162,7 +162,7 @@ def create(
     _print_exports(cluster, backend)
 
 
-@stub.command(epilog=examples('eval "$(luna-ext stub env --state /tmp/cluster)"'))
+@stub.command(epilog=examples('eval "$(luna-ext stub env --state cluster)"'))
 @_state
 @_backend
 def env(path: str, backend: str | None) -> None:
@@ -174,7 +174,7 @@ def env(path: str, backend: str | None) -> None:
 
 
 @stub.command(
-    epilog=examples("luna-ext stub status", "luna-ext stub status --state /tmp/cluster --json")
+    epilog=examples("luna-ext stub status", "luna-ext stub status --state cluster --json")
 )
 @_state
 @json_option
@@ -380,7 +380,7 @@ def log(path: str, last: int | None, as_json: bool) -> None:
     )
 
 
-@stub.command(epilog=examples("luna-ext stub destroy --state /tmp/cluster"))
+@stub.command(epilog=examples("luna-ext stub destroy --state cluster"))
 @_state
 def destroy(path: str) -> None:
     """Remove the cluster, and what its backend has kept."""

@@ -13,6 +13,7 @@ def imported() -> list[str]:
     import luna_ext.applications
     import luna_ext.holders
     import luna_ext.neighbours
+    import luna_ext.ownership
     import luna_ext.provisioning
     import luna_ext.stub  # noqa: F401
 

@@ -1,6 +1,7 @@
 """Where assign and provision get their PINs from."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pexpect
 import pytest
 
 import luna_ext
+from luna_ext.info import CLUSTER_FUNCTIONS
 
 COMMAND = [sys.executable, "-m", "luna_ext"]
 PIN = "so-pin-1"
@@ -258,3 +260,65 @@ def test_a_pin_is_never_shown(command, cluster, pin_file):
         done = command("--debug", "assign", "cluster-1", "new", "--so-pin-file", file)
         assert done.returncode == 1
         assert "secret" not in done.stdout + done.stderr
+
+
+# ---- other users ----
+
+
+@pytest.fixture
+def weak_client(old_client, monkeypatch, tmp_path):
+    """A client library in a directory that all users may write to."""
+    library = tmp_path / "open" / "client.so"
+    library.parent.mkdir()
+    library.parent.chmod(0o777)
+    shutil.copy(old_client(*CLUSTER_FUNCTIONS), library)
+    monkeypatch.setenv("LUNA_EXT_LIBRARY", str(library))
+    return library
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("assign", "cluster-1", "x"), ("provision", "cluster-1", "--count", 1, "--prefix", "x")],
+)
+def test_no_pin_where_other_users_may_change_the_library(
+    command, weak_client, cluster, pin_file, words
+):
+    """It is not even loaded, and no PIN is asked for, which would be an error here."""
+    done = command(*words)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    weak = weak_client.parent
+    assert line == (
+        f"luna-ext: other users may change what this process loads: {weak} is writable by all users (mode "
+        f"0777). So they could get the PINs. What to do: chmod go-w {weak}; or, if you know that they are "
+        "to have that right, give --insecure"
+    )
+    assert cluster.log() == []
+    done = command(*words, "--insecure", "--so-pin-file", pin_file())
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert "Whoever does gets its PINs" in line
+    weak_client.parent.chmod(0o755)
+    assert command(*words[:-1], "y", "--so-pin-file", pin_file()).stderr == ""
+
+
+def test_what_asks_for_no_pin_goes_on_where_other_users_may_change_the_library(
+    command, weak_client
+):
+    options = ("--count", 1, "--prefix", "x", "--dry-run")
+    for words in (
+        ("tokens",),
+        ("provision", "cluster-1", *options),
+        ("lock", "--slot", 1, "--", "true"),
+    ):
+        done = command(*words)
+        assert done.returncode == 0
+        assert "is writable by all users" in done.stderr
+
+
+def test_doctor_tells_of_other_users(command, weak_client, read_json):
+    done = command("doctor", "--json")
+    (found,) = (each for each in read_json("doctor", done) if each["what"] == "other_users")
+    assert done.returncode == 1
+    assert (found["ok"], found["values"]) == (False, {"weak_paths": [str(weak_client.parent)]})
+    assert found["advice"] == f"chmod go-w {weak_client.parent}"
