@@ -238,7 +238,9 @@ int state_open(const char *path, struct state_file *file, const char **reason)
     memset(file, 0, sizeof *file);
     int error = platform_open(path, &file->platform);
     if (error != 0) {
-        *reason = error == EBADMSG ? "empty or not a regular file" : strerror(error);
+        *reason = error == EBADMSG ? "empty or not a regular file"
+                  : error == EPERM ? "belongs to another user"
+                                   : strerror(error);
         return error;
     }
     file->state = file->platform.memory;

@@ -74,6 +74,10 @@ class Control:
             raise ValueError(f"the cluster has no slot {_number(arguments[0])}")
         if error == errno.EBADMSG:
             raise OSError(error, "not a state file of this version of the stand-in", self._path)
+        if error == errno.EPERM:
+            raise PermissionError(
+                error, "the state file belongs to another user; make one of your own", self._path
+            )
         if error == errno.ESRCH:
             process = f"process {_number(arguments[0])}" if arguments else "this process"
             raise ProcessLookupError(

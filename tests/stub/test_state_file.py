@@ -96,6 +96,22 @@ def test_path_without_a_file_is_a_device_error_with_its_reason(tmp_path, kind):
     assert path.is_dir() == (kind == "directory")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_file_of_another_user_is_refused(tmp_path):
+    """Its owner could change it while it is in use."""
+    path = tmp_path / "cluster"
+    with Cluster(path):
+        os.chown(path, 12345, 12345)
+
+    traced = initialise(path, LUNA_STUB_TRACE="1")
+
+    assert traced.stdout == f"{DEVICE_ERROR}\n"
+    assert f"C_Initialize: {path}: belongs to another user" in traced.stderr
+    with pytest.raises(PermissionError, match="make one of your own") as caught:
+        Cluster(path)
+    assert caught.value.filename == str(path)
+
+
 def test_unset_variable_is_a_device_error_with_its_reason():
     program = [sys.executable, "-c", INITIALISE, library_path()]
 
