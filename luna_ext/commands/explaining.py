@@ -78,7 +78,7 @@ def explain(codes: tuple[explanations.Explanation, ...], as_json: bool) -> None:
                     "number": code.rv,
                     "exception": _class_of(code),
                     "kind": _kind_of(code.rv),
-                    "meaning": code.meaning,
+                    "meaning": in_our_words(code.meaning),
                     "advice": in_our_words(code.advice),
                 }
                 for code in codes
@@ -87,5 +87,5 @@ def explain(codes: tuple[explanations.Explanation, ...], as_json: bool) -> None:
         return
     for code in codes:
         click.echo(f"{code.name} (0x{code.rv:X}): {_class_of(code) or 'no error'}")
-        click.echo(f"    It means: {code.meaning}")
+        click.echo(f"    It means: {in_our_words(code.meaning)}")
         click.echo(f"    What to do: {in_our_words(code.advice)}.")
