@@ -8,7 +8,7 @@ SOURCES := setup.py pyproject.toml \
 	$(wildcard include/*.h luna_ext/_*.pyx luna_ext/_*.pxd luna_ext/_[a-z]*/*.* stub_lib/*.c stub_lib/*.h)
 
 .PHONY: demo test backend stress check model mutate lowest coverage freethreaded benchmark wheel wheels docs pins \
-	sbom clean
+	windows windows-tools sbom clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m luna_ext.commands.demo
@@ -140,6 +140,14 @@ wheels: $(VENV)/with-test $(VENV)/with-wheel
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tests/make_wheels.py build/wheels
 	$(BIN)/check-wheel-contents build/wheels/wheels
 	$(BIN)/twine check --strict build/wheels/wheels/*.whl build/wheels/*.tar.gz
+
+# The stand-in for Windows: cross-compiled, and used by two programs that Wine runs.
+windows: windows-tools $(VENV)/built $(VENV)/with-test
+	$(BIN)/pytest tests/stub/test_windows.py $(PYTEST_ARGS)
+
+windows-tools:
+	@command -v x86_64-w64-mingw32-gcc >/dev/null || $(call lacks,compiler for Windows,gcc-mingw-w64-x86-64)
+	@command -v wine >/dev/null || $(call lacks,Wine,wine wine64)
 
 # What a release is made with: versions and hashes of everything, at their newest.
 PINNING := pip-compile -q --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header \

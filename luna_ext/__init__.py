@@ -2,9 +2,17 @@
 
 from importlib import import_module
 
-# Imported by name for PyInstaller and the like, which do not see what compiled modules import.
-from . import _device, _mutex, discovery, errors, labels  # noqa: F401
-from ._cluster import Claim, ClusterSlot, Library, LockAll, LostEvent, SlotLock, Token
+try:
+    # Imported by name for PyInstaller and the like, which do not see what compiled modules import.
+    from . import _device, _mutex, discovery, errors, labels  # noqa: F401
+    from ._cluster import Claim, ClusterSlot, Library, LockAll, LostEvent, SlotLock, Token
+except ImportError:
+    from .not_compiled import reason
+
+    # Python would speak of circular imports, for there are directories of the modules' names.
+    if not reason():
+        raise
+    raise ImportError(reason(), name=__name__) from None
 from .errors import (
     AmbiguousLabelError,
     ArgumentsBadError,
