@@ -18,13 +18,17 @@ The first word of a block's info string is its language, which says how it is tr
 import ast
 import asyncio
 import configparser
+import contextlib
 import doctest
 import inspect
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,7 +135,7 @@ class Shell:
     def run(self, text: str) -> tuple[int, str]:
         """How it ended, and what it printed."""
         after = self.directory / ".environment"
-        done = subprocess.run(
+        process = subprocess.Popen(
             ["bash", "-c", f"set -aeuo pipefail\n{text}\nenv -0 >'{after}'"],
             cwd=self.directory,
             env=self.variables,
@@ -139,13 +143,19 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=PATIENCE,
+            start_new_session=True,
         )
+        try:
+            printed, _ = process.communicate(timeout=PATIENCE)
+        finally:
+            # What it has left running, if it was stopped or has failed.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         if after.exists():
             pairs = after.read_text().split("\0")[:-1]
             self.variables = dict(pair.split("=", 1) for pair in pairs)
             after.unlink()
-        return done.returncode, done.stdout
+        return process.returncode, printed
 
     def run_block(self, block: Block) -> None:
         wanted = int(block.options.get("exit", 0))
@@ -189,6 +199,8 @@ def read(block: Block) -> None:
             unit.optionxform = str  # type: ignore[assignment,method-assign]
             unit.read_string(block.text, block.place)
             assert unit.sections(), f"{block.place} has no section"
+            if "Service" in unit:
+                verify_unit(block)
         case "yaml":
             assert all(isinstance(part, dict) for part in yaml.safe_load_all(block.text)), (
                 block.place
@@ -208,6 +220,20 @@ def read(block: Block) -> None:
                 read_command_line(line, block.place)
 
 
+def verify_unit(block: Block) -> None:
+    """Let systemd look at a unit, where it is installed; the programs that it names are not."""
+    if shutil.which("systemd-analyze") is None:
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "payments.service")
+        file.write_text(block.text)
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", file], capture_output=True, text=True
+        )
+    wrong = [line for line in done.stderr.splitlines() if "is not executable" not in line]
+    assert wrong == [], f"{block.place}: {wrong}"
+
+
 def command_lines(text: str) -> list[str]:
     return [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
 
@@ -220,7 +246,9 @@ def read_command_line(line: str, place: str) -> None:
     match words:
         case []:
             pass
-        case ["luna-ext", *arguments]:
+        case ["eval", text] if text.startswith("$("):
+            read_command_line(text[2:-1], place)
+        case ["luna-ext", *arguments, ">", _] | ["luna-ext", *arguments]:
             read_arguments(arguments, place)
         case ["make", *targets]:
             for target in targets:
