@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from .._cluster import Library
-from ..errors import PinError
+from ..errors import NoUnassignedTokenError, PinError
 from ..info import CLUSTER_FUNCTIONS
 from ..labels import encode_label
 from ..provisioning import ProvisionProgress, ProvisionReport
@@ -138,6 +138,12 @@ def _require(luna: Library) -> None:
             )
 
 
+def _guard_in_words(luna: Library, slot_id: int) -> str:
+    """With its label, by which its user knows whether it is unassigned; the device does not tell."""
+    label = luna.slot(slot_id).token_info.label
+    return f"the guard, slot {slot_id} with the label {label!r},"
+
+
 def _counts(done: Counter[str]) -> str:
     return f"{done['assigned']} assigned, {done['skipped']} skipped, {done['failed']} failed"
 
@@ -212,7 +218,8 @@ def _words(progress: ProvisionProgress) -> str:
     "--guard",
     type=SLOT,
     metavar="SLOT",
-    help="Lock this slot meanwhile. If all hosts name the same, no label comes up twice.",
+    help="Lock this slot meanwhile, and do not claim it. If all hosts name the same, no label comes up "
+    "twice.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @pin_options
@@ -245,6 +252,10 @@ def provision(
     labels = _labels(file, count, prefix, first)
     if dry_run:
         with options.open() as luna:
+            if guard is not None:
+                tell(
+                    f"{_guard_in_words(luna, guard)} would be locked meanwhile, and not be claimed"
+                )
             _say_what_would_be_done(luna, labels, as_json)
         return 0
     console = Console(stderr=True, highlight=False)
@@ -259,6 +270,7 @@ def provision(
     with ended_by_signals(), ExitStack() as stack:
         luna = stack.enter_context(options.open(takes_pins=not pins.insecure))
         _require(luna)
+        guarded_by = "" if guard is None else _guard_in_words(luna, guard)
         so_pin, user_pin = stack.enter_context(pins.read())
         stack.enter_context(bar)
         task = bar.add_task("provisioning", total=len(labels))
@@ -295,6 +307,13 @@ def provision(
                 "goes on from there"
             )
             sys.exit(EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else error.code)
+    if guarded_by and any(
+        isinstance(error, NoUnassignedTokenError) for error in report.failed.values()
+    ):
+        tell(
+            f"{guarded_by} was locked, and so not claimed. If it is unassigned, run this again with a "
+            "--guard that is assigned"
+        )
     done = Counter(outcomes.values())
     if as_json:
         print_json_line(_end_in_json(done, labels, report))

@@ -9,7 +9,7 @@ import signal
 
 import pexpect
 import pytest
-from support import CLAIM
+from support import CLAIM, ON_BOTH
 
 
 @pytest.fixture
@@ -297,6 +297,42 @@ def test_two_hosts_at_once(start, command, cluster, found, pin_file, guarded):
     else:
         assert twice
         assert 1 in codes
+
+
+@pytest.mark.luna_cluster(keyrings=4)
+@ON_BOTH
+def test_the_guard_of_a_fresh_cluster_is_not_claimed(provision, found, cluster):
+    """And that is said where a label has got no token because of it."""
+    done = provision("--count", 4, "--prefix", "x", "--guard", 2)
+    assert (done.returncode, len(found())) == (1, 3)
+    assert cluster.tokens()[1].label == "keyring2"
+    assert done.said == [
+        "luna-ext: the guard, slot 2 with the label 'keyring2', was locked, and so not claimed. If it is "
+        "unassigned, run this again with a --guard that is assigned"
+    ]
+    assigned = next(iter(found().values()))[0]
+    done = provision("--count", 4, "--prefix", "x", "--guard", assigned)
+    assert (done.returncode, done.said) == (0, [])
+    assert found().keys() == {"x1", "x2", "x3", "x4"}
+
+
+def test_what_the_guard_would_be(command, found):
+    options = ("--count", 1, "--prefix", "x", "--guard", 2, "--dry-run")
+    done = command("provision", "cluster-1", *options)
+    assert done.said == [
+        "luna-ext: the guard, slot 2 with the label 'keyring2', would be locked meanwhile, and not be "
+        "claimed"
+    ]
+    assert found() == {}
+
+
+@pytest.mark.parametrize("form", [[], ["--dry-run"]])
+def test_a_guard_that_is_not_there(command, form):
+    """It is told before a PIN is asked for, which would be an error here."""
+    done = command("provision", "cluster-1", "--count", 1, "--prefix", "x", "--guard", 99, *form)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.said
+    assert "on slot 99: CKR_SLOT_ID_INVALID" in line
 
 
 def test_the_user_pin_is_set(provision, command, pin_file):
