@@ -94,6 +94,9 @@ def luna_ext(
 ) -> None:
     """Lock, claim and assign the keyring tokens of a Thales Luna HSM cluster."""
     context.obj = Settings(path, contention)
+    if os.environ.get("NO_COLOR"):
+        # no-color.org; click itself knows nothing of it.
+        context.color = False
 
 
 class Records(logging.Handler):

@@ -60,6 +60,15 @@ def test_all_is_well(command, client):
     assert "initialises the client anew" in well["forking"]
 
 
+@pytest.mark.parametrize(("variable", "coloured"), [("", True), ("1", False)])
+def test_colours(terminal, monkeypatch, variable, coloured):
+    monkeypatch.setenv("NO_COLOR", variable)
+    screen = terminal("doctor")
+    screen.expect_exact("forking")
+    assert ("\x1b[32mok\x1b[0m: luna_ext: " in screen.before) == coloured
+    assert ("\x1b" in screen.before) == coloured
+
+
 def test_the_stand_in_is_a_problem(command):
     done = command("doctor")
     _, problems, advice = findings(done)
