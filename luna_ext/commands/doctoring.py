@@ -23,6 +23,7 @@ from .child import ended_by_signals
 from .console import Settings, examples, json_option, print_json, settings
 from .examining import TOGETHER
 from .loading import LOADING, look_at
+from .tables import print_paragraph
 from .texts import in_one_line, printable
 from .values import Command
 
@@ -279,14 +280,14 @@ def _neighbours() -> Iterator[Finding]:
 
 def _show(finding: Finding) -> None:
     if finding.is_problem:
-        mark = click.style("problem", "red")
+        mark, color = "problem", "red"
     elif finding.advice:
-        mark = click.style("note", "yellow")
+        mark, color = "note", "yellow"
     else:
-        mark = click.style("ok", "green")
-    click.echo(f"{mark}: {finding.what}: {printable(finding.says)}")
+        mark, color = "ok", "green"
+    print_paragraph(f": {finding.what}: {printable(finding.says)}", mark=mark, color=color)
     if finding.advice:
-        click.echo(f"    -> {printable(finding.advice)}")
+        print_paragraph(f"    -> {printable(finding.advice)}", indent=" " * 7)
 
 
 @click.command(

@@ -83,12 +83,15 @@ def slots(options: Settings, everything: bool, as_json: bool) -> None:
         ]
     if as_json:
         print_json(found)
-        return
-    columns = ("slot_id", "description", "manufacturer", "firmware_version")
-    print_table(
-        ("slot", "description", "manufacturer", "firmware"),
-        ([slot[column] for column in columns] for slot in found),
-    )
+    else:
+        columns = ("slot_id", "description", "manufacturer", "firmware_version")
+        print_table(
+            ("slot", "description", "manufacturer", "firmware"),
+            ([slot[column] for column in columns] for slot in found),
+        )
+    if not found:
+        what = "slot" if everything else "slot with a token"
+        tell(f"the client knows no {what}; `luna-ext doctor` says what it is set up for")
 
 
 def _show(tokens: Sequence[dict[str, object]], as_json: bool) -> None:

@@ -19,6 +19,7 @@ from .._cluster import Library
 from ..applications import configured
 from ..errors import Meaning, meaning_of, rv_name
 from .console import Settings, examples, json_option, print_json, settings
+from .tables import print_paragraph
 from .texts import printable
 from .values import CLUSTER, SLOT, Command, Number
 
@@ -432,6 +433,6 @@ def probe(
     for finding in _findings(Probe(path, slot_id, patience), cluster, is_stub):
         findings.append(finding)
         if not as_json:
-            click.echo(f"{finding.question}: {finding.said.text}.")
+            print_paragraph(f"{finding.question}: {finding.said.text}.")
     if as_json:
         print_json({finding.name: finding.said.values for finding in findings})

@@ -111,7 +111,7 @@ def _print_exports(cluster: Cluster, backend: str | None) -> None:
     ),
 )
 def stub() -> None:
-    """The stand-in for the HSM: a cluster in a file, for tests and trials."""
+    """The stand-in for the HSM: a cluster in a file, for tests."""
 
 
 @stub.command(
@@ -363,17 +363,17 @@ def log(path: str, last: int | None, as_json: bool) -> None:
         print_json([{**call._asdict(), "rv_name": call.rv_name} for call in calls])
         return
     print_table(
-        ("number", "time", "PID", "thread", "function", "slot", "result", "took, ms"),
+        ("number", "function", "slot", "result", "took, ms", "time", "PID", "thread"),
         [
             (
                 call.number,
-                f"{datetime.fromtimestamp(call.time):%H:%M:%S.%f}",
-                call.pid,
-                call.thread_id,
                 call.function,
                 call.slot_id,
                 call.rv_name,
                 None if call.duration is None else f"{call.duration * 1000:.3f}",
+                f"{datetime.fromtimestamp(call.time):%H:%M:%S.%f}",
+                call.pid,
+                call.thread_id,
             )
             for call in calls
         ],
@@ -392,7 +392,10 @@ def destroy(path: str) -> None:
 
 @click.command(cls=Command, epilog=examples("luna-ext demo"))
 def demo() -> int:
-    """See two processes compete for the tokens of a fresh stand-in cluster."""
+    """See two processes compete for the tokens of a fresh cluster.
+
+    It is the stand-in's: no HSM is needed.
+    """
     from .demo import main
 
     return main()
@@ -451,7 +454,7 @@ def bench(
     slot_id: int | None,
     as_json: bool,
 ) -> None:
-    """Measure how often threads lock a slot, and how long they wait for it.
+    """Measure how often threads lock a slot, and how long it takes.
 
     On a fresh stand-in, unless --slot names a slot of the device.
     """

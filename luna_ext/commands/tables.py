@@ -1,9 +1,10 @@
-"""Tables, as wide as there is room for: on a terminal, and in pipes and files."""
+"""Tables and paragraphs, as wide as there is room for: on a terminal, and in pipes and files."""
 
 from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 
 import click
@@ -119,10 +120,34 @@ def _encodable(text: str, otherwise: str | None = None) -> str:
     return text
 
 
+def _room() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """On a terminal as it has room, else whole: a line for each row."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    layout = Layout(columns, rows, width)
+    layout = Layout(columns, rows, _room())
     lines = [*layout.heading(), *(line for block in layout.blocks() for line in block)]
     for line in lines:
         click.echo(line)
+
+
+def print_paragraph(
+    text: str, *, mark: str = "", color: str | None = None, indent: str = "    "
+) -> None:
+    """A line, which a terminal breaks between words, `indent` before all but the first.
+
+    `mark` comes before the text, in this color.
+    """
+    width = _room()
+    whole = mark + text
+    if width is not None:
+        whole = textwrap.fill(
+            whole,
+            width,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    colored = click.style(mark, color) if mark else ""
+    click.echo(colored + whole.removeprefix(mark))

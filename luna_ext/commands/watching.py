@@ -280,12 +280,12 @@ def watch(
     interval: float,
     as_json: bool,
 ) -> None:
-    """Show the tokens and the locks that this host's processes hold, until Ctrl-C.
+    """Show tokens and the locks that this host's processes hold.
 
-    The SDK does not say which process holds a lock. Processes that have LUNA_EXT_WATCH=DIRECTORY in
-    their environment write it to files there; set it for this command, too. The stand-in needs no such
-    files. Without a terminal the table is printed once; with --json, what is locked now, and then
-    what changes.
+    Until Ctrl-C. The SDK does not say which process holds a lock. Processes that have
+    LUNA_EXT_WATCH=DIRECTORY in their environment write it to files there; set it for this command, too.
+    The stand-in needs no such files. Without a terminal the table is printed once; with --json, what is
+    locked now, and then what changes.
     """
     live = not as_json and screen.is_there()
     with suppress(KeyboardInterrupt), ExitStack() as stack:

@@ -50,6 +50,12 @@ def test_help_lists_all_subcommands(command):
     assert re.findall(r"^  (\w+)", listed, re.MULTILINE) == SUBCOMMANDS
 
 
+def test_help_says_in_whole_what_each_does_where_80_columns_are(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = command("--help").stdout.split("Commands:")[1].split("Examples:")[0]
+    assert "..." not in listed
+
+
 @pytest.mark.parametrize("name", SUBCOMMANDS)
 def test_each_subcommand_has_a_help(command, name):
     done = command(name, "--help")
@@ -277,3 +283,22 @@ def test_an_error_of_its_own_is_one_line_too(cluster, tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("luna-ext: an error of luna-ext itself, KeyError: 'what'. ")
+
+
+# ---- on a terminal ----
+
+
+def test_long_lines_are_broken_between_words(terminal):
+    lines = terminal("explain", "CKR_PIN_LOCKED", columns=60).read().splitlines()
+    assert len(lines) > 4
+    assert max(map(len, lines)) <= 60
+    whole = " ".join(" ".join(lines).split())
+    assert "a keyring is unlocked by the crypto officer of the cluster's partition" in whole
+    assert all(line.startswith("    ") for line in lines[1:])
+
+
+def test_no_color(terminal, monkeypatch):
+    text = terminal("doctor").read()
+    assert "\x1b[32mok\x1b[0m: " in text
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert terminal("doctor").read() == re.sub(r"\x1b\[\d+m", "", text)

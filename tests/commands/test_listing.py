@@ -85,6 +85,17 @@ def test_a_bad_token_for_programs(command, cluster, read_json):
     assert [token["error"] for token in tokens[1:4]] == [None, "CKR_PARTITION_DISABLED", None]
 
 
+@pytest.mark.parametrize("words", [("slots",), ("slots", "--all"), ("tokens",)], ids=" ".join)
+def test_where_there_are_none(command, cluster, words):
+    cluster.fault("C_GetSlotList", 0)
+    for form in ((), ("--json",)):
+        done = command(*words, *form)
+        assert done.returncode == 0
+        assert json.loads(done.stdout) == [] if form else len(rows(done)) == 1
+        (line,) = done.said
+        assert "`luna-ext doctor`" in line
+
+
 def test_tokens_by_their_label(command, assign, cluster):
     slot_id = assign("payments-01")
     assert [line[0] for line in rows(command("tokens", "--label", "pay*-0[12]"))[1:]] == [
