@@ -58,6 +58,10 @@ docs/errors.md: luna_ext/errors.py luna_ext/explanations.py luna_ext/vendor_code
 docs: docs/errors.md $(VENV)/built $(VENV)/with-docs
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
 
+# What the commands on the page print.
+docs/command.md: docs/make_command_output.py $(wildcard luna_ext/commands/*.py) | $(VENV)/built $(VENV)/with-test
+	$(BIN)/python docs/make_command_output.py
+
 # The rules for locks and claims of one slot, in every order of events.
 model:
 	$(PYTHON) tests/model/slot_model.py
