@@ -4,8 +4,7 @@ from importlib import import_module
 
 try:
     # Imported by name for PyInstaller and the like, which do not see what compiled modules import.
-    from . import _device, _mutex, discovery, errors, labels  # noqa: F401
-    from ._cluster import Claim, ClusterSlot, Library, LockAll, LostEvent, SlotLock, Token
+    from . import _cluster, _device, _mutex, discovery, errors, labels  # noqa: F401
 except ImportError:
     from .not_compiled import reason
 
@@ -13,6 +12,9 @@ except ImportError:
     if not reason():
         raise
     raise ImportError(reason(), name=__name__) from None
+
+# Not within the try: what reads this file for the reference does not look into it.
+from ._cluster import Claim, ClusterSlot, Library, LockAll, LostEvent, SlotLock, Token
 from .errors import (
     AmbiguousLabelError,
     ArgumentsBadError,

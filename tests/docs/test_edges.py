@@ -5,6 +5,7 @@ import contextlib
 import gc
 import os
 import re
+import signal
 import threading
 
 import pytest
@@ -130,6 +131,34 @@ def test_a_task_is_cancelled_while_it_waits(luna, cluster, hold_elsewhere, wait_
     wait_until(lambda: logged(cluster, UNLOCK))
 
 
+def test_ctrl_c_while_the_main_thread_waits(luna, cluster, hold_elsewhere, call, wait_until_inside):
+    """Ctrl-C while the main thread waits."""
+    holder = hold_elsewhere(1)
+
+    def interrupt():
+        wait_until_inside(LOCK)
+        signal.raise_signal(signal.SIGINT)
+
+    interrupter = call(interrupt)
+    with pytest.raises(KeyboardInterrupt), luna.slot(1):
+        pass
+    interrupter.result()
+    holder.release()
+    wait_until(lambda: logged(cluster, UNLOCK))
+
+
+def test_another_greenlet_wants_the_slot(luna):
+    """Another greenlet wants the slot."""
+    greenlet = pytest.importorskip("greenlet")
+    with luna.slot(1), pytest.raises(luna_ext.LockReentryError):
+        greenlet.greenlet(enter).switch(luna.slot(1))
+
+
+def test_the_interpreter_exits(run):
+    """The interpreter exits."""
+    run("slot.acquire()")
+
+
 def test_a_holder_is_gone(luna, cluster):
     """A holder is gone."""
     with pytest.warns(ResourceWarning):
@@ -225,6 +254,18 @@ def test_the_connection_is_lost_while_the_lock_is_held(luna, cluster):
         luna.slot(1).ensure_held()
 
 
+def test_the_heartbeat_notices_a_loss(luna, cluster):
+    """The heartbeat notices a loss."""
+
+    async def main():
+        async with luna.slot(1).lock(heartbeat=0.1):
+            cluster.disconnect(os.getpid())
+            await asyncio.Event().wait()
+
+    with pytest.raises(luna_ext.LockLostError):
+        asyncio.run(main())
+
+
 def test_other_code_initialises_the_client_library_anew(reinitialise, luna):
     """Other code initialises the client library anew."""
     with pytest.raises(luna_ext.LockLostError), luna.slot(1):
@@ -252,6 +293,14 @@ def test_a_claim_is_not_used(luna, cluster):
     """A claim is not used."""
     with luna.claim(cluster.cluster_id):
         pass
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_claim_gives_what_this_process_holds(luna, cluster, call):
+    """A claim gives what this process holds."""
+    cluster.switch("regrant", "on")
+    with luna.slot(1), pytest.raises(luna_ext.NoUnassignedTokenError):
+        call(lambda: enter(luna.claim(cluster.cluster_id))).result()
 
 
 def test_no_unassigned_token_is_left(luna, cluster):
