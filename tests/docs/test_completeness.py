@@ -64,6 +64,13 @@ def test_every_public_name_is_in_the_reference(module):
     assert [name for name in names if name not in shown] == []
 
 
+def test_every_exception_is_in_the_troubleshooting():
+    page = (TREE / "docs" / "troubleshooting.md").read_text()
+    names = [name for name in importlib.import_module("luna_ext").__all__ if name.endswith("Error")]
+    assert len(names) > 20
+    assert [name for name in names if f"`{name}`" not in page] == []
+
+
 def test_every_fixture_for_pytest_is_in_the_reference():
     source = (TREE / "luna_ext" / "pytest_plugin.py").read_text()
     fixtures = re.findall(r"^@pytest\.fixture.*\ndef (\w+)", source, re.MULTILINE)
