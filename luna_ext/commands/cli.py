@@ -134,9 +134,7 @@ def run(arguments: list[str] | None = None) -> int:
     logging.getLogger("luna_ext").setLevel(logging.DEBUG if debug else logging.WARNING)
     warnings.showwarning = show_warning
     try:
-        # None: on a terminal.
-        color = False if os.environ.get("NO_COLOR") else None
-        code = luna_ext.main(arguments, prog_name="luna-ext", standalone_mode=False, color=color)
+        code = luna_ext.main(arguments, prog_name="luna-ext", standalone_mode=False)
         code = code if isinstance(code, int) else 0
     except (SystemExit, ModuleNotFoundError):
         raise

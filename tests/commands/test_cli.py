@@ -295,10 +295,3 @@ def test_long_lines_are_broken_between_words(terminal):
     whole = " ".join(" ".join(lines).split())
     assert "a keyring is unlocked by the crypto officer of the cluster's partition" in whole
     assert all(line.startswith("    ") for line in lines[1:])
-
-
-def test_no_color(terminal, monkeypatch):
-    text = terminal("doctor").read()
-    assert "\x1b[32mok\x1b[0m: " in text
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert terminal("doctor").read() == re.sub(r"\x1b\[\d+m", "", text)

@@ -127,7 +127,7 @@ def test_latency(command, cluster, luna):
     assert min(durations()) > 0.03
     done = command("stub", "latency", 2, "--up-to", 1)
     assert done.returncode == 2
-    assert done.said == ["luna-ext: up_to is not less than seconds, as 1.0 is"]
+    assert done.said == ["luna-ext: --up-to is not less than seconds, as 1.0 is"]
 
 
 def test_a_process_is_disconnected_or_initialised_anew(command, cluster, luna):
