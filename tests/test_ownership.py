@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pwd
 import shutil
 
 import pytest
@@ -48,6 +49,7 @@ def test_a_group_without_other_members(client):
     ("of", "mode", "says"),
     [
         (0, 0o666, "is writable by all users (mode 0666)"),
+        (0, 0o1666, "is writable by all users (mode 1666)"),
         (1, 0o777, "is writable by all users (mode 0777)"),
         (2, 0o757, "is writable by all users (mode 0757)"),
     ],
@@ -80,6 +82,17 @@ def test_what_the_members_of_a_group_may_write_to(client):
     client.chmod(0o775)
     says = f"is writable by the group with the GID {ANOTHER} (mode 0775)"
     assert said(client) == [(str(client), says)]
+
+
+@AS_ROOT
+def test_a_group_that_is_the_first_one_of_another_user(client):
+    """Its list of members does not have that user."""
+    nobody = pwd.getpwnam("nobody")
+    os.chown(client, 0, nobody.pw_gid)
+    client.chmod(0o775)
+    ((path, says),) = said(client)
+    assert path == str(client)
+    assert f"(GID {nobody.pw_gid})" in says
 
 
 @pytest.mark.parametrize("target", ["../opt/./lib", "{absolute}", "again"])

@@ -311,6 +311,9 @@ def test_the_guard_of_a_fresh_cluster_is_not_claimed(provision, found, cluster):
         "unassigned, run this again with a --guard that is assigned"
     ]
     assigned = next(iter(found().values()))[0]
+    cluster.fault("C_InitToken", 0x30, times=1)
+    done = provision("--count", 4, "--prefix", "x", "--guard", assigned)
+    assert (done.returncode, done.said) == (1, [])
     done = provision("--count", 4, "--prefix", "x", "--guard", assigned)
     assert (done.returncode, done.said) == (0, [])
     assert found().keys() == {"x1", "x2", "x3", "x4"}

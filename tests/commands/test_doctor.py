@@ -403,16 +403,26 @@ def test_a_note_is_no_problem(command, client):
     assert done.returncode == 0
 
 
-def test_tokens_without_a_free_session(command, client, read_json):
+def test_the_sessions_of_tokens(command, client, read_json):
     client(*CLUSTER_FUNCTIONS, sessions=3)
     found = of(command, read_json, "sessions")
     assert (found["ok"], found["values"]) == (True, {"least_free": 3, "full_slots": []})
+    client(*CLUSTER_FUNCTIONS, sessions=-5)
+    found = of(command, read_json, "sessions")
+    assert (found["ok"], found["values"]) == (True, {"least_free": None, "full_slots": []})
     client(*CLUSTER_FUNCTIONS, sessions=0)
     done = command("doctor")
     _, problems, (advice,) = findings(done)
     assert (done.returncode, list(problems)) == (1, ["sessions"])
     assert problems["sessions"] == "none is free on the token in slots 1, 2, 3, 4, 5, 6, 7, 8"
     assert advice.startswith("end programs that keep sessions on it")
+
+
+def test_a_token_that_goes_meanwhile(command, client, cluster, read_json):
+    client(*CLUSTER_FUNCTIONS)
+    cluster.fault("C_GetTokenInfo", 0xE0, times=1)
+    found = of(command, read_json, "tokens")
+    assert (found["ok"], found["values"]["read"]) == (True, 7)
 
 
 def test_a_token_that_cannot_be_read(command, client, cluster, read_json):
