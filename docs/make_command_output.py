@@ -19,7 +19,7 @@ BLOCK = re.compile(r"(?<=^```text\n)\$ .*?(?=^```$)", re.MULTILINE | re.DOTALL)
 PROGRAM = f"{sys.executable} -P -m luna_ext"
 
 VARYING = (
-    (r"^luna-ext: warning: .* is the stand-in.*\n", ""),
+    (r"^luna-ext: .* is the stand-in.*\n", ""),
     (re.escape(PROGRAM), "/usr/bin/luna-ext"),
     (re.escape(f'"{sys.executable}", "-P", "-m", "luna_ext"'), '"/usr/bin/luna-ext"'),
     (re.escape(library_path()), "/opt/luna_ext/luna_stub.so"),

@@ -1,5 +1,9 @@
 """Lock, claim and assign the keyring tokens of a Thales Luna HSM cluster."""
 
+# isort: off
+from . import safe_path  # noqa: F401
+
+# isort: on
 from importlib import import_module
 
 try:

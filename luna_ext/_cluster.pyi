@@ -34,7 +34,7 @@ class Library:
     ------
     LibraryLoadError
         No client library was found, the file is not a PKCS #11 module or not a complete one, or it is
-        the stand-in and the environment says LUNA_EXT_FORBID_STUB=1.
+        the stand-in where LUNA_EXT_FORBID_STUB=1 or /etc/luna_ext/forbid-stub forbids it.
     DeviceError, CryptokiError
         What C_Initialize answers.
     TypeError, ValueError
@@ -46,9 +46,9 @@ class Library:
     library at a time; they share its locks, and the last one that closes finalises it. It loads
     any PKCS #11 module; the cluster functions are resolved one by one, and one that is missing
     raises `UnsupportedFunctionError` when it is needed. The stand-in, opened by its path instead of
-    `luna_ext.stub.Cluster.library()`, warns with a `RuntimeWarning` once per process. A WARNING
-    record, once per process and client library, says so if other users may change the library, the
-    client's configuration or a directory above them.
+    `luna_ext.stub.Cluster.library()`, warns with a `RuntimeWarning` and a WARNING record once per
+    process. Another WARNING record, once per process and client library, says so if other users may
+    change the library, the client's configuration or a directory above them.
     """
     def __new__(
         cls,

@@ -85,20 +85,28 @@ static bool never(void)
     return false;
 }
 
-/* By any value but an empty one and 0: an application that sets it to "yes" means it as well. */
-static bool forbidden(void)
+static const char FORBID_VARIABLE[] = "LUNA_EXT_FORBID_STUB";
+static const char FORBID_FILE[] = "/etc/luna_ext/forbid-stub";
+
+/* What forbids the stand-in; NULL: nothing. The variable does so by any value but an empty one and 0: an
+   application that sets it to "yes" means it as well. */
+static const char *forbidden_by(void)
 {
-    char *value = platform_environment("LUNA_EXT_FORBID_STUB");
+    char *value = platform_environment(FORBID_VARIABLE);
     bool forbids = value != NULL && strcmp(value, "") != 0 && strcmp(value, "0") != 0;
     free(value);
-    return forbids;
+    if (forbids)
+        return FORBID_VARIABLE;
+    /* Here and not in luna_ext alone: it holds as well for what is loaded as a copy or behind a wrapper. */
+    return platform_is_roots(FORBID_FILE) ? FORBID_FILE : NULL;
 }
 
 /* `path`: the state file's, to be freed. */
 static CK_RV open_cluster(struct state_file *file, char **path)
 {
-    if (forbidden()) {
-        explain("LUNA_EXT_FORBID_STUB", "forbids the stand-in");
+    const char *forbids = forbidden_by();
+    if (forbids != NULL) {
+        explain(forbids, "forbids the stand-in");
         return CKR_DEVICE_ERROR;
     }
     *path = platform_environment("LUNA_STUB_STATE");

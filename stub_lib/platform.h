@@ -72,6 +72,8 @@ int64_t platform_pid(void);
 int64_t platform_thread(void); /* as the system numbers it, and threading.get_native_id() */
 /* The value of an environment variable, in the encoding of paths; free() it. NULL: not set. */
 char *platform_environment(const char *name);
+/* Whether there is such a file of the system's administrator, or may be one that cannot be seen. */
+bool platform_is_roots(const char *path);
 bool platform_random(void *buffer, size_t size);
 /* Called at every fork: before it, after it in the parent, and in the child when all platform_files are
    closed there. Forks do not overlap. */

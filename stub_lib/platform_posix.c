@@ -323,6 +323,14 @@ char *platform_environment(const char *name)
     return value == NULL ? NULL : strdup(value);
 }
 
+bool platform_is_roots(const char *path)
+{
+    struct stat status;
+    if (stat(path, &status) != 0)
+        return errno != ENOENT && errno != ENOTDIR;
+    return status.st_uid == 0;
+}
+
 bool platform_random(void *buffer, size_t size)
 {
 #ifdef __linux__

@@ -145,6 +145,13 @@ char *platform_environment(const char *name)
     return result;
 }
 
+bool platform_is_roots(const char *path)
+{
+    /* There are no such paths. */
+    (void)path;
+    return false;
+}
+
 bool platform_random(void *buffer, size_t size)
 {
     unsigned char *next = buffer;

@@ -802,7 +802,7 @@ def test_two_copies_of_one_client_library_are_warned_of(succeed):
             copy = shutil.copy(library_path(), directory)
             luna_ext.Library(copy).close()
             luna_ext.Library(copy).close()
-        [(level, said)] = told
+        [(level, said)] = [one for one in told if "is a copy" in one[1]]
         assert level == "WARNING"
         assert f"{copy!r} is a copy of {library_path()!r}" in said
         print(said.rpartition(". ")[2])

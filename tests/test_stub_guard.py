@@ -1,11 +1,14 @@
 """No application uses the stand-in as an HSM by accident."""
 
+import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 import luna_ext
+from luna_ext.info import CLUSTER_FUNCTIONS
 from luna_ext.stub import library_path
 
 OPEN_BY_PATH = """
@@ -68,6 +71,12 @@ def test_stand_in_that_is_loaded_by_its_path_warns_once_per_process(cluster):
     assert finished.stderr.count("RuntimeWarning") == 1
     assert f"<string>:7: RuntimeWarning: {library_path()!r} is the stand-in" in finished.stderr
     assert "LUNA_EXT_FORBID_STUB=1" in finished.stderr
+    # Python shows warnings to developers; a service has its log.
+    record = (
+        f"{library_path()!r} is the stand-in, not an HSM's client library: its locks protect nothing "
+        "outside of this machine"
+    )
+    assert finished.stderr.splitlines().count(record) == 1
 
 
 def test_stand_in_warns_under_another_name_too(cluster, tmp_path):
@@ -125,6 +134,70 @@ def test_forbidding_does_not_disturb_an_open_library(luna, monkeypatch):
     assert "stand-in" in refusal(lambda: luna_ext.Library(luna.path))
     with luna.slot(1):
         assert luna.slot(1).locked()
+
+
+# Runs a program on a machine of its own kind: with that file in /etc, owned by the user with this ID.
+WITH_FORBID_FILE = """
+mount -t tmpfs none "$1"
+mkdir "$1/upper" "$1/work"
+mount -t overlay none -o "lowerdir=/etc,upperdir=$1/upper,workdir=$1/work" /etc
+mkdir -p /etc/luna_ext
+touch /etc/luna_ext/forbid-stub
+chown "$2" /etc/luna_ext/forbid-stub
+shift 2
+exec "$@"
+"""
+OPEN_EACH = """
+import sys
+import luna_ext
+
+for path in sys.argv[1:]:
+    try:
+        luna_ext.Library(path).close()
+        print("opened")
+    except luna_ext.LunaError as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture
+def open_each(tmp_path, monkeypatch):
+    """Open libraries where the file is, and the environment allows the stand-in."""
+    monkeypatch.setenv("LUNA_EXT_FORBID_STUB", "0")
+    alone = ["unshare", "--mount", "--propagation", "private"]
+    alone += [] if os.geteuid() == 0 else ["--map-root-user"]
+    alone += ["sh", "-ec", WITH_FORBID_FILE, "-", str(tmp_path)]
+    tried = subprocess.run([*alone, "0", "true"], capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        pytest.skip(f"no other /etc for a process: {tried.stderr}")
+
+    def run(owner, *paths):
+        command = [*alone, str(owner), sys.executable, "-W", "ignore", "-c", OPEN_EACH]
+        command += map(str, paths)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    return run
+
+
+def test_roots_file_forbids_the_stand_in_its_copies_and_what_wraps_it(
+    cluster, open_each, old_client, tmp_path_factory
+):
+    copy = tmp_path_factory.mktemp("copy") / "libCryptoki2_64.so"
+    shutil.copy(library_path(), copy)
+    # It does not say what it wraps.
+    wrapper = old_client(*CLUSTER_FUNCTIONS)
+    original, copied, wrapped = open_each(0, library_path(), copy, wrapper).splitlines()
+    for line in (original, copied):
+        assert line.startswith("LibraryLoadError")
+        assert "/etc/luna_ext/forbid-stub forbids it" in line
+    assert wrapped.startswith("DeviceError C_Initialize: CKR_DEVICE_ERROR")
+    assert cluster.log() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_that_is_not_roots_forbids_nothing(cluster, open_each, old_client):
+    wrapper = old_client(*CLUSTER_FUNCTIONS)
+    assert open_each(12345, library_path(), wrapper) == "opened\nopened\n"
 
 
 @pytest.mark.parametrize("value", ["", "0"])

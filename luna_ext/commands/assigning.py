@@ -27,6 +27,7 @@ from .console import (
     json_option,
     print_json,
     print_json_line,
+    say,
     settings,
     tell,
 )
@@ -84,7 +85,7 @@ def assign(
     if as_json:
         print_json({"label": assigned.label, "slot_id": assigned.slot.slot_id})
         return
-    click.echo(f"assigned {printable(assigned.label)} in slot {assigned.slot.slot_id}")
+    say(f"assigned {assigned.label} in slot {assigned.slot.slot_id}")
 
 
 def _free(luna: Library, label: str) -> AbstractContextManager[None]:
@@ -119,7 +120,7 @@ def _say_what_would_be_done(luna: Library, labels: list[str], as_json: bool) -> 
             print_json_line({"event": "plan", "label": label, "slot_id": slot_id})
             continue
         says = "would be assigned" if slot_id is None else f"is there already, in slot {slot_id}"
-        click.echo(f"{printable(label)} {says}")
+        say(f"{label} {says}")
     skipped = sum(label in there for label in labels)
     left = len(labels) - skipped
     if as_json:
@@ -127,7 +128,7 @@ def _say_what_would_be_done(luna: Library, labels: list[str], as_json: bool) -> 
             {"event": "plan_end", "total": len(labels), "to_assign": left, "skipped": skipped}
         )
         return
-    click.echo(f"{left} would be assigned, {skipped} skipped")
+    say(f"{left} would be assigned, {skipped} skipped")
 
 
 def _require(luna: Library) -> None:
@@ -282,7 +283,7 @@ def provision(
             if as_json:
                 print_json_line(_in_json(progress))
             elif bar.disable or not sys.stdout.isatty():
-                click.echo(_words(progress))
+                say(_words(progress))
             elif progress.error is not None:
                 console.print(Text(_words(progress)))
 
@@ -318,10 +319,8 @@ def provision(
     if as_json:
         print_json_line(_end_in_json(done, labels, report))
         return 1 if report.failed else 0
-    click.echo(_counts(done))
+    say(_counts(done))
     if any(isinstance(error, PinError) for error in report.failed.values()):
         for label, slot_id in report.fresh.items():
-            click.echo(
-                f"{printable(label)} in slot {slot_id} was not initialised before: it took this SO PIN"
-            )
+            say(f"{label} in slot {slot_id} was not initialised before: it took this SO PIN")
     return 1 if report.failed else 0

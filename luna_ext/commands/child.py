@@ -18,7 +18,6 @@ from typing import NoReturn
 import click
 
 from .console import tell
-from .texts import printable
 
 FORWARDED = (
     signal.SIGINT,
@@ -139,7 +138,7 @@ def run_command(command: Sequence[str], variables: Mapping[str, str], files: Seq
             )
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if cannot := told.readline():
-            tell(f"{printable(command[0])}: {os.strerror(int(cannot))}")
+            tell(f"{command[0]}: {os.strerror(int(cannot))}")
     return 128 - code if code < 0 else code
 
 

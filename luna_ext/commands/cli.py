@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Container
+from contextlib import suppress
 from typing import Literal
 
 import click
@@ -111,11 +112,11 @@ class Records(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         self.told.add(text)
-        tell(printable(in_our_words(text)))
+        tell(in_our_words(text))
 
 
 def show_warning(message: Warning | str, *place: object, **more: object) -> None:
-    tell(f"warning: {printable(str(message))}")
+    tell(f"warning: {message}")
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -140,7 +141,9 @@ def run(arguments: list[str] | None = None) -> int:
         raise
     except BaseException as error:
         if debug and not isinstance(error, click.ClickException):
-            traceback.print_exception(error)
+            with suppress(OSError):
+                for line in "".join(traceback.format_exception(error)).rstrip().split("\n"):
+                    click.echo(printable(line), err=True)
         if isinstance(error, OSError) and _cannot_write():
             return EXIT_ERROR
         code = _told(error, records.told)

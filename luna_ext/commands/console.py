@@ -14,7 +14,7 @@ from .. import ownership
 from .._cluster import Library
 from ..discovery import find_library
 from ..errors import rv_name
-from .texts import in_one_line
+from .texts import in_one_line, printable
 
 EXIT_TEMPORARY = 75
 """EX_TEMPFAIL of sysexits.h: try again later."""
@@ -34,12 +34,9 @@ class Settings:
         if takes_pins:
             _refuse_what_others_change(self.path)
         with warnings.catch_warnings():
-            # The commands print their own line about the stand-in, below.
+            # The log record of it is a line already.
             warnings.filterwarnings("ignore", ".* is the stand-in", RuntimeWarning)
-            library = Library(self.path, contention=self.contention)
-        if library.is_stub:
-            tell(f"warning: {library.path} is the stand-in, not an HSM's client library")
-        return library
+            return Library(self.path, contention=self.contention)
 
 
 def _refuse_what_others_change(path: str | None) -> None:
@@ -63,10 +60,15 @@ def examples(*lines: str) -> str:
     return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
 
 
+def say(text: str) -> None:
+    """A line on standard output that a person reads."""
+    click.echo(printable(text))
+
+
 def tell(text: str) -> None:
     """A line on standard error, for what is not the command's result."""
     try:
-        click.echo(f"luna-ext: {text}", err=True)
+        click.echo(f"luna-ext: {printable(text)}", err=True)
     except OSError:
         # There is no other place to tell it, and it is no reason to let a lock go.
         give_up_stream(2)

@@ -20,11 +20,11 @@ from ..discovery import (
 from ..errors import OPEN_AFTER_FORK, LibraryLoadError, rv_name
 from .apart import FINALIZE, FORK, OPENING, SHORTER, Apart, Message, how_it_ended
 from .child import ended_by_signals
-from .console import Settings, examples, json_option, print_json, settings
+from .console import Settings, examples, json_option, print_json, say, settings
 from .examining import TOGETHER
 from .loading import LOADING, look_at
 from .tables import print_paragraph
-from .texts import in_one_line, printable
+from .texts import in_one_line
 from .values import Command
 
 CKR_CRYPTOKI_ALREADY_INITIALIZED = 0x191
@@ -285,9 +285,9 @@ def _show(finding: Finding) -> None:
         mark, color = "note", "yellow"
     else:
         mark, color = "ok", "green"
-    print_paragraph(f": {finding.what}: {printable(finding.says)}", mark=mark, color=color)
+    print_paragraph(f": {finding.what}: {finding.says}", mark=mark, color=color)
     if finding.advice:
-        print_paragraph(f"    -> {printable(finding.advice)}", indent=" " * 7)
+        print_paragraph(f"    -> {finding.advice}", indent=" " * 7)
 
 
 @click.command(
@@ -334,5 +334,5 @@ def doctor(options: Settings, as_json: bool) -> int:
             ]
         )
     elif not problems:
-        click.echo("No problem. `luna-ext probe` finds out how the device treats a lock call.")
+        say("No problem. `luna-ext probe` finds out how the device treats a lock call.")
     return 1 if problems else 0

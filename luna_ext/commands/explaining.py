@@ -7,7 +7,7 @@ from click.shell_completion import CompletionItem
 
 from .. import explanations
 from ..errors import meaning_of, rv_named
-from .console import examples, json_option, print_json
+from .console import examples, json_option, print_json, say
 from .offers import offer_codes
 from .tables import print_paragraph
 from .texts import in_our_words
@@ -87,6 +87,6 @@ def explain(codes: tuple[explanations.Explanation, ...], as_json: bool) -> None:
         )
         return
     for code in codes:
-        click.echo(f"{code.name} (0x{code.rv:X}): {_class_of(code) or 'no error'}")
+        say(f"{code.name} (0x{code.rv:X}): {_class_of(code) or 'no error'}")
         print_paragraph(f"    It means: {in_our_words(code.meaning)}")
         print_paragraph(f"    What to do: {in_our_words(code.advice)}.")

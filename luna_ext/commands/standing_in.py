@@ -19,7 +19,7 @@ from ..errors import rv_named
 from ..stub import BACKEND_VARIABLE, STATE_VARIABLE, Cluster, library_path
 from ..stub.control import function_names
 from .bench import Crew
-from .console import Settings, examples, json_option, print_json, settings
+from .console import Settings, examples, json_option, print_json, say, settings
 from .offers import offer, offer_codes
 from .tables import print_table
 from .values import MOST_KEYRINGS, NEW_SLOT, SECONDS, SLOT, Command, Group, Number
@@ -191,7 +191,7 @@ def status(path: str, as_json: bool) -> None:
             }
         )
         return
-    click.echo(f"cluster {cluster.cluster_id} in {cluster.path}")
+    say(f"cluster {cluster.cluster_id} in {cluster.path}")
     print_table(("slot", "label", "original label", "lock held by PID"), tokens)
 
 

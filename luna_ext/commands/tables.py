@@ -140,7 +140,7 @@ def print_paragraph(
     `mark` comes before the text, in this color.
     """
     width = _room()
-    whole = mark + text
+    whole = mark + printable(text)
     if width is not None:
         whole = textwrap.fill(
             whole,

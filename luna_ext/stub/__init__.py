@@ -132,7 +132,7 @@ class Cluster:
     OSError
         The file cannot be made or opened, or is no state file of this version.
     LibraryLoadError
-        The environment forbids the stand-in by LUNA_EXT_FORBID_STUB=1.
+        LUNA_EXT_FORBID_STUB=1 or /etc/luna_ext/forbid-stub forbids the stand-in.
 
     Notes
     -----
