@@ -178,7 +178,7 @@ def _screenful(
     heading, blocks = _fitting(candidates, columns, lines - 1 - len(below))
     left = len(candidates) - len(blocks)
     counts = [f"{left} more do not fit"] if left else []
-    if only_held:
+    if len(candidates) < len(rows):
         counts.append(f"{len(rows) - len(held)} more are not locked: --all")
     counts.append(f"{len(held)} of {len(rows)} are locked")
     return [*heading, *itertools.chain(*blocks), cut("; ".join(counts), columns), *below]
@@ -187,7 +187,7 @@ def _screenful(
 def _fitting(rows: Sequence[Row], columns: int, lines: int) -> tuple[list[str], list[list[str]]]:
     """A table's heading, and the lines of each row that there is room for."""
     # A row takes a line at least.
-    layout = Layout(COLUMNS, _cells(rows[:lines]), columns, cut_last=True)
+    layout = Layout(COLUMNS, _cells(rows[: max(0, lines)]), columns, cut_last=True)
     heading, blocks = layout.heading(), []
     left = lines - len(heading)
     for block in layout.blocks():
@@ -200,11 +200,13 @@ def _fitting(rows: Sequence[Row], columns: int, lines: int) -> tuple[list[str], 
     return heading, blocks
 
 
-def _show(watched: _Watched, only_held: bool | None, order: str, interval: float) -> None:
+def _show(
+    watched: _Watched, only_held: bool | None, order: str, interval: float, untold: str
+) -> None:
     with screen.Screen() as terminal:
         while True:
             rows = sorted(watched.rows(), key=_ORDERS[order])
-            draw = functools.partial(_screenful, rows, only_held, watched.trouble)
+            draw = functools.partial(_screenful, rows, only_held, watched.trouble or untold)
             terminal.show(draw, interval)
 
 
@@ -217,6 +219,7 @@ def _tell_changes(watched: _Watched, only_held: bool, order: str, interval: floa
     # Nothing is asked for, but that the other end of a pipe is closed is always told.
     reader.register(sys.stdout, 0)
     known: dict[int, Row] = {}
+    told = ""
     while True:
         rows = {row.slot_id: row for row in sorted(watched.rows(), key=_ORDERS[order])}
         wanted = {
@@ -226,6 +229,9 @@ def _tell_changes(watched: _Watched, only_held: bool, order: str, interval: floa
             if wanted.get(slot_id) != known.get(slot_id):
                 _tell_row(rows.get(slot_id, Row(slot_id, None, None, None, None)))
         known = wanted
+        if watched.trouble not in ("", told):
+            tell(watched.trouble)
+        told = watched.trouble
         if reader.poll(interval * 1000):
             return
 
@@ -298,7 +304,7 @@ def watch(
             tell(f"warning: {untold}")
         watched = _Watched(luna, glob)
         if live:
-            _show(watched, only_held, order, interval)
+            _show(watched, only_held, order, interval, untold)
         elif as_json:
             with suppress(BrokenPipeError):
                 _tell_changes(watched, bool(only_held), order, interval)

@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from rich.cells import cell_len
 from support import DUAL_IDENTITY
 
 from luna_ext.info import CLUSTER_FUNCTIONS
@@ -238,6 +239,17 @@ def test_what_is_too_long_for_a_table_is_a_list(shown):
     lines = shown("tokens", columns=50)
     assert lines[:2] == [f"slot: {10**18}", "label: a-label-of-thirty-one-bytes----1"]
     assert shown("tokens", columns=60)[0].split() == ["slot", "label"]
+
+
+def test_columns_are_even_whatever_the_width_of_characters(command, shown, assign):
+    assign("鍵鍵鍵")
+    for lines in (command("tokens").stdout.splitlines(), shown("tokens", columns=60)):
+        begins = {
+            cell_len(line[: found.start()])
+            for line in lines
+            if (found := re.search(r"\d{16}", line))
+        }
+        assert len(begins) == 1
 
 
 @pytest.mark.parametrize("columns", [None, 100])

@@ -11,7 +11,7 @@ import time
 
 import pexpect
 import pytest
-from support import DEVICE_ERROR, wait_until
+from support import DEVICE_ERROR, TOKEN_INFO, logged, wait_until
 
 from luna_ext import holders
 from luna_ext.commands import watching
@@ -329,6 +329,14 @@ def test_a_device_of_which_no_holder_tells(command, old_client, monkeypatch, pla
     assert (place or "is not set") in line
 
 
+def test_the_screen_says_that_no_holder_tells(terminal, old_client, monkeypatch):
+    monkeypatch.delenv(holders.VARIABLE, raising=False)
+    screen = terminal("--library", old_client(*CLUSTER_FUNCTIONS), "watch")
+    screen.expect_exact(TO_SCREEN)
+    screen.expect_exact("0 of 8 are locked")
+    screen.expect_exact("LUNA_EXT_WATCH is not set, so no locks are known")
+
+
 # ---- on a terminal ----
 
 TO_SCREEN, FROM_SCREEN, CURSOR_SHOWN = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25h"
@@ -478,6 +486,27 @@ def test_only_what_is_held_and_what_no_longer_is(start, hold_elsewhere):
         (3, holder.pid),
         (3, None),
     ]
+
+
+def test_a_lost_connection_is_told_and_made_anew(start, cluster, assign):
+    watch = start("watch", "--json", "--label", "payments-*", "--interval", 0.1)
+    wait_until(lambda: logged(cluster, TOKEN_INFO, watch.pid))
+    cluster.disconnect(watch.pid)
+    _, line = (watch.stderr.readline() for _ in range(2))
+    assert "CKR_DEVICE_ERROR" in line
+    slot_id = assign("payments-01")
+    assert json.loads(watch.stdout.readline())["slot_id"] == slot_id
+    watch.terminate()
+    assert watch.communicate(timeout=30)[1] == ""
+
+
+@pytest.mark.luna_cluster(keyrings=3000)
+def test_not_all_tokens_are_read_each_time(start, cluster, hold_elsewhere):
+    watch = start("watch", "--json", "--held", "--interval", 0.1)
+    for slot_id in (3, 4):
+        holder = hold_elsewhere(slot_id)
+        assert json.loads(watch.stdout.readline())["pid"] == holder.pid
+    assert len(logged(cluster, TOKEN_INFO, watch.pid)) == 3000
 
 
 @pytest.mark.parametrize("end", ["reader", signal.SIGINT, signal.SIGTERM])
