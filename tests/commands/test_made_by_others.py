@@ -1,4 +1,4 @@
-"""What others may have made: modules where luna-ext is started, and texts that a terminal takes for commands."""
+"""What others may have made: modules where luna-ext is started, and texts with commands for a terminal."""
 
 import json
 import re
