@@ -49,7 +49,16 @@ from .pin_pad import PIN_PAD, PinPad
 # As typing.TYPE_CHECKING; to import typing takes longer than to import the three extensions.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .info import FunctionStats, LibraryInfo, SlotFlag, SlotInfo, TokenFlag, TokenInfo, Version
+    from .info import (
+        FunctionStats,
+        LibraryInfo,
+        LockStats,
+        SlotFlag,
+        SlotInfo,
+        TokenFlag,
+        TokenInfo,
+        Version,
+    )
     from .provisioning import ProvisionProgress, ProvisionReport, provision
 
 __all__ = [
@@ -74,6 +83,7 @@ __all__ = [
     "LockNotOwnedError",
     "LockReentryError",
     "LockReleaseError",
+    "LockStats",
     "LockTimeoutError",
     "LostEvent",
     "LunaError",
@@ -104,6 +114,7 @@ __version__ = "0.1.0"
 _LATER = {
     "FunctionStats": "info",
     "LibraryInfo": "info",
+    "LockStats": "info",
     "ProvisionProgress": "provisioning",
     "ProvisionReport": "provisioning",
     "SlotFlag": "info",

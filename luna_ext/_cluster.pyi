@@ -6,7 +6,7 @@ from types import GenericAlias, TracebackType
 from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, final
 
 from .errors import CryptokiError, LockLostError
-from .info import FunctionStats, LibraryInfo, SlotInfo, TokenInfo
+from .info import FunctionStats, LibraryInfo, LockStats, SlotInfo, TokenInfo
 from .pin_pad import PinPad
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -318,6 +318,15 @@ class Library:
             counts the calls of all Library objects on the same client library. The times of calls that
             take less than 16 microseconds are sampled. Locks that were handed over without a call are
             the `handed_over` of CA_LockClusteredSlot.
+        """
+    def lock_stats(self) -> LockStats:
+        """How long this process has waited for locks and held them, and what became of that.
+
+        Returns
+        -------
+        LockStats
+            Of all slots. Does not ask the device, and counts the locks of all Library objects on the same
+            client library. Short waits and holds are not timed.
         """
 
 @final

@@ -50,6 +50,7 @@ from luna_ext._device cimport (
     deadline_in,
     blank_padded,
     close_canary,
+    count_timeout,
     do_in_child,
     ensure_user_pin,
     hear_of_fork,

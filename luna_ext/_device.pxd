@@ -77,17 +77,21 @@ cdef extern from "native.h":
     bint luna_is_marked(int *place) noexcept nogil
     bint luna_is_first(int *place) noexcept nogil
 
-    struct luna_counter:
+    struct luna_lengths:
         uint64_t nanoseconds
+        uint64_t *durations
+    struct luna_counter:
+        luna_lengths lengths
         uint64_t longest
         uint64_t timed
         uint64_t sample
-        uint64_t *durations
         uint64_t *codes
         uint64_t *errors
 
     uint64_t luna_count_get(uint64_t *place) noexcept nogil
     void luna_count_add(uint64_t *place, uint64_t amount) noexcept nogil
+    void luna_count_length(luna_lengths *lengths, uint64_t nanoseconds) noexcept nogil
+    uint64_t LUNA_FAST
     uint64_t LUNA_SURELY_SLOW
     bint luna_is_sample(luna_counter *counter, uint64_t now) noexcept nogil
     void luna_note_sample(luna_counter *counter, uint64_t now, uint64_t nanoseconds) noexcept nogil
@@ -160,6 +164,9 @@ cdef enum State:
 cdef struct Traffic:
     int in_flight                            # device calls that have not come back
     luna_counter counters[<int> FUNCTION_COUNT]   # by function
+    luna_lengths waits                       # of threads and tasks for locks, but for the shortest
+    luna_lengths holds                       # of locks, but for the shortest
+    uint64_t timeouts                        # waits whose time was up
 
 
 # A session of our own that shows whether the library was finalised, and with it each lock dropped.
@@ -312,6 +319,9 @@ cdef Pin as_pin(object pin, str name)
 cdef bint same_pins(Pin one, Pin other) noexcept
 
 cdef str name_of(int function)
+cdef void count_wait(Client client, uint64_t nanoseconds) noexcept nogil
+cdef void count_hold(Client client, uint64_t nanoseconds) noexcept nogil
+cdef void count_timeout(Client client) noexcept nogil
 cdef double average_seconds(Client client, int function) noexcept nogil
 cdef object error_of(CK_RV rv, int function, object slot_id)
 # What the table in errors.py says of a code.

@@ -104,6 +104,7 @@ cdef struct Record:
     int leaving             # unlock calls that are due, or out
     uint64_t unlocks        # unlock calls that were due so far
     uint64_t handed_over    # those of them that were not made: the next waiter got the lock instead
+    uint64_t losses         # holds so far whose lock the device had dropped
     uint64_t unlocked_at    # number of the newest claim when the last one was answered
     bint doubt              # a grant proves nothing: whether the lock is on is not known
     uint64_t doubt_in       # the generation in which it was
@@ -239,7 +240,8 @@ cdef class SlotMutex:
     cdef Record record
     cdef int back                    # a mark: the lock call has its answer, heard or not
     cdef int is_unassigned           # whether a claim holds it, and has not assigned its token
-    cdef uint64_t held_since         # luna_coarse_nanoseconds() when the device granted the lock
+    # luna_coarse_nanoseconds() when the device granted the lock; 0: not known, or no holder has got it
+    cdef uint64_t held_since
     cdef uint64_t alive_at           # the same when the canary was last seen before a handover
     cdef Locks locks                 # of the client, for all its slots
     cdef Client client               # makes the device calls
@@ -261,6 +263,8 @@ cdef class SlotMutex:
     cdef int ask(self, Waiter waiter, PyThread_type_lock *wake) except -1
     cdef int withdraw(self, Waiter waiter) except -1
     cdef int confirm(self, Waiter waiter) except -1
+    cdef int _count_wait(self, Wait *wait) noexcept
+    cdef int _confirm(self, Waiter waiter) except -1
     cdef int confirm_claim(self, Waiter request, Wait *wait) except -1
 
     cdef int release(self, uint64_t number, Share share) except -1

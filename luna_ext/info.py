@@ -9,6 +9,7 @@ from typing import NamedTuple
 __all__ = [
     "FunctionStats",
     "LibraryInfo",
+    "LockStats",
     "SlotFlag",
     "SlotInfo",
     "TokenFlag",
@@ -154,3 +155,55 @@ class FunctionStats:
     histogram: tuple[int, ...] = ()
     handed_over: int = 0
     timed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LockStats:
+    """Numbers and lengths of this process's waits for locks, and of its holds, at all slots.
+
+    Attributes
+    ----------
+    wait_histogram : tuple of int
+        ``wait_histogram[n]`` locks were had after less than 2**n nanoseconds, and not less than half of
+        that, from the moment that a thread or task of this process asked for them. The last number counts
+        all longer waits as well.
+    wait_seconds : float
+        Of all these waits together.
+    hold_histogram : tuple of int
+        The same of how long this process had a lock: from the device's grant to the unlock call. Where a
+        lock was handed over, that is one hold.
+    hold_seconds : float
+        Of all these holds together.
+    timeouts : int
+        How often the time was up: for each LockTimeoutError, and each ``acquire(timeout=...)`` that
+        returned False.
+    losses : int
+        How many holds the device has dropped while they lasted, as far as that was found out:
+        the connection was lost, or the library was initialised anew, also by `reconnect()`.
+    handed_over : int
+        How often a lock went to the next thread or task without a call (`Library`'s `handover`).
+    waiting : int
+        How many threads and tasks wait for a lock now.
+    held : int
+        How many slots this process has locked now.
+
+    Notes
+    -----
+    A lock that is had in less than 16 microseconds is no wait, and in none of the numbers; with an HSM
+    behind a network each lock call takes longer. Holds are told by a clock of the system that goes in
+    ticks, of 10 milliseconds at most: one that ends in the tick in which it began is in
+    ``hold_histogram[0]``, and adds nothing to `hold_seconds`; one in which the tick has changed adds the
+    whole tick, so that the sum is right on the average. A lock that came too late for its waiter, and was
+    unlocked at once, is a short hold. A wait for a claim is in none of the numbers but `timeouts`; its
+    hold counts.
+    """
+
+    wait_histogram: tuple[int, ...] = ()
+    wait_seconds: float = 0.0
+    hold_histogram: tuple[int, ...] = ()
+    hold_seconds: float = 0.0
+    timeouts: int = 0
+    losses: int = 0
+    handed_over: int = 0
+    waiting: int = 0
+    held: int = 0

@@ -253,6 +253,7 @@ cdef class Claim:
     def _out_of_time(self):
         cluster_id = self.cluster_id.decode()
         if self.refusal is None:
+            count_timeout(self.share.client)
             error = LockTimeoutError(
                 f"the device has not given a token of cluster {cluster_id!r} within "
                 f"{self.timeout:g} s, nor said that there is none. Nothing is locked; try again, "

@@ -546,6 +546,17 @@ cdef class Library:
             stats[LOCK] = replace(stats.get(LOCK, FunctionStats()), handed_over=handed_over)
         return stats
 
+    def lock_stats(self):
+        """How long this process has waited for locks and held them, and what became of that.
+
+        Returns
+        -------
+        LockStats
+            Of all slots. Does not ask the device, and counts the locks of all Library objects on the same
+            client library. Short waits and holds are not timed.
+        """
+        return self.locks.stats()
+
     def __repr__(self):
         return f"<luna_ext.Library {self.path!r}, {'closed' if self.closed else 'open'}>"
 

@@ -577,6 +577,7 @@ cdef class SlotLock:
 
     def _timeout_error(self, reason, function):
         slot_id = self.mutex.slot_id
+        count_timeout(self.share.client)
         waited = "at once" if self.told_timeout == 0 else f"within {self.told_timeout:g} s"
         error = LockTimeoutError(
             f"slot {slot_id} could not be locked {waited}: {reason}", function=function, slot_id=slot_id

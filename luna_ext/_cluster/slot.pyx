@@ -104,6 +104,8 @@ cdef class ClusterSlot:
             if not blocking and timeout != -1:
                 raise ValueError("can't specify a timeout for a non-blocking call")
             if not self.mutex.acquire_within(self.share, seconds):
+                if blocking:
+                    count_timeout(self.share.client)
                 return False
         self.mutex.keep_place(place)
         return True

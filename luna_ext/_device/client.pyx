@@ -698,6 +698,16 @@ cdef class Client:
         """FunctionStats of each C function that this process has called, by its name."""
         return stats_of(self.traffic)
 
+    def lock_lengths(self):
+        """Of waits and of holds, the histogram and the seconds of all together; and the number of timeouts.
+        """
+        cdef Traffic *traffic = self.traffic
+        return (
+            lengths_of(traffic, &traffic.waits),
+            lengths_of(traffic, &traffic.holds),
+            total(traffic, place_of(traffic, &traffic.timeouts)),
+        )
+
     # ---- fork ----
 
     def after_fork(self):

@@ -284,10 +284,18 @@ static inline int luna_shared_take(int *place) {
 #define luna_is_first(place) (__atomic_exchange_n((place), 1, __ATOMIC_ACQ_REL) == 0)
 #endif
 
-/* ---- what is counted of the calls of one C function ---- */
+/* ---- how long something took, each time ---- */
 
 /* The last one takes what takes longer than 2^39 ns, some 9 minutes. */
 #define LUNA_DURATIONS 41
+
+struct luna_lengths {
+    uint64_t nanoseconds;                /* of all together */
+    uint64_t durations[LUNA_DURATIONS];  /* [n]: those of less than 2^n ns that are not in [n - 1] */
+};
+
+/* ---- what is counted of the calls of one C function ---- */
+
 /* A function answers few different errors. The last place is for all that find no other. */
 #define LUNA_ERRORS 32
 /*
@@ -303,12 +311,11 @@ static inline int luna_shared_take(int *place) {
 /* The numbers of calls are exact. They are changed one after the other, so that a reader may find a call in
  * one of them and not yet in the next. */
 struct luna_counter {
-    uint64_t nanoseconds;                /* of all calls together */
+    struct luna_lengths lengths;
     uint64_t longest;                    /* nanoseconds, of those that were timed */
     uint64_t timed;                      /* calls that were */
     uint64_t sampled;                    /* the stretch in which a fast call was timed; 0: none */
     uint64_t sample;                     /* how long that one took, in nanoseconds */
-    uint64_t durations[LUNA_DURATIONS];  /* [n]: calls of less than 2^n ns that are not in [n - 1] */
     uint64_t codes[LUNA_ERRORS];         /* the CK_RV that is counted in this place; 0: none yet */
     uint64_t errors[LUNA_ERRORS];
 };
@@ -342,6 +349,12 @@ static inline int luna_bits(uint64_t number) {
 #endif
 }
 
+static inline void luna_count_length(struct luna_lengths *lengths, uint64_t nanoseconds) {
+    int digits = luna_bits(nanoseconds);
+    luna_count_add(&lengths->nanoseconds, nanoseconds);
+    luna_count_add(&lengths->durations[digits < LUNA_DURATIONS ? digits : LUNA_DURATIONS - 1], 1);
+}
+
 /* Threads that share a shard may count at a time; each finds or takes a place for its code. */
 static inline void luna_count_error(struct luna_counter *counter, uint64_t rv) {
     int place = 0;
@@ -367,9 +380,7 @@ static inline void luna_count_error(struct luna_counter *counter, uint64_t rv) {
 
 /* A call counts as having lasted so long, and answered `rv`. With the GIL, where there is one. */
 static inline void luna_count(struct luna_counter *counter, uint64_t nanoseconds, uint64_t rv) {
-    int digits = luna_bits(nanoseconds);
-    luna_count_add(&counter->nanoseconds, nanoseconds);
-    luna_count_add(&counter->durations[digits < LUNA_DURATIONS ? digits : LUNA_DURATIONS - 1], 1);
+    luna_count_length(&counter->lengths, nanoseconds);
     if (luna_unlikely(rv != 0)) {
         luna_count_error(counter, rv);
     }

@@ -92,10 +92,41 @@ cdef double average_seconds(Client client, int function) noexcept nogil:
     cdef uint64_t calls = 0
     cdef int n
     for n in range(LUNA_DURATIONS):
-        calls += total(traffic, place_of(traffic, &counter.durations[n]))
+        calls += total(traffic, place_of(traffic, &counter.lengths.durations[n]))
     if calls == 0:
         return 0
-    return 1e-9 * total(traffic, place_of(traffic, &counter.nanoseconds)) / calls
+    return 1e-9 * total(traffic, place_of(traffic, &counter.lengths.nanoseconds)) / calls
+
+
+# ---- of locks ----
+
+
+cdef void count_wait(Client client, uint64_t nanoseconds) noexcept nogil:
+    """A lock was got so long after it was asked for."""
+    if nanoseconds >= LUNA_FAST:
+        luna_count_length(&client.traffic[luna_shard()].waits, nanoseconds)
+
+
+cdef void count_hold(Client client, uint64_t nanoseconds) noexcept nogil:
+    """A lock comes off that was held so long; those are not counted here that were held for less than a
+    tick of the coarse clock.
+    """
+    luna_count_length(&client.traffic[luna_shard()].holds, nanoseconds)
+
+
+cdef void count_timeout(Client client) noexcept nogil:
+    luna_count_add(&client.traffic[luna_shard()].timeouts, 1)
+
+
+cdef tuple lengths_of(Traffic *traffic, luna_lengths *lengths):
+    """A histogram, and the seconds of all together."""
+    histogram = tuple([
+        total(traffic, place_of(traffic, &lengths.durations[n])) for n in range(LUNA_DURATIONS)
+    ])
+    return histogram, total(traffic, place_of(traffic, &lengths.nanoseconds)) / 1e9
+
+
+# ---- for the application ----
 
 
 cdef dict stats_of(Traffic *traffic):
@@ -108,9 +139,7 @@ cdef dict stats_of(Traffic *traffic):
     stats = {}
     for function in range(FUNCTION_COUNT):
         counter = &traffic.counters[<int> function]
-        histogram = tuple([
-            total(traffic, place_of(traffic, &counter.durations[n])) for n in range(LUNA_DURATIONS)
-        ])
+        histogram, seconds = lengths_of(traffic, &counter.lengths)
         if any(histogram):
             longest = 0
             for shard in range(LUNA_SHARDS):
@@ -120,7 +149,7 @@ cdef dict stats_of(Traffic *traffic):
             stats[NAMES[function]] = FunctionStats(
                 calls=sum(histogram),
                 errors=errors_of(traffic, function),
-                total_seconds=total(traffic, place_of(traffic, &counter.nanoseconds)) / 1e9,
+                total_seconds=seconds,
                 max_seconds=longest / 1e9,
                 histogram=histogram,
                 timed=total(traffic, place_of(traffic, &counter.timed)),

@@ -102,6 +102,35 @@ cdef class Locks:
         """How often this process has handed a lock over, at all slots."""
         return sum([seen(&(<SlotMutex> mutex).record).handed_over for mutex in self.all()])
 
+    def stats(self):
+        """LockStats of all slots."""
+        from .info import LockStats
+
+        cdef Record now
+        cdef uint64_t unlocks = 0, handed_over = 0, losses = 0, waiting = 0, held = 0
+        waits, holds, timeouts = self.client.lock_lengths()
+        for mutex in self.all():
+            now = seen(&(<SlotMutex> mutex).record)
+            unlocks += now.unlocks - now.handed_over
+            handed_over += now.handed_over
+            losses += now.losses
+            # A thread that makes the lock call itself is not in the queue.
+            waiting += <uint64_t> now.waiting + (now.caller != 0)
+            held += now.owner != 0
+        # Those are not timed that ended in the tick in which they had begun.
+        short = max(0, unlocks - sum(holds[0]))
+        return LockStats(
+            wait_histogram=waits[0],
+            wait_seconds=waits[1],
+            hold_histogram=(short + holds[0][0], *holds[0][1:]),
+            hold_seconds=holds[1],
+            timeouts=timeouts,
+            losses=losses,
+            handed_over=handed_over,
+            waiting=waiting,
+            held=held,
+        )
+
     cdef int lose_all(self) except -1:
         """End the holds of earlier generations: their locks are gone, and their holders get to know it at
         their next call.
@@ -134,6 +163,7 @@ cdef class Locks:
             if seen(&mutex.record).doubt and end_doubt(
                 &mutex.record, self.generation(), kind == GIVES_ONCE
             ):
+                mutex.held_since = 0
                 if not run_on_worker(unlock_late, mutex):
                     unlock_late(mutex)
         return 0
@@ -320,6 +350,7 @@ cdef class Request(Waiter):
                 return self._hold_begins()
             if arrival == RETURNED:
                 # A lock call may be out, whose answer the unlock must not cross either.
+                self.mutex.held_since = 0
                 self.mutex._tell_late(self.mutex.take_off(True, generation, True))
                 return 0
             if arrival == UNPROVEN and self.make_sure():

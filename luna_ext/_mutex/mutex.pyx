@@ -165,6 +165,14 @@ cdef class SlotMutex:
         """Write the records of a grant. Give the lock back and raise if a signal handler or log handler
         raises, or if the Library was closed meanwhile.
         """
+        self._count_wait(&waiter.wait)
+        return self._confirm(waiter)
+
+    cdef int _count_wait(self, Wait *wait) noexcept:
+        count_wait(self.client, <uint64_t> (1e9 * (luna_now() - wait.began)))
+        return 0
+
+    cdef int _confirm(self, Waiter waiter) except -1:
         try:
             end_wait(&waiter.wait, self.slot_id)
             # A signal that came meanwhile is handled here, where the lock can be given back. If its
@@ -183,7 +191,7 @@ cdef class SlotMutex:
     cdef int confirm_claim(self, Waiter request, Wait *wait) except -1:
         """The same for the slot that a claim has come back with."""
         request.wait = wait[0]
-        self.confirm(request)
+        self._confirm(request)
         wait[0] = request.wait
         return 0
 
@@ -269,7 +277,7 @@ cdef class SlotMutex:
                 wait.began = luna_now() - 1e-9 * nanoseconds
             if verdict == REFUSED:
                 self._pause(rv, share, wait, &backoff)
-        if wait.began != 0 or nanoseconds > LONG_WAIT_NANOSECONDS or not luna_shared_get(&share.open):
+        if wait.began != 0 or nanoseconds >= LUNA_FAST or not luna_shared_get(&share.open):
             self._conclude_own_call(number, share, wait, nanoseconds)
         return 0
 
@@ -315,9 +323,15 @@ cdef class SlotMutex:
     cdef int _conclude_own_call(
         self, uint64_t number, Share share, Wait *wait, uint64_t nanoseconds
     ) except -1:
-        cdef uint64_t hold = seen(&self.record).hold
+        cdef uint64_t hold
         if wait.began == 0:
+            # The call is all that it has waited for, and its length is known.
+            if nanoseconds <= LONG_WAIT_NANOSECONDS and luna_shared_get(&share.open):
+                count_wait(self.client, nanoseconds)
+                return 0
             wait.began = luna_now() - 1e-9 * nanoseconds
+        hold = seen(&self.record).hold
+        self._count_wait(wait)
         wait.warned = wait.warned or self._was_told_of_call()
         try:
             end_wait(wait, self.slot_id)
@@ -493,6 +507,7 @@ cdef class SlotMutex:
                     self.give_back(hold)
                 return 0
             if verdict == UNWANTED:
+                self.held_since = 0
                 self._tell_late(self.take_off(False, generation, True))
                 return 0
             if verdict == IGNORED:
@@ -616,6 +631,7 @@ cdef class SlotMutex:
                 tell_unlocked(began, self.slot_id, False)
             return 0
         if rv == CKR_SESSION_HANDLE_INVALID:
+            note_late_loss(&self.record)
             hold_back_at_exit()
             raise lost_error(self.slot_id, LOSSES[<int> FINALISED])
         if rv == CKR_CRYPTOKI_NOT_INITIALIZED and not luna_shared_get(&self.client.initialised):
@@ -637,6 +653,9 @@ cdef class SlotMutex:
         cdef uint64_t now = luna_coarse_nanoseconds()
         cdef bint was_long = is_long_hold(self, now)
         cdef bint unassigned
+        # Most holds end in the tick in which they have begun, and are counted by their unlocks alone.
+        if now != self.held_since and self.held_since != 0:
+            count_hold(self.client, now - self.held_since)
         if luna_shared_get(&self.locks.kind) == UNKNOWN and (
             after_a_moment
             or ((luna_shared_get(&self.locks.claims_out) != 0 or luna_shared_get(&self.locks.in_doubt))
@@ -801,6 +820,7 @@ cdef class SlotMutex:
         """Why an unlock failed: is the connection gone, and the lock with it?"""
         cause = error_of(rv, CA_UNLOCK_CLUSTERED_SLOT, self.slot_id)
         if self.locks.is_finalised():
+            note_late_loss(&self.record)
             lost = lost_error(self.slot_id, LOSSES[<int> FINALISED], rv=rv)
             lost.__cause__ = cause
             return lost
@@ -808,6 +828,7 @@ cdef class SlotMutex:
             token_label(self.client, self.slot_id)
         except CryptokiError as error:
             if means_lost(error):
+                note_late_loss(&self.record)
                 why = f"the unlock failed ({cause.rv_name}), the next call too ({error.rv_name})"
                 lost = lost_error(self.slot_id, why, rv=rv)
                 lost.__cause__ = cause

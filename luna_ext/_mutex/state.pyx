@@ -387,6 +387,7 @@ cdef inline Leave leave(Record *record, uint64_t generation, int *kind) noexcept
     if record.loss != NOT_LOST or record.generation != generation:
         if record.loss == NOT_LOST:
             record.loss = FINALISED
+            record.losses += 1
         due = LOST
     else:
         record.leaving += 1
@@ -634,9 +635,18 @@ cdef bint lose(Record *record, uint64_t hold, Loss loss) noexcept nogil:
     lost = record.owner != 0 and record.hold == hold and record.loss == NOT_LOST
     if lost:
         record.loss = loss
+        if loss == DEVICE_GONE or loss == FINALISED:
+            record.losses += 1
     check(record)
     luna_guard_unlock(&record.guard)
     return lost
+
+
+cdef void note_late_loss(Record *record) noexcept nogil:
+    """The answer to an unlock call has shown that the lock was gone."""
+    luna_guard_lock(&record.guard)
+    record.losses += 1
+    luna_guard_unlock(&record.guard)
 
 
 cdef void work_begins(Record *record) noexcept nogil:
