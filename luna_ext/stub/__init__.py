@@ -388,6 +388,11 @@ class Cluster:
         or a lock call, is not given once more until an unlock call has taken that grant off. So a
         client that asks again gets a free token, or the answer that there is none.
 
+        Parameters
+        ----------
+        name, value : str
+            A switch of the table, and one of its values.
+
         Raises
         ------
         TypeError, ValueError

@@ -1,6 +1,6 @@
-"""An editor shows the docstring of each public name: asked of pyright's language server, as editors do.
+"""Docstrings of public names: all there, in NumPy's style, the same in the stub as in the compiled module.
 
-And that of the stub is that of the compiled module, which `help()` shows.
+And an editor shows them: asked of pyright's language server, as editors do.
 """
 
 import ast
@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,19 @@ def public_names():
 
 
 NAMES = dict(public_names())
+NUMPY_STYLE = {
+    *("GL03", "GL05", "GL06", "GL07"),  # blank lines, sections: their spelling, names and order
+    *("SS01", "SS03", "SS04", "SS06"),  # the summary: it is there, a sentence, of one line
+    *(
+        "PR01",
+        "PR02",
+        "PR03",
+        "PR04",
+        "PR06",
+        "PR07",
+        "PR09",
+    ),  # the parameters: all, no other, with types
+}
 
 
 class Server:
@@ -145,3 +159,25 @@ def test_docstrings_of_the_stub_are_those_of_the_compiled_module():
             if said is not None and compiled_says not in (said, None):
                 different.append(f"{part.name}.{one.name}")
     assert different == []
+
+
+@pytest.mark.skipif(
+    find_spec("numpydoc") is None, reason="numpydoc is not installed (PyPI: numpydoc)"
+)
+def test_docstrings_describe_each_parameter_in_the_style_of_numpy():
+    from numpydoc.validate import validate
+
+    # Records and exceptions are made by the library, and their fields are said elsewhere.
+    made_by_users = (
+        "luna_ext.Library",
+        "luna_ext.stub.Cluster",
+        "luna_ext.metrics.PrometheusCollector",
+    )
+    wrong = [
+        (name, *error)
+        for name in NAMES
+        if name in made_by_users or name.rpartition(".")[2].islower()
+        for error in validate(name)["errors"]
+        if error[0] in NUMPY_STYLE
+    ]
+    assert wrong == []
