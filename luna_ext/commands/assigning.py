@@ -247,8 +247,8 @@ def provision(
 
     Run it again after a crash: what is there is skipped. The exit code is 0 if all labels have
     their token, else 1. A label that two hosts assigned at the same moment is found and reported;
-    --guard prevents it. With --json each label is a line as soon as it is done, and the last line is their
-    number.
+    --guard prevents it. With --json each label is a line as soon as it is done, and the last line
+    counts them.
     """
     labels = _labels(file, count, prefix, first)
     if dry_run:

@@ -179,7 +179,8 @@ def test_an_application_id_that_the_configuration_sets(command, client, monkeypa
     done = command("doctor")
     well, _, _ = findings(done)
     assert done.returncode == 0
-    assert well["application ID"] == "the configuration sets none; each process has one of its own"
+    # In a container there is more to say.
+    assert well["application ID"].startswith("the configuration sets none")
 
 
 def test_a_file_that_is_no_library(command, tmp_path):
