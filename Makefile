@@ -13,6 +13,10 @@ SOURCES := setup.py pyproject.toml \
 demo: $(VENV)/built
 	$(BIN)/python -m luna_ext.commands.demo
 
+# Tests mostly wait: several run at a time. PYTEST_ARGS takes the place of this, for some of the tests.
+PYTEST_ARGS ?= $(AT_A_TIME)
+AT_A_TIME ?= -n 4 --dist worksteal
+
 test: $(VENV)/built $(VENV)/with-test
 	$(BIN)/pytest $(PYTEST_ARGS)
 
@@ -25,6 +29,7 @@ backend: $(VENV)/built $(VENV)/with-test
 	LUNA_STUB_BACKEND=$(BACKEND) $(BIN)/pytest $(BACKEND_TESTS) $(PYTEST_ARGS)
 
 # The stress tests in their long form, a few minutes of them, with their figures.
+stress windows: PYTEST_ARGS :=
 stress: $(VENV)/built $(VENV)/with-test
 	LUNA_EXT_STRESS=long $(BIN)/pytest -m stress -s tests/stress $(PYTEST_ARGS)
 

@@ -178,9 +178,20 @@ def grandchild():
         except luna_ext.LockNotOwnedError:
             print("not owned", flush=True)
 
+def main_thread_sleeps():
+    with open(f"/proc/self/task/{{os.getpid()}}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "S"
+
+def fork_beside_a_sleeping_main_thread():
+    # If it asked for the GIL at the fork, the grandchild would hand the GIL to it, and wait for it to take it.
+    for _ in range(3):
+        time.sleep(0)
+        wait_until(main_thread_sleeps)
+    fork(grandchild)
+
 def child():
     with slot.lock(timeout=20):
-        in_thread(lambda: fork(grandchild)).join()
+        in_thread(fork_beside_a_sleeping_main_thread).join()
 
 # The main thread has a number when it forks.
 with slot:

@@ -85,6 +85,10 @@ class Index:
     def __index__(self):
         return 3
 
+    def __repr__(self):
+        # A part of a test's name, which is to be the same in each process of pytest-xdist.
+        return "Index()"
+
 
 ARGUMENTS = [
     (),

@@ -39,7 +39,7 @@ asan: asan-tools build/asan/storm build/asan/storm-plain $(VENV)/built $(VENV)/w
 	cd build/asan/tree && CC=$(SANITIZER_CC) CFLAGS="$(SANITIZE) -g -UNDEBUG" LDFLAGS="$(SANITIZE)" \
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/asan/tree && LD_PRELOAD="$$($(SANITIZER_CC) -print-file-name=libasan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 $(abspath $(BIN))/python -m pytest -q $(PATIENT) $(ASAN_TESTS) \
+		ASAN_OPTIONS=detect_leaks=0 $(abspath $(BIN))/python -m pytest -q $(AT_A_TIME) $(PATIENT) $(ASAN_TESTS) \
 		-m "not stress" --ignore=tests/stub/test_p11_kit.py $(APART) $(COMPILING:%=--ignore=tests/%.py) \
 		$(NOTHING_BUT_PYTHON:%=--ignore=tests/test_%.py) \
 		--deselect=tests/test_claim.py::test_no_copy_of_a_pin \
@@ -63,7 +63,7 @@ tsan: tsan-tools build/tsan/storm $(VENV)/built $(VENV)/with-test
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/tsan/tree && LD_PRELOAD="$$($(SANITIZER_CC) -print-file-name=libtsan.so)" TSAN_OPTIONS="\
 		die_after_fork=0 handle_segv=0 suppressions=$(abspath tests/c/tsan.supp) log_path=$(abspath build/tsan/reports)/of" \
-		$(NOT_AT_RANDOM) $(abspath $(BIN))/python -m pytest -q $(PATIENT) $(TSAN_TESTS) --ignore=tests/stub $(APART) \
+		$(NOT_AT_RANDOM) $(abspath $(BIN))/python -m pytest -q $(AT_A_TIME) $(PATIENT) $(TSAN_TESTS) --ignore=tests/stub $(APART) \
 		--deselect=tests/test_claim.py::test_no_copy_of_a_pin \
 		--deselect=tests/test_processes.py::test_forked_workers_of_an_open_library_exclude_each_other \
 		--ignore=tests/test_gunicorn.py $(SINGLE_THREADED:%=--ignore=tests/test_%.py); \
@@ -86,7 +86,7 @@ tsan-freethreaded: tsan-tools $(VENV)/built
 		$(NOT_AT_RANDOM) $(abspath $(WATCHED))/venv/bin/python setup.py -q build_ext --inplace
 	cd $(WATCHED)/tree && PYTHON_GIL=0 TSAN_OPTIONS="die_after_fork=0 handle_segv=0 \
 		suppressions=$(abspath $(WATCHED))/tsan.supp log_path=$(abspath $(WATCHED))/reports/of" \
-		$(NOT_AT_RANDOM) $(abspath $(WATCHED))/venv/bin/python -m pytest -q $(PATIENT) \
+		$(NOT_AT_RANDOM) $(abspath $(WATCHED))/venv/bin/python -m pytest -q $(AT_A_TIME) $(PATIENT) \
 		-p luna_ext.pytest_plugin $(TSAN_FREETHREADED_TESTS) \
 		--deselect=tests/test_claim.py::test_no_copy_of_a_pin; \
 		status=$$?; cat $(abspath $(WATCHED))/reports/* 2>/dev/null && exit 66; exit $$status
