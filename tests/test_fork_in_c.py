@@ -183,7 +183,7 @@ def main_thread_sleeps():
         return file.read().rpartition(")")[2].split()[0] == "S"
 
 def fork_beside_a_sleeping_main_thread():
-    # If it asked for the GIL at the fork, the grandchild would hand the GIL to it, and wait for it to take it.
+    # If it asked for the GIL at the fork, the grandchild would hand the GIL over to it, and wait.
     for _ in range(3):
         time.sleep(0)
         wait_until(main_thread_sleeps)
