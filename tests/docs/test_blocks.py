@@ -158,3 +158,13 @@ def test_blocks_that_are_not_run_are_read(page):
             read(block)
         elif block.language == "python":
             compiled(block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_reader_is_told_the_name_of_each_file(page):
+    """The info string of a block, which says it, is not shown."""
+    lines = page.read_text().splitlines()
+    for block in blocks_of(page):
+        if "file" in block.options:
+            before = "\n".join(lines[max(block.line - 8, 0) : block.line - 2])
+            assert f"`{block.options['file']}`" in before, block.place
