@@ -112,14 +112,22 @@ def usual(parameter):
     return str(getattr(parameter.type, "min", None) or "1")
 
 
+def parameters_of(path):
+    """Which of a subcommand's options and arguments take a value, and the flags."""
+    parameters = LEAVES[path].params
+    valued = [parameter for parameter in parameters if takes_a_value(parameter)]
+    return valued, [flag.opts[0] for flag in parameters if not takes_a_value(flag)]
+
+
 @st.composite
-def lines(draw, path):
-    """Its arguments: one or two of them odd, and the usual ones that it needs."""
-    parameters = [parameter for parameter in LEAVES[path].params if takes_a_value(parameter)]
-    if not parameters:
-        return [draw(ODD)]
-    odd = draw(st.lists(st.sampled_from(parameters), min_size=1, max_size=2, unique=True))
-    options, arguments = [], []
+def lines(draw, path, certain):
+    """Its arguments: this one of them odd, perhaps another one, some flags, and what it needs."""
+    parameters, flags = parameters_of(path)
+    options = draw(st.lists(st.sampled_from(flags), max_size=2, unique=True)) if flags else []
+    if certain is None:
+        return [*options, draw(ODD)]
+    odd = [certain, draw(st.sampled_from(parameters))]
+    arguments = []
     for parameter in parameters:
         words = options if isinstance(parameter, click.Option) else arguments
         if parameter in odd:
@@ -153,6 +161,12 @@ def no_trace(monkeypatch):
     logger.setLevel(level)
 
 
+class Stream(io.BytesIO):
+    """Of a standard stream, which has a name."""
+
+    name = "<a standard stream>"
+
+
 @pytest.fixture
 def outcome(cluster, monkeypatch, pin_file, tmp_path):
     """Run the command in this process, but for the programs that it would start: its code and streams."""
@@ -166,7 +180,7 @@ def outcome(cluster, monkeypatch, pin_file, tmp_path):
     def run(*words):
         logger = logging.getLogger("luna_ext")
         handlers = list(logger.handlers)
-        streams = {name: io.TextIOWrapper(io.BytesIO(), "utf-8") for name in ("stdin", "stdout")}
+        streams = {name: io.TextIOWrapper(Stream(), "utf-8") for name in ("stdin", "stdout")}
         streams["stderr"] = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
         with monkeypatch.context() as patch:
             for name, stream in streams.items():
@@ -195,18 +209,21 @@ def check(code, stdout, stderr, words):
 @pytest.mark.luna_cluster(keyrings=200)
 @pytest.mark.parametrize("path", LEAVES, ids=" ".join)
 def test_odd_values(outcome, path):
-    @settings(
-        max_examples=60,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-    )
-    @given(lines(path))
-    def try_them(words):
-        check(*outcome(*path, *words), words)
+    parameters, _ = parameters_of(path)
+    for certain in parameters or [None]:
 
-    try_them()
+        @settings(
+            max_examples=40,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+        )
+        @given(lines(path, certain))
+        def try_them(words):
+            check(*outcome(*path, *words), words)
+
+        try_them()
 
 
 @settings(max_examples=60, deadline=None, database=None, derandomize=True)
