@@ -31,7 +31,6 @@ __all__ = ["keep_pykcs11", "pkcs11_of", "pkcs11_token", "pykcs11_of"]
 
 # The oldest versions that the tests run with.
 OLDEST = {"python-pkcs11": (0, 10), "PyKCS11": (1, 5, 18)}
-EXTRAS = {"python-pkcs11": "pkcs11", "PyKCS11": "pykcs11"}
 
 # The slots of python-pkcs11 by their ID: it asks the client for each slot to make them.
 _slots: weakref.WeakKeyDictionary[Library, dict[int, Any]] = weakref.WeakKeyDictionary()
@@ -48,13 +47,17 @@ def installed(distribution: str) -> tuple[str | None, str]:
     oldest = OLDEST[distribution]
     digits = (part for part in found.split(".")[: len(oldest)])
     if tuple(int(part) if part.isdecimal() else 0 for part in digits) < oldest:
-        wanted = ".".join(map(str, oldest))
-        return found, f"{distribution} {found} is too old, {wanted} is needed"
+        return found, f"{distribution} {found} is too old, {_oldest(distribution)} is needed"
     return found, ""
 
 
 def how_to_install(distribution: str) -> str:
-    return f"pip install 'luna_ext[{EXTRAS[distribution]}]'"
+    # Not by the extra: an index need not have luna_ext.
+    return f"pip install '{distribution}>={_oldest(distribution)}'"
+
+
+def _oldest(distribution: str) -> str:
+    return ".".join(map(str, OLDEST[distribution]))
 
 
 def _neighbour(module: str, distribution: str) -> ModuleType:

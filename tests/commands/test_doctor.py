@@ -462,7 +462,7 @@ def test_neighbours(cluster, monkeypatch, capsys):
     old, new = doctoring._neighbours()
     assert old.is_problem
     assert old.says == "python-pkcs11 0.9.3 is too old, 0.10 is needed"
-    assert old.advice == "pip install 'luna_ext[pkcs11]'"
+    assert old.advice == "pip install 'python-pkcs11>=0.10'"
     assert (new.says, new.advice) == ("1.5.18", "")
 
 

@@ -86,6 +86,16 @@ def test_signature_of_library_in_the_reference_is_its_own():
     assert f"luna_ext.Library{signature}" in REFERENCE
 
 
+def test_extras_are_installed_from_what_a_reader_has():
+    """From a clone, a wheel or a directory: no index need have luna_ext."""
+    by_name = re.compile(r"(?<![/\w])luna_ext\[")
+    for page in PAGES:
+        assert not by_name.search(page.read_text()), page
+    for file in (TREE / "luna_ext").rglob("*.py*"):
+        if file.suffix in {".py", ".pyi", ".pyx"}:
+            assert not by_name.search(file.read_text()), file
+
+
 def test_every_extra_is_documented():
     said = {
         name
