@@ -19,6 +19,7 @@ from support import (
     LOCK,
     UNLOCK,
     enter,
+    finalisations,
     have_returned,
     logged,
     wait_until,
@@ -109,6 +110,28 @@ def test_the_block_raises(luna):
     """The block raises."""
     with pytest.raises(ValueError, match="of the block"), luna.slot(1):
         raise ValueError("of the block")
+
+
+def test_a_thread_that_the_holder_has_started(luna):
+    """A thread that the holder has started relies on the lock."""
+
+    async def main():
+        async with luna.slot(1).lock():
+            await asyncio.to_thread(luna.slot(1).ensure_held)
+
+    asyncio.run(main())
+
+
+def test_another_thread_closes_a_generator(luna, call):
+    """Another thread closes a generator that holds the lock."""
+
+    def work():
+        with luna.slot(1):
+            yield
+
+    generator = work()
+    next(generator)
+    call(generator.close).result()
 
 
 def test_a_task_is_cancelled_while_it_waits(luna, cluster, hold_elsewhere, wait_until_inside):
@@ -247,6 +270,14 @@ def test_the_unlock_fails(luna, cluster):
         pass
 
 
+def test_the_block_raises_and_the_unlock_fails(luna, cluster):
+    """The block raises, and the unlock fails."""
+    cluster.fault(UNLOCK, DEVICE_ERROR, times=1)
+    with pytest.raises(ValueError, match="of the block") as raised, luna.slot(1):
+        raise ValueError("of the block")
+    assert raised.value.__notes__
+
+
 def test_the_connection_is_lost_while_the_lock_is_held(luna, cluster):
     """The connection is lost while the lock is held."""
     with pytest.raises(luna_ext.LockLostError), luna.slot(1):
@@ -287,6 +318,20 @@ def test_the_library_is_closed_while_the_lock_is_held(luna, cluster):
         luna.slot(1),
     ):
         luna.close()
+
+
+def test_the_library_is_closed_while_a_thread_waits(
+    luna, cluster, hold_elsewhere, call, wait_until_inside
+):
+    """The Library is closed while a thread waits."""
+    holder = hold_elsewhere(1)
+    waiter = call(lambda: enter(luna.slot(1).lock(timeout=30)))
+    wait_until_inside(LOCK)
+    luna.close()
+    with pytest.raises(luna_ext.LibraryClosedError):
+        waiter.result()
+    holder.release()
+    wait_until(lambda: 0 in finalisations(cluster))
 
 
 def test_a_claim_is_not_used(luna, cluster):
