@@ -37,6 +37,10 @@ def library() -> None:
         assert_type(stats["C_GetInfo"].total_seconds, float)
         assert_type(stats["C_GetInfo"].max_seconds, float)
         assert_type(stats["C_GetInfo"].histogram, tuple[int, ...])
+        lock_stats: luna_ext.LockStats = luna.lock_stats()
+        assert_type(lock_stats.wait_histogram, tuple[int, ...])
+        assert_type(lock_stats.hold_seconds, float)
+        assert_type(lock_stats.waiting, int)
         luna.reconnect()
         assert_type(luna.lock_all([luna.slot(1), luna.token("label")]), luna_ext.LockAll)
         with luna.lock_all(luna.slots(), timeout=1.5) as held:

@@ -96,6 +96,7 @@ CLUSTER = Filled()
 label_glob = click.option(
     "--label",
     "glob",
+    shell_complete=lambda context, parameter, incomplete: offer_labels(context, incomplete),
     type=Filled(),
     metavar="GLOB",
     help="Those whose label matches, as a shell matches names of files: 'payments-*'.",

@@ -98,6 +98,7 @@ def ask(typed, program="from luna_ext.commands import cli; sys.exit(cli.run())")
         ("lock --all keyring1 -- cp ", ["file,"]),
         ("--library /l", ["file,/l"]),
         ("provision cluster-1 --guard 8", ["plain,8"]),
+        ("tokens --label keyring8", ["plain,keyring8"]),
         ("stub unlock-keyring 8", ["plain,8"]),
         ("stub fault C_Login CKR_DEVICE_M", ["plain,CKR_DEVICE_MEMORY"]),
         ("explain CKR_PIN_LO", ["plain,CKR_PIN_LOCKED"]),
