@@ -84,3 +84,11 @@ def setup(app: Sphinx) -> None:
 
     for part in ("description", "options", "arguments", "epilog"):
         app.connect(f"sphinx-click-process-{part}", escape)
+
+    # Types as they are written in the sources: Library, not luna_ext._cluster.Library.
+    def shorten(app: Sphinx, *description: object) -> tuple[str | None, ...]:
+        *_, arguments, returned = description
+        modules = r"\b(?:luna_ext\.\w+|collections\.abc|types|os)\.(?=[A-Z])"
+        return tuple(text and re.sub(modules, "", str(text)) for text in (arguments, returned))
+
+    app.connect("autodoc-process-signature", shorten)
