@@ -4,6 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import yaml
 from markdown_it import MarkdownIt
 
 TREE = Path(__file__).parents[2]
@@ -40,6 +41,11 @@ def test_every_page_that_the_readme_names_is_a_link():
 
 def test_urls_of_the_project_are_in_one_repository():
     source = PROJECT["urls"]["Source"]
+    citation = yaml.safe_load((TREE / "CITATION.cff").read_text())
+    assert citation["repository-code"] == source
+    assert [author["name"] for author in citation["authors"]] == [
+        a["name"] for a in PROJECT["authors"]
+    ]
     assert all(url.startswith(source) for url in PROJECT["urls"].values())
     for url in PROJECT["urls"].values():
         found = FILES.fullmatch(url)
