@@ -5,7 +5,7 @@ import contextlib
 import os
 
 import pytest
-from support import DEVICE_ERROR, LOCK, TOKEN_INFO, UNLOCK, enter, let_device_forget_us
+from support import DEVICE_ERROR, LOCK, TOKEN_INFO, UNLOCK, enter, let_device_forget_us, wait_until
 
 import luna_ext
 
@@ -131,6 +131,18 @@ def test_a_claims_hold_counts_and_its_wait_does_not(luna, cluster, since):
         assert since().held == 1
     stats = since()
     assert (sum(stats.wait_histogram), sum(stats.hold_histogram)) == (0, 1)
+
+
+def test_a_lock_that_came_too_late_is_a_short_hold(luna, hold_elsewhere, owner_of, since):
+    slot = luna.slot(1)
+    enter(slot)
+    holder = hold_elsewhere(1)
+    assert not slot.acquire(timeout=0.01)
+    holder.release()
+    # The device's grant comes now, and the lock is unlocked at once.
+    wait_until(lambda: sum(since().hold_histogram) == 2 and owner_of(1) is None)
+    assert since().hold_seconds < 1
+    assert since().held == 0
 
 
 def test_timeouts(luna, hold_elsewhere, since):
