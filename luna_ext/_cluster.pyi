@@ -570,8 +570,8 @@ class Token:
         self,
         label: str,
         *,
-        so_pin: str | bytes | bytearray | PinPad | Pin,
-        user_pin: str | bytes | bytearray | PinPad | Pin | None = None,
+        so_pin: str | bytes | bytearray | memoryview | PinPad | Pin,
+        user_pin: str | bytes | bytearray | memoryview | PinPad | Pin | None = None,
         unique: bool = True,
         erase: bool = True,
     ) -> Token:
@@ -584,10 +584,10 @@ class Token:
         ----------
         label : str
             1 to 32 bytes of UTF-8.
-        so_pin : str, bytes, bytearray or PIN_PAD
+        so_pin : str, bytes, bytearray, memoryview or PIN_PAD
             **The password that the keyring has already**: it was given where the keyring was made, on the
             appliance. Only a token that is not initialised takes any PIN, and keeps it.
-        user_pin : str, bytes, bytearray or PIN_PAD, optional
+        user_pin : str, bytes, bytearray, memoryview or PIN_PAD, optional
             The PIN that the user is to have. With *single identity*, a cluster's default, the SO (KRSO)
             and the user (KRCO) have the same password, and whatever changes one changes the other:
             a `user_pin` that is not `so_pin` becomes the SO's too. One that is the same is set already,
@@ -632,8 +632,8 @@ class Token:
         """
     def change_pin(
         self,
-        old: str | bytes | bytearray | PinPad,
-        new: str | bytes | bytearray | PinPad,
+        old: str | bytes | bytearray | memoryview | PinPad,
+        new: str | bytes | bytearray | memoryview | PinPad,
         *,
         role: Literal["user", "so"] = "user",
     ) -> None:
@@ -644,7 +644,7 @@ class Token:
 
         Parameters
         ----------
-        old, new : str, bytes, bytearray or PIN_PAD
+        old, new : str, bytes, bytearray, memoryview or PIN_PAD
             The PIN that is valid now, and the one that is to be. They are copied, and the copies are wiped.
             With *single identity*, a cluster's default, the SO and the user have the same password, and
             both have the new one then.
@@ -759,7 +759,8 @@ class Pin:
     """A copy of a PIN that no Python code can read; `provision()` passes it on."""
 
 def copied_pins(
-    so_pin: str | bytes | bytearray | PinPad, user_pin: str | bytes | bytearray | PinPad | None
+    so_pin: str | bytes | bytearray | memoryview | PinPad,
+    user_pin: str | bytes | bytearray | memoryview | PinPad | None,
 ) -> tuple[Pin, Pin | None]:
     """Copies of both that no Python code can read. Raises as `Token.assign()` does for these PINs."""
 

@@ -252,6 +252,7 @@ cdef class Pin:
     cdef CK_ULONG length         # of the PIN, in bytes
     cdef size_t room             # of the copy, in bytes; all of it is wiped
 
+    cdef bint is_wiped(self) noexcept
     cdef bint is_pad(self) noexcept
     cdef int _reserve(self, Py_ssize_t size) except -1
     cdef bint _encode(self, str pin) except -1

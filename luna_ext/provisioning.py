@@ -47,7 +47,7 @@ LOCK_SECONDS = 30.0
 
 CALLS_WITH_A_PIN = ("C_InitToken", "C_Login", "C_InitPIN", "C_SetPIN")
 
-AnyPin: TypeAlias = str | bytes | bytearray | PinPad
+AnyPin: TypeAlias = str | bytes | bytearray | memoryview | PinPad
 _T = TypeVar("_T")
 
 
@@ -125,9 +125,9 @@ def provision(
         The cluster's ID.
     labels : iterable of str
         Each 1 to 32 bytes of UTF-8, none twice.
-    so_pin : str, bytes, bytearray or PIN_PAD
+    so_pin : str, bytes, bytearray, memoryview or PIN_PAD
         The password that all the keyrings have already, as with `Token.assign()`.
-    user_pin : str, bytes, bytearray or PIN_PAD, optional
+    user_pin : str, bytes, bytearray, memoryview or PIN_PAD, optional
         The PIN that all users are to have; without it none is set. `Token.assign()` says what it means
         with single identity.
     workers : int

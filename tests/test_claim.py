@@ -268,7 +268,9 @@ def test_without_a_user_pin_no_session_is_opened(luna, calls_of):
         ({"so_pin": 12345678}, TypeError),
         ({"so_pin": None}, TypeError),
         ({"so_pin": ""}, ValueError),
-        ({"so_pin": memoryview(b"1234")}, TypeError),
+        ({"so_pin": [49, 50, 51, 52]}, TypeError),
+        ({"so_pin": "12345678\0never"}, ValueError),
+        ({"so_pin": SO_PIN, "user_pin": b"12345678\0never"}, ValueError),
         ({"so_pin": "\ud800 never shown"}, ValueError),
         ({"so_pin": SO_PIN, "user_pin": b""}, ValueError),
         ({"so_pin": SO_PIN, "user_pin": 1}, TypeError),
@@ -282,6 +284,31 @@ def test_bad_pins_do_not_reach_the_device(luna, calls_of, options, error):
         assert "never" not in str(caught.value)
         assert calls_of("C_InitToken") == calls_of("C_GetTokenInfo") == 0
         assert token.slot.token_info.label == token.label
+
+
+def test_a_pin_in_memory_of_the_callers_own(luna):
+    with luna.claim("cluster-1") as token:
+        assigned = token.assign("new", so_pin=memoryview(b"..so-pin-1..")[2:-2])
+        assigned.change_pin("so-pin-1", "so-pin-2", role="so")
+
+
+def test_a_copy_of_a_pin_does_not_come_along_into_a_forked_child(succeed):
+    body = """
+        from luna_ext._cluster import copied_pins
+        so_pin, _ = copied_pins("so-pin-1", None)
+        if os.fork() == 0:
+            with luna.claim("cluster-1") as token:
+                try:
+                    token.assign("new", so_pin=so_pin)
+                except ValueError as error:
+                    print("child:", *str(error).split()[-3:])
+            sys.stdout.flush()
+            os._exit(0)
+        os.wait()
+        with luna.claim("cluster-1") as token:
+            print(token.assign("new", so_pin=so_pin).label)
+    """
+    assert " ".join(succeed(body)) == "child: give it again new"
 
 
 def test_assigning_the_original_label_is_refused(luna, calls_of):

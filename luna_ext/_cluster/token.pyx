@@ -98,10 +98,10 @@ cdef class Token:
         ----------
         label : str
             1 to 32 bytes of UTF-8.
-        so_pin : str, bytes, bytearray or PIN_PAD
+        so_pin : str, bytes, bytearray, memoryview or PIN_PAD
             **The password that the keyring has already**: it was given where the keyring was made, on the
             appliance. Only a token that is not initialised takes any PIN, and keeps it.
-        user_pin : str, bytes, bytearray or PIN_PAD, optional
+        user_pin : str, bytes, bytearray, memoryview or PIN_PAD, optional
             The PIN that the user is to have. With *single identity*, a cluster's default, the SO (KRSO)
             and the user (KRCO) have the same password, and whatever changes one changes the other:
             a `user_pin` that is not `so_pin` becomes the SO's too. One that is the same is set already,
@@ -344,7 +344,7 @@ cdef class Token:
 
         Parameters
         ----------
-        old, new : str, bytes, bytearray or PIN_PAD
+        old, new : str, bytes, bytearray, memoryview or PIN_PAD
             The PIN that is valid now, and the one that is to be. They are copied, and the copies are wiped.
             With *single identity*, a cluster's default, the SO and the user have the same password, and
             both have the new one then.

@@ -1,17 +1,9 @@
 # A PIN on its way to the device: a copy in C, which no Python code can read or print, and which is wiped
 # after use.
 
-cdef extern from *:
-    """
-    /* Through a volatile pointer, so that the compiler may not drop the stores as dead. */
-    static void luna_wipe(void *memory, size_t size) {
-        volatile unsigned char *byte = (volatile unsigned char *)memory;
-        while (size-- > 0) {
-            *byte++ = 0;
-        }
-    }
-    """
-    void luna_wipe(void *memory, size_t size) noexcept
+cdef extern from "secret.h":
+    void *luna_take_secret(size_t size) noexcept
+    void luna_drop_secret(void *memory, size_t size) noexcept
 
 cdef extern from "Python.h":
     Py_UCS4 PyUnicode_READ_CHAR(object text, Py_ssize_t index) noexcept
@@ -20,9 +12,9 @@ cdef extern from "Python.h":
 
 @cython.final
 cdef class Pin:
-    """A copy of a str (as UTF-8), bytes or bytearray; or none, for PIN_PAD.
+    """A copy of a str (as UTF-8), bytes, bytearray or memoryview; or none, for PIN_PAD.
 
-    The caller's own object is left alone; a bytearray can be wiped by the caller.
+    The caller's own object is left alone; one that can be written to can be wiped by the caller.
     """
 
     def __cinit__(self, pin, str name):
@@ -32,7 +24,7 @@ cdef class Pin:
             return
         if isinstance(pin, str):
             encoded = self._encode(pin)
-        elif isinstance(pin, (bytes, bytearray)):
+        elif isinstance(pin, (bytes, bytearray, memoryview)):
             PyObject_GetBuffer(pin, &view, PyBUF_SIMPLE)
             try:
                 self._reserve(view.len)
@@ -42,12 +34,19 @@ cdef class Pin:
                 PyBuffer_Release(&view)
         else:
             raise TypeError(
-                f"{name} is a str, bytes, bytearray or PIN_PAD, not {type(pin).__name__}"
+                f"{name} is a str, bytes, bytearray, memoryview or PIN_PAD, not {type(pin).__name__}"
             )
         if not encoded:
             raise ValueError(f"{name} contains a lone surrogate and cannot be written as UTF-8")
         if self.length == 0:
             raise ValueError(f"{name} is empty")
+        if memchr(self.bytes, 0, self.length) != NULL:
+            # A client that takes it for the end of the PIN would set a shorter one.
+            raise ValueError(f"{name} contains a NUL")
+
+    cdef bint is_wiped(self) noexcept:
+        """Whether this is a forked child, into which it has not come along. No PIN has a NUL."""
+        return self.bytes != NULL and self.bytes[0] == 0
 
     cdef bint is_pad(self) noexcept:
         """Whether it is entered at the token's own pad."""
@@ -55,7 +54,7 @@ cdef class Pin:
 
     cdef int _reserve(self, Py_ssize_t size) except -1:
         self.room = <size_t> size + 1
-        self.bytes = <CK_UTF8CHAR *> malloc(self.room)
+        self.bytes = <CK_UTF8CHAR *> luna_take_secret(self.room)
         if self.bytes == NULL:
             raise MemoryError()
         return 0
@@ -97,8 +96,7 @@ cdef class Pin:
 
     def __dealloc__(self):
         if self.bytes != NULL:
-            luna_wipe(self.bytes, self.room)
-            free(self.bytes)
+            luna_drop_secret(self.bytes, self.room)
 
     def __reduce__(self):
         raise TypeError("a PIN is not pickled")
@@ -106,7 +104,12 @@ cdef class Pin:
 
 cdef Pin as_pin(object pin, str name):
     """The Pin that it is already, or a copy of it."""
-    return pin if isinstance(pin, Pin) else Pin(pin, name)
+    if not isinstance(pin, Pin):
+        return Pin(pin, name)
+    if (<Pin> pin).is_wiped():
+        # To try what is left of it would count as a wrong PIN.
+        raise ValueError(f"{name} was read before a fork, and is kept out of forked children; give it again")
+    return pin
 
 
 cdef bint same_pins(Pin one, Pin other) noexcept:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import codecs
 import functools
 import os
+import signal
 import stat
 import sys
+import termios
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import click
 
 from ..pin_pad import PIN_PAD, PinPad
+from .console import tell
+from .pin_memory import PinMemory, never_dumped
 from .values import DESCRIPTOR
 
 MOST_BYTES = 256
@@ -22,11 +26,11 @@ MOST_BYTES = 256
 
 UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 """A PIN of bytes may begin so, but has no NUL, as each letter has in UTF-16."""
-NO_BREAK_SPACE = "\xa0".encode()
+BLANKS = (b" ", b"\t", b"\r", b"\v", b"\f", "\xa0".encode())
 
 SO_PIN, USER_PIN = "SO PIN", "user PIN"
 
-AnyPin: TypeAlias = bytearray | PinPad
+AnyPin: TypeAlias = memoryview | PinPad
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -53,16 +57,12 @@ class PinSources:
                 )
             yield PIN_PAD, PIN_PAD if self.ask_user_pin else None
             return
-        so_pin = _read(SO_PIN, self.so_pin_file, self.so_pin_fd)
-        user_pin = None
-        try:
-            if (self.user_pin_file, self.user_pin_fd) != (None, None) or self.ask_user_pin:
-                user_pin = _read(USER_PIN, self.user_pin_file, self.user_pin_fd)
-            yield so_pin, user_pin
-        finally:
-            for pin in (so_pin, user_pin):
-                if pin is not None:
-                    pin[:] = bytes(len(pin))
+        with never_dumped(), PinMemory() as so_pin, PinMemory() as user_pin:
+            _read(SO_PIN, self.so_pin_file, self.so_pin_fd, so_pin)
+            wanted = (self.user_pin_file, self.user_pin_fd) != (None, None) or self.ask_user_pin
+            if wanted:
+                _read(USER_PIN, self.user_pin_file, self.user_pin_fd, user_pin)
+            yield so_pin.pin, user_pin.pin if wanted else None
 
     @property
     def _elsewhere(self) -> tuple[object, ...]:
@@ -116,17 +116,18 @@ def pin_options(function: _F) -> Callable[..., Any]:
     return decorated
 
 
-def _read(what: str, file: str | None, descriptor: int | None) -> bytearray:
+def _read(what: str, file: str | None, descriptor: int | None, into: PinMemory) -> None:
     if file is not None and descriptor is not None:
         raise click.UsageError(f"the {what} comes from a file or from a descriptor, not from both")
     if file is not None:
-        return _from_file(what, file)
-    if descriptor is not None:
-        return _from_descriptor(what, descriptor)
-    return _from_prompt(what)
+        _from_file(what, file, into)
+    elif descriptor is not None:
+        _from_descriptor(what, descriptor, into)
+    else:
+        _from_prompt(what, into)
 
 
-def _from_file(what: str, path: str) -> bytearray:
+def _from_file(what: str, path: str, into: PinMemory) -> None:
     # Not blocking: to open a FIFO without a writer would wait for ever.
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -148,51 +149,97 @@ def _from_file(what: str, path: str) -> bytearray:
             )
         if state.st_uid not in (os.geteuid(), 0):
             raise click.ClickException(f"{path} belongs to another user (UID {state.st_uid})")
-        return _first_line(what, path, descriptor)
+        _first_line(what, path, descriptor, into)
     finally:
         os.close(descriptor)
 
 
-def _from_descriptor(what: str, descriptor: int) -> bytearray:
+def _from_descriptor(what: str, descriptor: int, into: PinMemory) -> None:
     try:
-        return _first_line(what, f"descriptor {descriptor}", descriptor)
+        with _asked_for(what, descriptor) if os.isatty(descriptor) else nullcontext():
+            _first_line(what, f"descriptor {descriptor}", descriptor, into)
     except OSError as error:
         raise click.ClickException(
             f"the {what} cannot be read from descriptor {descriptor}: {error.strerror}"
         ) from None
 
 
-def _first_line(what: str, where: str, descriptor: int) -> bytearray:
-    """Read one line, byte by byte, so that the next reader of the descriptor gets the rest."""
-    pin = bytearray()
-    while (byte := os.read(descriptor, 1)) not in (b"", b"\n"):
-        pin += byte
-        if len(pin) > MOST_BYTES:
-            raise click.ClickException(
-                f"the first line of {where} has more than {MOST_BYTES} bytes; that is no {what}"
-            )
-    if pin.endswith(b"\r"):
-        del pin[-1:]
-    if not pin:
+def _first_line(what: str, where: str, descriptor: int, into: PinMemory) -> None:
+    try:
+        into.read_line(descriptor, MOST_BYTES)
+    except ValueError:
+        raise click.ClickException(
+            f"the first line of {where} has more than {MOST_BYTES} bytes; that is no {what}"
+        ) from None
+    if into.ends_with(b"\r"):
+        into.shorten()
+    if not into.pin:
         raise click.ClickException(f"the first line of {where} is empty; that is no {what}")
-    if pin.startswith(codecs.BOM_UTF8) or (pin.startswith(UTF_16_MARKS) and 0 in pin):
+    has_nul = b"\0" in into
+    if into.begins_with(codecs.BOM_UTF8) or (into.begins_with(*UTF_16_MARKS) and has_nul):
         raise click.ClickException(
             f"{where} begins with a byte order mark, which would be part of the {what}; save it without"
         )
-    if pin[:1].isspace() or pin[-1:].isspace() or NO_BREAK_SPACE in (pin[:2], pin[-2:]):
+    if has_nul:
+        raise click.ClickException(f"the first line of {where} contains a NUL; that is no {what}")
+    if into.begins_with(*BLANKS) or into.ends_with(*BLANKS):
         raise click.ClickException(
             f"the first line of {where} begins or ends with a blank, which would be part of the {what}; "
             "take it away"
         )
-    return pin
 
 
-def _from_prompt(what: str) -> bytearray:
-    if not sys.stdin.isatty():
+def _from_prompt(what: str, into: PinMemory) -> None:
+    terminal = sys.stdin.fileno() if sys.stdin.isatty() else None
+    if terminal is None:
         option = what.lower().replace(" ", "-")
         raise click.ClickException(
             f"no terminal to ask for the {what}; use --{option}-file or --{option}-fd"
         )
-    # Asked twice: a fresh token accepts any PIN, so a typing error would become its PIN.
-    entered: str = click.prompt(what, hide_input=True, confirmation_prompt=True, err=True)
-    return bytearray(entered.encode("utf-8", "surrogateescape"))
+    while True:
+        into.forget()
+        _typed(what, terminal, into)
+        # Asked twice: a fresh token accepts any PIN, so a typing error would become its PIN.
+        with PinMemory() as again:
+            _typed("Repeat for confirmation", terminal, again)
+            if again.pin == into.pin:
+                return
+        tell(f"that was not the same {what}; once more")
+
+
+def _typed(what: str, terminal: int, into: PinMemory) -> None:
+    """A line that is typed, asked for until there is one that is not empty."""
+    while not into.pin:
+        with _asked_for(what, terminal):
+            try:
+                has_end = into.read_line(terminal, MOST_BYTES)
+            except ValueError:
+                raise click.ClickException(f"that has more than {MOST_BYTES} bytes") from None
+        if not has_end:
+            # Ctrl-D.
+            raise click.Abort
+
+
+@contextmanager
+def _asked_for(what: str, terminal: int) -> Iterator[None]:
+    """Within the block the terminal does not show what is typed."""
+
+    def hide(*signal_and_frame: object) -> None:
+        # What was typed before, and shown, is no answer.
+        termios.tcsetattr(terminal, termios.TCSAFLUSH, hidden)
+
+    try:
+        shown = termios.tcgetattr(terminal)
+        hidden = [*shown[:3], shown[3] & ~termios.ECHO, *shown[4:]]
+        hide()
+    except termios.error as error:
+        raise OSError(*error.args) from None
+    # After Ctrl-Z and fg the shell may have let it be shown again.
+    before = signal.signal(signal.SIGCONT, hide)
+    try:
+        click.echo(f"{what}: ", nl=False, err=True)
+        yield
+    finally:
+        signal.signal(signal.SIGCONT, before)
+        termios.tcsetattr(terminal, termios.TCSADRAIN, shown)
+        click.echo(err=True)

@@ -1,14 +1,19 @@
 """Where assign and provision get their PINs from."""
 
+import ctypes
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pexpect
 import pytest
 
 import luna_ext
+from luna_ext.commands import pin_memory
 from luna_ext.info import CLUSTER_FUNCTIONS
 
 COMMAND = [sys.executable, "-m", "luna_ext"]
@@ -88,6 +93,7 @@ def test_a_file_of_another_user(assign, pin_file):
         (b"\nso-pin-1\n", "is empty"),
         (b"\r\n", "is empty"),
         (b"x" * 300, "has more than 256 bytes"),
+        (b"so-pin\0-1\n", "contains a NUL"),
     ],
 )
 def test_a_file_without_a_pin(assign, labels, pin_file, contents, says):
@@ -250,6 +256,103 @@ def test_a_prompt_that_is_left(terminal, labels):
     screen.wait()
     assert screen.exitstatus == 130
     assert "new" not in labels()
+
+
+def test_a_prompt_that_is_not_answered_the_same_way_twice(terminal, luna):
+    screen = terminal("assign", "cluster-1", "new")
+    for pin, again in (("", None), (PIN, "so-pin-2"), (PIN, PIN)):
+        screen.expect_exact("SO PIN: ")
+        screen.waitnoecho()
+        screen.sendline(pin)
+        if again is not None:
+            screen.expect_exact("Repeat for confirmation: ")
+            screen.sendline(again)
+            if again != pin:
+                screen.expect_exact("luna-ext: that was not the same SO PIN; once more")
+    screen.expect_exact("assigned new in slot ")
+
+
+def test_a_prompt_that_ends(terminal, labels):
+    screen = terminal("assign", "cluster-1", "new")
+    screen.expect_exact("SO PIN: ")
+    screen.waitnoecho()
+    screen.sendeof()
+    screen.expect_exact("luna-ext: interrupted")
+    screen.expect(pexpect.EOF)
+    assert "new" not in labels()
+
+
+def test_a_descriptor_that_is_a_terminal_does_not_show_it(terminal, luna):
+    screen = terminal("assign", "cluster-1", "new", "--so-pin-fd", 0, "--user-pin-fd", 0)
+    shown = ""
+    for what, pin in (("SO PIN", PIN), ("user PIN", "user-pin-1")):
+        screen.expect_exact(f"{what}: ")
+        shown += screen.before
+        screen.waitnoecho()
+        screen.sendline(pin)
+    screen.expect_exact("assigned new in slot ")
+    assert "-pin-1" not in shown + screen.before
+    # As it was.
+    assert screen.getecho()
+
+
+# ---- what is left of it in the memory ----
+
+SECRETS = (b"a-secret-of-SO-4711", b"a-secret-of-user-4711")
+
+
+def where_is(pid, secret):
+    """The flags of each mapping of the process that has this, one for each place where it is."""
+    found = []
+    smaps = Path(f"/proc/{pid}/smaps").read_text()
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for begin, end, flags in re.findall(
+            r"^([0-9a-f]+)-([0-9a-f]+) rw(?:.*\n(?![0-9a-f]+-))*VmFlags: (.*)$", smaps, re.MULTILINE
+        ):
+            start = int(begin, 16)
+            memory.seek(start)
+            found += [flags.split()] * memory.read(int(end, 16) - start).count(secret)
+    return found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into such a process")
+@pytest.mark.parametrize("way", ["prompt", "file"])
+def test_a_pin_is_in_memory_that_is_not_written_anywhere(
+    terminal, cluster, pin_file, wait_until_inside, way
+):
+    files = [pin_file(secret + b"\n", name=f"pin{n}") for n, secret in enumerate(SECRETS)]
+    options = {
+        "prompt": ["--ask-user-pin"],
+        "file": ["--so-pin-file", files[0], "--user-pin-file", files[1]],
+    }[way]
+    cluster.latency(60, "C_InitToken")
+    screen = terminal("assign", "cluster-1", "new", *options)
+    for secret in SECRETS if way == "prompt" else ():
+        for asked in ("PIN: ", "Repeat for confirmation: "):
+            screen.expect_exact(asked)
+            screen.waitnoecho()
+            screen.sendline(secret.decode())
+    wait_until_inside("C_InitToken", pid=screen.pid)
+    for secret in SECRETS:
+        places = where_is(screen.pid, secret)
+        # The command's, and the one that the client library gets.
+        assert len(places) == 2
+        for flags in places:
+            # Locked, not in dumps, wiped in forked children.
+            assert {"lo", "dd", "wf"} <= {*flags}
+    limits = Path(f"/proc/{screen.pid}/limits").read_text()
+    assert re.search(r"^Max core file size +0 ", limits, re.MULTILINE)
+
+
+def test_a_process_is_not_dumped_while_it_has_a_pin():
+    def is_dumpable():
+        return ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 1
+
+    before = is_dumpable(), resource.getrlimit(resource.RLIMIT_CORE)
+    with pin_memory.never_dumped():
+        assert not is_dumpable()
+        assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
+    assert (is_dumpable(), resource.getrlimit(resource.RLIMIT_CORE)) == before
 
 
 def test_a_pin_is_never_shown(command, cluster, pin_file):
