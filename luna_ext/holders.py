@@ -155,16 +155,9 @@ def _namespace() -> int | None:
         return None
 
 
-def _owner(pid: int) -> int | None:
-    """The effective user ID of the process. None: there is no such process."""
-    try:
-        # Not the owner of the directory, which is root where the process may not be dumped.
-        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
-            if line.startswith("Uid:"):
-                return int(line.split()[2])
-    except (OSError, IndexError):
-        pass
-    return None
+def _owner(pid: int) -> int:
+    """The effective user ID of the process. OSError: there is no such process."""
+    return os.stat(f"/proc/{pid}").st_uid
 
 
 def _started(pid: int) -> str | None:

@@ -108,7 +108,9 @@ cdef Pin as_pin(object pin, str name):
         return Pin(pin, name)
     if (<Pin> pin).is_wiped():
         # To try what is left of it would count as a wrong PIN.
-        raise ValueError(f"{name} was read before a fork, and is kept out of forked children; give it again")
+        raise ValueError(
+            f"{name} was read before a fork, and is kept out of forked children; give it again"
+        )
     return pin
 
 
