@@ -41,17 +41,20 @@ def test_stats_of_a_function_that_was_never_called_are_zero():
     assert stats.timed == 0
 
 
-def test_the_length_of_calls(luna, cluster, since):
-    cluster.latency(0.005, INFO)
-    begin = time.perf_counter()
-    for _ in range(4):
-        _ = luna.slot(1).info
-    took = time.perf_counter() - begin
-    stats = since(INFO)
-    assert stats.calls == 4
-    assert 0.020 <= stats.total_seconds <= took
-    assert stats.total_seconds / 4 <= stats.max_seconds <= stats.total_seconds
-    assert stats.timed == 4
+def test_the_length_of_calls(succeed):
+    """In a process of its own: the longest call is that of all tests otherwise."""
+    succeed("""
+        cluster.latency(0.005, "C_GetSlotInfo")
+        begin = time.perf_counter()
+        for _ in range(4):
+            slot.info
+        took = time.perf_counter() - begin
+        stats = luna.stats()["C_GetSlotInfo"]
+        assert stats.calls == 4
+        assert 0.020 <= stats.total_seconds <= took
+        assert stats.total_seconds / 4 <= stats.max_seconds <= stats.total_seconds
+        assert stats.timed == 4
+    """)
 
 
 def test_the_histogram_has_powers_of_two(luna, cluster, since):
