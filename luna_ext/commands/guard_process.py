@@ -70,6 +70,7 @@ def become(command: list[str], tie: int) -> NoReturn:
 class Guard:
     def __init__(self, tie: int, command: list[str]) -> None:
         self._tie = tie
+        self._luna_ext = os.getppid()
         self._wakes, told = os.pipe()
         os.set_blocking(told, False)
         os.set_blocking(self._wakes, False)
@@ -85,41 +86,29 @@ class Guard:
         """Wait for the end of the command or of luna-ext."""
         while not self._has_ended():
             self._wait(None)
-            if is_cut(self._tie):
+            # A process that the client library has forked may have the tie open as well.
+            if is_cut(self._tie) or os.getppid() != self._luna_ext:
                 return not self._has_ended()
         return False
 
     def end_all(self, patience: float) -> None:
         """End the command and what it has started: by SIGTERM, what is left after so long by SIGKILL."""
-        refused = self._signal_all(signal.SIGTERM, set())
-        # A stopped process takes the SIGTERM when it goes on.
-        self._signal_all(signal.SIGCONT, refused)
-        say("luna-ext was killed, and the device drops its lock: the command is ended")
-        tell_of(refused)
-        left = self._below() - refused
+        asked: set[int] = set()
+        refused: set[int] = set()
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + patience
-            while left and time.monotonic() < deadline:
-                if number == signal.SIGKILL:
-                    more = self._signal_all(number, refused)
-                    tell_of(more)
-                    refused |= more
+            while (left := self._below() - refused) and time.monotonic() < deadline:
+                # Once each by SIGTERM; a process may have been forked since the last look.
+                now = left - asked if number == signal.SIGTERM else left
+                more = {pid for pid in now if not may_end(pid, number)}
+                if not asked:
+                    say("luna-ext was killed, and the device drops its lock: the command is ended")
+                tell_of(more)
+                refused |= more
+                asked |= now
                 self._wait(POLL)
-                left = self._below() - refused
         for pid in left:
             say(f"process {pid} ({name_of(pid)}) of the command does not end, without the lock")
-
-    def _signal_all(self, number: int, refused: set[int]) -> set[int]:
-        """Send it to all but those; which ones this process may not send it to."""
-        more = set()
-        for pid in self._below() - refused:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                pass
-            except PermissionError:
-                more.add(pid)
-        return more
 
     def _has_ended(self) -> bool:
         """Whether the command has; it is left for luna-ext. Other ended children are forgotten."""
@@ -185,6 +174,19 @@ def name_of(pid: int) -> str:
         return "of an unknown name"
 
 
+def may_end(pid: int, number: signal.Signals) -> bool:
+    """Send the signal, unless this process may not."""
+    try:
+        os.kill(pid, number)
+        # A stopped process takes a SIGTERM when it goes on.
+        os.kill(pid, signal.SIGCONT)
+    except PermissionError:
+        return False
+    except ProcessLookupError:
+        pass
+    return True
+
+
 def tell_of(refused: set[int]) -> None:
     for pid in refused:
         say(
@@ -206,6 +208,8 @@ def main() -> None:
     # Those of a terminal come here too, and are the command's.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    # It ends the wait.
+    prctl(PR_SET_PDEATHSIG, signal.SIGCHLD)
     if is_cut(int(tie)):
         return
     guard = Guard(int(tie), command)

@@ -321,6 +321,40 @@ def test_a_kill_of_luna_ext_ends_all_that_the_command_has_started(start, locked)
     assert locked() == {}
 
 
+# A client library may fork a process of its own, which has all that luna-ext has open.
+FORKING_CLIENT = """
+import os, socket, sys, time
+from luna_ext.__main__ import main
+make = socket.socketpair
+def make_and_fork():
+    pair = make()
+    if os.fork() == 0:
+        os.closerange(0, 3)
+        time.sleep(99)
+        os._exit(0)
+    return pair
+socket.socketpair = make_and_fork
+main()
+"""
+
+
+def test_a_kill_of_luna_ext_is_noticed_though_a_fork_of_it_lives(cluster, listener):
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKING_CLIENT, "lock", "--slot", "1", "--", *listener],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    expect(process, r"ready (\d+)")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait(PATIENCE)
+    expect(process, "got SIGTERM")
+    process.communicate()
+    # The first that luna-ext has started.
+    os.kill(int(children[0]), signal.SIGKILL)
+
+
 def test_a_stopped_command_ends_too(start, listener):
     process = start("lock", "--slot", 1, "--", "sh", "-c", 'echo ready; kill -STOP "$$"')
     expect(process, "ready")
