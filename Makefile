@@ -8,7 +8,7 @@ SOURCES := setup.py pyproject.toml \
 	$(wildcard include/*.h luna_ext/_*.pyx luna_ext/_*.pxd luna_ext/_[a-z]*/*.* stub_lib/*.c stub_lib/*.h)
 
 .PHONY: demo test backend stress check model mutate lowest coverage freethreaded benchmark wheel wheels docs pins \
-	windows windows-tools sbom clean
+	windows windows-tools arm64 chroot-test sbom clean
 
 demo: $(VENV)/built
 	$(BIN)/python -m luna_ext.commands.demo
@@ -157,6 +157,19 @@ windows: windows-tools $(VENV)/built $(VENV)/with-test
 windows-tools:
 	@command -v x86_64-w64-mingw32-gcc >/dev/null || $(call lacks,compiler for Windows,gcc-mingw-w64-x86-64)
 	@command -v wine >/dev/null || $(call lacks,Wine,wine wine64)
+
+# Built for arm64 by a cross compiler, and tested with qemu as the processor, on which a test takes many times
+# as long: some of them.
+ARM64_TESTS ?= tests/stub/test_cluster_functions.py tests/test_claim.py
+
+arm64:
+	tests/arm64 build/arm64 $(ARM64_TESTS)
+
+# The tests on CPython 3.14 and 3.15, in a chroot of Debian's unstable suite; CHROOT_TESTS chooses some.
+CHROOT_TESTS ?= tests
+
+chroot-test:
+	tests/chroot build/chroot $(CHROOT_TESTS)
 
 # What a release is made with: versions and hashes of everything, at their newest.
 PINNING := pip-compile -q --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header \

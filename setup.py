@@ -223,7 +223,9 @@ class BuildExt(build_ext):
 
 warnings = [] if WINDOWS else ["-Wall", "-Wextra"]
 # Cython makes variables that only an assert() reads, and assert() is off in releases.
-of_cython = [] if WINDOWS else ["-Wno-unused-but-set-variable"]
+# C23, the default of newer compilers, takes a function that a header declares as `f()` for one without
+# parameters.
+of_cython = [] if WINDOWS else ["-Wno-unused-but-set-variable", "-std=gnu11"]
 compiling, linking = release_flags()
 # Each layer sees those below it. A layer's .pyx includes the files of its folder.
 LAYERS = ("_device", "_mutex", "_cluster")
