@@ -552,7 +552,18 @@ cdef class Client:
                 rv=rv,
                 function="C_Initialize",
             )
-        raise error_of(rv, C_INITIALIZE, None)
+        error = error_of(rv, C_INITIALIZE, None)
+        if self.is_stub and rv == CKR_DEVICE_ERROR:
+            # There is no network to check.
+            raise type(error)(
+                f"C_Initialize: {rv_name(rv)} (0x{rv:X}): the stand-in cannot use its cluster, which the "
+                f"environment variable LUNA_STUB_STATE names ({os.environ.get('LUNA_STUB_STATE')!r}): "
+                "`luna-ext stub create` makes one. LUNA_STUB_TRACE=1 in the environment lets it say "
+                "on stderr what is wrong",
+                rv=rv,
+                function="C_Initialize",
+            )
+        raise error
 
     cdef int reconnect(self, double seconds) except -1:
         """Call C_Finalize, even if other code has initialised the library, and C_Initialize. All locks are

@@ -15,7 +15,6 @@ from rich.text import Text
 from .._cluster import Library
 from ..errors import NoUnassignedTokenError, PinError
 from ..info import CLUSTER_FUNCTIONS
-from ..labels import encode_label
 from ..provisioning import ProvisionProgress, ProvisionReport
 from ..provisioning import provision as provision_all
 from .child import ended_by_signals
@@ -31,10 +30,21 @@ from .console import (
     settings,
     tell,
 )
+from .interrupting import ended_at_once
 from .labels_file import read_labels
 from .pins import PinSources, pin_options
 from .texts import in_one_line, printable
-from .values import CLUSTER, MOST_KEYRINGS, NEW_LABEL, SECONDS, SLOT, Command
+from .values import (
+    CLUSTER,
+    MOST_KEYRINGS,
+    NEW_LABEL,
+    PREFIX,
+    SECONDS,
+    SLOT,
+    Command,
+    Whole,
+    check_new_label,
+)
 
 LARGEST_NUMBER = 10**9
 """That a label may end with, if the command makes it."""
@@ -90,7 +100,8 @@ def assign(
 
 def _free(luna: Library, label: str) -> AbstractContextManager[None]:
     """Refuse a label that a token has already."""
-    taken = luna.find(label)
+    with ended_at_once():
+        taken = luna.find(label)
     if taken:
         slots = ", ".join(str(token.slot.slot_id) for token in taken)
         raise click.ClickException(
@@ -108,7 +119,7 @@ def _labels(file: BinaryIO | None, count: int | None, prefix: str | None, first:
         raise click.UsageError("which labels? Give --labels FILE, or --count N and --prefix P")
     labels = [f"{prefix}{number}" for number in range(first, first + count)]
     for label in labels:
-        encode_label(label, errors="strict")
+        check_new_label(label)
     return labels
 
 
@@ -141,7 +152,8 @@ def _require(luna: Library) -> None:
 
 def _guard_in_words(luna: Library, slot_id: int) -> str:
     """With its label, by which its user knows whether it is unassigned; the device does not tell."""
-    label = luna.slot(slot_id).token_info.label
+    with ended_at_once():
+        label = luna.slot(slot_id).token_info.label
     return f"the guard, slot {slot_id} with the label {label!r},"
 
 
@@ -195,14 +207,14 @@ def _words(progress: ProvisionProgress) -> str:
 )
 @click.option(
     "--count",
-    type=click.IntRange(1, MOST_KEYRINGS),
+    type=Whole(1, MOST_KEYRINGS),
     metavar="N",
     help="So many labels, with --prefix.",
 )
-@click.option("--prefix", metavar="P", help="They are P1, P2, ... PN.")
+@click.option("--prefix", type=PREFIX, metavar="P", help="They are P1, P2, ... PN.")
 @click.option(
     "--first",
-    type=click.IntRange(0, LARGEST_NUMBER),
+    type=Whole(0, LARGEST_NUMBER),
     default=1,
     show_default=True,
     metavar="N",
@@ -210,7 +222,7 @@ def _words(progress: ProvisionProgress) -> str:
 )
 @click.option(
     "--workers",
-    type=click.IntRange(1, MOST_KEYRINGS),
+    type=Whole(1, MOST_KEYRINGS),
     default=8,
     show_default=True,
     help="Tokens at a time.",
@@ -252,7 +264,7 @@ def provision(
     """
     labels = _labels(file, count, prefix, first)
     if dry_run:
-        with options.open() as luna:
+        with ended_at_once(), options.open() as luna:
             if guard is not None:
                 tell(
                     f"{_guard_in_words(luna, guard)} would be locked meanwhile, and not be claimed"

@@ -14,6 +14,8 @@ from .. import ownership
 from .._cluster import Library
 from ..discovery import find_library
 from ..errors import rv_name
+from .interrupting import ended_at_once
+from .loading import look_at
 from .texts import in_one_line, printable
 
 EXIT_TEMPORARY = 75
@@ -31,16 +33,21 @@ class Settings:
 
     def open(self, *, takes_pins: bool = False) -> Library:
         """With `takes_pins`, refuse a client library that other users may change."""
+        path = find_library(self.path).path
         if takes_pins:
-            _refuse_what_others_change(self.path)
-        with warnings.catch_warnings():
+            _refuse_what_others_change(path)
+        if wrong := look_at(path):
+            # To load a file that is cut off would end the process by SIGBUS.
+            says, advice = wrong
+            raise click.ClickException(f"{says}; {advice}")
+        with warnings.catch_warnings(), ended_at_once():
             # The log record of it is a line already.
             warnings.filterwarnings("ignore", ".* is the stand-in", RuntimeWarning)
             return Library(self.path, contention=self.contention)
 
 
-def _refuse_what_others_change(path: str | None) -> None:
-    weaknesses = ownership.weaknesses_of_client(find_library(path).path)
+def _refuse_what_others_change(path: str) -> None:
+    weaknesses = ownership.weaknesses_of_client(path)
     if weaknesses:
         says, advice = ownership.in_words(weaknesses)
         raise click.ClickException(

@@ -36,6 +36,11 @@ FIRMWARE = (7, 8, 4)
 APPLIANCE = "the appliance's software 7.8.5 with the package lnh_cluster 1.0.4"
 MAKERS = ("safenet", "thales", "chrystoki")
 
+NO_CLUSTER = (
+    "this is the stand-in, not an HSM's client. Name the real library; or let `luna-ext stub create` "
+    "make a cluster, and put what it prints into the environment"
+)
+
 Tell = Callable[..., None]
 
 
@@ -94,7 +99,8 @@ def examine_library(tell: Tell, path: str) -> None:
     try:
         luna = Library(path)
     except LunaError as error:
-        _failure(tell, "client library", error)
+        stand_in = hasattr(ctypes.CDLL(path), "luna_stub_create")
+        _failure(tell, "client library", error, NO_CLUSTER if stand_in else "")
         return
     _look_at(tell, luna)
     tell(end="waits")

@@ -6,14 +6,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from .. import explanations
-from ..errors import meaning_of, rv_named
+from ..errors import meaning_of
 from .console import examples, json_option, print_json, say
-from .offers import offer_codes
 from .tables import print_paragraph
 from .texts import in_our_words
-from .values import Command
-
-LARGEST_RV = 2**64 - 1
+from .values import RETURN_CODE, Command
 
 
 class Code(click.ParamType[explanations.Explanation]):
@@ -24,14 +21,7 @@ class Code(click.ParamType[explanations.Explanation]):
     def convert(
         self, value: str, parameter: click.Parameter | None, context: click.Context | None
     ) -> explanations.Explanation:
-        try:
-            rv = rv_named(value)
-        except ValueError as error:
-            self.fail(str(error), parameter, context)
-        if not 0 <= rv <= LARGEST_RV:
-            self.fail(
-                f"{value} is no return code: a CK_RV is 0 to {LARGEST_RV}", parameter, context
-            )
+        rv = RETURN_CODE.convert(value, parameter, context)
         explanation = explanations.explain(rv)
         if explanation is None:
             self.fail(
@@ -45,7 +35,7 @@ class Code(click.ParamType[explanations.Explanation]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        return offer_codes(incomplete)
+        return RETURN_CODE.shell_complete(ctx, param, incomplete)
 
 
 def _class_of(explanation: explanations.Explanation) -> str | None:

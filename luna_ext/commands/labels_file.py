@@ -7,8 +7,7 @@ from typing import BinaryIO
 
 import click
 
-from ..labels import encode_label
-from .values import MOST_KEYRINGS
+from .values import MOST_KEYRINGS, check_new_label
 
 MOST_BYTES = 1 << 20
 """More than a label for each keyring takes, with comments."""
@@ -54,9 +53,5 @@ def _label(line: bytes) -> str:
         label = line.decode()
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8, and cannot be written as a label") from None
-    encode_label(label, errors="strict")
-    if label[0].isspace():
-        raise ValueError(f"the label {label!r} begins with a blank; take it away")
-    if not label.isprintable():
-        raise ValueError(f"the label {label!r} has a character that is not shown; take it away")
+    check_new_label(label)
     return label

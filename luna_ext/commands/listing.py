@@ -20,9 +20,10 @@ from .console import (
     settings,
     tell,
 )
+from .interrupting import ended_at_once
 from .tables import print_table
 from .texts import in_one_line
-from .values import LABEL, MOST_KEYRINGS, Command, label_glob, matches
+from .values import LABEL, MOST_KEYRINGS, Command, Whole, label_glob, matches
 
 
 def _of_slot(slot_id: int, info: SlotInfo) -> dict[str, object]:
@@ -77,7 +78,7 @@ def _for_json(value: object) -> object:
 @settings
 def slots(options: Settings, everything: bool, as_json: bool) -> None:
     """List the slots that the client knows (C_GetSlotList)."""
-    with options.open() as luna:
+    with ended_at_once(), options.open() as luna:
         found = [
             _of_slot(slot.slot_id, slot.info) for slot in luna.slots(token_present=not everything)
         ]
@@ -140,7 +141,7 @@ def _user_pin(flags: object) -> str | None:
 )
 @click.option(
     "--workers",
-    type=click.IntRange(1, MOST_KEYRINGS),
+    type=Whole(1, MOST_KEYRINGS),
     default=16,
     show_default=True,
     help="Device calls at a time.",
@@ -156,7 +157,7 @@ def tokens(
     label may be, stderr says what to do, and the exit code is 1.
     """
     bad: dict[int, CryptokiError] = {}
-    with options.open() as luna:
+    with ended_at_once(), options.open() as luna:
         if unassigned and not luna.is_stub:
             raise click.ClickException(
                 "which tokens are unassigned is not known: the client has no function that tells it, only "
@@ -208,7 +209,7 @@ def _tell_errors(errors: Iterable[CryptokiError]) -> None:
 @settings
 def find(options: Settings, label: str, as_json: bool) -> int:
     """List the tokens with this LABEL (CA_GetSlotId). Exit code 1: there is none."""
-    with options.open() as luna:
+    with ended_at_once(), options.open() as luna:
         found = [_of_token(token.slot.slot_id, token.info) for token in luna.find(label)]
     if found or as_json:
         _show(found, as_json)

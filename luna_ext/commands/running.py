@@ -13,10 +13,11 @@ from .._cluster import ClusterSlot, Library, Token
 from ..errors import LockLostError, LockReleaseError, LockTimeoutError, NoUnassignedTokenError
 from .child import ended_by_signals, inherited_files, run_command, signals_blocked
 from .console import EXIT_TEMPORARY, Settings, examples, settings, tell
+from .interrupting import ended_at_once
 from .nesting import refuse_nested, told_to_command
 from .offers import offer_files, offer_labels
 from .texts import in_one_line
-from .values import CLUSTER, LABEL, SECONDS, SLOT, Command, Filled
+from .values import CLUSTER, LABEL, SECONDS, SLOT, Command, Filled, Whole
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _Held = ClusterSlot | Token | Sequence[ClusterSlot | Token]
@@ -38,7 +39,7 @@ _shell = click.option(
 _conflict = click.option(
     "-E",
     "conflict",
-    type=click.IntRange(0, 255),
+    type=Whole(0, 255),
     default=EXIT_TEMPORARY,
     show_default=True,
     metavar="CODE",
@@ -107,8 +108,10 @@ def _run_with(
     files = inherited_files()
     code = 1
     with ended_by_signals(), options.open() as luna, ExitStack() as afterwards:
+        with ended_at_once():
+            lock = lock_of(luna)
         try:
-            with lock_of(luna) as held:
+            with lock as held:
                 # Until the lock is released, so that no signal prevents the release.
                 afterwards.enter_context(signals_blocked())
                 variables = {**_variables(held), **told_to_command(luna, _slot_ids(held))}

@@ -14,6 +14,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+RESTORE = b"\x1b[?1049l\x1b[?25h"
+"""Leaves the screen, and shows the cursor: for where the process ends without it."""
+
 Draw = Callable[[int, int], Sequence[str]]
 """Gives the lines for a screen of so many columns and lines."""
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import click
@@ -15,14 +16,24 @@ from click.shell_completion import CompletionItem
 
 from .._cluster import Library
 from ..discovery import ENVIRONMENT_VARIABLE
-from ..errors import rv_named
 from ..stub import BACKEND_VARIABLE, STATE_VARIABLE, Cluster, library_path
 from ..stub.control import function_names
 from .bench import Crew
 from .console import Settings, examples, json_option, print_json, say, settings
-from .offers import offer, offer_codes
+from .offers import offer
 from .tables import print_table
-from .values import MOST_KEYRINGS, NEW_SLOT, SECONDS, SLOT, Command, Group, Number
+from .values import (
+    MOST_KEYRINGS,
+    NEW_SLOT,
+    RETURN_CODE,
+    SECONDS,
+    SLOT,
+    TEXT,
+    Command,
+    Group,
+    Number,
+    Whole,
+)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -54,20 +65,27 @@ def _state(function: _F) -> _F:
 
 
 class Function(click.ParamType[str]):
-    """The name of a C function that the stand-in has; the stand-in refuses others."""
+    """The name of a C function that the stand-in has."""
 
     name = "function"
+
+    def convert(
+        self, value: str, parameter: click.Parameter | None, context: click.Context | None
+    ) -> str:
+        names = [*function_names(library_path())]
+        if value not in names:
+            close = get_close_matches(value, names, 1) or ["CA_LockClusteredSlot"]
+            self.fail(
+                f"there is no such C_ or CA_ function: {value!r}; give a name such as {close[0]}",
+                parameter,
+                context,
+            )
+        return value
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         return offer(function_names(library_path()), incomplete)
-
-
-def _rv_names(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    return offer_codes(incomplete)
 
 
 def _slot_ids(
@@ -85,8 +103,8 @@ _backend = click.option(
     metavar="MODULE",
     help="The PKCS #11 module that does the cryptography, such as SoftHSM2's.",
 )
-SEED = click.IntRange(0, 2**64 - 1)
-PROCESS = click.IntRange(1, 2**31 - 1)
+SEED = Whole(0, 2**64 - 1)
+PROCESS = Whole(1, 2**31 - 1)
 
 
 def _print_exports(cluster: Cluster, backend: str | None) -> None:
@@ -122,18 +140,27 @@ def stub() -> None:
 @_state
 @click.option(
     "--keyrings",
-    type=click.IntRange(1, MOST_KEYRINGS),
+    type=Whole(1, MOST_KEYRINGS),
     default=8,
     show_default=True,
     help="How many tokens it has.",
 )
-@click.option("--cluster-id", default="cluster-1", show_default=True, help="Its ID, for claims.")
-@click.option("--label", default="keyring", show_default=True, help="What the labels begin with.")
+@click.option(
+    "--cluster-id", type=TEXT, default="cluster-1", show_default=True, help="Its ID, for claims."
+)
+@click.option(
+    "--label",
+    type=TEXT,
+    default="keyring",
+    show_default=True,
+    help="What the labels begin with.",
+)
 @click.option(
     "--first-slot", type=NEW_SLOT, default=1, show_default=True, help="The ID of its first slot."
 )
 @click.option(
     "--password",
+    type=TEXT,
     metavar="TEXT",
     help="8 to 255 bytes: what both roles of each keyring have, as the appliance makes them. Without it "
     "the keyrings are not initialised. The stand-in keeps no secrets: take none that is in use.",
@@ -204,18 +231,18 @@ def status(path: str, as_json: bool) -> None:
 )
 @_state
 @click.argument("function", type=Function())
-@click.argument("rv", shell_complete=_rv_names)
+@click.argument("rv", type=RETURN_CODE)
 @click.option(
-    "--times", type=click.IntRange(-1), default=-1, help="So many calls; 0: none any more."
+    "--times", type=Whole(-1, 2**32 - 1), default=-1, help="So many calls; 0: none any more."
 )
-@click.option("--every", type=click.IntRange(1), default=1, metavar="N", help="Each N-th call.")
+@click.option("--every", type=Whole(1, 2**64 - 1), default=1, metavar="N", help="Each N-th call.")
 @click.option("--probability", type=Number(0, 1), default=1.0, help="Of those, so many.")
 @click.option("--seed", type=SEED, default=0, help="The same seed, the same calls.")
 @click.option("--lost-reply", is_flag=True, help="The call takes effect, and answers the error.")
 def fault(
     path: str,
     function: str,
-    rv: str,
+    rv: int,
     times: int,
     every: int,
     probability: float,
@@ -229,7 +256,7 @@ def fault(
     """
     _existing(path).fault(
         function,
-        rv_named(rv),
+        rv,
         times=times,
         every=every,
         probability=probability,
@@ -298,8 +325,10 @@ def switch(path: str, name: str, value: str) -> None:
 )
 @_state
 @click.argument("slot_id", metavar="SLOT", type=NEW_SLOT, shell_complete=_slot_ids)
-@click.option("--so-pin", metavar="TEXT", help="Without it the keyring is not initialised.")
-@click.option("--user-pin", metavar="TEXT", help="Without it the user's PIN is not set.")
+@click.option(
+    "--so-pin", type=TEXT, metavar="TEXT", help="Without it the keyring is not initialised."
+)
+@click.option("--user-pin", type=TEXT, metavar="TEXT", help="Without it the user's PIN is not set.")
 def set_pins(path: str, slot_id: int, so_pin: str | None, user_pin: str | None) -> None:
     """Give the keyring in SLOT these PINs; wrong tries are forgotten.
 
@@ -318,8 +347,8 @@ def unlock_keyring(path: str, slot_id: int) -> None:
 
 @stub.command("pin-lengths", epilog=examples("luna-ext stub pin-lengths 4 64"))
 @_state
-@click.argument("least", type=click.IntRange(1, 255))
-@click.argument("most", type=click.IntRange(1, 255))
+@click.argument("least", type=Whole(1, 255))
+@click.argument("most", type=Whole(1, 255))
 def pin_lengths(path: str, least: int, most: int) -> None:
     """PINs that are set from now on have LEAST to MOST bytes; in a new cluster 8 to 255."""
     _existing(path).pin_lengths(least, most)
@@ -351,7 +380,7 @@ def reinitialise(path: str, pid: int) -> None:
     epilog=examples("luna-ext stub log", "luna-ext stub log --last 20", "luna-ext stub log --json")
 )
 @_state
-@click.option("--last", type=click.IntRange(1), metavar="N", help="The latest N calls alone.")
+@click.option("--last", type=Whole(1), metavar="N", help="The latest N calls alone.")
 @json_option
 def log(path: str, last: int | None, as_json: bool) -> None:
     """Show the calls of all processes, the latest 16384 at most.
@@ -409,14 +438,14 @@ def demo() -> int:
 )
 @click.option(
     "--threads",
-    type=click.IntRange(1, MOST_THREADS),
+    type=Whole(1, MOST_THREADS),
     default=8,
     show_default=True,
     help="How many lock at the same time.",
 )
 @click.option(
     "--slots",
-    type=click.IntRange(1, MOST_KEYRINGS),
+    type=Whole(1, MOST_KEYRINGS),
     default=1,
     show_default=True,
     help="How many the threads share, on the stand-in.",

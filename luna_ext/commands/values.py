@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from ..errors import rv_named
 from ..labels import encode_label
-from .offers import offer_labels, offer_slots
+from .offers import offer_codes, offer_labels, offer_slots
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -22,10 +23,19 @@ MOST_SECONDS = 10**9
 """More than 31 years. What the system can still wait for differs, and is not much more."""
 LARGEST_DESCRIPTOR = 2**31 - 1
 LARGEST_SLOT_ID = 2 ** (8 * ctypes.sizeof(ctypes.c_ulong)) - 1
+LARGEST_RV = 2**64 - 1
+
+
+class Whole(click.IntRange):
+    """A whole number within limits."""
+
+    name = "integer"
 
 
 class Number(click.FloatRange):
     """A number within limits. Without them the range would let nan pass, which is beyond neither."""
+
+    name = "number"
 
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
@@ -36,7 +46,7 @@ class Number(click.FloatRange):
         return number
 
 
-class SlotId(click.IntRange):
+class SlotId(Whole):
     """The ID of a slot of the client library's device."""
 
     def __init__(self) -> None:
@@ -48,8 +58,17 @@ class SlotId(click.IntRange):
         return offer_slots(ctx, incomplete)
 
 
+def check_new_label(label: str) -> None:
+    """Raise ValueError for a label that no token can have, or that is not meant to be one."""
+    encode_label(label, errors="strict")
+    if label[0].isspace():
+        raise ValueError(f"the label {label!r} begins with a blank; take it away")
+    if not label.isprintable():
+        raise ValueError(f"the label {label!r} has a character that is not shown; take it away")
+
+
 class NewLabel(click.ParamType[str]):
-    """A label that a token can have; others are refused here."""
+    """A label that a token is to get."""
 
     name = "label"
 
@@ -57,14 +76,20 @@ class NewLabel(click.ParamType[str]):
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
     ) -> str:
         try:
-            encode_label(value)
+            self.check(value)
         except ValueError as error:
             self.fail(str(error), parameter, context)
         return str(value)
 
+    def check(self, label: str) -> None:
+        check_new_label(label)
+
 
 class Label(NewLabel):
-    """The label of a token of the client library's device."""
+    """The label of a token of the client library's device, whatever other programs have made it."""
+
+    def check(self, label: str) -> None:
+        encode_label(label)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -72,8 +97,47 @@ class Label(NewLabel):
         return offer_labels(ctx, incomplete)
 
 
+class ReturnCode(click.ParamType[int]):
+    """A CK_RV, by its name or number."""
+
+    name = "code"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> int:
+        try:
+            rv = rv_named(value)
+        except ValueError as error:
+            self.fail(str(error), parameter, context)
+        if not 0 <= rv <= LARGEST_RV:
+            self.fail(
+                f"{value} is no return code: a CK_RV is 0 to {LARGEST_RV}", parameter, context
+            )
+        return rv
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return offer_codes(incomplete)
+
+
+class Text(click.ParamType[str]):
+    """A text that the device is told."""
+
+    name = "text"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> str:
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            self.fail(f"{value!r} is not UTF-8", parameter, context)
+        return str(value)
+
+
 class Filled(click.ParamType[str]):
-    """A text that is not empty, such as a cluster's ID."""
+    """A text that is not empty."""
 
     name = "text"
 
@@ -85,13 +149,24 @@ class Filled(click.ParamType[str]):
         return str(value)
 
 
+class FilledText(Filled):
+    """One that the device is told, such as a cluster's ID."""
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> str:
+        return TEXT.convert(super().convert(value, parameter, context), parameter, context)
+
+
 SLOT = SlotId()
-NEW_SLOT = click.IntRange(0, LARGEST_SLOT_ID)
-DESCRIPTOR = click.IntRange(0, LARGEST_DESCRIPTOR)
+RETURN_CODE = ReturnCode()
+NEW_SLOT = Whole(0, LARGEST_SLOT_ID)
+DESCRIPTOR = Whole(0, LARGEST_DESCRIPTOR)
 SECONDS = Number(0, MOST_SECONDS)
 LABEL = Label()
 NEW_LABEL = NewLabel()
-CLUSTER = Filled()
+TEXT = Text()
+PREFIX = CLUSTER = FilledText()
 
 label_glob = click.option(
     "--label",

@@ -22,6 +22,7 @@ from ..stub import STATE_VARIABLE, Cluster
 from . import screen
 from .child import ended_by_signals
 from .console import Settings, examples, give_up_stream, print_json_line, settings, tell
+from .interrupting import ended_at_once
 from .tables import Layout, cut, print_table
 from .texts import in_one_line
 from .values import Command, Number, label_glob, matches
@@ -299,6 +300,7 @@ def watch(
         if live:
             # Before the first thread is started.
             stack.enter_context(screen.signals_held_back())
+        stack.enter_context(ended_at_once(screen.RESTORE if live else b""))
         luna = stack.enter_context(options.open())
         if untold := "" if luna.is_stub else _untold():
             tell(f"warning: {untold}")

@@ -229,6 +229,10 @@ def test_a_library_that_is_cut_off(command, tmp_path, size):
     what = f"it has {size} bytes of " if size >= 30 else f"{size} bytes of another kind"
     assert what in problems["client library"]
     assert len(advice) == 1
+    # Other subcommands do not load it either: that could end them by SIGBUS.
+    other = command("--library", file, "slots")
+    assert other.returncode == 1
+    assert other.said == [f"luna-ext: {problems['client library']}; {advice[0]}"]
 
 
 def build(source, library, *options):

@@ -56,6 +56,19 @@ def test_a_device_that_has_gone(command, cluster):
     assert line.endswith("check the network and the HSM's health (vtl verify), then run it again")
 
 
+@pytest.mark.parametrize("state", ["", "/etc/passwd"])
+def test_a_stand_in_without_its_cluster(command, monkeypatch, state):
+    """There is no network to check, nor an HSM."""
+    monkeypatch.setenv("LUNA_STUB_STATE", state)
+    (line,) = command("slots").said
+    assert f"LUNA_STUB_STATE names ({state!r}): `luna-ext stub create` makes one" in line
+    doctor = command("doctor").stdout
+    assert "let `luna-ext stub create` make a cluster" in doctor
+    assert "vtl verify" not in line + doctor
+    monkeypatch.setenv("LUNA_STUB_TRACE", "1")
+    assert "luna_ext stand-in: C_Initialize: " in command("slots").stderr
+
+
 def test_the_environment_says_what_contention_means(command, cluster, hold_elsewhere, monkeypatch):
     cluster.switch("contention", "error")
     hold_elsewhere(1)

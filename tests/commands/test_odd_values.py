@@ -280,3 +280,32 @@ def test_a_wrong_value_is_the_command_lines_whatever_finds_it(command, locked, l
     (said,) = done.said
     assert says in said
     assert locked() == {}
+
+
+# ---- values that a terminal or a script passes by mistake ----
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["claim", "\udcff", "--", "true"], "'CLUSTER': '\\udcff' is not UTF-8"),
+        (["probe", "--slot=1", "--cluster=\udcff"], "'--cluster': '\\udcff' is not UTF-8"),
+        (["assign", "cluster-1", "\udcff"], "'LABEL': the label '\\udcff' cannot be written"),
+        (["assign", "cluster-1", "a\n"], "'LABEL': the label 'a\\n' has a character that is not"),
+        (["provision", "c", "--count=1", "--prefix="], "'--prefix': it is empty"),
+        (["provision", "c", "--count=1", "--prefix= a"], "the label ' a1' begins with a blank"),
+        (["lock", "--slot=", "--", "true"], "'--slot': '' is not a valid integer."),
+        (["watch", "--interval=x"], "'--interval': 'x' is not a valid number"),
+        (["stub", "set-pins", "1", "--so-pin=\udcff"], "'--so-pin': '\\udcff' is not UTF-8"),
+        (["stub", "fault", "C_Login", "CKR_NONE"], "'RV': 'CKR_NONE' is no return code"),
+        (["stub", "fault", "C_Login", "5", f"--times={2**40}"], "'--times': 1099511627776 is not"),
+        (
+            ["stub", "latency", "1", "C_Logon"],
+            "function: 'C_Logon'; give a name such as C_Log",
+        ),
+    ],
+)
+def test_it_is_said_which_value_is_wrong_and_why(cluster, capsys, words, says):
+    assert cli.run(words) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "stand-in," not in line)
+    assert says in line

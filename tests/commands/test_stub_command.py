@@ -101,7 +101,7 @@ def test_a_fault_that_is_taken_away(command):
     [
         (["C_Nothing", "0x30"], "there is no such C_ or CA_ function: 'C_Nothing'"),
         (["C_Login", "CKR_NOTHING"], "'CKR_NOTHING' is no return code"),
-        (["C_Login", "-1"], "rv is a whole number from 0"),
+        (["C_Login", "-1"], "-1 is no return code: a CK_RV is 0 to "),
     ],
 )
 def test_a_fault_that_cannot_be(command, arguments, says):

@@ -1,0 +1,56 @@
+"""Ctrl-C where a call of the client library does not return.
+
+A handler of Python's runs between two steps of the main thread. While that thread is in a call, as for
+minutes where the network is down, Ctrl-C would do nothing, nor would SIGTERM where it has a handler.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+PATIENCE = 0.5
+"""Seconds for the handler of Python's to end the block."""
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def ended_at_once(restore: bytes = b"") -> Iterator[None]:
+    """Within the block, which locks nothing, signals end the process also during a call that hangs.
+
+    To be used on the main thread. `restore` is what gives a terminal back that the block has taken.
+    """
+    told, tells = socket.socketpair()
+    tells.setblocking(False)
+    watcher = threading.Thread(target=_watch, args=(told, restore), daemon=True)
+    watcher.start()
+    previous = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        tells.close()
+        watcher.join()
+
+
+def _watch(told: socket.socket, restore: bytes) -> None:
+    """Read the numbers of signals, until the block has ended."""
+    with told:
+        while got := told.recv(1):
+            if (number := got[0]) not in ENDING or not callable(signal.getsignal(number)):
+                continue
+            told.settimeout(PATIENCE)
+            with suppress(TimeoutError):
+                while told.recv(1):
+                    pass
+                return
+            with suppress(OSError):
+                os.write(1, restore)
+            if number == signal.SIGINT:
+                with suppress(OSError):
+                    os.write(2, b"luna-ext: interrupted\n")
+            os._exit(128 + number)
