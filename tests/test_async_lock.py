@@ -142,6 +142,8 @@ LOOPS = {
 @pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_every_event_loop_will_do(luna, hold_elsewhere, owner_of, loop, debug):
+    if loop == "uvloop" and debug and sys.version_info >= (3, 15):
+        pytest.skip("uvloop's debug mode fails there when a thread of compiled code wakes the loop")
     holder = hold_elsewhere(1)
     order = []
 
