@@ -112,7 +112,9 @@ class Records(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         self.told.add(text)
-        tell(in_our_words(text))
+        # No error, then: what ends the command is one line.
+        mark = "warning: " if record.levelno == logging.WARNING else ""
+        tell(mark + in_our_words(text))
 
 
 def show_warning(message: Warning | str, *place: object, **more: object) -> None:

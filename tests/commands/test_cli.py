@@ -196,7 +196,7 @@ def test_the_stand_in_is_warned_of_in_one_line(command):
     done = command("tokens")
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()
-    assert line.startswith("luna-ext: ")
+    assert line.startswith("luna-ext: warning: ")
     assert "is the stand-in, not an HSM's client library" in line
 
 
