@@ -33,6 +33,8 @@ def ended_at_once(restore: bytes = b"") -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(previous)
+        # To close it is not enough: a process that the client library has forked has it open as well.
+        tells.shutdown(socket.SHUT_RDWR)
         tells.close()
         watcher.join()
 

@@ -48,6 +48,14 @@ def expect(process, pattern):
     return found
 
 
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def children_of(pid):
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
 # ---- how it ends ----
 
 
@@ -345,14 +353,15 @@ def test_a_kill_of_luna_ext_is_noticed_though_a_fork_of_it_lives(cluster, listen
         stdout=subprocess.PIPE,
         text=True,
     )
-    expect(process, r"ready (\d+)")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    child = int(expect(process, r"ready (\d+)")[1])
+    forked = children_of(process.pid) - {parent_of(child)}
+    assert forked
     process.kill()
     process.wait(PATIENCE)
     expect(process, "got SIGTERM")
     process.communicate()
-    # The first that luna-ext has started.
-    os.kill(int(children[0]), signal.SIGKILL)
+    for pid in forked:
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_a_stopped_command_ends_too(start, listener):
@@ -381,9 +390,8 @@ def test_what_ignores_the_sigterm_is_killed(cluster, listener):
 
 def test_a_kill_of_the_guard_process_releases_nothing(start, listener, locked):
     process = start("lock", "--slot", 1, "--", *listener)
-    child = expect(process, r"ready (\d+)")[1]
-    guard = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(guard, signal.SIGKILL)
+    child = int(expect(process, r"ready (\d+)")[1])
+    os.kill(parent_of(child), signal.SIGKILL)
     expect(process, "got SIGTERM")
     process.send_signal(signal.SIGUSR1)
     expect(process, "got SIGUSR1")
