@@ -8,7 +8,9 @@ from importlib import import_module
 
 try:
     # Imported by name for PyInstaller and the like, which do not see what compiled modules import.
-    from . import _cluster, _device, _mutex, discovery, errors, labels  # noqa: F401
+    # A name, for where there is no such module its directory counts as an empty one.
+    from . import _device, _mutex, discovery, errors, labels  # noqa: F401
+    from ._cluster import Library as _Library  # noqa: F401
 except ImportError:
     from .not_compiled import reason
 

@@ -364,7 +364,7 @@ def by_name(calls):
 
 
 def test_every_public_name_of_a_library_is_tried_after_close_or_works_then():
-    works = {"path", "closed", "is_stub", "cluster_functions", "close", "stats"}
+    works = {"path", "closed", "is_stub", "cluster_functions", "close", "stats", "lock_stats"}
     tried = {name.partition(" ")[0] for name in CALLS_OF_A_LIBRARY} - {"with"}
 
     assert {name for name in dir(luna_ext.Library) if not name.startswith("_")} == works | tried

@@ -16,11 +16,10 @@ pytest.importorskip(
 # table of slots.
 OUT_OF_MEMORY = """
 import os, threading
-import _testcapi
+import _testcapi, luna_ext
 from luna_ext.stub import STATE_VARIABLE, Cluster
 
 cluster = Cluster(os.environ[STATE_VARIABLE])
-cluster.latency(0.5, "CA_GetUnassignedSlot", after=True)
 ended = threading.Lock()
 ended.acquire()
 outcome = []
@@ -35,8 +34,16 @@ with cluster.library() as luna:
         finally:
             ended.release()
 
+    # No thread begins while no memory is left: CPython would crash. So they begin with this claim.
+    try:
+        luna.claim("no such cluster", timeout=20).__enter__()
+    except luna_ext.CryptokiError:
+        pass
+    cluster.latency(0.5, "CA_GetUnassignedSlot", after=True)
     threading.Thread(target=claim).start()
-    while not any(call.function == "CA_GetUnassignedSlot" for call in cluster.log()):
+    while not any(
+        call.function == "CA_GetUnassignedSlot" and call.rv is None for call in cluster.log()
+    ):
         pass
     wait, fail, end = ended.acquire, _testcapi.set_nomemory, _testcapi.remove_mem_hooks
     fail(0, 1)
