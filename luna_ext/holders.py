@@ -13,7 +13,6 @@ import errno
 import functools
 import json
 import logging
-import math
 import os
 import stat
 import tempfile
@@ -26,6 +25,8 @@ VARIABLE = "LUNA_EXT_WATCH"
 INTERVAL = 0.5
 """Seconds."""
 MOST_BYTES = 64 * 1024
+LATEST = 2**40
+"""Seconds since 1970 that a file may tell, which another user may have written."""
 
 _log = logging.getLogger("luna_ext")
 
@@ -117,7 +118,7 @@ def read(library: str) -> dict[int, Holder]:
                     file.unlink()
             elif owner == _owner(pid) and _is_same(described["library"], library):
                 found |= {
-                    int(slot_id): Holder(pid, _finite(since))
+                    int(slot_id): Holder(pid, _time(since))
                     for slot_id, since in described["since"].items()
                 }
     return found
@@ -141,8 +142,8 @@ def _is_same(one: str, other: str) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def _finite(seconds: float) -> float:
-    if not math.isfinite(seconds):
+def _time(seconds: float) -> float:
+    if not 0 <= seconds <= LATEST:
         raise ValueError("no time")
     return float(seconds)
 

@@ -44,10 +44,19 @@ def _cluster_options(request: pytest.FixtureRequest) -> dict[str, Any]:
     return options
 
 
+def _made(options: dict[str, Any]) -> Cluster:
+    try:
+        return Cluster(**options)
+    except (TypeError, ValueError, OSError) as error:
+        if not options:
+            raise
+        raise pytest.fail.Exception(f"the marker luna_cluster: {error}", pytrace=False) from None
+
+
 def _run_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     options = _cluster_options(request)
     # In this order: the Cluster puts back what it has found, which the patch had set.
-    with pytest.MonkeyPatch.context() as patch, Cluster(**options) as cluster:
+    with pytest.MonkeyPatch.context() as patch, _made(options) as cluster:
         patch.setenv(STATE_VARIABLE, cluster.path)
         if cluster.backend is not None:
             patch.setenv(BACKEND_VARIABLE, cluster.backend)

@@ -113,6 +113,32 @@ def test_marker_with_a_wrong_option_is_one_line_that_names_it(pytester):
     )
 
 
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("keyrings=0", "keyrings is a whole number from 1 to 3500, not 0"),
+        ("keyrings='x'", "keyrings is a whole number, not 'x'"),
+        ("password='short'", "password has 8 to 255 bytes, not 5"),
+        ("backend='/nonexistent.so'", "*/nonexistent.so*"),
+    ],
+)
+def test_a_wrong_value_in_a_marker_is_one_line(pytester, option, says):
+    result = run(
+        pytester,
+        f"""
+        import pytest
+
+        @pytest.mark.luna_cluster({option})
+        def test_never_runs(luna):
+            pass
+        """,
+    )
+
+    result.assert_outcomes(errors=1)
+    lines = ["*ERROR at setup*", f"the marker luna_cluster: {says}", "=*"]
+    result.stdout.fnmatch_lines(lines, consecutive=True)
+
+
 def test_marker_takes_no_path(pytester):
     result = run(
         pytester,

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -35,14 +35,19 @@ OPENING, FORK, FINALIZE = "the opening (C_Initialize, C_GetInfo)", "a forked chi
 PATIENCE = 20.0
 """Seconds for a step. To initialise a client takes several if one of its HSMs is not reached."""
 SHORTER = {FORK: 10.0, FINALIZE: 5.0}
+SLOW = 1.0
+"""Seconds after which it is told what is waited for."""
 
 Message: TypeAlias = dict[str, Any]
 
 
 class Apart:
-    """The process. It does what `task` names, one of those in examining.py, with the library at `path`."""
+    """The process. It does what `task` names, one of those in examining.py, with the library at `path`.
 
-    def __init__(self, task: str, path: str) -> None:
+    `tell_slow` is called with a line on a step that takes long.
+    """
+
+    def __init__(self, task: str, path: str, tell_slow: Callable[[str], object]) -> None:
         self.step = ""
         """What it has been doing."""
         self.trouble = ""
@@ -51,6 +56,7 @@ class Apart:
         """With trouble: as subprocess has it; None: it has not ended, but was killed."""
         self.waits = False
         """Whether it keeps the library open until go_on()."""
+        self._tell_slow = tell_slow
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", PROGRAM, HOME, task, path],
             stdin=subprocess.PIPE,
@@ -78,7 +84,7 @@ class Apart:
         while True:
             seconds = SHORTER.get(self.step, PATIENCE)
             try:
-                line = self._lines.get(timeout=seconds)
+                line = self._next_line(seconds)
                 message: Message = json.loads(line) if line else self._how_it_ended(seconds)
             except (Empty, subprocess.TimeoutExpired):
                 self.trouble = f"does not return for {seconds:g} s"
@@ -100,6 +106,15 @@ class Apart:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
+
+    def _next_line(self, seconds: float) -> str:
+        with suppress(Empty):
+            return self._lines.get(timeout=min(SLOW, seconds))
+        left = max(0.0, seconds - SLOW)
+        if left:
+            step = self.step or "the start of another process"
+            self._tell_slow(f"{step} takes long; it is waited for, {seconds:g} s at most")
+        return self._lines.get(timeout=left)
 
     def _how_it_ended(self, seconds: float) -> Message:
         self.exit_code = self._process.wait(seconds)

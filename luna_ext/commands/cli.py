@@ -131,6 +131,7 @@ def run(arguments: list[str] | None = None) -> int:
 
         return complete(luna_ext, os.environ[COMPLETION_VARIABLE])
     open_missing_streams()
+    buffer_output()
     escape_what_cannot_be_encoded()
     records = Records()
     logging.getLogger("luna_ext").addHandler(records)
@@ -225,6 +226,17 @@ def escape_what_cannot_be_encoded() -> None:
     codecs.register_error("luna_ext", escape)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="luna_ext")
+
+
+def buffer_output() -> None:
+    """Undo PYTHONUNBUFFERED: without a buffer it is not noticed in the end that a line was not written.
+
+    Each line is flushed all the same.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):
+        encoding, errors, terminal = sys.stdout.encoding, sys.stdout.errors, sys.stdout.isatty()
+        buffer = io.BufferedWriter(sys.stdout.detach())
+        sys.stdout = io.TextIOWrapper(buffer, encoding, errors, line_buffering=terminal)
 
 
 def open_missing_streams() -> None:

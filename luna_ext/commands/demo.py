@@ -16,6 +16,7 @@ from multiprocessing.synchronize import Barrier, Event
 from typing import NamedTuple
 
 import luna_ext
+from luna_ext.commands.texts import in_lines
 from luna_ext.stub import Cluster
 
 KEYRINGS = 8
@@ -117,10 +118,16 @@ def overlaps(holds: list[Hold]) -> int:
     return count
 
 
+def say(text: str, indent: str = "") -> None:
+    # As the subcommands do, whose way to print needs the extra "cli"; `make demo` does not.
+    print(in_lines(text, indent))
+
+
 def main() -> int:
     context = multiprocessing.get_context("spawn")
     with Cluster(keyrings=KEYRINGS) as cluster:
-        print(f"A fresh cluster of the stand-in, with {KEYRINGS} keyrings. No HSM is involved.\n")
+        say(f"A fresh cluster of the stand-in, with {KEYRINGS} keyrings. No HSM is involved.")
+        print()
         says: Queue[Hold | Last] = context.Queue()
         start, rounds = context.Barrier(len(NAMES) + 1), context.Barrier(len(NAMES))
         done = context.Event()
@@ -147,12 +154,13 @@ def main() -> int:
             elif isinstance(said, Hold):
                 holds.append(said)
                 begin, end = (1000 * (moment - began) for moment in (said.begin, said.end))
-                print(f"{begin:10.1f} {end:8.1f}  {said.who:<6} {said.slot_id:4}  {said.what}")
+                held = f"{begin:10.1f} {end:8.1f}  {said.who:<6} {said.slot_id:4}  "
+                say(held + said.what, " " * len(held))
 
         names = {last.pid: last.who for last in lasts}
-        print(
-            "\nThe cluster now, while each process still holds the token that it assigned first:\n"
-        )
+        print()
+        say("The cluster now, while each process still holds the token that it assigned first:")
+        print()
         print(f"{'slot':>4}  {'original label':<16}{'label':<16}lock held by")
         for token in cluster.tokens():
             owner = "-"

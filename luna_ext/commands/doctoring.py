@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from ..discovery import (
 from ..errors import OPEN_AFTER_FORK, LibraryLoadError, rv_name
 from .apart import FINALIZE, FORK, OPENING, SHORTER, Apart, Message, how_it_ended
 from .child import ended_by_signals
-from .console import Settings, examples, json_option, print_json, say, settings
+from .console import Settings, examples, json_option, print_json, say, settings, tell
 from .examining import TOGETHER
 from .loading import LOADING, look_at
 from .tables import print_paragraph
@@ -119,6 +120,12 @@ STEPS = {LOADING: "loading", OPENING: "opening", TOGETHER: "threads"}
 """For programs. The others are names of C functions."""
 
 
+def _tell_slow(line: str) -> None:
+    # In a log it would say nothing that the finding does not.
+    if sys.stderr.isatty():
+        tell(line)
+
+
 def _survived(process: Apart) -> Iterator[Finding]:
     if process.trouble:
         hangs = process.exit_code is None
@@ -132,7 +139,7 @@ def _survived(process: Apart) -> Iterator[Finding]:
 
 
 def _library(path: str) -> Iterator[Finding]:
-    with Apart("library", path) as process:
+    with Apart("library", path, _tell_slow) as process:
         for message in process.messages():
             if "what" in message:
                 yield Finding(**message)
@@ -179,7 +186,7 @@ def _application() -> Finding:
 def _fork(path: str) -> Finding:
     """Whether a forked child can use the library, while another process does."""
     told: Message = {}
-    with Apart("fork", path) as process:
+    with Apart("fork", path, _tell_slow) as process:
         for message in process.messages():
             told.update(message)
     values = {"usable": False, "rv_name": rv_name(told["rv"]) if told.get("rv") else None}

@@ -194,12 +194,19 @@ def lock(
 def _split(words: Sequence[str], shell: str | None) -> tuple[list[str], Sequence[str]]:
     """The labels before "--", and the command behind it; with -c all are labels."""
     if shell is None and "--" not in words:
-        raise click.UsageError("write -- between the labels and the COMMAND")
+        raise click.UsageError(
+            "write -- between the labels and the COMMAND, and the labels behind --all: "
+            "--all LABEL... -- COMMAND..."
+        )
     end = words.index("--") if "--" in words else len(words)
     given = [LABEL.convert(label, None, None) for label in words[:end]]
     if not given:
         raise click.UsageError("--all wants the labels of the tokens")
     for label in given:
+        if label.startswith("--"):
+            raise click.UsageError(
+                f"{label!r} is behind --all, where the labels are; write it before"
+            )
         if given.count(label) > 1:
             raise click.UsageError(f"--all has the label {label!r} more than once; give it once")
     return given, words[end + 1 :]

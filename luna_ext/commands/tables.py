@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Sequence
 
 import click
 from rich.cells import cell_len, set_cell_size
 
-from .texts import printable
+from .texts import in_lines, printable
 
 NARROWEST = 40
 """Columns of a terminal. On a narrower one a table is a list."""
@@ -139,15 +138,6 @@ def print_paragraph(
 
     `mark` comes before the text, in this color.
     """
-    width = _room()
-    whole = mark + printable(text)
-    if width is not None:
-        whole = textwrap.fill(
-            whole,
-            width,
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+    whole = in_lines(mark + printable(text), indent)
     colored = click.style(mark, color) if mark else ""
     click.echo(colored + whole.removeprefix(mark))

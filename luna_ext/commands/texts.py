@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sys
+import textwrap
 
 _WORDS = {
     "name its libCryptoki2 as Library(path) or": "name its libCryptoki2 by luna-ext --library FILE or",
@@ -59,3 +62,19 @@ def in_one_line(error: BaseException | str) -> str:
     text = re.sub(r":\s*\n\s*- ", ": ", text)
     text = re.sub(r"\s*\n\s*(- )?", lambda found: "; " if found[1] else " ", text)
     return printable(in_our_words(text))
+
+
+def in_lines(text: str, indent: str = "    ") -> str:
+    """The text for the standard output: broken between words for a terminal, which would do so anywhere.
+
+    Errors are not: a line of the standard error is copied and looked for as a whole.
+    """
+    if not sys.stdout.isatty():
+        return text
+    return textwrap.fill(
+        text,
+        shutil.get_terminal_size().columns,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -183,8 +183,15 @@ def matches(label: str, glob: str | None) -> bool:
     return glob is None or fnmatch.fnmatchcase(label, glob)
 
 
+WHOLE = 1000
+"""Characters, more than a subcommand's summary has: it is broken in the help, not cut off."""
+
+
 class Command(click.Command):
     """A subcommand that takes no value twice: one of the two would be ignored, without a word."""
+
+    def get_short_help_str(self, limit: int = WHOLE) -> str:
+        return super().get_short_help_str(WHOLE)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing:
@@ -205,3 +212,6 @@ class Group(click.Group):
     """A group of such subcommands."""
 
     command_class = Command
+
+    def get_short_help_str(self, limit: int = WHOLE) -> str:
+        return super().get_short_help_str(WHOLE)

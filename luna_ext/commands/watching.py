@@ -182,7 +182,9 @@ def _screenful(
     if len(candidates) < len(rows):
         counts.append(f"{len(rows) - len(held)} more are not locked: --all")
     counts.append(f"{len(held)} of {len(rows)} are locked")
-    return [*heading, *itertools.chain(*blocks), cut("; ".join(counts), columns), *below]
+    shown = [*heading, *itertools.chain(*blocks), cut("; ".join(counts), columns), *below]
+    # Where there is no room for a row, there is for what is not shown.
+    return shown[-lines:]
 
 
 def _fitting(rows: Sequence[Row], columns: int, lines: int) -> tuple[list[str], list[list[str]]]:

@@ -253,6 +253,13 @@ def test_an_output_that_cannot_be_written_is_one_line(cluster, stream, why, argu
     assert line == (f"luna-ext: the standard output cannot be written: {why}; let it go elsewhere")
 
 
+def test_an_output_without_a_buffer_is_as_one_with(cluster, monkeypatch):
+    """As containers often have it."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    said = closed(">/dev/full", "tokens").stderr
+    assert "the standard output cannot be written: No space left on device" in said
+
+
 def test_what_has_no_output_needs_no_stream(cluster, locked):
     for stream in (">&-", "<&-", "2>&-", ">&- <&- 2>&-"):
         assert closed(stream, "lock", "--slot", "1", "--", "true").returncode == 0
@@ -296,3 +303,17 @@ def test_long_lines_are_broken_between_words(terminal):
     whole = " ".join(" ".join(lines).split())
     assert "a keyring is unlocked by the crypto officer of the cluster's partition" in whole
     assert all(line.startswith("    ") for line in lines[1:])
+
+
+def test_the_demo_too(terminal):
+    lines = terminal("demo", columns=60).read().splitlines()
+    assert max(map(len, lines)) <= 60
+    assert lines[-1].endswith("held by two at once: 0.")
+
+
+def test_no_summary_of_a_subcommand_is_cut_off(command, monkeypatch):
+    for columns in ("60", "80"):
+        monkeypatch.setenv("COLUMNS", columns)
+        for group in ((), ("stub",)):
+            lines = command(*group, "--help").stdout.partition("Commands:")[2].splitlines()
+            assert not any(line.endswith("...") for line in lines)

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -314,13 +313,10 @@ def test_a_client_library_that_hangs(client, cluster, capsys, monkeypatch, call)
         assert problem.advice.startswith("see whether the HSM is reached (vtl verify)")
 
 
-def test_it_is_told_within_half_a_minute(command, client):
-    client(*CLUSTER_FUNCTIONS, trouble="HANGS", trouble_at="C_Initialize")
-    begin = time.monotonic()
-    done = command("doctor")
-    assert done.returncode == 1
-    assert "the opening (C_Initialize, C_GetInfo) does not return for 20 s" in done.stdout
-    assert time.monotonic() - begin < 30
+def test_on_a_terminal_it_says_what_takes_long(client, terminal):
+    client(*CLUSTER_FUNCTIONS, trouble="HANGS", trouble_at="C_GetSlotList")
+    doctor = terminal("doctor")
+    doctor.expect_exact("luna-ext: C_GetSlotList takes long; it is waited for, 20 s at most")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -546,7 +542,6 @@ FORKED = {
     "KILLS": NO_NOTICE,
     "CRASHES": "a call of a forked child that uses the client ends the process by SIGSEGV (Segmentation "
     "fault)",
-    "HANGS": "a call of a forked child that uses the client does not return for 10 s",
 }
 
 
@@ -563,6 +558,16 @@ def test_a_client_library_that_cannot_be_used_in_a_child(command, client, cluste
     for pid in {call.pid for call in cluster.log()}:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_client_library_that_hangs_in_a_child(client, cluster, monkeypatch):
+    """In this process, which waits less."""
+    monkeypatch.setitem(apart.SHORTER, apart.FORK, 2.0)
+    library = client(*CLUSTER_FUNCTIONS, in_child="HANGS")
+    found = list(doctoring._examine(Settings(str(library), "block")))
+    (problem,) = (finding for finding in found if finding.is_problem)
+    assert problem.says == ("a call of a forked child that uses the client does not return for 2 s")
+    assert problem.advice == AFTER_THE_FORK
 
 
 def test_a_process_that_cannot_open_the_library_beside_doctor(command, client, cluster):

@@ -622,6 +622,8 @@ def test_all_or_none_of_several_tokens(command, hold_elsewhere, locked):
     [
         (["--all", "keyring1", "true"], "write -- between the labels and the COMMAND"),
         (["--all", "--", "true"], "write -- between the labels and the COMMAND"),
+        (["--all", "--slot", "1", "--", "true"], "the labels behind --all: --all LABEL... --"),
+        (["--all", "keyring1", "--timeout", "5", "--", "true"], "'--timeout' is behind --all"),
         (["-c", "true", "--all"], "wants the labels"),
         (["--all", "keyring1", "--"], "COMMAND"),
         (["--all", "x" * 33, "--", "true"], "33"),

@@ -140,6 +140,7 @@ def says(text):
         says('{"pid": Infinity, "namespace": 1}'),
         lambda file: says(file.read_text().replace('{"2": 1.0}', "[2]"))(file),
         lambda file: says(file.read_text().replace("1.0", "Infinity"))(file),
+        lambda file: says(file.read_text().replace("1.0", "-1e300"))(file),
     ],
 )
 def test_a_bad_file_says_nothing_and_hides_no_other(tell_of, spoil):
@@ -352,6 +353,8 @@ def test_where_all_do_not_fit_those_that_are_held_are_shown(terminal, hold_elsew
     screen = terminal("watch", "--all", lines=6)
     screen.expect_exact("5 more do not fit; 4 of 8 are locked")
     assert "keyring1" in screen.before
+    screen = terminal("watch", lines=1)
+    screen.expect_exact("4 more do not fit; 4 more are not locked: --all; 4 of 8 are locked")
     screen = terminal("watch", lines=11)
     screen.expect_exact("4 of 8 are locked")
     assert "keyring8" in screen.before
