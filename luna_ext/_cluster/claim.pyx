@@ -272,11 +272,13 @@ cdef class Claim:
         )
 
     def _none_came(self):
-        if self.timeout == 0:
-            return ""
-        if self._has_time():
+        if self.timeout and self._has_time():
             return f" now, and to wait would stop all greenlets of this thread; {GREENLET_ADVICE}"
-        return f", and none became free within {self.timeout:g} s"
+        waited = f", and none became free within {self.timeout:g} s" if self.timeout else ""
+        return (
+            f"{waited}; make more keyrings in it, or wait until a program lets one go that it has "
+            "claimed"
+        )
 
 
 def may_change(error):

@@ -254,7 +254,8 @@ def _examine(options: Settings) -> Iterator[Finding]:
     if wrong is not None:
         yield Finding("client library", *wrong, values)
         return
-    yield Finding("client library", f"{location.path}, named by {location.source}", values=values)
+    source = "--library" if options.path is not None else location.source
+    yield Finding("client library", f"{location.path}, named by {source}", values=values)
     yield _other_users(location.path)
     yield from _library(location.path)
 

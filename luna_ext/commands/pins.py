@@ -133,14 +133,14 @@ def _from_file(what: str, path: str, into: PinMemory) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise click.ClickException(
-            f"the {what} cannot be read from {path}: {error.strerror}"
+            f"the {what} cannot be read from {path or repr(path)}: {error.strerror}"
         ) from None
     try:
         # fstat() of the opened file: the path may name another file by now.
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):
             raise click.ClickException(
-                f"{path} is not a regular file; a {what} from a pipe comes by its descriptor"
+                f"{path} is not a regular file; let the {what} from a pipe come by its descriptor"
             )
         if state.st_mode & 0o077:
             raise click.ClickException(

@@ -27,8 +27,6 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(luna_ext.__file__).parents[1]))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    # readline sets it where pytest, or a worker of xdist, imports it.
-    monkeypatch.delenv("LINES", raising=False)
     # Without a buffer Python does not notice that a reader has left.
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
 

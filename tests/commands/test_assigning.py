@@ -50,7 +50,7 @@ def test_assign_where_nothing_is_left(command, hold_elsewhere, pin_file):
     done = command("assign", "cluster-1", "x", "--timeout", 0.2, "--so-pin-file", pin_file())
     assert done.returncode == 75
     (line,) = done.said
-    assert "has no unassigned token, and none became free within 0.2 s" in line
+    assert "has no unassigned token, and none became free within 0.2 s; make more keyrings" in line
 
 
 def test_what_is_known_of_a_failed_assignment_is_told(command, cluster, pin_file):

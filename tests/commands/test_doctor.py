@@ -266,7 +266,8 @@ def test_a_library_that_lacks_a_function_of_another(command, tmp_path):
 def test_a_library_of_another_kind(command, tmp_path):
     library = build("int nothing(void) { return 1; }", tmp_path / "client.so")
     done = command("--library", library, "doctor")
-    _, problems, advice = findings(done)
+    well, problems, advice = findings(done)
+    assert well["client library"] == f"{library}, named by --library"
     assert (done.returncode, list(problems)) == (1, ["client library"])
     assert "PKCS #11" in problems["client library"]
     assert advice == ["name the Luna client's libCryptoki2 instead: luna-ext --library FILE doctor"]
