@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from typing import NoReturn
 
 import click
 
+from .awaited import next_signal
 from .console import tell
 
 FORWARDED = (
@@ -127,19 +129,32 @@ def run_command(command: Sequence[str], variables: Mapping[str, str], files: Seq
             waiter.begin(guard, pid)
             while pid and not waiter.ended.is_set():
                 # It has an end for what another thread got, whose handler runs between two waits.
-                got = signal.sigtimedwait({*_taken(), signal.SIGCHLD}, WAIT)
-                if got and got.si_signo != signal.SIGCHLD and got.si_code != SI_KERNEL:
-                    _pass_on(pid, signal.Signals(got.si_signo))
+                got = next_signal({*_taken(), signal.SIGCHLD}, WAIT)
+                if got and got.number != signal.SIGCHLD and got.code != SI_KERNEL:
+                    _pass_on(pid, signal.Signals(got.number))
+        except OSError as error:
+            raise _not_run(error.errno) from None
         finally:
             waiter.end()
+        # A process that the client library has forked may have the other end open.
+        ours.shutdown(socket.SHUT_RDWR)
+        cannot = told.readline()
         if not pid:
-            raise click.ClickException(
-                "the command was not run: its guard process has ended; see why in the system's log"
-            )
+            raise _not_run(int(cannot or 0))
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if cannot := told.readline():
+        if cannot:
             tell(f"{command[0]}: {os.strerror(int(cannot))}")
     return 128 - code if code < 0 else code
+
+
+def _not_run(number: int | None) -> click.ClickException:
+    if not number:
+        why = "its guard process has ended; see why in the system's log"
+    else:
+        why = f"no process can be started for it: {os.strerror(number)}"
+        if number == errno.EAGAIN:
+            why += "; end others, or raise their limit (ulimit -u)"
+    return click.ClickException(f"the command was not run: {why}")
 
 
 def _pass_on(pid: int, number: signal.Signals) -> None:

@@ -36,6 +36,15 @@ def prctl(option: int, value: int) -> None:
     ctypes.CDLL(None).prctl(option, ctypes.c_ulong(value), 0, 0, 0)
 
 
+def fork(tie: int) -> int:
+    try:
+        return os.fork()
+    except OSError as error:
+        # luna-ext says so.
+        os.write(tie, b"0\n%d\n" % (error.errno or 0))
+        sys.exit(CANNOT_RUN)
+
+
 def become(command: list[str], tie: int) -> NoReturn:
     """Be the command from now on. luna-ext is told the PID, and the number of an error that prevents it."""
     guard = os.getppid()
@@ -76,7 +85,7 @@ class Guard:
         os.set_blocking(self._wakes, False)
         signal.set_wakeup_fd(told)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        self._pid = os.fork()
+        self._pid = fork(tie)
         if self._pid == 0:
             become(command, tie)
         # Nothing but the end of a child comes in between; the command has them all again.

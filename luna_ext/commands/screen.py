@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from .awaited import next_signal
+
 RESTORE = b"\x1b[?1049l\x1b[?25h"
 """Leaves the screen, and shows the cursor: for where the process ends without it."""
 
@@ -72,11 +74,11 @@ class Screen:
             text = "\n".join(draw(size.columns, size.lines)[: size.lines])
             self._live.update(Text(text, no_wrap=True, overflow="crop"), refresh=True)
             left = max(0.0, end - time.monotonic())
-            got = signal.sigtimedwait({signal.SIGTSTP, signal.SIGWINCH}, left)
-            if got is None:
-                return
-            if got.si_signo == signal.SIGTSTP:
+            got = next_signal({signal.SIGTSTP, signal.SIGWINCH}, left)
+            if got and got.number == signal.SIGTSTP:
                 self._stop(signal.SIGTSTP)
+            elif time.monotonic() >= end:
+                return
 
     def _stop(self, number: signal.Signals) -> None:
         """Give the terminal back, and stop until the shell lets the process go on."""

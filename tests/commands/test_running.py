@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from support import PATIENCE, wait_until
+from support import PATIENCE, assert_stays, wait_until
 
 from luna_ext.stub import STATE_VARIABLE, Cluster
 
@@ -56,6 +56,16 @@ def children_of(pid):
     return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
 
 
+def state_of(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def changed(change):
+    """The command, with something that is different in it."""
+    program = "import sys; from luna_ext.commands import child; from luna_ext.__main__ import main"
+    return [sys.executable, "-c", f"{program}\n{change}\nsys.exit(main())"]
+
+
 # ---- how it ends ----
 
 
@@ -78,6 +88,32 @@ def test_a_command_that_is_not_there(command, locked, tmp_path):
     done = command("lock", "--slot", 1, "--", tmp_path)
     assert done.returncode == 126
     assert done.said == [f"luna-ext: {tmp_path}: Permission denied"]
+    assert locked() == {}
+
+
+# A guard process that may fork no other one.
+CANNOT_FORK = """
+import errno, os, runpy, sys
+def fork():
+    raise BlockingIOError(errno.EAGAIN, "")
+os.fork = fork
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_command_for_which_there_is_no_process(cluster, locked):
+    change = f"child.GUARD = (sys.executable, '-c', {CANNOT_FORK!r}, child.GUARD[-1])"
+    done = subprocess.run(
+        [*changed(change), "lock", "--slot", "1", "--", "true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "is the stand-in" not in line]
+    assert "the command was not run: no process can be started for it: Resource temp" in line
+    assert "(ulimit -u)" in line
     assert locked() == {}
 
 
@@ -283,6 +319,27 @@ def test_signals_that_are_ignored_stay_ignored(start, listener, locked):
     assert locked() == {}
 
 
+def test_what_was_stopped_goes_on(cluster, listener, locked):
+    """As with Ctrl-Z and fg: the time of a wait ends meanwhile."""
+    process = subprocess.Popen(
+        [*changed("child.WAIT = 0.02"), "lock", "--slot", "1", "--", *listener],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    expect(process, r"ready (\d+)")
+    process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: state_of(process.pid) == "T")
+    assert_stays(lambda: state_of(process.pid) == "T")
+    process.send_signal(signal.SIGCONT)
+    assert locked() == {1: process.pid}
+    out, err = process.communicate("last\n", timeout=PATIENCE)
+    assert (process.returncode, out) == (7, "read last\n")
+    assert "is the stand-in" in err
+    assert err.count("\n") == 1
+
+
 def blocked_and_ignored(status):
     return [int(mask, 16) for mask in re.findall(r"Sig(?:Blk|Ign):\s*(\w+)", status)]
 
@@ -342,7 +399,7 @@ def make_and_fork():
         os._exit(0)
     return pair
 socket.socketpair = make_and_fork
-main()
+sys.exit(main())
 """
 
 
@@ -364,6 +421,24 @@ def test_a_kill_of_luna_ext_is_noticed_though_a_fork_of_it_lives(cluster, listen
         os.kill(pid, signal.SIGKILL)
 
 
+def test_an_end_of_the_command_is_noticed_though_a_fork_of_luna_ext_lives(cluster, listener):
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKING_CLIENT, "lock", "--slot", "1", "--", *listener],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    child = int(expect(process, r"ready (\d+)")[1])
+    forked = children_of(process.pid) - {parent_of(child)}
+    try:
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == 7
+    finally:
+        process.kill()
+        for pid in forked:
+            os.kill(pid, signal.SIGKILL)
+
+
 def test_a_stopped_command_ends_too(start, listener):
     process = start("lock", "--slot", 1, "--", "sh", "-c", 'echo ready; kill -STOP "$$"')
     expect(process, "ready")
@@ -372,10 +447,8 @@ def test_a_stopped_command_ends_too(start, listener):
 
 
 def test_what_ignores_the_sigterm_is_killed(cluster, listener):
-    program = "from luna_ext.commands import child; from luna_ext.__main__ import main"
-    program += "; child.PATIENCE = 0.1; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", program, "lock", "--slot", "1", "--", *listener],
+        [*changed("child.PATIENCE = 0.1"), "lock", "--slot", "1", "--", *listener],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
