@@ -17,7 +17,6 @@ from ..errors import NoUnassignedTokenError, PinError
 from ..info import CLUSTER_FUNCTIONS
 from ..provisioning import ProvisionProgress, ProvisionReport
 from ..provisioning import provision as provision_all
-from .child import ended_by_signals
 from .console import (
     EXIT_INTERRUPTED,
     Settings,
@@ -30,7 +29,7 @@ from .console import (
     settings,
     tell,
 )
-from .interrupting import ended_at_once
+from .interrupting import ended_at_once, ended_by_signals
 from .labels_file import read_labels
 from .pins import PinSources, pin_options
 from .texts import in_one_line, printable

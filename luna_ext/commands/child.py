@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NoReturn
 
 import click
 
@@ -58,25 +57,6 @@ def _is_inheritable(number: int) -> bool:
         return os.get_inheritable(number)
     except OSError:
         return False
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Within the block SIGTERM and SIGHUP raise SystemExit, so that what is held is released."""
-
-    def leave(number: int, frame: object) -> NoReturn:
-        sys.exit(128 + number)
-
-    previous = {
-        number: signal.signal(number, leave)
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

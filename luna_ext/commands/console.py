@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -54,6 +55,12 @@ def _refuse_what_others_change(path: str) -> None:
             f"{says}. So they could get the PINs. What to do: {advice}; or, if you know that they are to "
             "have that right, give --insecure"
         )
+
+
+def refuse_on_windows(what: str) -> None:
+    """Refuse what needs signals and terminals as POSIX has them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        raise click.ClickException(f"on Windows luna-ext does not {what}")
 
 
 settings = click.make_pass_decorator(Settings)

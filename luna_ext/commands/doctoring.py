@@ -20,9 +20,9 @@ from ..discovery import (
 )
 from ..errors import OPEN_AFTER_FORK, LibraryLoadError, rv_name
 from .apart import FINALIZE, FORK, OPENING, SHORTER, Apart, Message, how_it_ended
-from .child import ended_by_signals
 from .console import Settings, examples, json_option, print_json, say, settings, tell
 from .examining import TOGETHER
+from .interrupting import ended_by_signals
 from .loading import LOADING, look_at
 from .tables import print_paragraph
 from .texts import in_one_line
@@ -185,6 +185,10 @@ def _application() -> Finding:
 
 def _fork(path: str) -> Finding:
     """Whether a forked child can use the library, while another process does."""
+    if not hasattr(os, "fork"):
+        return Finding(
+            "forking", "the system does not fork", values={"usable": None, "rv_name": None}
+        )
     told: Message = {}
     with Apart("fork", path, _tell_slow) as process:
         for message in process.messages():

@@ -1,4 +1,4 @@
-"""Ctrl-C where a call of the client library does not return.
+"""What ends the command: signals, also where a call of the client library does not return.
 
 A handler of Python's runs between two steps of the main thread. While that thread is in a call, as for
 minutes where the network is down, Ctrl-C would do nothing, nor would SIGTERM where it has a handler.
@@ -9,13 +9,36 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 PATIENCE = 0.5
 """Seconds for the handler of Python's to end the block."""
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP raise SystemExit, so that what is held is released."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    previous = {
+        number: signal.signal(number, leave)
+        for number in ENDING
+        if number != signal.SIGINT and signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

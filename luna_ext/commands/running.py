@@ -11,9 +11,8 @@ from click.shell_completion import CompletionItem
 
 from .._cluster import ClusterSlot, Library, Token
 from ..errors import LockLostError, LockReleaseError, LockTimeoutError, NoUnassignedTokenError
-from .child import ended_by_signals, inherited_files, run_command, signals_blocked
-from .console import EXIT_TEMPORARY, Settings, examples, settings, tell
-from .interrupting import ended_at_once
+from .console import EXIT_TEMPORARY, Settings, examples, refuse_on_windows, settings, tell
+from .interrupting import ended_at_once, ended_by_signals
 from .nesting import refuse_nested, told_to_command
 from .offers import offer_files, offer_labels
 from .texts import in_one_line
@@ -105,6 +104,12 @@ def _run_with(
     conflict: int,
 ) -> int:
     """The command's exit code; 1 if that was 0 but the lock was lost, or its release failed."""
+    refuse_on_windows(
+        "run a command under a lock; a program holds one: `with Library() as luna, luna.slot(N): ...`"
+    )
+    # It has signals and calls that are not there on Windows.
+    from .child import inherited_files, run_command, signals_blocked
+
     files = inherited_files()
     code = 1
     with ended_by_signals(), options.open() as luna, ExitStack() as afterwards:

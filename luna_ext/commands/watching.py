@@ -20,9 +20,8 @@ from .._cluster import ClusterSlot, Library
 from ..errors import CryptokiError, LunaError
 from ..stub import STATE_VARIABLE, Cluster
 from . import screen
-from .child import ended_by_signals
 from .console import Settings, examples, give_up_stream, print_json_line, settings, tell
-from .interrupting import ended_at_once
+from .interrupting import ended_at_once, ended_by_signals
 from .tables import Layout, cut, print_table
 from .texts import in_one_line
 from .values import Command, Number, label_glob, matches

@@ -1,0 +1,154 @@
+"""How a PIN is read: from a file, from a descriptor, from a prompt."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import signal
+import stat
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import click
+
+from .console import tell
+from .pin_memory import PinMemory
+
+MOST_BYTES = 256
+"""More than any token takes."""
+
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""A PIN of bytes may begin so, but has no NUL, as each letter has in UTF-16."""
+BLANKS = (b" ", b"\t", b"\r", b"\v", b"\f", "\xa0".encode())
+
+
+def read_pin(what: str, file: str | None, descriptor: int | None, into: PinMemory) -> None:
+    """Read one from where it is to come from: the prompt, if that is neither."""
+    if file is not None and descriptor is not None:
+        raise click.UsageError(f"the {what} comes from a file or from a descriptor, not from both")
+    if file is not None:
+        _from_file(what, file, into)
+    elif descriptor is not None:
+        _from_descriptor(what, descriptor, into)
+    else:
+        _from_prompt(what, into)
+
+
+def _from_file(what: str, path: str, into: PinMemory) -> None:
+    # Not blocking: to open a FIFO without a writer would wait for ever.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise click.ClickException(
+            f"the {what} cannot be read from {path or repr(path)}: {error.strerror}"
+        ) from None
+    try:
+        # fstat() of the opened file: the path may name another file by now.
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            raise click.ClickException(
+                f"{path} is not a regular file; let the {what} from a pipe come by its descriptor"
+            )
+        if state.st_mode & 0o077:
+            raise click.ClickException(
+                f"others may have read the {what}: {path} has mode {state.st_mode & 0o777:04o}. "
+                f"Change the PIN, and then: chmod 600 {path}"
+            )
+        if state.st_uid not in (os.geteuid(), 0):
+            raise click.ClickException(f"{path} belongs to another user (UID {state.st_uid})")
+        _first_line(what, path, descriptor, into)
+    finally:
+        os.close(descriptor)
+
+
+def _from_descriptor(what: str, descriptor: int, into: PinMemory) -> None:
+    try:
+        with _asked_for(what, descriptor) if os.isatty(descriptor) else nullcontext():
+            _first_line(what, f"descriptor {descriptor}", descriptor, into)
+    except OSError as error:
+        raise click.ClickException(
+            f"the {what} cannot be read from descriptor {descriptor}: {error.strerror}"
+        ) from None
+
+
+def _first_line(what: str, where: str, descriptor: int, into: PinMemory) -> None:
+    try:
+        into.read_line(descriptor, MOST_BYTES)
+    except ValueError:
+        raise click.ClickException(
+            f"the first line of {where} has more than {MOST_BYTES} bytes; that is no {what}"
+        ) from None
+    if into.ends_with(b"\r"):
+        into.shorten()
+    if not into.pin:
+        raise click.ClickException(f"the first line of {where} is empty; that is no {what}")
+    has_nul = b"\0" in into
+    if into.begins_with(codecs.BOM_UTF8) or (into.begins_with(*UTF_16_MARKS) and has_nul):
+        raise click.ClickException(
+            f"{where} begins with a byte order mark, which would be part of the {what}; save it without"
+        )
+    if has_nul:
+        raise click.ClickException(f"the first line of {where} contains a NUL; that is no {what}")
+    if into.begins_with(*BLANKS) or into.ends_with(*BLANKS):
+        raise click.ClickException(
+            f"the first line of {where} begins or ends with a blank, which would be part of the {what}; "
+            "take it away"
+        )
+
+
+def _from_prompt(what: str, into: PinMemory) -> None:
+    terminal = sys.stdin.fileno() if sys.stdin.isatty() else None
+    if terminal is None:
+        option = what.lower().replace(" ", "-")
+        raise click.ClickException(
+            f"no terminal to ask for the {what}; use --{option}-file or --{option}-fd"
+        )
+    while True:
+        into.forget()
+        _typed(what, terminal, into)
+        # Asked twice: a fresh token accepts any PIN, so a typing error would become its PIN.
+        with PinMemory() as again:
+            _typed("Repeat for confirmation", terminal, again)
+            if again.pin == into.pin:
+                return
+        tell(f"that was not the same {what}; once more")
+
+
+def _typed(what: str, terminal: int, into: PinMemory) -> None:
+    """A line that is typed, asked for until there is one that is not empty."""
+    while not into.pin:
+        with _asked_for(what, terminal):
+            try:
+                has_end = into.read_line(terminal, MOST_BYTES)
+            except ValueError:
+                raise click.ClickException(f"that has more than {MOST_BYTES} bytes") from None
+        if not has_end:
+            # Ctrl-D.
+            raise click.Abort
+
+
+@contextmanager
+def _asked_for(what: str, terminal: int) -> Iterator[None]:
+    """Within the block the terminal does not show what is typed."""
+
+    def hide(*signal_and_frame: object) -> None:
+        # What was typed before, and shown, is no answer.
+        termios.tcsetattr(terminal, termios.TCSAFLUSH, hidden)
+
+    try:
+        shown = termios.tcgetattr(terminal)
+        hidden = [*shown[:3], shown[3] & ~termios.ECHO, *shown[4:]]
+        hide()
+    except termios.error as error:
+        raise OSError(*error.args) from None
+    # After Ctrl-Z and fg the shell may have let it be shown again.
+    before = signal.signal(signal.SIGCONT, hide)
+    try:
+        click.echo(f"{what}: ", nl=False, err=True)
+        yield
+    finally:
+        signal.signal(signal.SIGCONT, before)
+        termios.tcsetattr(terminal, termios.TCSADRAIN, shown)
+        click.echo(err=True)
