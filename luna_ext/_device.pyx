@@ -29,6 +29,7 @@ from .errors import (
     error_for,
     rv_name,
 )
+from .escaping import printable
 from .labels import decode_label, decode_text
 from .pin_pad import PIN_PAD
 

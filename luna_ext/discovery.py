@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from .errors import LibraryLoadError
+from .escaping import printable
 
 # As typing.TYPE_CHECKING, which takes long to import.
 TYPE_CHECKING = False
@@ -114,7 +115,7 @@ def find_library(path: str | os.PathLike[str] | None = None) -> Location:
     raise LibraryLoadError(
         "no Luna client library found. Install the Luna client, or name its libCryptoki2 as "
         f"Library(path) or in the environment variable {ENVIRONMENT_VARIABLE}. Looked at:"
-        + "".join(f"\n  - {place}" for place in looked)
+        + "".join(f"\n  - {printable(place)}" for place in looked)
     )
 
 
@@ -194,10 +195,10 @@ class Configuration:
             mode = os.stat(self.file).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 # To open a pipe may take for ever.
-                raise LibraryLoadError(f"{self.file}: is not a file")
+                raise LibraryLoadError(f"{printable(str(self.file))}: is not a file")
             contents = self.file.read_bytes()
         except (OSError, ValueError) as error:
-            raise LibraryLoadError(f"{self.file}: {_reason(error)}") from None
+            raise LibraryLoadError(f"{printable(str(self.file))}: {_reason(error)}") from None
         self._text = _decoded(contents)
 
     def entry(self, section: str, key: str) -> str | None:

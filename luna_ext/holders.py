@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .escaping import printable
+
 VARIABLE = "LUNA_EXT_WATCH"
 INTERVAL = 0.5
 """Seconds."""
@@ -67,7 +69,8 @@ def _publish(directory: str, library: str, holds: Callable[[], dict[int, int]]) 
         with contextlib.suppress(OSError):
             # What it says would not change any more.
             file.unlink()
-        _log.warning("held locks cannot be written to %s (%s): %s", directory, VARIABLE, error)
+        says = f"held locks cannot be written to {directory} ({VARIABLE}): {error}"
+        _log.warning("%s", printable(says))
 
 
 def _write(file: Path, library: str, since: dict[int, float]) -> None:

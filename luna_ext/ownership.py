@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .discovery import Configuration
 from .errors import LibraryLoadError
+from .escaping import printable
 
 # As typing.TYPE_CHECKING, which takes long to import.
 TYPE_CHECKING = False
@@ -56,10 +57,8 @@ def weaknesses_of_client(library: str) -> list[Weakness]:
 def in_words(weaknesses: list[Weakness]) -> tuple[str, str]:
     """What is wrong, and what to do."""
     says = "; ".join(f"{weakness.path} {weakness.says}" for weakness in weaknesses)
-    return (
-        f"other users may change what this process loads: {says}",
-        "; ".join(weakness.advice for weakness in weaknesses),
-    )
+    advice = "; ".join(weakness.advice for weakness in weaknesses)
+    return printable(f"other users may change what this process loads: {says}"), printable(advice)
 
 
 def tell_once(library: str) -> None:

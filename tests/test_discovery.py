@@ -434,3 +434,28 @@ def test_stand_in_is_never_found_by_itself(machine, cluster):
 
     assert "no Luna client library found" in message
     assert "luna_stub" not in message
+
+
+def test_what_a_terminal_would_not_show_is_escaped(tmp_path, monkeypatch, caplog):
+    """In what is raised, and in log records: paths, and what the system's loader says."""
+    directory = tmp_path / "a\x1b[31m\u202e\x9b\u2028"
+    directory.mkdir()
+    directory.chmod(0o777)
+    library = directory / "client.so"
+    library.write_bytes(b"no library")
+    monkeypatch.delenv("LUNA_EXT_LIBRARY", raising=False)
+    monkeypatch.setenv("ChrystokiConfigurationPath", str(directory))
+    texts = []
+    for path, configuration in (
+        (library, ""),
+        (None, ""),
+        (None, "Chrystoki2 = {LibUNIX64 = /none\u202e;}"),
+    ):
+        (directory / "Chrystoki.conf").write_text(configuration)
+        with pytest.raises(luna_ext.LibraryLoadError) as raised:
+            luna_ext.Library(path)
+        texts.append(str(raised.value))
+    (record,) = caplog.records
+    for text in (*texts, record.getMessage()):
+        assert r"/a\x1b[31m\u202e\x9b\u2028" in text
+        assert text.replace("\n", "").isprintable()

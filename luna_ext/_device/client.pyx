@@ -40,7 +40,7 @@ cdef Client load_client(str path):
     if handle == NULL:
         raise LibraryLoadError(
             f"{path!r} cannot be loaded as a library of this platform: "
-            f"{(<bytes> (<const char *> reason)).decode('utf-8', 'replace')}"
+            f"{printable((<bytes> (<const char *> reason)).decode('utf-8', 'replace'))}"
         )
     key = <size_t> handle
     client = _clients.get(key)

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from .._cluster import Library
 from ..errors import NoUnassignedTokenError, PinError
+from ..escaping import printable
 from ..info import CLUSTER_FUNCTIONS
 from ..provisioning import ProvisionProgress, ProvisionReport
 from ..provisioning import provision as provision_all
@@ -32,7 +33,7 @@ from .console import (
 from .interrupting import ended_at_once, ended_by_signals
 from .labels_file import read_labels
 from .pins import PinSources, pin_options
-from .texts import in_one_line, printable
+from .texts import in_one_line
 from .values import (
     CLUSTER,
     MOST_KEYRINGS,

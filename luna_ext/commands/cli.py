@@ -19,9 +19,10 @@ import click
 
 from .. import __version__
 from ..errors import LockTimeoutError, LunaError, NoUnassignedTokenError
+from ..escaping import printable
 from .console import EXIT_INTERRUPTED, EXIT_TEMPORARY, Settings, examples, give_up_stream, tell
 from .offers import COMPLETION_VARIABLE
-from .texts import in_one_line, in_our_words, printable
+from .texts import in_one_line, in_our_words
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
 

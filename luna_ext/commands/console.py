@@ -15,9 +15,10 @@ from .. import ownership
 from .._cluster import Library
 from ..discovery import find_library
 from ..errors import rv_name
+from ..escaping import printable
 from .interrupting import ended_at_once
 from .loading import look_at
-from .texts import in_one_line, printable
+from .texts import in_one_line
 
 EXIT_TEMPORARY = 75
 """EX_TEMPFAIL of sysexits.h: try again later."""

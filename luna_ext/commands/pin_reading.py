@@ -127,6 +127,8 @@ def _typed(what: str, terminal: int, into: PinMemory) -> None:
         if not has_end:
             # Ctrl-D.
             raise click.Abort
+        if b"\0" in into:
+            raise click.ClickException("a NUL was typed; no PIN has one")
 
 
 @contextmanager

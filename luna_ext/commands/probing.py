@@ -18,9 +18,9 @@ import click
 from .._cluster import Library
 from ..applications import configured
 from ..errors import Meaning, meaning_of, rv_name
+from ..escaping import printable
 from .console import Settings, examples, json_option, print_json, settings
 from .tables import print_paragraph
-from .texts import printable
 from .values import CLUSTER, SLOT, Command, Number
 
 CKR_OK, CKR_FUNCTION_FAILED, CKR_ARGUMENTS_BAD, CKR_DEVICE_ERROR = 0, 0x6, 0x7, 0x30

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 import click
 from rich.cells import cell_len, set_cell_size
 
-from .texts import in_lines, printable
+from ..escaping import printable
+from .texts import in_lines
 
 NARROWEST = 40
 """Columns of a terminal. On a narrower one a table is a list."""

@@ -7,6 +7,8 @@ import shutil
 import sys
 import textwrap
 
+from ..escaping import printable
+
 _WORDS = {
     "name its libCryptoki2 as Library(path) or": "name its libCryptoki2 by luna-ext --library FILE or",
     "Library.slots()": "`luna-ext slots`",
@@ -45,14 +47,6 @@ def in_our_words(text: str) -> str:
     for python, ours in _WORDS.items():
         text = text.replace(python, ours)
     return _OPTIONS.sub(lambda found: "--" + found[0].replace("_", "-"), text)
-
-
-def printable(text: str) -> str:
-    """The text with all characters escaped that a terminal takes for a command, or does not show."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
-        for char in text
-    )
 
 
 def in_one_line(error: BaseException | str) -> str:

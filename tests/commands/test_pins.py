@@ -425,3 +425,13 @@ def test_doctor_tells_of_other_users(command, weak_client, read_json):
     assert done.returncode == 1
     assert (found["ok"], found["values"]) == (False, {"weak_paths": [str(weak_client.parent)]})
     assert found["advice"] == f"chmod go-w {weak_client.parent}"
+
+
+def test_a_nul_that_is_typed(terminal):
+    screen = terminal("assign", "cluster-1", "new")
+    screen.expect("SO PIN: ")
+    screen.sendline("so-pin\0-1")
+    screen.expect(pexpect.EOF)
+    screen.wait()
+    assert screen.exitstatus == 1
+    assert screen.before.splitlines()[-1] == "luna-ext: a NUL was typed; no PIN has one"
