@@ -988,3 +988,32 @@ started = [subprocess.Popen([sys.executable, "-c", WORK], stdout=subprocess.PIPE
 print(*{each.communicate(timeout=120)[0].decode().strip().replace(" ", "") for each in started})
 """
     assert on_device(device, body, unlock_owner=unlock_owner) == ["[]"]
+
+
+@ONE
+@pytest.mark.parametrize("handover", [0.001, 1000])
+def test_a_claims_block_leaves_the_turn_to_the_lock_call_that_it_has_crossed(on_device, handover):
+    """Whether or not it may still hand over to the thread that waits behind that call."""
+    body = f"""
+another, luna = luna, cluster.library(handover={handover})
+slot = luna.slot(1)
+cluster.latency(0.5, LOCK)
+
+def lock(name):
+    with slot:
+        ends.append(name)
+
+first = in_thread(lock, "first")
+wait_until_inside(LOCK)
+second = in_thread(lock, "second")
+wait_until(lambda: luna.lock_stats().waiting == 2)
+with luna.claim("cluster-1"):
+    cluster.latency(0.1, LOCK)
+for thread in (first, second):
+    thread.join(20)
+assert ends == ["first", "second"], ends
+entries = cluster_calls(LOCK)
+for earlier, later in zip(entries, entries[1:]):
+    assert later.time >= earlier.time + earlier.duration, "two calls are out at a time"
+"""
+    assert on_device("grants again", body) == []

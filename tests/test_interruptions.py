@@ -792,7 +792,8 @@ def test_ctrl_c_at_any_moment_of_asyncio_run_leaks_nothing(luna, settled, name):
 
 
 @pytest.mark.signals
-def test_a_turn_that_comes_while_a_handler_ends_the_wait_goes_to_the_next(succeed):
+@pytest.mark.parametrize("behind", [1, 0])
+def test_a_turn_that_comes_while_a_handler_ends_the_wait_goes_to_the_next(succeed, behind):
     """Where no thread can be had, the main thread is to make the call itself; it does not any more."""
     program = f"""
 leave = threading.Event()
@@ -816,20 +817,26 @@ def stop(number, frame):
     raise Stop
 
 def send():
-    wait_until(lambda: "2 waiting" in repr(slot))
+    wait_until(lambda: "{1 + behind} waiting" in repr(slot))
     signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
 
 signal.signal(signal.SIGUSR1, stop)
 holding = in_thread(hold)
 wait_until(slot.locked)
-second, sender = in_thread(lock_behind_the_main_thread), in_thread(send)
+others = [in_thread(lock_behind_the_main_thread) for _ in range({behind})] + [in_thread(send)]
 {NO_MORE_THREADS}
 try:
     slot.acquire()
 except Stop:
     said.append("stopped")
-second.join(20)
-print(*sorted(said), repr(slot).split()[-1])
+for other in others:
+    other.join(20)
+print(*sorted(said), repr(slot).split()[-1], luna.lock_stats().waiting)
 luna.close()
 """
-    assert succeed(program, options=()) == ["locked", "stopped", "unlocked>"]
+    assert succeed(program, options=()) == [
+        *["locked"] * behind,
+        "stopped",
+        "unlocked>",
+        "0",
+    ]

@@ -525,6 +525,17 @@ def test_a_polling_process_that_comes_back_later_has_left_the_lock_for_long_enou
         assert time.monotonic() - began < 0.5
 
 
+@pytest.mark.parametrize("wait", [{}, {"timeout": 20}])
+def test_a_polling_process_asks_less_often_at_first(cluster, call, wait):
+    """A pause is 50 ms, give or take a fifth, and 21 ms only when the wait has lasted."""
+    cluster.fault(LOCK, DEVICE_ERROR, times=1)
+    with cluster.library(contention="poll") as luna:
+        slot = luna.slot(1)
+        assert call(lambda: slot.acquire(**wait) and slot.release() is None).result(30)
+    refused, granted = logged(cluster, LOCK)
+    assert granted.time - refused.time > 0.03
+
+
 def test_a_polling_process_asks_seldom_whatever_the_number_of_its_waiters(
     cluster, hold_elsewhere, call
 ):

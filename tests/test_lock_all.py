@@ -153,6 +153,21 @@ def test_an_unlock_that_fails_does_not_keep_the_others(luna, cluster, enter):
     luna.reconnect()
 
 
+@EACH_FORM
+def test_of_several_unlocks_that_fail_the_first_is_raised_and_names_the_others(
+    luna, cluster, enter
+):
+    cluster.fault(UNLOCK, DEVICE_ERROR, times=2)
+    with pytest.raises(luna_ext.LockReleaseError) as caught:
+        enter(luna.lock_all(map(luna.slot, (1, 2, 3))))
+    [note] = caught.value.__notes__
+    failed = owners(cluster)
+    assert len(failed) == 2
+    failed.remove(caught.value.slot_id)
+    assert f"slot {failed[0]}" in note
+    luna.reconnect()
+
+
 def test_an_exception_of_the_body_goes_on(luna, cluster):
     with pytest.raises(ValueError, match="body"), luna.lock_all(luna.slots()):
         raise ValueError("body")

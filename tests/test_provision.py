@@ -30,6 +30,7 @@ from luna_ext.stub import library_path
 
 SO_PIN, USER_PIN = "so-pin-1", "user-pin-1"
 PIN_INCORRECT, PIN_INVALID = 0xA0, 0xA1
+SLOT_ID_INVALID, TOKEN_NOT_PRESENT = 0x3, 0xE0
 LABELS = [f"payments-{number}" for number in range(6)]
 
 pytestmark = pytest.mark.luna_cluster(keyrings=8)
@@ -168,6 +169,15 @@ def test_a_token_that_fails_is_met_by_one_label_alone(cluster, provision, labell
     last = [error for error in report.failed.values() if error.function != INIT_TOKEN]
     assert [type(error) for error in last] == [luna_ext.NoUnassignedTokenError]
     assert labelled() == {}
+
+
+@pytest.mark.parametrize("rv", [SLOT_ID_INVALID, TOKEN_NOT_PRESENT], ids=hex)
+def test_a_token_that_vanishes_under_the_first_call_says_nothing_of_the_pins(
+    cluster, provision, rv
+):
+    cluster.fault(INIT_TOKEN, rv, times=1)
+    report = provision()
+    assert (len(report.assigned), len(report.failed)) == (len(LABELS) - 1, 1)
 
 
 def test_a_pin_that_is_refused_at_first_is_tried_once(cluster, provision, labelled, calls_of):

@@ -8,7 +8,7 @@ import traceback
 import types
 
 import pytest
-from support import CLAIM, INIT_PIN, INIT_TOKEN, logged, wait_until
+from support import CLAIM, INIT_PIN, INIT_TOKEN, SESSION_INFO, entry_of, logged, wait_until
 
 import luna_ext
 from luna_ext import PIN_PAD, TokenFlag
@@ -265,6 +265,11 @@ def test_change_pin(cluster, luna, other, assigned, identity, role):
     assert other.try_pin(slot_id, 1 - changed, NEW if identity == "single" else PASSWORD) == 0
 
 
+def test_a_users_pin_that_begins_as_the_officers_is_another_one(other, assigned):
+    slot_id = assigned(user_pin=PASSWORD + "1").slot.slot_id
+    assert other.try_pin(slot_id, USER, PASSWORD + "1") == 0
+
+
 def test_a_pin_that_has_to_be_changed_is_changed(cluster, luna, other, assigned):
     cluster.switch("pin_change", "forced")
     slot_id = assigned(user_pin=NEW).slot.slot_id
@@ -313,6 +318,57 @@ def test_bad_arguments_of_change_pin(luna, calls_of, arguments, error):
     assert calls_of("C_SetPIN") == 0
 
 
+OF_A_SESSION = ("C_Login", "C_SetPIN", "C_InitPIN", "CA_ChangeLabel", "C_Logout", "C_CloseSession")
+
+
+def change_users(token):
+    token.change_pin(PASSWORD, NEW)
+
+
+def change_officers(token):
+    token.change_pin(PASSWORD, NEW, role="so")
+
+
+def relabel(token):
+    token.assign("payments", so_pin=PASSWORD, erase=False)
+
+
+def assign_with_users(token):
+    token.assign("payments", so_pin=PASSWORD, user_pin=NEW)
+
+
+@pytest.mark.parametrize(
+    ("inside", "work"),
+    [
+        (SESSION_INFO, change_users),
+        (SESSION_INFO, change_officers),
+        ("C_Login", change_officers),
+        ("C_Login", relabel),
+        ("C_Login", assign_with_users),
+    ],
+)
+def test_a_session_of_an_earlier_connection_is_not_used(
+    cluster, luna, call, wait_until_inside, inside, work
+):
+    """Its handle may be that of another program's session by now, or of other code's."""
+    cluster.switch("identity", "dual")
+
+    def work_in_a_block():
+        with luna.claim("cluster-1") as token:
+            cluster.latency(0.3, inside)
+            work(token)
+
+    working = call(work_in_a_block)
+    wait_until_inside(inside)
+    reconnecting = call(luna.reconnect)
+    with pytest.raises(luna_ext.CryptokiError, match="SESSION_HANDLE_INVALID"):
+        working.result()
+    reconnecting.result()
+    functions = [entry.function for entry in cluster.log()]
+    since = functions[functions.index("C_Finalize") :]
+    assert [function for function in since if function in OF_A_SESSION] == []
+
+
 @pytest.mark.parametrize(("role", "logged_in"), [("user", SO), ("so", USER)])
 def test_a_pin_is_not_changed_while_the_other_role_is_logged_in(
     luna, other, calls_of, role, logged_in
@@ -349,6 +405,26 @@ def test_a_new_pin_of_a_wrong_length_changes_nothing(cluster, luna, calls_of, pi
         with pytest.raises(luna_ext.PinError, match="takes 8 to 255"):
             token.change_pin(PASSWORD, pin)
         assert (calls_of(INIT_TOKEN), calls_of("C_SetPIN")) == (0, 0)
+
+
+@pytest.mark.parametrize("lengths", [(0, 0), (4, 8)], ids=["none", "swapped"])
+def test_lengths_that_are_of_no_use_refuse_no_pin(luna, other, monkeypatch, lengths):
+    """What a client tells as the longest and the shortest PIN."""
+    word = ctypes.c_ulong
+    tell = other.client.C_GetTokenInfo
+
+    @ctypes.CFUNCTYPE(word, word, ctypes.POINTER(word))
+    def get_token_info(slot_id, info):
+        rv = tell(word(slot_id), info)
+        # ulMaxPinLen and ulMinPinLen
+        info[17], info[18] = lengths
+        return rv
+
+    address = ctypes.cast(get_token_info, ctypes.c_void_p).value
+    monkeypatch.setattr(entry_of(luna, 6), "value", address)
+    with luna.token("keyring1") as token:
+        token.change_pin(PASSWORD, NEW)
+    assert other.try_pin(token.slot.slot_id, USER, NEW) == 0
 
 
 def test_a_wrong_pin_is_not_changed(luna, other):

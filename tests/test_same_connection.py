@@ -589,6 +589,14 @@ def test_reconnect_beside_a_call_at_the_device_does_nothing(luna, cluster, call,
     luna.reconnect()
 
 
+def test_a_reconnect_that_cannot_finalise_says_so(luna, cluster):
+    """It has dropped no lock: the caller must not rely on that."""
+    cluster.fault("C_Finalize", DEVICE_ERROR, times=1)
+    with pytest.raises(luna_ext.DeviceError, match="C_Finalize"):
+        luna.reconnect()
+    luna.reconnect()
+
+
 def test_reconnect_of_a_closed_library(luna):
     luna.close()
     with pytest.raises(luna_ext.LibraryClosedError):

@@ -320,12 +320,20 @@ def test_of_many_threads_that_have_waited_at_a_time_eight_are_kept(succeed):
 
         # The main thread, and one of ThreadSanitizer's where it watches.
         before = threads()
-        cluster.latency(1.5, {LOCK!r})
-        holding = [in_thread(hold, number) for number in range(1, 13)]
-        wait_until_inside({LOCK!r}, 12)
-        for thread in holding:
-            thread.join()
+
+        def hold_at_a_time(count, seconds):
+            cluster.latency(seconds, {LOCK!r})
+            holding = [in_thread(hold, number) for number in range(1, count + 1)]
+            wait_until_inside({LOCK!r}, count)
+            for thread in holding:
+                thread.join()
+
+        hold_at_a_time(12, 1.5)
         wait_until(lambda: threads() == before + 8)
+        # Those that have ended are not taken for idle ones: the eight are kept for good.
+        hold_at_a_time(8, 0.7)
+        time.sleep(2.2)
+        assert threads() == before + 8
         luna.close()
     """
     assert succeed(body) == []

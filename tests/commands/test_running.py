@@ -439,10 +439,11 @@ def test_an_end_of_the_command_is_noticed_though_a_fork_of_luna_ext_lives(cluste
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_stopped_command_ends_too(start, listener):
-    process = start("lock", "--slot", 1, "--", "sh", "-c", 'echo ready; kill -STOP "$$"')
-    expect(process, "ready")
+def test_a_stopped_command_goes_on_and_hears_the_sigterm(start, listener):
+    process = start("lock", "--slot", 1, "--", *listener)
+    os.kill(int(expect(process, r"ready (\d+)")[1]), signal.SIGSTOP)
     process.kill()
+    expect(process, "got SIGTERM")
     assert process.communicate(timeout=PATIENCE)[1].splitlines()[-1] == KILLED
 
 

@@ -1,5 +1,6 @@
 """watch, and the files in which processes write which locks they hold."""
 
+import itertools
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 
 import pexpect
 import pytest
@@ -166,6 +168,17 @@ def test_more_locks_than_fit_are_warned_of(directory, caplog, monkeypatch):
     (record,) = caplog.records
     assert "5000 locks do not fit" in record.getMessage()
     assert not file.exists()
+
+
+def test_a_lock_that_was_taken_again_between_two_looks_is_held_since_then(directory, monkeypatch):
+    monkeypatch.setattr(holders, "INTERVAL", 0)
+    monkeypatch.setattr(holders.time, "time", partial(next, itertools.count(1000)))
+    held = iter([{1: 7, 2: 3}, {1: 8, 2: 3}])
+    # It ends with the looks that there are.
+    with pytest.raises(StopIteration):
+        holders._publish(str(directory), LIBRARY, lambda: next(held))
+    since = {slot_id: holder.since for slot_id, holder in holders.read(LIBRARY).items()}
+    assert since == {1: 1001, 2: 1000}
 
 
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
