@@ -232,6 +232,7 @@ cdef class Heartbeat:
     cdef int ask(self, set asked) except -1
     cdef int _is_answered(self) noexcept
     cdef int tell(self, Loss loss) except -1
+    cdef int _tell_others(self, object error) except -1
     cdef bint uncancel(self) except -1
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 import uvloop
@@ -142,8 +143,6 @@ LOOPS = {
 @pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize("loop", LOOPS)
 def test_every_event_loop_will_do(luna, hold_elsewhere, owner_of, loop, debug):
-    if loop == "uvloop" and debug and sys.version_info >= (3, 15):
-        pytest.skip("uvloop's debug mode fails there when a thread of compiled code wakes the loop")
     holder = hold_elsewhere(1)
     order = []
 
@@ -340,6 +339,55 @@ def test_a_loop_is_told_once_for_all_that_has_come_in(luna):
         assert await asyncio.gather(*tasks) == [True] * 4
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+def test_a_loop_that_could_not_be_told_is_told_again(luna, caplog, error):
+    async def main():
+        loop = asyncio.get_running_loop()
+        tell, errors = loop.call_soon_threadsafe, [error("no room") for _ in range(3)]
+
+        def fail(*arguments):
+            if errors:
+                raise errors.pop()
+            return tell(*arguments)
+
+        loop.call_soon_threadsafe = fail
+        async with luna.slot(1).lock(timeout=20):
+            assert not errors
+            luna.slot(1).ensure_held()
+
+    asyncio.run(main())
+    (record,) = [one for one in caplog.records if one.levelname == "ERROR"]
+    assert f"{error.__name__}('no room')" in record.getMessage()
+
+
+def test_a_loop_that_can_never_be_told_is_not_kept(luna):
+    """The task's time is up as ever, and its lock comes off."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+
+        def fail(*_arguments):
+            raise MemoryError
+
+        loop.call_soon_threadsafe = fail
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1), luna.slot(1).lock():
+                pytest.fail("the loop was not told")
+        return weakref.ref(loop)
+
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        loop = runner.run(main())
+    del runner
+
+    def is_gone():
+        gc.collect()
+        return loop() is None
+
+    wait_until(is_gone)
+    with luna.slot(1).lock(timeout=10):
+        pass
 
 
 def test_what_has_come_in_outlasts_an_exception_in_the_loop(luna):

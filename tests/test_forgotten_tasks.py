@@ -177,6 +177,8 @@ def test_a_lock_object_that_is_kept_does_not_keep_its_task(luna, free):
         luna.slot(1).ensure_held()
 
 
+# The record of the warning would keep it.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_library_is_collected_with_the_task_that_used_it(cluster, free):
     """A slot's lock keeps neither."""
     luna = cluster.library()
@@ -188,10 +190,9 @@ def test_a_library_is_collected_with_the_task_that_used_it(cluster, free):
             await asyncio.get_running_loop().create_future()
 
     inside = asyncio.Event()
-    with pytest.warns(ResourceWarning):
-        leave_behind(hold(inside, luna), inside.wait)
-        del luna
-        collect_until(lambda: library() is None and free())
+    leave_behind(hold(inside, luna), inside.wait)
+    del luna
+    collect_until(lambda: library() is None and free())
     # One that was not closed leaves it to the next to finalise the client.
     with cluster.library():
         pass

@@ -5,7 +5,6 @@ import gc
 import itertools
 import os
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -99,13 +98,10 @@ ARGUMENTS = [
         for timeout in (
             -1, -1.0, 0, 0.0, 1, 0.5, True, False, Index(), -2, -0.5, -1e300, 1e300, 10**30,
             -(10**30), threading.TIMEOUT_MAX, threading.TIMEOUT_MAX * 2, float("nan"),
-            float("inf"), -float("inf"), None, "1", b"1", 1j, [],
+            float("inf"), -float("inf"), None, "1", b"1", 1j, Fraction(1, 2), Decimal(1), [],
         )
     ),
 ]  # fmt: skip
-if sys.version_info < (3, 15):
-    # From then on threading.Lock takes every real number. luna_ext does not.
-    ARGUMENTS += itertools.product((True, False), (Fraction(1, 2), Decimal(1)))
 
 
 def outcome(function, *arguments, **options):

@@ -18,11 +18,18 @@ cdef SlotLock new_lock(
     return lock
 
 
+# Whether threading.Lock takes every real number, as a Fraction, for a timeout.
+cdef bint TAKES_REALS = sys.version_info >= (3, 15)
+
+
 cdef double seconds_of(object timeout, str what="a timeout") except? -1:
     """A timeout, or another time, with threading.Lock's checks."""
     if not isinstance(timeout, float):
         try:
-            timeout = operator.index(timeout)
+            if TAKES_REALS and not hasattr(timeout, "__index__"):
+                timeout = <double> timeout
+            else:
+                timeout = operator.index(timeout)
         except TypeError:
             raise TypeError(
                 f"{what} is a number of seconds, not {type(timeout).__name__}"

@@ -256,13 +256,15 @@ cdef class Heartbeat:
         if not self.is_over():
             self.mutex.end_lost(self.owner, self.share.number, self.hold, loss)
         cdef object error = lost_error(self.mutex.slot_id, LOSSES[<int> loss], function=TOKEN_INFO)
-        loop = None if self.loop is None else self.loop()
-        if loop is not None:
-            try:
-                loop.call_soon_threadsafe(cancel_block, self.reference)
-            except RuntimeError:
-                # The loop is closed.
-                pass
+        try:
+            if self.loop is not None:
+                tell_loop(self.loop, partial(cancel_block, self.reference))
+        finally:
+            self._tell_others(error)
+        return 0
+
+    cdef int _tell_others(self, object error) except -1:
+        """The log, and the application's function."""
         try:
             log.error("%s", error)
         finally:

@@ -37,13 +37,19 @@ cdef class Place:
     pass
 
 
+def is_collected(reference):
+    """Called for a task that has taken a lock. A reference that calls is dead when the coroutine of the
+    task is closed; since CPython 3.15, one that does not call outlasts that in a garbage collection.
+    """
+
+
 cdef Place note_place(object task):
     """The task and the line that ask for a lock, for the messages about a lock that stays set. Noted
     before the lock is asked for, because nothing may be allocated after the grant.
     """
     cdef Place place = Place.__new__(Place)
     cdef PyFrameObject *frame = PyEval_GetFrame()
-    place.task = None if task is None else weakref.ref(task)
+    place.task = None if task is None else weakref.ref(task, is_collected)
     if frame != NULL:
         place.code = <object> PyFrame_GetCode(frame)
         Py_DECREF(place.code)  # PyFrame_GetCode gave a reference of its own

@@ -355,6 +355,54 @@ cdef uint64_t microseconds_now() noexcept nogil:
 
 # ---- the tasks of an event loop ----
 
+# Calls a function from a frame of Python, which uvloop's debug mode looks for. A thread that runs compiled
+# code alone has none.
+cdef object call_from_frame = eval("lambda function, argument: function(argument)")
+
+
+cdef bint tell_loop(object reference, object call) except -1:
+    """Have the event loop of a weak reference make a call without arguments. False: it is closed."""
+    loop = reference()
+    if loop is None:
+        return False
+    try:
+        call_from_frame(loop.call_soon_threadsafe, call)
+    except BaseException as error:
+        if isinstance(error, Exception) and loop.is_closed():
+            return False
+        # It has no memory for that, or a signal handler has raised; and a task waits.
+        again = run_on_worker(tell_loop_later, (reference, call))
+        if not again or not isinstance(error, Exception):
+            raise
+    return True
+
+
+cdef int tell_loop_later(object what) noexcept:
+    """On a worker: try it again, until the event loop has been told, or is closed."""
+    cdef Backoff backoff
+    cdef bint logged = False
+    reference, call = what
+    backoff.longest = 0
+    while True:
+        with nogil:
+            luna_pause(next_pause(&backoff))
+        loop = reference()
+        try:
+            if loop is not None and not loop.is_closed():
+                call_from_frame(loop.call_soon_threadsafe, call)
+            return 0
+        except Exception as error:
+            # Not kept while this thread pauses.
+            loop = None
+            if not logged:
+                logged = True
+                tell_of_deaf_loop(repr(error))
+
+
+cdef int tell_of_deaf_loop(str error) noexcept:
+    log.error("an event loop cannot be told of a lock; that is tried again until it can: %s", error)
+    return 0
+
 
 @cython.final
 cdef class Inbox:
@@ -370,15 +418,14 @@ cdef class Inbox:
             # A closed loop never looks.
             return not loop.is_closed()
         try:
-            loop.call_soon_threadsafe(self.look)
-        except BaseException as error:
+            told = tell_loop(self.loop, self.look)
+        except BaseException:
             luna_shared_set(&self.told, 0)
-            if not isinstance(error, RuntimeError):
-                raise
-            # The loop is closed.
+            raise
+        if not told:
+            luna_shared_set(&self.told, 0)
             self.came_in.clear()
-            return False
-        return True
+        return told
 
     def look(self):
         """In the event loop: settle what has come in."""
