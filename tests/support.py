@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -92,6 +92,18 @@ async def let_others_run_until(condition: Callable[[], object], seconds: float =
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"
         await asyncio.sleep(0)
+
+
+def refuse_to_be_told(loop: asyncio.AbstractEventLoop, errors: Iterable[Exception]) -> None:
+    """Let the loop's `call_soon_threadsafe()` raise these, one at each call, and then work."""
+    tell, left = loop.call_soon_threadsafe, iter(errors)
+
+    def refuse(*arguments: Any) -> object:
+        for error in left:
+            raise error
+        return tell(*arguments)
+
+    loop.call_soon_threadsafe = refuse  # type: ignore[method-assign,assignment]
 
 
 def hold_loop_until_it_is_told(

@@ -20,6 +20,7 @@ from support import (
     let_device_forget_us,
     let_others_run_until,
     nothing_is_locked,
+    refuse_to_be_told,
     wait_until,
 )
 
@@ -344,17 +345,8 @@ def test_a_loop_is_told_once_for_all_that_has_come_in(luna):
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError])
 def test_a_loop_that_could_not_be_told_is_told_again(luna, caplog, error):
     async def main():
-        loop = asyncio.get_running_loop()
-        tell, errors = loop.call_soon_threadsafe, [error("no room") for _ in range(3)]
-
-        def fail(*arguments):
-            if errors:
-                raise errors.pop()
-            return tell(*arguments)
-
-        loop.call_soon_threadsafe = fail
+        refuse_to_be_told(asyncio.get_running_loop(), [error("no room")] * 3)
         async with luna.slot(1).lock(timeout=20):
-            assert not errors
             luna.slot(1).ensure_held()
 
     asyncio.run(main())
@@ -367,11 +359,7 @@ def test_a_loop_that_can_never_be_told_is_not_kept(luna):
 
     async def main():
         loop = asyncio.get_running_loop()
-
-        def fail(*_arguments):
-            raise MemoryError
-
-        loop.call_soon_threadsafe = fail
+        refuse_to_be_told(loop, iter(MemoryError, None))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1), luna.slot(1).lock():
                 pytest.fail("the loop was not told")

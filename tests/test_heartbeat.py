@@ -27,6 +27,7 @@ from support import (
     let_others_run_until,
     logged,
     nothing_is_locked,
+    refuse_to_be_told,
     wait_until,
 )
 
@@ -567,6 +568,20 @@ def test_a_block_of_a_task_is_cancelled(luna, cluster, make, lose):
     asyncio.run(main())
     assert logged(cluster, UNLOCK) == []
     luna.reconnect()
+
+
+def test_a_block_is_cancelled_though_its_loop_could_not_be_told_at_first(luna, caplog):
+    async def main():
+        heard = []
+        with pytest.raises(luna_ext.LockLostError):
+            async with luna.slot(1).lock(heartbeat=60, on_lost=heard.append):
+                refuse_to_be_told(asyncio.get_running_loop(), [MemoryError()])
+                luna.reconnect()
+                await asyncio.sleep(PATIENCE)
+        wait_until(lambda: heard)
+
+    asyncio.run(main())
+    assert "slot 1: the lock was lost" in caplog.text
 
 
 def test_blocks_in_each_other(luna):
