@@ -124,7 +124,11 @@ class _Word:
     def completed_by(self, word: str) -> str:
         """What bash puts in the place of the part that it replaces."""
         rest = word[self._kept :]
-        return rest if self._quote else re.sub(r"([^\w@%+./:=,-])", r"\\\1", rest)
+        if self._quote == "'":
+            return rest.replace("'", r"'\''")
+        # Or a label could have a command in it, which the shell would run.
+        special = r'([\\"$`])' if self._quote else r"([^\w@%+./:=,-])"
+        return re.sub(special, r"\\\1", rest)
 
 
 @add_completion_class

@@ -77,6 +77,16 @@ def test_what_is_typed_is_completed(shell):
         assert shell.match[1] == "".join(f"<{word}>" for word in ["luna-ext", *words])
 
 
+@pytest.mark.luna_cluster(keyrings=1, first_slot=1, label="a 'b' \"$(echo c)`echo d`\\")
+@pytest.mark.parametrize("shell", SHELLS, indirect=True)
+def test_what_a_shell_would_run_is_quoted_as_the_word_is(shell):
+    for quote in ("", "'", '"'):
+        shell.send(f"luna-ext find {quote}a\t{BEGINNING}printf '<%s>' [ {END} ]\r")
+        shell.expect(r"<\[>(.*?)<\]>")
+        label = "a 'b' \"$(echo c)`echo d`\\1"
+        assert shell.match[1] == "".join(f"<{word}>" for word in ["luna-ext", "find", label])
+
+
 def ask(typed, program="from luna_ext.commands import cli; sys.exit(cli.run())"):
     """What luna-ext answers to a shell."""
     return subprocess.run(
