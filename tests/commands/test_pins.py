@@ -1,6 +1,8 @@
 """Where assign and provision get their PINs from."""
 
+import contextlib
 import ctypes
+import mmap
 import os
 import re
 import resource
@@ -309,9 +311,13 @@ def where_is(pid, secret):
         for begin, end, flags in re.findall(
             r"^([0-9a-f]+)-([0-9a-f]+) rw(?:.*\n(?![0-9a-f]+-))*VmFlags: (.*)$", smaps, re.MULTILINE
         ):
-            start = int(begin, 16)
-            memory.seek(start)
-            found += [flags.split()] * memory.read(int(end, 16) - start).count(secret)
+            pages = []
+            for page in range(int(begin, 16), int(end, 16), mmap.PAGESIZE):
+                memory.seek(page)
+                # A newer glibc's mapping has threads' stacks and their guards, which cannot be read.
+                with contextlib.suppress(OSError):
+                    pages.append(memory.read(mmap.PAGESIZE))
+            found += [flags.split()] * b"".join(pages).count(secret)
     return found
 
 

@@ -205,12 +205,15 @@ def test_what_a_container_has_told_is_neither_believed_nor_swept_up(tell_of):
 
 
 def test_a_forked_child_tells_for_itself(directory, program, luna):
-    process = program("""
+    process = program(
+        """
         child = os.fork()
         with luna.slot(1 if child else 3):
             print(os.getpid(), flush=True)
             sys.stdin.readline() if child else time.sleep(3600)
-    """)
+    """,
+        options=("-W", "ignore:This process:DeprecationWarning"),
+    )
     pids = [int(process.process.stdout.readline()) for _ in range(2)]
     wait_until(lambda: set(holders.read(luna.path)) == {1, 3})
     found = {slot_id: holder.pid for slot_id, holder in holders.read(luna.path).items()}
