@@ -84,17 +84,19 @@ APART := --ignore=tests/commands --ignore=tests/docs --ignore=tests/model
 PATIENT := -o faulthandler_timeout=600
 NOTHING_BUT_PYTHON := configuration discovery labels pytest_plugin metrics
 
-# The tests once more, on modules that are built to be traced, in a tree of their own. It begins before
-# pytest, which loads luna_ext as a plugin.
+# The tests once more, in a tree of their own, on modules and a stand-in that count which of their lines run, in
+# all processes. It begins before pytest, which loads luna_ext as a plugin. A process that is killed tells nothing.
 coverage: $(VENV)/built $(VENV)/with-test
 	rm -rf build/coverage
 	mkdir -p build/coverage
 	cp -r README.md LICENSE setup.py pyproject.toml include luna_ext stub_lib tests examples build/coverage
 	rm -f build/coverage/luna_ext/*.so
-	cd build/coverage && LUNA_EXT_TRACE=1 $(abspath $(BIN))/python setup.py -q build_ext --inplace
-	cd build/coverage && $(abspath $(BIN))/coverage run -m pytest -q $(PATIENT) -m "not signals and not stress" \
-		--ignore=tests/test_every_code.py $(APART) $(COMPILING:%=--ignore=tests/%.py)
-	cd build/coverage && $(abspath $(BIN))/coverage report
+	cd build/coverage && LUNA_EXT_COVERAGE=1 $(abspath $(BIN))/python setup.py -q build_ext --inplace
+	cd build/coverage && $(abspath $(BIN))/coverage run -m pytest -q $(AT_A_TIME) $(PATIENT) \
+		--ignore=tests/docs --ignore=tests/model --ignore=tests/test_instructions.py $(COMPILING:%=--ignore=tests/%.py)
+	cd build/coverage && $(abspath $(BIN))/coverage combine -q && $(abspath $(BIN))/coverage report
+	cd build/coverage && $(abspath $(BIN))/gcovr --filter luna_ext/ --filter stub_lib/ --txt-metric line \
+		--txt-metric branch --gcov-ignore-errors=no_working_dir_found build
 
 # make asan, tsan and fuzz.
 include tests/c/sanitizers.mk

@@ -17,7 +17,7 @@ from setuptools.errors import CompileError
 HERE = Path(__file__).parent
 STUB_LIBRARY = "luna_ext.luna_stub"
 WINDOWS = os.name == "nt"
-TRACED = os.environ.get("LUNA_EXT_TRACE") == "1"
+COUNTED = os.environ.get("LUNA_EXT_COVERAGE") == "1"
 
 # The date of a wheel's files, so that two wheels of one source are equal.
 os.environ.setdefault("SOURCE_DATE_EPOCH", "946684800")
@@ -78,7 +78,7 @@ def output_to(file: BinaryIO) -> Iterator[None]:
 
 
 def release_flags() -> tuple[list[str], list[str]]:
-    """Flags for the compiler and the linker; none for modules that are debugged, traced or sanitized.
+    """Flags for the compiler and the linker; none for modules that are debugged or sanitized.
 
     The modules have no symbols, and are hardened: the addresses of foreign functions are looked up
     when a module is loaded, and are read-only from then on. CFLAGS may ask for symbols or for
@@ -88,7 +88,9 @@ def release_flags() -> tuple[list[str], list[str]]:
     if WINDOWS:
         # No time of the build in the modules, so that two wheels of one source are equal.
         return [], ["/Brepro"]
-    if TRACED or "-fsanitize" in asked or "-g" in asked.split():
+    if COUNTED:
+        return ["-O0", "--coverage", "-fprofile-update=atomic"], ["--coverage"]
+    if "-fsanitize" in asked or "-g" in asked.split():
         return [], []
     compiling = ["-g0", "-O3", "-fstack-protector-strong", "-fno-plt"]
     if "_FORTIFY_SOURCE" not in asked:
@@ -150,15 +152,15 @@ class BuildExt(build_ext):
         """Let Cython make C of its modules. Only here: sources and metadata are had without."""
         made = cythonize(
             modules,
-            # Beside the sources, the .c files would end up in the sdist instead of the .pyx. Only
-            # there, however, Cython's coverage plugin finds them.
-            build_dir=None if TRACED else "build/cython",
+            # Beside the sources, the .c files would end up in the sdist instead of the .pyx.
+            build_dir="build/cython",
+            # So that what is counted is told of the lines of the .pyx.
+            emit_linenums=COUNTED,
             compiler_directives={
                 "language_level": "3",
                 "binding": True,
                 "embedsignature": False,
                 "freethreading_compatible": True,
-                "linetrace": TRACED,
             },
         )
         for extension, in_c in zip(modules, made, strict=True):
@@ -243,7 +245,6 @@ modules = [
         [f"luna_ext/{layer}.pyx"],
         include_dirs=INCLUDE_DIRECTORIES,
         depends=[*headers, "include/cryptoki_v2.h"],
-        define_macros=[("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")] if TRACED else [],
         extra_compile_args=[*warnings, *of_cython, *compiling],
         extra_link_args=linking,
     )

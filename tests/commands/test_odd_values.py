@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from luna_ext.commands import cli, running
+from luna_ext.commands import child, cli
 from luna_ext.commands.values import Command
 
 EXIT_CODES = {0, 1, 2, 75, 126, 127, 130}
@@ -172,7 +172,7 @@ def outcome(cluster, monkeypatch, pin_file, tmp_path):
     """Run the command in this process, but for the programs that it would start: its code and streams."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(USUAL, "so_pin_file", str(pin_file()))
-    monkeypatch.setattr(running, "run_command", lambda *arguments: 0)
+    monkeypatch.setattr(child, "run_command", lambda *arguments: 0)
     for path, command in LEAVES.items():
         if path[0] in NOT_RUN:
             monkeypatch.setattr(command, "callback", look_at)

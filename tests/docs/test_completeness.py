@@ -140,3 +140,13 @@ def test_every_option_of_the_command_is_documented_or_tested_and_has_a_help():
                 helpless.append((*path, longest))
     assert unsaid == []
     assert helpless == []
+
+
+def test_the_map_of_the_tests_has_every_file_and_no_other():
+    """By its name, or by that of its directory."""
+    tests = TREE / "tests"
+    named = set(re.findall(r"`([\w/]+(?:/|\.py))`", (tests / "README.md").read_text()))
+    files = {str(file.relative_to(tests)) for file in tests.rglob("test_*.py")}
+
+    assert {name for name in named if not (tests / name).exists()} == set()
+    assert {file for file in files if not named & {file, f"{file.partition('/')[0]}/"}} == set()
