@@ -44,8 +44,8 @@ REAL_STDERR = pytest.StashKey[int]()
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
-        # `make coverage` measures pytest-xdist's processes, but no program of a test: what it may have to say there
-        # would be taken for the program's.
+        # `make coverage` measures pytest-xdist's processes, but no program of a test: what it may have to
+        # say there would be taken for the program's.
         os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
     # Nothing is captured yet.
     config.stash[REAL_STDERR] = os.dup(2)
