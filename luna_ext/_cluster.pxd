@@ -54,6 +54,7 @@ cdef class Token:
     cdef int _check_new_label(
         self, bytes raw_label, str function, str done, CK_TOKEN_INFO *info
     ) except -1
+    cdef uint64_t _held_in(self) noexcept
     cdef int _init_token(self, bytes raw_label, Pin so) except -1
 
 

@@ -310,12 +310,18 @@ cdef object token_info_of(CK_TOKEN_INFO *info)
 cdef bytes blank_padded(CK_UTF8CHAR *label)
 cdef bytes token_label(Client client, CK_SLOT_ID slot_id)
 cdef list slots_with_label(Client client, bytes label)
-cdef int init_token(Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label) except -1
-cdef bint as_security_officer(
-    Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label, Pin user_pin
+cdef int init_token(
+    Client client, CK_SLOT_ID slot_id, uint64_t generation, Pin so_pin, bytes label
 ) except -1
-cdef int set_pin(Client client, CK_SLOT_ID slot_id, CK_USER_TYPE role, Pin old, Pin new) except -1
-cdef bint ensure_user_pin(Client client, CK_SLOT_ID slot_id, Pin so_pin, Pin user_pin) except -1
+cdef bint as_security_officer(
+    Client client, CK_SLOT_ID slot_id, uint64_t generation, Pin so_pin, bytes label, Pin user_pin
+) except -1
+cdef int set_pin(
+    Client client, CK_SLOT_ID slot_id, uint64_t generation, CK_USER_TYPE role, Pin old, Pin new
+) except -1
+cdef bint ensure_user_pin(
+    Client client, CK_SLOT_ID slot_id, uint64_t generation, Pin so_pin, Pin user_pin
+) except -1
 cdef Pin as_pin(object pin, str name)
 cdef bint same_pins(Pin one, Pin other) noexcept
 

@@ -345,6 +345,7 @@ def assign_with_users(token):
         ("C_Login", change_officers),
         ("C_Login", relabel),
         ("C_Login", assign_with_users),
+        ("C_InitToken", assign_with_users),
     ],
 )
 def test_a_session_of_an_earlier_connection_is_not_used(
@@ -367,6 +368,30 @@ def test_a_session_of_an_earlier_connection_is_not_used(
     functions = [entry.function for entry in cluster.log()]
     since = functions[functions.index("C_Finalize") :]
     assert [function for function in since if function in OF_A_SESSION] == []
+
+
+def test_a_token_is_not_erased_on_a_later_connection_than_that_of_its_lock(
+    cluster, luna, call, wait_until_inside
+):
+    """While assign() waits until the sessions of others have ended."""
+    session_exists = 0xB6
+    cluster.fault("C_InitToken", session_exists, times=1000)
+
+    def work_in_a_block():
+        with luna.claim("cluster-1") as token:
+            cluster.latency(0.2, "C_InitToken")
+            assign_with_users(token)
+
+    working = call(work_in_a_block)
+    wait_until_inside("C_InitToken")
+    luna.reconnect()
+    cluster.fault("C_InitToken", 0, times=0)
+    with pytest.raises(luna_ext.CryptokiError, match="SESSION_HANDLE_INVALID"):
+        working.result()
+    functions = [entry.function for entry in cluster.log()]
+    since = functions[functions.index("C_Finalize") :]
+    assert "C_InitToken" not in since
+    assert "payments" not in [token.label for token in cluster.tokens()]
 
 
 @pytest.mark.parametrize(("role", "logged_in"), [("user", SO), ("so", USER)])

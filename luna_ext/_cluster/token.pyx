@@ -266,7 +266,9 @@ cdef class Token:
         if user is None or (stayed and same_pins(so, user)):
             return stayed
         try:
-            as_security_officer(self.slot.mutex.client, self.slot.mutex.slot_id, so, None, user)
+            as_security_officer(
+                self.slot.mutex.client, self.slot.mutex.slot_id, self._held_in(), so, None, user
+            )
         except LunaError as error:
             error.add_note(
                 f"luna_ext: the token in slot {self.slot.slot_id} is assigned under its new label "
@@ -280,7 +282,9 @@ cdef class Token:
         """The device calls of assign(erase=False)."""
         cdef CK_TOKEN_INFO info
         try:
-            as_security_officer(self.slot.mutex.client, self.slot.mutex.slot_id, so, raw_label, user)
+            as_security_officer(
+                self.slot.mutex.client, self.slot.mutex.slot_id, self._held_in(), so, raw_label, user
+            )
         except CryptokiError as error:
             self._note_label(error)
             raise
@@ -307,6 +311,10 @@ cdef class Token:
             )
         return 0
 
+    cdef uint64_t _held_in(self) noexcept:
+        """The generation of C_Initialize in which the lock was granted that this work relies on."""
+        return seen(&self.slot.mutex.record).generation
+
     cdef int _init_token(self, bytes raw_label, Pin so) except -1:
         cdef Client client = self.slot.mutex.client
         cdef Deadline deadline = deadline_in(SESSIONS_SECONDS)
@@ -318,7 +326,7 @@ cdef class Token:
         try:
             while True:
                 try:
-                    init_token(client, self.slot.slot_id, so, raw_label)
+                    init_token(client, self.slot.slot_id, self._held_in(), so, raw_label)
                     break
                 except CryptokiError as error:
                     pause = next_pause(&backoff)
@@ -382,7 +390,8 @@ cdef class Token:
             self._check_held(&info)
             self._refuse_pins(&info, old_pin if is_so else None, new_pin)
             self._refuse_length(&info, new_pin, "C_SetPIN")
-            set_pin(mutex.client, mutex.slot_id, CKU_SO if is_so else CKU_USER, old_pin, new_pin)
+            role_number = CKU_SO if is_so else CKU_USER
+            set_pin(mutex.client, mutex.slot_id, self._held_in(), role_number, old_pin, new_pin)
         finally:
             mutex.end_work()
 
@@ -400,7 +409,9 @@ cdef class Token:
         try:
             self._check_held(&info)
             self._refuse_pins(&info, so, user)
-            return as_security_officer(mutex.client, mutex.slot_id, so, None, user)
+            return as_security_officer(
+                mutex.client, mutex.slot_id, self._held_in(), so, None, user
+            )
         finally:
             mutex.end_work()
 
@@ -420,7 +431,7 @@ cdef class Token:
             self._check_held(&info)
             self._refuse_pads(&info, so, user)
             try:
-                return ensure_user_pin(mutex.client, mutex.slot_id, so, user)
+                return ensure_user_pin(mutex.client, mutex.slot_id, self._held_in(), so, user)
             except PinError as error:
                 error.add_note(f"luna_ext: {NOT_THE_USERS}")
                 raise

@@ -2,6 +2,7 @@
 
 
 cdef struct InitTokenArguments:
+    uint64_t generation     # of C_Initialize, in which the lock was granted
     CK_SLOT_ID slot_id
     CK_UTF8CHAR *pin
     CK_ULONG length
@@ -10,12 +11,19 @@ cdef struct InitTokenArguments:
 
 cdef CK_RV make_init_token(Client client, void *arguments) noexcept nogil:
     cdef InitTokenArguments *token = <InitTokenArguments *> arguments
+    if luna_shared_get64(&client.generation) != token.generation:
+        return CKR_SESSION_HANDLE_INVALID
     return client.functions.C_InitToken(token.slot_id, token.pin, token.length, token.label)
 
 
-cdef int init_token(Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label) except -1:
-    """C_InitToken: erases the token and gives it the label."""
+cdef int init_token(
+    Client client, CK_SLOT_ID slot_id, uint64_t generation, Pin so_pin, bytes label
+) except -1:
+    """C_InitToken: erases the token and gives it the label; not after the generation in which the lock was
+    granted.
+    """
     cdef InitTokenArguments arguments
+    arguments.generation = generation
     arguments.slot_id = slot_id
     arguments.pin = so_pin.bytes
     arguments.length = so_pin.length
@@ -24,7 +32,7 @@ cdef int init_token(Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label) 
 
 
 cdef struct RoleArguments:
-    uint64_t generation     # of C_Initialize, in which the session was opened
+    uint64_t generation     # of C_Initialize, in which the lock was granted, and the session opened
     CK_SESSION_HANDLE session
     CK_SLOT_ID slot_id
     CK_USER_TYPE role
@@ -36,8 +44,17 @@ cdef struct RoleArguments:
 
 
 cdef inline bint is_stale(Client client, RoleArguments *role) noexcept nogil:
-    """Whether the library was initialised anew: the handle may be that of another session by now."""
+    """Whether the library was initialised anew: the lock is gone, and the handle may be that of another
+    session by now.
+    """
     return luna_shared_get64(&client.generation) != role.generation
+
+
+cdef CK_RV make_open_role(Client client, void *arguments) noexcept nogil:
+    cdef RoleArguments *role = <RoleArguments *> arguments
+    if is_stale(client, role):
+        return CKR_SESSION_HANDLE_INVALID
+    return client.functions.C_OpenSession(role.slot_id, SESSION_FLAGS, NULL, NULL, &role.session)
 
 
 cdef CK_RV make_login(Client client, void *arguments) noexcept nogil:
@@ -99,19 +116,14 @@ cdef class RoleSession:
     cdef bint logged_in             # by us: the login has to be ended
     cdef CK_RV refusal              # of C_Login, by a code that says nothing of logins; else CKR_OK
 
-    def __cinit__(self, Client client, CK_SLOT_ID slot_id):
+    def __cinit__(self, Client client, CK_SLOT_ID slot_id, uint64_t generation):
         self.client = client
         self.slot_id = slot_id
+        self.arguments.slot_id = slot_id
+        self.arguments.generation = generation
 
     cdef int open(self) except -1:
-        cdef SessionArguments opened
-        # Before the call, so that a session is not taken for one of a generation that began meanwhile.
-        self.arguments.generation = luna_shared_get64(&self.client.generation)
-        opened.slot_id = self.slot_id
-        opened.session = 0
-        require(self.client, C_OPEN_SESSION, make_open_session, &opened, self.slot_id)
-        self.arguments.session = opened.session
-        self.arguments.slot_id = self.slot_id
+        self.require(C_OPEN_SESSION, make_open_role)
         self.is_open = True
         return 0
 
@@ -243,14 +255,14 @@ cdef bint changes_no_login(CK_RV rv) noexcept nogil:
 
 
 cdef bint as_security_officer(
-    Client client, CK_SLOT_ID slot_id, Pin so_pin, bytes label, Pin user_pin
+    Client client, CK_SLOT_ID slot_id, uint64_t generation, Pin so_pin, bytes label, Pin user_pin
 ) except -1:
     """C_OpenSession, C_Login as SO, CA_ChangeLabel if there is a label, C_InitPIN if there is a user's PIN;
     logged out and closed whatever happens. Returns whether the device has looked at `so_pin`.
     """
     if user_pin is not None:
         client.need(C_INIT_PIN, client.path)
-    session = RoleSession(client, slot_id)
+    session = RoleSession(client, slot_id, generation)
     try:
         session.open()
         session.require_login(CKU_SO, so_pin)
@@ -267,12 +279,14 @@ cdef bint as_security_officer(
     return checked
 
 
-cdef int set_pin(Client client, CK_SLOT_ID slot_id, CK_USER_TYPE role, Pin old, Pin new) except -1:
+cdef int set_pin(
+    Client client, CK_SLOT_ID slot_id, uint64_t generation, CK_USER_TYPE role, Pin old, Pin new
+) except -1:
     """C_SetPIN, for the SO after C_Login. Refused where the other role is logged in, whose PIN it would
     change.
     """
     cdef CK_ULONG state
-    session = RoleSession(client, slot_id)
+    session = RoleSession(client, slot_id, generation)
     try:
         session.open()
         state = session.state()
@@ -288,13 +302,15 @@ cdef int set_pin(Client client, CK_SLOT_ID slot_id, CK_USER_TYPE role, Pin old, 
     return 0
 
 
-cdef bint ensure_user_pin(Client client, CK_SLOT_ID slot_id, Pin so_pin, Pin user_pin) except -1:
+cdef bint ensure_user_pin(
+    Client client, CK_SLOT_ID slot_id, uint64_t generation, Pin so_pin, Pin user_pin
+) except -1:
     """Give the user this PIN if it is still the SO's (C_Login, C_SetPIN); whether it was. Where a role is
     logged in it cannot be known, and is left as it is.
     """
     cdef CK_RV rv
     cdef bint was_officers = False
-    session = RoleSession(client, slot_id)
+    session = RoleSession(client, slot_id, generation)
     try:
         spare_last_try(client, slot_id)
         session.open()
