@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from jsonschema import Draft202012Validator
-from referencing import Registry, Resource
 from support import PATIENCE
 
 import luna_ext
@@ -118,20 +116,30 @@ def terminal(cluster: Cluster) -> Iterator[Callable[..., pexpect.spawn]]:
 
 
 @pytest.fixture(scope="session")
-def schemas() -> Registry:
-    """What docs/schemas/ says of the JSON of each subcommand."""
+def validate() -> Callable[[str, object], None]:
+    """Look whether this is what docs/schemas/ says of the JSON of the subcommand `name`."""
+    jsonschema = pytest.importorskip("jsonschema", reason="its part in Rust is not installed")
+    referencing = pytest.importorskip("referencing")
     contents = [(file.name, json.loads(file.read_text())) for file in SCHEMAS.glob("*.json")]
-    return Registry().with_resources((name, Resource.from_contents(of)) for name, of in contents)
+    schemas = referencing.Registry().with_resources(
+        (name, referencing.Resource.from_contents(of)) for name, of in contents
+    )
+
+    def look(name: str, value: object) -> None:
+        schema = {"$ref": f"{name}.json"}
+        jsonschema.Draft202012Validator(schema, registry=schemas).validate(value)
+
+    return look
 
 
 @pytest.fixture
-def json_of(schemas: Registry) -> Callable[[str, str], object]:
+def json_of(validate: Callable[[str, object], None]) -> Callable[[str, str], object]:
     """What a text says that the subcommand `name` has printed; it is as its schema has it."""
 
     def read(name: str, text: str) -> object:
         assert text.isascii()
         value = json.loads(text)
-        Draft202012Validator({"$ref": f"{name}.json"}, registry=schemas).validate(value)
+        validate(name, value)
         return value
 
     return read

@@ -1,11 +1,11 @@
 """The JSON of the subcommands, and what docs/ says of it."""
 
+import json
 import re
 from pathlib import Path
 
 import click
 import pytest
-from jsonschema import Draft202012Validator
 
 from luna_ext.commands import cli
 
@@ -39,9 +39,10 @@ def keys_of(schema):
 
 
 @pytest.mark.parametrize("name", [*with_json()])
-def test_the_schema(schemas, name):
-    schema = schemas.contents(f"{name}.json")
-    Draft202012Validator.check_schema(schema)
+def test_the_schema(name):
+    jsonschema = pytest.importorskip("jsonschema", reason="its part in Rust is not installed")
+    schema = json.loads((SCHEMAS / f"{name}.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["title"].startswith(f"luna-ext {name.replace('-', ' ')}")
     assert [key for key in keys_of(schema) if not re.fullmatch("[a-z][a-z0-9_]*", key)] == []
     assert f"(schemas/{name}.json)" in (DOCS / "json.md").read_text()
