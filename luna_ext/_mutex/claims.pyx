@@ -186,6 +186,13 @@ cdef class Locks:
                     luna_shared_set(&self.in_doubt, True)
         return luna_shared_get(&self.in_doubt)
 
+    cdef bint are_relied_on(self) noexcept:
+        """Whether a thread is at work that makes several calls under a lock, such as an assignment."""
+        for mutex in self.all():
+            if seen(&(<SlotMutex> mutex).record).working != 0:
+                return True
+        return False
+
     cdef double moment_seconds(self) noexcept:
         """Seconds that a lock call has to come back: many times as long as an unlock takes."""
         cdef double average = average_seconds(self.client, CA_UNLOCK_CLUSTERED_SLOT)

@@ -8,6 +8,9 @@ cdef double EXIT_SECONDS = 2.0
 # library is closed at the end of EXIT_SECONDS; most often the interpreter is gone by then.
 cdef double LAST_SECONDS = 0.25
 
+# How long close() waits for a thread that is between two calls of an assignment.
+cdef double WORK_SECONDS = 1.0
+
 # ---- of a Library ----
 
 
@@ -28,8 +31,16 @@ cdef int finish_closing(Locks locks) except -1:
     finalises the client when it comes back.
     """
     cdef Client client = locks.client
+    cdef Deadline deadline = deadline_in(WORK_SECONDS)
     while luna_shared_get(&client.state) == CLOSING and not client.shares:
         client.wait_for_calls(-1, locks.calls_given_up())
+        if locks.are_relied_on() and left_of(deadline) > 0:
+            # Its logout may be still to come, and the login is that of other processes as well where they
+            # have one application ID. Not for longer: the work may be this thread's own, in whose signal
+            # handler it closes.
+            with nogil:
+                luna_pause(0.001)
+            continue
         call_came_back(locks)
         if client.in_flight() <= locks.calls_given_up():
             break
