@@ -330,6 +330,13 @@ char *platform_environment(const char *name)
     return set && !fails() ? strdup(memory_system.state_path) : NULL;
 }
 
+/* There is no file that forbids the stand-in. */
+bool platform_is_roots(const char *path)
+{
+    (void)path;
+    return false;
+}
+
 bool platform_random(void *buffer, size_t size)
 {
     uint8_t *bytes = buffer;
