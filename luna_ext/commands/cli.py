@@ -238,6 +238,8 @@ def buffer_output() -> None:
         encoding, errors, terminal = sys.stdout.encoding, sys.stdout.errors, sys.stdout.isatty()
         buffer = io.BufferedWriter(sys.stdout.detach())
         sys.stdout = io.TextIOWrapper(buffer, encoding, errors, line_buffering=terminal)
+        # shutil asks this one for the terminal's size.
+        sys.__stdout__ = sys.stdout  # type: ignore[misc]
 
 
 def open_missing_streams() -> None:

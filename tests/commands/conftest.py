@@ -96,15 +96,17 @@ def terminal(cluster: Cluster) -> Iterator[Callable[..., pexpect.spawn]]:
         program: tuple[str, ...] = tuple(COMMAND),
     ) -> pexpect.spawn:
         name, *words = [*program, *map(str, arguments)]
-        # LINES is in the environment of pytest-xdist's processes, by GNU readline in the first one.
-        environment = {name: value for name, value in os.environ.items() if name != "LINES"}
+        # The terminal's size counts. LINES is in the environment of pytest-xdist's processes, by GNU
+        # readline in the first one.
+        sizes = ("LINES", "COLUMNS")
+        environment = {name: value for name, value in os.environ.items() if name not in sizes}
         started.append(
             pexpect.spawn(
                 name,
                 words,
                 timeout=PATIENCE,
                 encoding="utf-8",
-                env={**environment, "COLUMNS": str(columns)},
+                env=environment,
                 dimensions=(lines, columns),
             )
         )

@@ -4,6 +4,7 @@ import ctypes
 import json
 import re
 
+import pexpect
 import pytest
 from rich.cells import cell_len
 from support import DUAL_IDENTITY
@@ -197,6 +198,14 @@ def shown(terminal):
         return [line for line in text.splitlines() if "is the stand-in" not in line]
 
     return show
+
+
+def test_the_size_of_the_terminal_is_known_without_a_buffer_as_well(terminal, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    screen = terminal("tokens", columns=60)
+    screen.expect(pexpect.EOF)
+    assert "user PIN" in screen.before
+    assert "model" not in screen.before
 
 
 @pytest.mark.parametrize(

@@ -436,8 +436,7 @@ def test_a_signal_ends_it_and_gives_the_terminal_back(terminal, number):
     assert screen.exitstatus == 128 + number
 
 
-def test_a_new_size_is_drawn_at_once(terminal, monkeypatch):
-    monkeypatch.delenv("COLUMNS")
+def test_a_new_size_is_drawn_at_once(terminal):
     screen = terminal("watch", "--interval", 60, lines=20)
     screen.expect_exact("\n0 of 8 are locked")
     screen.setwinsize(6, 200)
