@@ -89,14 +89,15 @@ NOTHING_BUT_PYTHON := configuration discovery labels pytest_plugin metrics
 coverage: $(VENV)/built $(VENV)/with-test
 	rm -rf build/coverage
 	mkdir -p build/coverage
-	cp -r README.md LICENSE setup.py pyproject.toml include luna_ext stub_lib tests examples build/coverage
+	cp -r README.md LICENSE setup.py pyproject.toml include luna_ext stub_lib tests examples docs build/coverage
 	rm -f build/coverage/luna_ext/*.so
 	cd build/coverage && LUNA_EXT_COVERAGE=1 $(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/coverage && $(abspath $(BIN))/coverage run -m pytest -q $(AT_A_TIME) $(PATIENT) \
 		--ignore=tests/docs --ignore=tests/model --ignore=tests/test_instructions.py $(COMPILING:%=--ignore=tests/%.py)
 	cd build/coverage && $(abspath $(BIN))/coverage combine -q && $(abspath $(BIN))/coverage report
-	cd build/coverage && $(abspath $(BIN))/gcovr --filter luna_ext/ --filter stub_lib/ --txt-metric line \
-		--txt-metric branch --gcov-ignore-errors=no_working_dir_found build
+	cd build/coverage && find build -name '*.gcda' | sort | while read -r counts; do \
+		gcov -n -b -o "$$(dirname "$$counts")" "$$counts" 2>/dev/null; done | \
+		grep -A3 -E "^File '(luna_ext|stub_lib)/.*(pyx|c)'"
 
 # make asan, tsan and fuzz.
 include tests/c/sanitizers.mk
