@@ -49,13 +49,13 @@ cdef class Token:
     cdef int _refuse_pins(self, CK_TOKEN_INFO *info, Pin so, Pin user) except -1
     cdef int _refuse_length(self, CK_TOKEN_INFO *info, Pin new, str function) except -1
     cdef int _refuse_pads(self, CK_TOKEN_INFO *info, Pin one, Pin other) except -1
-    cdef bint _init(self, bytes raw_label, Pin so, Pin user) except -1
-    cdef int _relabel(self, bytes raw_label, Pin so, Pin user) except -1
+    cdef bint _init(self, uint64_t generation, bytes raw_label, Pin so, Pin user) except -1
+    cdef int _relabel(self, uint64_t generation, bytes raw_label, Pin so, Pin user) except -1
     cdef int _check_new_label(
         self, bytes raw_label, str function, str done, CK_TOKEN_INFO *info
     ) except -1
     cdef uint64_t _held_in(self) noexcept
-    cdef int _init_token(self, bytes raw_label, Pin so) except -1
+    cdef int _init_token(self, uint64_t generation, bytes raw_label, Pin so) except -1
 
 
 cdef class SlotLock:

@@ -1,9 +1,12 @@
 """The PINs of a keyring's two roles: one password or two, to be changed or not, entered at a pad."""
 
+import contextvars
 import ctypes
 import gc
 import itertools
 import signal
+import threading
+import time
 import traceback
 import types
 
@@ -370,27 +373,35 @@ def test_a_session_of_an_earlier_connection_is_not_used(
     assert [function for function in since if function in OF_A_SESSION] == []
 
 
-def test_a_token_is_not_erased_on_a_later_connection_than_that_of_its_lock(
-    cluster, luna, call, wait_until_inside
+@pytest.mark.parametrize("locked_again", [False, True])
+def test_a_token_is_not_erased_after_the_connection_of_its_lock(
+    cluster, luna, call, monkeypatch, locked_again
 ):
-    """While assign() waits until the sessions of others have ended."""
+    """While assign() waits until the sessions of others have ended, in a thread that the holder started."""
     session_exists = 0xB6
-    cluster.fault("C_InitToken", session_exists, times=1000)
+    cluster.fault("C_InitToken", session_exists, times=1)
+    pauses, goes_on = threading.Event(), threading.Event()
 
-    def work_in_a_block():
-        with luna.claim("cluster-1") as token:
-            cluster.latency(0.2, "C_InitToken")
-            assign_with_users(token)
+    def pause(seconds):
+        pauses.set()
+        assert goes_on.wait(20)
 
-    working = call(work_in_a_block)
-    wait_until_inside("C_InitToken")
-    luna.reconnect()
-    cluster.fault("C_InitToken", 0, times=0)
+    with pytest.raises(luna_ext.LockLostError), luna.claim("cluster-1") as token:
+        slot = token.slot
+        context = contextvars.copy_context()
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "sleep", pause)
+            working = call(lambda: context.run(assign_with_users, token))
+            assert pauses.wait(20)
+        luna.reconnect()
+    if locked_again:
+        slot.acquire()
+    goes_on.set()
     with pytest.raises(luna_ext.CryptokiError, match="SESSION_HANDLE_INVALID"):
         working.result()
-    functions = [entry.function for entry in cluster.log()]
-    since = functions[functions.index("C_Finalize") :]
-    assert "C_InitToken" not in since
+    if locked_again:
+        slot.release()
+    assert len(logged(cluster, INIT_TOKEN)) == 1
     assert "payments" not in [token.label for token in cluster.tokens()]
 
 

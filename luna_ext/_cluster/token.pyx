@@ -149,6 +149,7 @@ cdef class Token:
         cdef Pin so = as_pin(so_pin, "so_pin")
         cdef Pin user = None if user_pin is None else as_pin(user_pin, "user_pin")
         cdef CK_TOKEN_INFO info
+        cdef uint64_t generation
         sys.audit("luna_ext.assign", mutex.slot_id, label)
         mutex.check_not_evicted(self.slot.share, "C_InitToken")
         mutex.check_mine("C_InitToken")
@@ -172,6 +173,7 @@ cdef class Token:
             mutex.client.need(CA_CHANGE_LABEL, self.slot.share.path)
         assigned = new_token(self.slot, raw_label, None)
         mutex.begin_work()
+        generation = self._held_in()
         try:
             mutex.ensure_held(self.slot.share, &info)
             # What it was before it is changed.
@@ -189,9 +191,9 @@ cdef class Token:
             if unique:
                 self._refuse_taken(raw_label)
             if erase:
-                assigned.user_pin_stayed = self._init(raw_label, so, user)
+                assigned.user_pin_stayed = self._init(generation, raw_label, so, user)
             else:
-                self._relabel(raw_label, so, user)
+                self._relabel(generation, raw_label, so, user)
         finally:
             mutex.end_work()
         return assigned
@@ -250,14 +252,14 @@ cdef class Token:
             error.slot_ids = tuple(taken)
             raise error
 
-    cdef bint _init(self, bytes raw_label, Pin so, Pin user) except -1:
+    cdef bint _init(self, uint64_t generation, bytes raw_label, Pin so, Pin user) except -1:
         """The device calls of assign(); from the first one on, errors say how far it came. Returns whether
         the user still has a PIN afterwards, which is the SO's then.
         """
         cdef CK_TOKEN_INFO info
         cdef bint stayed
         try:
-            self._init_token(raw_label, so)
+            self._init_token(generation, raw_label, so)
         except CryptokiError as error:
             self._note_label(error)
             raise
@@ -267,7 +269,7 @@ cdef class Token:
             return stayed
         try:
             as_security_officer(
-                self.slot.mutex.client, self.slot.mutex.slot_id, self._held_in(), so, None, user
+                self.slot.mutex.client, self.slot.mutex.slot_id, generation, so, None, user
             )
         except LunaError as error:
             error.add_note(
@@ -278,12 +280,12 @@ cdef class Token:
             raise
         return stayed
 
-    cdef int _relabel(self, bytes raw_label, Pin so, Pin user) except -1:
+    cdef int _relabel(self, uint64_t generation, bytes raw_label, Pin so, Pin user) except -1:
         """The device calls of assign(erase=False)."""
         cdef CK_TOKEN_INFO info
         try:
             as_security_officer(
-                self.slot.mutex.client, self.slot.mutex.slot_id, self._held_in(), so, raw_label, user
+                self.slot.mutex.client, self.slot.mutex.slot_id, generation, so, raw_label, user
             )
         except CryptokiError as error:
             self._note_label(error)
@@ -312,10 +314,12 @@ cdef class Token:
         return 0
 
     cdef uint64_t _held_in(self) noexcept:
-        """The generation of C_Initialize in which the lock was granted that this work relies on."""
+        """The generation of C_Initialize in which the lock was granted that the work relies on. Asked for
+        where the work begins: after a loss, another thread may have taken the lock anew.
+        """
         return seen(&self.slot.mutex.record).generation
 
-    cdef int _init_token(self, bytes raw_label, Pin so) except -1:
+    cdef int _init_token(self, uint64_t generation, bytes raw_label, Pin so) except -1:
         cdef Client client = self.slot.mutex.client
         cdef Deadline deadline = deadline_in(SESSIONS_SECONDS)
         cdef Backoff backoff
@@ -326,7 +330,7 @@ cdef class Token:
         try:
             while True:
                 try:
-                    init_token(client, self.slot.slot_id, self._held_in(), so, raw_label)
+                    init_token(client, self.slot.slot_id, generation, so, raw_label)
                     break
                 except CryptokiError as error:
                     pause = next_pause(&backoff)
@@ -378,6 +382,7 @@ cdef class Token:
         cdef Pin old_pin = as_pin(old, "old")
         cdef Pin new_pin = as_pin(new, "new")
         cdef CK_TOKEN_INFO info
+        cdef uint64_t generation
         if role not in ("user", "so"):
             raise ValueError(f"role is 'user' or 'so', not {role!r}")
         if old_pin.is_pad() != new_pin.is_pad():
@@ -386,12 +391,13 @@ cdef class Token:
         sys.audit("luna_ext.change_pin", mutex.slot_id, role)
         mutex.client.need(C_SET_PIN, self.slot.share.path)
         mutex.begin_work()
+        generation = self._held_in()
         try:
             self._check_held(&info)
             self._refuse_pins(&info, old_pin if is_so else None, new_pin)
             self._refuse_length(&info, new_pin, "C_SetPIN")
             role_number = CKU_SO if is_so else CKU_USER
-            set_pin(mutex.client, mutex.slot_id, self._held_in(), role_number, old_pin, new_pin)
+            set_pin(mutex.client, mutex.slot_id, generation, role_number, old_pin, new_pin)
         finally:
             mutex.end_work()
 
@@ -405,12 +411,14 @@ cdef class Token:
         cdef Pin so = as_pin(so_pin, "so_pin")
         cdef Pin user = as_pin(user_pin, "user_pin")
         cdef CK_TOKEN_INFO info
+        cdef uint64_t generation
         mutex.begin_work()
+        generation = self._held_in()
         try:
             self._check_held(&info)
             self._refuse_pins(&info, so, user)
             return as_security_officer(
-                mutex.client, mutex.slot_id, self._held_in(), so, None, user
+                mutex.client, mutex.slot_id, generation, so, None, user
             )
         finally:
             mutex.end_work()
@@ -426,12 +434,14 @@ cdef class Token:
         cdef Pin so = as_pin(so_pin, "so_pin")
         cdef Pin user = as_pin(user_pin, "user_pin")
         cdef CK_TOKEN_INFO info
+        cdef uint64_t generation
         mutex.begin_work()
+        generation = self._held_in()
         try:
             self._check_held(&info)
             self._refuse_pads(&info, so, user)
             try:
-                return ensure_user_pin(mutex.client, mutex.slot_id, self._held_in(), so, user)
+                return ensure_user_pin(mutex.client, mutex.slot_id, generation, so, user)
             except PinError as error:
                 error.add_note(f"luna_ext: {NOT_THE_USERS}")
                 raise
