@@ -69,7 +69,7 @@ def tell_once(library: str) -> None:
     weaknesses = weaknesses_of_client(library)
     if weaknesses:
         logging.getLogger("luna_ext").warning(
-            "%s. Whoever does gets its PINs and the use of its keys. What to do: %s",
+            "%s. A user who does gets its PINs and the use of its keys. What to do: %s",
             *in_words(weaknesses),
         )
 

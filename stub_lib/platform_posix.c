@@ -118,7 +118,7 @@ static int map_file(int fd, struct platform_file *file)
         return errno;
     if (!S_ISREG(status.st_mode) || status.st_size <= 0)
         return EBADMSG;
-    /* Whoever owns it can change it while it is in use. */
+    /* Its owner can change it while it is in use. */
     if (status.st_uid != 0 && status.st_uid != geteuid())
         return EPERM;
     file->size = (size_t)status.st_size;

@@ -203,7 +203,7 @@ def test_a_long_wait_is_told_of_on_both_sides_of_a_fork(luna, caplog, hold_elsew
         wait_until(lambda: told(caplog))
         return waiting, told(caplog)[0].startswith("slot 1: still waiting")
 
-    # From now on there is somebody who looks.
+    # From now on there is a thread that looks after long waits.
     call(lambda: wait_in_a_thread(luna.slot(2))).result()
     child = os.fork()
     if child == 0:

@@ -13,7 +13,7 @@ from luna_ext.info import CLUSTER_FUNCTIONS
 from luna_ext.stub import library_path
 
 ANOTHER = 12345
-"""A user and a group that are nobody's."""
+"""The ID of a user and of a group that the system does not know."""
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 
 
@@ -151,5 +151,6 @@ def test_a_library_that_others_may_change_is_told_once(cluster, client, caplog, 
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
         f"other users may change what this process loads: {client.parent} is writable by all users (mode "
-        f"0777). Whoever does gets its PINs and the use of its keys. What to do: chmod go-w {client.parent}"
+        "0777). A user who does gets its PINs and the use of its keys. What to do: "
+        f"chmod go-w {client.parent}"
     )

@@ -57,7 +57,10 @@ def _from_file(what: str, path: str, into: PinMemory) -> None:
                 f"Change the PIN, and then: chmod 600 {path}"
             )
         if state.st_uid not in (os.geteuid(), 0):
-            raise click.ClickException(f"{path} belongs to another user (UID {state.st_uid})")
+            raise click.ClickException(
+                f"{path} belongs to another user (UID {state.st_uid}), who may have read the {what}. "
+                "Change the PIN, and write it into a file of your own"
+            )
         _first_line(what, path, descriptor, into)
     finally:
         os.close(descriptor)
@@ -123,7 +126,9 @@ def _typed(what: str, terminal: int, into: PinMemory) -> None:
             try:
                 has_end = into.read_line(terminal, MOST_BYTES)
             except ValueError:
-                raise click.ClickException(f"that has more than {MOST_BYTES} bytes") from None
+                raise click.ClickException(
+                    f"what was typed has more than {MOST_BYTES} bytes, which no token takes"
+                ) from None
         if not has_end:
             # Ctrl-D.
             raise click.Abort

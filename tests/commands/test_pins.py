@@ -406,7 +406,7 @@ def test_no_pin_where_other_users_may_change_the_library(
     done = command(*words, "--insecure", "--so-pin-file", pin_file())
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()
-    assert "Whoever does gets its PINs" in line
+    assert "A user who does gets its PINs" in line
     weak_client.parent.chmod(0o755)
     assert command(*words[:-1], "y", "--so-pin-file", pin_file()).stderr == ""
 
