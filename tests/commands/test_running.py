@@ -403,7 +403,9 @@ sys.exit(main())
 """
 
 
-def test_a_kill_of_luna_ext_is_noticed_though_a_fork_of_it_lives(cluster, listener):
+@pytest.fixture
+def beside_a_fork(cluster, listener):
+    """A luna-ext that runs a listener, and whose client library has forked a process."""
     process = subprocess.Popen(
         [sys.executable, "-c", FORKING_CLIENT, "lock", "--slot", "1", "--", *listener],
         stdin=subprocess.PIPE,
@@ -413,30 +415,23 @@ def test_a_kill_of_luna_ext_is_noticed_though_a_fork_of_it_lives(cluster, listen
     child = int(expect(process, r"ready (\d+)")[1])
     forked = children_of(process.pid) - {parent_of(child)}
     assert forked
-    process.kill()
-    process.wait(PATIENCE)
-    expect(process, "got SIGTERM")
-    process.communicate()
+    yield process
+    if process.poll() is None:
+        process.kill()
     for pid in forked:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_an_end_of_the_command_is_noticed_though_a_fork_of_luna_ext_lives(cluster, listener):
-    process = subprocess.Popen(
-        [sys.executable, "-c", FORKING_CLIENT, "lock", "--slot", "1", "--", *listener],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    child = int(expect(process, r"ready (\d+)")[1])
-    forked = children_of(process.pid) - {parent_of(child)}
-    try:
-        process.communicate(timeout=PATIENCE)
-        assert process.returncode == 7
-    finally:
-        process.kill()
-        for pid in forked:
-            os.kill(pid, signal.SIGKILL)
+def test_a_kill_of_luna_ext_is_noticed_though_a_fork_of_it_lives(beside_a_fork):
+    beside_a_fork.kill()
+    beside_a_fork.wait(PATIENCE)
+    expect(beside_a_fork, "got SIGTERM")
+    beside_a_fork.communicate()
+
+
+def test_an_end_of_the_command_is_noticed_though_a_fork_of_luna_ext_lives(beside_a_fork):
+    beside_a_fork.communicate(timeout=PATIENCE)
+    assert beside_a_fork.returncode == 7
 
 
 def test_a_stopped_command_goes_on_and_hears_the_sigterm(start, listener):
