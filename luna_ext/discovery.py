@@ -181,16 +181,7 @@ class Configuration:
         LibraryLoadError
             There is no such file that can be read; the message names the place and the reason.
         """
-        name = "crystoki.ini" if WINDOWS else "Chrystoki.conf"
-        directory = os.environ.get(CONFIGURATION_VARIABLE)
-        if directory and not os.path.isabs(directory):
-            raise LibraryLoadError(
-                f"{CONFIGURATION_VARIABLE}: {directory!r} is not an absolute path; set "
-                f"{CONFIGURATION_VARIABLE} to that of the directory that has {name}"
-            )
-        if not directory and WINDOWS:
-            raise LibraryLoadError(f"the environment variable {CONFIGURATION_VARIABLE}: not set")
-        self.file = Path(directory, name) if directory else SYSTEM_CONFIGURATION
+        self.file = configuration_file()
         try:
             mode = os.stat(self.file).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -222,6 +213,26 @@ class Configuration:
     def _entries(self, section: str, keys: Iterable[str]) -> dict[str, str]:
         values = {key: self.entry(section, key) for key in keys}
         return {key: value for key, value in values.items() if value}
+
+
+def configuration_file() -> Path:
+    """The client's configuration, whether it is there or not.
+
+    Raises
+    ------
+    LibraryLoadError
+        The environment does not say where it is, or not in a way that holds everywhere.
+    """
+    name = "crystoki.ini" if WINDOWS else "Chrystoki.conf"
+    directory = os.environ.get(CONFIGURATION_VARIABLE)
+    if directory and not os.path.isabs(directory):
+        raise LibraryLoadError(
+            f"{CONFIGURATION_VARIABLE}: {directory!r} is not an absolute path; set "
+            f"{CONFIGURATION_VARIABLE} to that of the directory that has {name}"
+        )
+    if not directory and WINDOWS:
+        raise LibraryLoadError(f"the environment variable {CONFIGURATION_VARIABLE}: not set")
+    return Path(directory, name) if directory else SYSTEM_CONFIGURATION
 
 
 def configured_library() -> tuple[str, Path | None]:

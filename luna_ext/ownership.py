@@ -14,7 +14,7 @@ import shlex
 import stat
 from pathlib import Path
 
-from .discovery import Configuration
+from .discovery import configuration_file
 from .errors import LibraryLoadError
 from .escaping import printable
 
@@ -48,7 +48,8 @@ def weaknesses_of_client(library: str) -> list[Weakness]:
         return []
     found = {weakness.path: weakness for weakness in _weaknesses(library)}
     try:
-        file = str(Configuration().file)
+        # Also where there is none yet: another user may put one there.
+        file = str(configuration_file())
     except LibraryLoadError:
         return list(found.values())
     return list({**found, **{weakness.path: weakness for weakness in _weaknesses(file)}}.values())

@@ -64,7 +64,14 @@ def _run_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 
 def _open_library(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Library]:
-    library = cluster.library()
+    try:
+        library = cluster.library()
+    except RuntimeError as error:
+        raise pytest.fail.Exception(
+            f"{error}. Beside module_luna or session_luna there is no luna: let all tests of that module, "
+            "or session, use the same of them",
+            pytrace=False,
+        ) from None
     yield library
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

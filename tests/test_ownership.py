@@ -39,6 +39,17 @@ def test_nothing_is_said_where_no_other_user_may_change_it(client):
     assert said(client) == []
 
 
+def test_where_others_may_put_a_configuration(client, tmp_path, monkeypatch):
+    directory = tmp_path / "etc"
+    directory.mkdir()
+    directory.chmod(0o777)
+    monkeypatch.setenv("ChrystokiConfigurationPath", str(directory))
+    says = "is writable by all users (mode 0777)"
+    assert said(client) == [(str(directory), says)]
+    (directory / "Chrystoki.conf").touch(0o644)
+    assert said(client) == [(str(directory), says)]
+
+
 @AS_ROOT
 def test_a_group_without_other_members(client):
     client.chmod(0o775)

@@ -176,6 +176,23 @@ def test_cluster_goes_after_the_test_and_the_environment_is_restored(pytester):
     result.assert_outcomes(passed=2)
 
 
+def test_a_luna_beside_that_of_the_module_is_one_line(pytester):
+    result = run(
+        pytester,
+        """
+        def test_of_the_module(module_luna):
+            pass
+
+        def test_of_its_own(luna):
+            pass
+        """,
+    )
+
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*Beside module_luna or session_luna there is no luna*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
 @pytest.mark.skipif(not SOFTHSM.exists(), reason="SoftHSM2 is not installed (Debian: softhsm2)")
 def test_backend_of_one_test_is_not_that_of_the_next(pytester):
     result = run(
@@ -200,9 +217,14 @@ def test_fixtures_and_marker_are_listed(pytester):
     fixtures = run(pytester, "", "--fixtures")
     markers = pytester.runpytest_subprocess("--markers")
 
-    fixtures.stdout.fnmatch_lines(["luna_cluster -- *", "luna -- *"])
-    fixtures.stdout.fnmatch_lines(["module_luna [[]module scope[]] -- *"])
-    fixtures.stdout.fnmatch_lines(["session_luna [[]session scope[]] -- *"])
+    # pytest lists them in the order of their line numbers, as texts.
+    for listed in (
+        "luna_cluster -- *",
+        "luna -- *",
+        "module_luna [[]module scope[]] -- *",
+        "session_luna [[]session scope[]] -- *",
+    ):
+        fixtures.stdout.fnmatch_lines([listed])
     markers.stdout.fnmatch_lines(
         ["@pytest.mark.luna_cluster(?*options): *", "", "@pytest.mark.luna_leaves_locks: *"]
     )

@@ -32,6 +32,7 @@ from .console import (
 )
 from .interrupting import ended_at_once, ended_by_signals
 from .labels_file import read_labels
+from .nesting import refuse_nested
 from .pins import PinSources, pin_options
 from .texts import in_one_line
 from .values import (
@@ -283,6 +284,8 @@ def provision(
     with ended_by_signals(), ExitStack() as stack:
         luna = stack.enter_context(options.open(takes_pins=not pins.insecure))
         _require(luna)
+        if guard is not None:
+            refuse_nested(luna, [guard])
         guarded_by = "" if guard is None else _guard_in_words(luna, guard)
         so_pin, user_pin = stack.enter_context(pins.read())
         stack.enter_context(bar)

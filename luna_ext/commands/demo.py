@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import random
 import sys
+import threading
 import time
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier, Event
@@ -124,6 +126,8 @@ def say(text: str, indent: str = "") -> None:
 
 
 def main() -> int:
+    # The two processes import nothing from the working directory.
+    os.environ["PYTHONSAFEPATH"] = "1"
     context = multiprocessing.get_context("spawn")
     with Cluster(keyrings=KEYRINGS) as cluster:
         say(f"A fresh cluster of the stand-in, with {KEYRINGS} keyrings. No HSM is involved.")
@@ -141,7 +145,11 @@ def main() -> int:
         ]
         for process in processes:
             process.start()
-        start.wait(PATIENCE)
+        try:
+            start.wait(PATIENCE)
+        except threading.BrokenBarrierError:
+            print(f"the two processes have not begun within {PATIENCE} s", file=sys.stderr)
+            return 1
         began = time.monotonic()
 
         print(f"{'held from':>10} {'to (ms)':>8}  {'who':<6} slot")

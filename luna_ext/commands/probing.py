@@ -20,6 +20,7 @@ from ..applications import configured
 from ..errors import Meaning, meaning_of, rv_name
 from ..escaping import printable
 from .console import Settings, examples, json_option, print_json, settings
+from .nesting import refuse_nested
 from .tables import print_paragraph
 from .values import CLUSTER, SLOT, Command, Number
 
@@ -422,6 +423,7 @@ def probe(
     with options.open() as luna:
         path, is_stub = luna.path, luna.is_stub
         _require(luna, (LOCK, UNLOCK) if cluster is None else (LOCK, UNLOCK, CLAIM))
+        refuse_nested(luna, [slot_id])
         token = luna.slot(slot_id).token_info
     if not is_stub and not yes:
         click.confirm(

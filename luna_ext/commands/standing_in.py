@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from .._cluster import Library
@@ -20,6 +21,7 @@ from ..stub import BACKEND_VARIABLE, STATE_VARIABLE, Cluster, library_path
 from ..stub.control import function_names
 from .bench import Crew
 from .console import Settings, examples, json_option, print_json, say, settings
+from .nesting import refuse_nested
 from .offers import offer
 from .tables import print_table
 from .values import (
@@ -115,7 +117,16 @@ def _print_exports(cluster: Cluster, backend: str | None) -> None:
     }
     for name, value in variables.items():
         if value is not None:
-            click.echo(f"export {name}={shlex.quote(value)}")
+            click.echo(f"export {name}={_quoted(value)}")
+
+
+def _quoted(value: str) -> str:
+    """For a shell; what a terminal would take for a command is not in it as it is."""
+    if value.isprintable():
+        return shlex.quote(value)
+    plain = set(range(0x20, 0x7F)) - set(b"\\'%")
+    text = "".join(chr(byte) if byte in plain else f"\\0{byte:03o}" for byte in os.fsencode(value))
+    return f"\"$(printf '%b' '{text}')\""
 
 
 @click.group(
@@ -487,6 +498,9 @@ def bench(
 
     On a fresh stand-in, unless --slot names a slot of the device.
     """
+    named = click.get_current_context().get_parameter_source("slots")
+    if slot_id is not None and named is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--slots is for the stand-in: give it or --slot, not both")
     with ExitStack() as stack:
         if slot_id is None:
             cluster = stack.enter_context(Cluster(keyrings=slots))
@@ -496,6 +510,7 @@ def bench(
             shared = luna.slots()
         else:
             luna = stack.enter_context(options.open())
+            refuse_nested(luna, [slot_id])
             shared = [luna.slot(slot_id)]
         waits = Crew([shared[index % len(shared)] for index in range(threads)]).run(seconds)
     if as_json:

@@ -18,6 +18,7 @@ from rich.cells import chop_cells
 from .. import holders
 from .._cluster import ClusterSlot, Library
 from ..errors import CryptokiError, LunaError
+from ..escaping import printable
 from ..stub import STATE_VARIABLE, Cluster
 from . import screen
 from .console import Settings, examples, give_up_stream, print_json_line, settings, tell
@@ -160,7 +161,8 @@ def _untold() -> str:
     try:
         os.scandir(directory).close()
     except OSError as error:
-        return f"no locks are known: {directory} ({holders.VARIABLE}): {error.strerror}"
+        says = f"no locks are known: {directory} ({holders.VARIABLE}): {error.strerror}"
+        return printable(says)
     return ""
 
 

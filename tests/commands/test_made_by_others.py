@@ -20,6 +20,13 @@ def test_no_module_of_the_working_directory_is_imported(command, cluster, hold_e
     assert list(tmp_path.glob("*.ran")) == []
 
 
+def test_the_processes_of_the_demo_import_nothing_from_there(command, tmp_path):
+    (tmp_path / "copyreg.py").write_text("open(__file__ + '.ran', 'w').close()")
+    done = command("demo", cwd=tmp_path)
+    assert (done.returncode, done.said) == (0, [])
+    assert list(tmp_path.glob("*.ran")) == []
+
+
 HOSTILE = "\x1b[2J\x9b31m\u202eabc\u2066\a\x7f"
 
 

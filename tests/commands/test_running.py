@@ -736,6 +736,22 @@ def test_to_wait_for_a_luna_ext_above_is_an_error_at_once(command, locked, inner
     assert locked() == {}
 
 
+@pytest.mark.parametrize(
+    "inner",
+    [
+        "bench --slot 2 --seconds 0.1",
+        "probe --slot 2 --yes",
+        "provision cluster-1 --count 1 --prefix p --pin-pad --guard 2",
+    ],
+)
+def test_other_subcommands_that_would_wait_for_it(command, locked, inner):
+    words = [sys.executable, "-m", "luna_ext", *inner.split()]
+    done = command("lock", "--slot", "2", "--", *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "slot 2 is locked by the luna-ext that runs this command" in done.said[-1]
+    assert locked() == {}
+
+
 def test_another_slot_and_another_clusters_slot_are_locked_within(command, cluster):
     with Cluster() as other:
         shell = (

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pexpect
 import pytest
 from support import DEVICE_ERROR, LOCK, logged
 
@@ -218,6 +219,22 @@ def test_a_switch_and_the_lengths_of_pins(command, cluster, luna):
         "no switch 'authentication' with a value 'none'; `luna-ext stub switch --help` says" in line
     )
     assert command("stub", "pin-lengths", 9, 8).returncode == 2
+
+
+@pytest.mark.parametrize("on", ["pipe", "terminal"])
+def test_exports_of_a_path_with_commands_for_a_terminal(command, terminal, tmp_path, on):
+    state = tmp_path / "it's 100% c\\a\x1b[31m\n\u202e"
+    if on == "pipe":
+        exports = command("stub", "create", "--state", state).stdout
+    else:
+        screen = terminal("stub", "create", "--state", state)
+        screen.expect(pexpect.EOF)
+        exports = screen.before.replace("\r", "")
+        assert "\x1b" not in exports
+        assert "\u202e" not in exports
+    for shell in ("sh", "bash"):
+        program = f'{exports}test -f "$LUNA_STUB_STATE"'
+        assert subprocess.run([shell, "-c", program], check=False).returncode == 0
 
 
 def test_destroy(command, state):

@@ -354,6 +354,13 @@ def test_the_screen_says_that_no_holder_tells(terminal, old_client, monkeypatch)
     screen.expect_exact("LUNA_EXT_WATCH is not set, so no locks are known")
 
 
+def test_a_directory_of_an_odd_name_is_escaped_on_the_screen(terminal, old_client, monkeypatch):
+    monkeypatch.setenv(holders.VARIABLE, "/none/\x1b]0;abc\u202e")
+    screen = terminal("--library", old_client(*CLUSTER_FUNCTIONS), "watch")
+    screen.expect_exact(TO_SCREEN)
+    screen.expect_exact(r"no locks are known: /none/\x1b]0;abc\u202e (LUNA_EXT_WATCH)")
+
+
 # ---- on a terminal ----
 
 TO_SCREEN, FROM_SCREEN, CURSOR_SHOWN = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25h"
