@@ -28,8 +28,10 @@ BACKEND_TESTS ?= $(patsubst %,tests/test_%.py,lock claim fork processes) \
 backend: $(VENV)/built $(VENV)/with-test
 	LUNA_STUB_BACKEND=$(BACKEND) $(BIN)/pytest $(BACKEND_TESTS) $(PYTEST_ARGS)
 
-# The stress tests in their long form, a few minutes of them, with their figures.
+# One at a time: what they measure, or Wine, takes all that there is.
 stress windows: PYTEST_ARGS :=
+
+# The stress tests in their long form, a few minutes of them, with their figures.
 stress: $(VENV)/built $(VENV)/with-test
 	LUNA_EXT_STRESS=long $(BIN)/pytest -m stress -s tests/stress $(PYTEST_ARGS)
 

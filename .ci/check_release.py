@@ -27,6 +27,8 @@ def problem(tag: str) -> str:
             f"CHANGELOG.md: there is no section [{version}] with a date. Name [Unreleased] "
             f'"[{version}] - YYYY-MM-DD", and begin another [Unreleased]'
         )
+    if not found("CHANGELOG.md", rf"^(\[{re.escape(version)}\]: https://)"):
+        return f'CHANGELOG.md: the heading [{version}] has no link. Write a line "[{version}]: https://...{tag}"'
     if section("Unreleased"):
         return f"CHANGELOG.md: [Unreleased] is not empty. Move what it says to [{version}]"
     return ""

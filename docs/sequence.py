@@ -51,7 +51,7 @@ def parse(text: str) -> tuple[dict[str, str], list[Step]]:
             steps.append(Step(found["source"], found["target"], found["arrow"], found["text"]))
     for step in steps:
         if not {step.source, step.target} <= {*participants}:
-            raise ValueError(f"who is that? {step}")
+            raise ValueError(f"it names no participant: {step}")
     return participants, steps
 
 

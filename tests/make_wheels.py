@@ -1,4 +1,4 @@
-"""Builds a wheel for each CPython of this Linux machine, and uses each once, as one who installs it.
+"""Builds a wheel for each CPython of this Linux machine, and uses each once, installed with nothing else.
 
 The argument is a directory that has the sources as they are released; wheels come into its folder wheels.
 From the package index comes what requirements/build.txt pins, and nothing else. A wheel gets the platform
@@ -101,8 +101,8 @@ def make(directory, tag, python, sources):
     (built,) = (directory / tag).glob("*.whl")
     run(sys.executable, "-m", "auditwheel", "repair", "-w", directory / "wheels", built)
     (wheel,) = (directory / "wheels").glob(f"*-{tag}-*.whl")
-    for fault in check_wheel.faults(wheel):
-        raise ValueError(f"{wheel.name}: {fault}")
+    if wrong := list(check_wheel.faults(wheel)):
+        raise ValueError(f"{wheel.name}: {'; '.join(wrong)}")
     user = directory / tag / "user"
     run(python, "-m", "venv", user)
     run(user / "bin/python", "-m", "pip", "-q", "install", "--no-index", wheel)

@@ -32,6 +32,8 @@ CHANGELOG = f"""# Changelog
 ### Added
 
 - A door.
+
+[{VERSION}]: https://example.org/{TAG}
 """
 
 pytestmark = pytest.mark.skipif(not (ROOT / CHECK).is_file(), reason="not a whole checkout")

@@ -134,7 +134,8 @@ static CK_RV get_token_info(CK_SLOT_ID slotID, CK_TOKEN_INFO_PTR pInfo)
         return rv;
 #ifdef TOKEN_FLAGS
     pInfo->flags |= TOKEN_FLAGS;
-#else
+#endif
+#ifdef SESSIONS
     pInfo->ulMaxSessionCount = 5 + SESSIONS;
     pInfo->ulSessionCount = 5;
 #endif

@@ -23,6 +23,7 @@ from blocks import (
     read,
     run_python,
     takes,
+    verify_unit,
 )
 from blocks import PYTHON as COMMAND
 
@@ -147,13 +148,27 @@ def test_blocks_can_be_run(page, luna_cluster, names, shell, tmp_path):
             shell.run_console(block)
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_units_are_right_for_systemd():
+    units = [
+        block
+        for page in PAGES
+        for block in blocks_of(page)
+        if block.language == "ini" and "[Service]" in block.text
+    ]
+    assert units
+    for unit in units:
+        verify_unit(unit)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_blocks_that_are_not_run_are_read(page):
     for block in blocks_of(page):
         assert block.language in RUN or block.language in PARSED, (
             f"{block.place}: no test knows what to do with {block.language!r}"
         )
-        assert len(block.options.get("not-run", "a reason of some words")) > 10, block.place
+        if "not-run" in block.options:
+            assert len(block.options["not-run"]) > 10, f"{block.place}: no reason"
         if block.language not in RUN or "not-run" in block.options:
             read(block)
         elif block.language == "python":

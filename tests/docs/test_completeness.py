@@ -123,7 +123,11 @@ def test_no_page_and_no_help_has_a_fixed_name_in_a_directory_that_all_users_shar
 
 def test_every_subcommand_is_documented():
     page = (TREE / "docs" / "command.md").read_text()
-    unsaid = [" ".join(path) for path, _ in every_command() if f"`{path[-1]}" not in page]
+    unsaid = [
+        " ".join(path)
+        for path, _ in every_command()
+        if not re.search(rf"`{path[-1]}(?![\w-])", page)
+    ]
     assert unsaid == []
 
 

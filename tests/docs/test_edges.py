@@ -18,6 +18,7 @@ from support import (
     DEVICE_ERROR,
     GENERAL_ERROR,
     LOCK,
+    NONE_LEFT,
     UNLOCK,
     enter,
     finalisations,
@@ -355,7 +356,7 @@ def test_a_claim_gives_what_this_process_holds(luna, cluster, call):
 
 def test_no_unassigned_token_is_left(luna, cluster):
     """No unassigned token is left."""
-    cluster.fault(CLAIM, 0x6, times=1)
+    cluster.fault(CLAIM, NONE_LEFT, times=1)
     with pytest.raises(luna_ext.NoUnassignedTokenError), luna.claim(cluster.cluster_id):
         pass
 
