@@ -15,7 +15,7 @@ pytest.importorskip(
 # Python makes no new object for a small slot ID. So the first allocation of the claim's thread is for the
 # table of slots.
 OUT_OF_MEMORY = """
-import os, threading
+import ctypes, os, threading
 import _testcapi, luna_ext
 from luna_ext.stub import STATE_VARIABLE, Cluster
 
@@ -34,7 +34,21 @@ with cluster.library() as luna:
         finally:
             ended.release()
 
-    # No thread begins while no memory is left: CPython would crash. So they begin with this claim.
+    # CPython crashes where a thread that begins finds no memory for its thread state. So the worker begins
+    # with this claim; and if it is not idle yet at the next one, which then begins a worker more, that has
+    # its thread state before the memory ends.
+    first, following = ctypes.pythonapi.PyInterpreterState_ThreadHead, ctypes.pythonapi.PyThreadState_Next
+    for function in (first, following):
+        function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+    interpreter = ctypes.pythonapi.PyInterpreterState_Get
+    interpreter.restype = ctypes.c_void_p
+
+    def all_threads_have_begun():
+        states, state = 0, first(interpreter())
+        while state:
+            states, state = states + 1, following(state)
+        return states == len(os.listdir("/proc/self/task"))
+
     try:
         luna.claim("no such cluster", timeout=20).__enter__()
     except luna_ext.CryptokiError:
@@ -44,6 +58,8 @@ with cluster.library() as luna:
     while not any(
         call.function == "CA_GetUnassignedSlot" and call.rv is None for call in cluster.log()
     ):
+        pass
+    while not all_threads_have_begun():
         pass
     wait, fail, end = ended.acquire, _testcapi.set_nomemory, _testcapi.remove_mem_hooks
     fail(0, 1)
