@@ -523,6 +523,8 @@ def test_a_guard_lets_no_label_come_up_twice(luna, cluster, at_once, labelled):
     assert sorted(len(skipped) for _, skipped, _ in reports) == [0, len(LABELS), len(LABELS)]
 
 
+# Starts a process some twenty times.
+@pytest.mark.limit(4)
 @ON_BOTH
 @pytest.mark.luna_cluster(keyrings=40)
 def test_killed_at_any_moment_and_run_again_it_comes_to_an_end(luna, cluster, program, labelled):
