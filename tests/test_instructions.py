@@ -64,7 +64,7 @@ def instructions(client, rounds, profile):
         check=True,
     )
     here = module = function = ""
-    is_call = False
+    times = 0
     total = 0
     for line in profile.read_text().splitlines():
         if line.startswith("ob="):
@@ -74,15 +74,18 @@ def instructions(client, rounds, profile):
         elif line.startswith("cfn="):
             function = line[4:]
         elif line.startswith("calls="):
-            is_call = True
-        elif is_call:
-            # What the call before took, with all that was called from there.
+            times = int(line[6:].split()[0])
+        elif times:
+            # What the calls before took, with all that was called from there. Those that begin and open the
+            # library are few, and do not always take as much.
             took = int(line.split()[1])
-            if "/luna_ext/" not in here and "/luna_ext/_cluster." in module:
+            if times < rounds:
+                pass
+            elif "/luna_ext/" not in here and "/luna_ext/_cluster." in module:
                 total += took
             elif "/luna_ext/" in here and function in {"PyEval_SaveThread", "PyEval_RestoreThread"}:
                 total -= took
-            is_call, module = False, here
+            times, module = 0, here
     return total
 
 
