@@ -5,9 +5,11 @@ import contextlib
 import ctypes
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +36,36 @@ BUSY = 0x80001604
 DUAL_IDENTITY = pytest.mark.usefixtures("dual_identity")
 ON_BOTH = pytest.mark.usefixtures("regrant")
 """Runs the test on a device that gives claims what their own process holds, and on one that does not."""
+
+ANOTHER_USER = 12345
+"""The ID of a user and of a group that the system does not know."""
+GIVES_FILES_AWAY = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can give a file to another user"
+)
+
+STAND_IN_IS_MEANT = pytest.mark.filterwarnings("ignore:.* is the stand-in:RuntimeWarning")
+"""For tests that load it by its path, as a client library that was found."""
+
+
+def but_for_the_warning(stderr: str) -> list[str]:
+    """The lines that a program has printed, but for those that warn of the stand-in."""
+    return [line for line in stderr.splitlines() if "is the stand-in" not in line]
+
+
+COMMAND = [sys.executable, "-m", "luna_ext"]
+"""The command luna-ext, of the luna_ext that is tested."""
+
+
+def install_command(file: Path) -> None:
+    """Make a program of it, as pip does, for shells to find."""
+    file.write_text(f"#!/bin/sh\nexec '{sys.executable}' -P -m luna_ext \"$@\"\n")
+    file.chmod(0o755)
+
+
+def with_streams(streams: str, *command: object, of: object = "sh") -> list[str]:
+    """A command whose streams a shell opens or closes, as in `>&-`, or `7<"$0"` for the file `of`."""
+    return ["sh", "-c", f'exec "$@" {streams}', str(of), *map(str, command)]
+
 
 NO_MORE_THREADS = "threading.stack_size(1 << 46)"
 """A program's line after which no thread can be started, for there is no room for its stack.

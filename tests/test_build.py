@@ -212,6 +212,9 @@ WRONG_LAYOUTS = {
 }
 
 
+FOR_WINDOWS = pytest.mark.skipif(
+    shutil.which(MINGW) is None, reason=f"no Windows compiler: {MINGW}"
+)
 CPP = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: g++")
 
 
@@ -286,7 +289,7 @@ def test_wrong_layout_does_not_compile_and_is_named(tmp_path, change, struct, la
     assert any(re.search(rf"\b{struct}\b", line) for line in errors)
 
 
-@pytest.mark.skipif(shutil.which(MINGW) is None, reason=f"no Windows compiler: {MINGW}")
+@FOR_WINDOWS
 def test_own_header_is_packed_on_windows():
     finished = check_layout(ROOT / "include", "-std=c11", *STRICT, compiler=MINGW)
     sizes = {
@@ -307,7 +310,7 @@ def test_own_header_is_packed_on_windows():
     assert (measured.returncode, measured.stderr) == (0, "")
 
 
-@pytest.mark.skipif(shutil.which(MINGW) is None, reason=f"no Windows compiler: {MINGW}")
+@FOR_WINDOWS
 def test_header_that_is_not_packed_does_not_compile_on_windows(tmp_path):
     write_sdk(tmp_path)
 
@@ -476,7 +479,7 @@ def test_what_an_older_client_lacks_has_the_layout(tmp_path, language):
     assert (finished.returncode, finished.stderr) == (0, "")
 
 
-@pytest.mark.skipif(shutil.which(MINGW) is None, reason=f"no Windows compiler: {MINGW}")
+@FOR_WINDOWS
 def test_what_an_older_client_lacks_is_packed_on_windows(tmp_path):
     header = (ROOT / "include" / "cryptoki_v2.h").read_text()
     struct = r"typedef struct CK_UNASSIGNED_SLOT_INFO \{.*?\} CK_UNASSIGNED_SLOT_INFO;"

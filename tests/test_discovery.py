@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support import STAND_IN_IS_MEANT
 
 import luna_ext
 from luna_ext import discovery
 from luna_ext.stub import STATE_VARIABLE, library_path
 
 # The stand-in plays the client library that is found.
-pytestmark = pytest.mark.filterwarnings("ignore:.* is the stand-in:RuntimeWarning")
+pytestmark = STAND_IN_IS_MEANT
 
 LIBRARY_NAME = "libCryptoki2_64.so"
 VARIABLES = ("LUNA_EXT_LIBRARY", "ChrystokiConfigurationPath", "LUNA_EXT_FORBID_STUB")

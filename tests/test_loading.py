@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import STAND_IN_IS_MEANT
 
 import luna_ext
 from luna_ext.info import CLUSTER_FUNCTIONS
 from luna_ext.stub import Cluster, library_path
 
 # The stand-in is what most of these tests load by its path.
-pytestmark = pytest.mark.filterwarnings("ignore:.* is the stand-in:RuntimeWarning")
+pytestmark = STAND_IN_IS_MEANT
 
 HERE = Path(__file__).parent
 SOFTHSM = Path("/usr/lib/softhsm/libsofthsm2.so")

@@ -6,15 +6,12 @@ import pwd
 import shutil
 
 import pytest
+from support import ANOTHER_USER, GIVES_FILES_AWAY
 
 import luna_ext
 from luna_ext import ownership
 from luna_ext.info import CLUSTER_FUNCTIONS
 from luna_ext.stub import library_path
-
-ANOTHER = 12345
-"""The ID of a user and of a group that the system does not know."""
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 
 
 @pytest.fixture
@@ -50,7 +47,7 @@ def test_where_others_may_put_a_configuration(client, tmp_path, monkeypatch):
     assert said(client) == [(str(directory), says)]
 
 
-@AS_ROOT
+@GIVES_FILES_AWAY
 def test_a_group_without_other_members(client):
     client.chmod(0o775)
     assert said(client) == []
@@ -78,24 +75,24 @@ def test_in_a_sticky_directory_others_change_only_what_they_own(client):
     assert said(client) == []
 
 
-@AS_ROOT
+@GIVES_FILES_AWAY
 @pytest.mark.parametrize("of", range(3))
 def test_what_belongs_to_another_user(client, of):
     path = (client, *client.parents)[of]
-    os.chown(path, ANOTHER, 0)
-    assert said(client) == [(str(path), f"belongs to the user with the UID {ANOTHER}")]
+    os.chown(path, ANOTHER_USER, 0)
+    assert said(client) == [(str(path), f"belongs to the user with the UID {ANOTHER_USER}")]
 
 
-@AS_ROOT
+@GIVES_FILES_AWAY
 def test_what_the_members_of_a_group_may_write_to(client):
-    os.chown(client, 0, ANOTHER)
+    os.chown(client, 0, ANOTHER_USER)
     assert said(client) == []
     client.chmod(0o775)
-    says = f"is writable by the group with the GID {ANOTHER} (mode 0775)"
+    says = f"is writable by the group with the GID {ANOTHER_USER} (mode 0775)"
     assert said(client) == [(str(client), says)]
 
 
-@AS_ROOT
+@GIVES_FILES_AWAY
 def test_a_group_that_is_the_first_one_of_another_user(client):
     """Its list of members does not have that user."""
     nobody = pwd.getpwnam("nobody")
@@ -120,15 +117,15 @@ def test_the_way_of_a_link_is_looked_at_as_well(client, tmp_path, target):
     assert weak == [str(links), str(client.parent)]
 
 
-@AS_ROOT
+@GIVES_FILES_AWAY
 def test_a_link_of_another_user(client, tmp_path):
     links = tmp_path / "shared"
     links.mkdir()
     links.chmod(0o1777)
     link = links / "client.so"
     link.symlink_to(client)
-    os.lchown(link, ANOTHER, ANOTHER)
-    assert said(link) == [(str(link), f"belongs to the user with the UID {ANOTHER}")]
+    os.lchown(link, ANOTHER_USER, ANOTHER_USER)
+    assert said(link) == [(str(link), f"belongs to the user with the UID {ANOTHER_USER}")]
 
 
 def test_links_that_lead_nowhere(tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from support import ANOTHER_USER, GIVES_FILES_AWAY
 
 import luna_ext
 from luna_ext.info import CLUSTER_FUNCTIONS
@@ -194,10 +195,10 @@ def test_roots_file_forbids_the_stand_in_its_copies_and_what_wraps_it(
     assert cluster.log() == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@GIVES_FILES_AWAY
 def test_a_file_that_is_not_roots_forbids_nothing(cluster, open_each, old_client):
     wrapper = old_client(*CLUSTER_FUNCTIONS)
-    assert open_each(12345, library_path(), wrapper) == "opened\nopened\n"
+    assert open_each(ANOTHER_USER, library_path(), wrapper) == "opened\nopened\n"
 
 
 @pytest.mark.parametrize("value", ["", "0"])

@@ -3,19 +3,17 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pexpect
 import pytest
-from support import PATIENCE
+from support import COMMAND, PATIENCE, but_for_the_warning
 
 import luna_ext
 from luna_ext.stub import Cluster, library_path
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
-COMMAND = [sys.executable, "-m", "luna_ext"]
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +33,7 @@ class Done(subprocess.CompletedProcess[str]):
     @property
     def said(self) -> list[str]:
         """Its lines on standard error, but for the one that warns of the stand-in."""
-        return [line for line in self.stderr.splitlines() if "is the stand-in" not in line]
+        return but_for_the_warning(self.stderr)
 
 
 @pytest.fixture

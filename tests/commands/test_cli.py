@@ -7,6 +7,7 @@ import sys
 
 import pexpect
 import pytest
+from support import COMMAND, but_for_the_warning, with_streams
 
 import luna_ext
 
@@ -198,7 +199,7 @@ def test_the_stand_in_is_warned_of_in_one_line(command):
 def test_who_reads_may_leave(cluster):
     """As `head` does."""
     writer = subprocess.Popen(
-        [sys.executable, "-m", "luna_ext", "tokens", "--json"],
+        [*COMMAND, "tokens", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -207,7 +208,7 @@ def test_who_reads_may_leave(cluster):
     said = writer.stderr.read().decode()
     writer.stderr.close()
     assert writer.wait(30) == 1
-    assert [line for line in said.splitlines() if "is the stand-in" not in line] == []
+    assert but_for_the_warning(said) == []
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
@@ -230,8 +231,7 @@ def test_without_the_extra_it_says_what_to_install(cluster, missing):
 
 def closed(stream, *arguments):
     """Run the command with this stream closed, as a shell does it."""
-    shell = f'exec "$@" {stream}'
-    words = ["sh", "-c", shell, "sh", sys.executable, "-m", "luna_ext", *arguments]
+    words = with_streams(stream, *COMMAND, *arguments)
     return subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
 
 
@@ -243,7 +243,7 @@ def closed(stream, *arguments):
 def test_an_output_that_cannot_be_written_is_one_line(cluster, stream, why, arguments):
     done = closed(stream, *arguments)
     assert done.returncode == 1
-    (line,) = (line for line in done.stderr.splitlines() if "is the stand-in" not in line)
+    (line,) = but_for_the_warning(done.stderr)
     assert line == (f"luna-ext: the standard output cannot be written: {why}; let it go elsewhere")
 
 

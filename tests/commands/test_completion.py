@@ -7,7 +7,7 @@ import sys
 
 import pexpect
 import pytest
-from support import PATIENCE
+from support import PATIENCE, install_command
 
 SHELLS = {
     "bash": (["--norc", "--noprofile"], 'eval "$(luna-ext completion bash)"'),
@@ -42,8 +42,7 @@ def shell(request, cluster, tmp_path, monkeypatch):
         pytest.skip(f"{name} is not installed")
     program = tmp_path / "bin" / "luna-ext"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m luna_ext "$@"\n')
-    program.chmod(0o700)
+    install_command(program)
     (tmp_path / "rotate-keys").touch()
     arguments, told = SHELLS[name]
     environment = {

@@ -7,7 +7,7 @@ import re
 import pexpect
 import pytest
 from rich.cells import cell_len
-from support import DUAL_IDENTITY
+from support import DUAL_IDENTITY, but_for_the_warning
 
 from luna_ext.info import CLUSTER_FUNCTIONS
 from luna_ext.stub import library_path
@@ -195,7 +195,7 @@ def shown(terminal):
         screen = terminal(*arguments, columns=columns)
         text = screen.read()
         screen.wait()
-        return [line for line in text.splitlines() if "is the stand-in" not in line]
+        return but_for_the_warning(text)
 
     return show
 

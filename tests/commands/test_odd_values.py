@@ -13,6 +13,7 @@ import click
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import but_for_the_warning
 
 from luna_ext.commands import child, cli
 from luna_ext.commands.values import Command
@@ -198,7 +199,7 @@ def outcome(cluster, monkeypatch, pin_file, tmp_path):
 
 
 def check(code, stdout, stderr, words):
-    said = [line for line in stderr.splitlines() if "is the stand-in" not in line]
+    said = but_for_the_warning(stderr)
     assert code in EXIT_CODES, words
     assert "Traceback" not in stdout + stderr, words
     assert "an error of luna-ext itself" not in stderr, (words, said)

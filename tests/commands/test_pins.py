@@ -8,17 +8,16 @@ import re
 import resource
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pexpect
 import pytest
+from support import ANOTHER_USER, COMMAND, GIVES_FILES_AWAY, with_streams
 
 import luna_ext
 from luna_ext.commands import pin_memory
 from luna_ext.info import CLUSTER_FUNCTIONS
 
-COMMAND = [sys.executable, "-m", "luna_ext"]
 PIN = "so-pin-1"
 
 
@@ -78,14 +77,14 @@ def test_a_file_that_others_can_read_or_write(assign, labels, pin_file, mode):
     assert "new" not in labels()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@GIVES_FILES_AWAY
 def test_a_file_of_another_user(assign, pin_file):
     file = pin_file()
-    os.chown(file, 12345, 12345)
+    os.chown(file, ANOTHER_USER, ANOTHER_USER)
     done = assign("--so-pin-file", file)
     assert done.returncode == 1
     (line,) = done.said
-    assert f"{file} belongs to another user (UID 12345)" in line
+    assert f"{file} belongs to another user (UID {ANOTHER_USER})" in line
 
 
 @pytest.mark.parametrize(
@@ -181,17 +180,28 @@ def test_a_pad_and_a_file(assign, labels, pin_file, option):
     assert "new" not in labels()
 
 
-def test_two_pins_from_one_descriptor(cluster, luna, pin_file):
+GIVES_LABEL_NEW = pytest.mark.parametrize(
+    "way",
+    [
+        ("assign", "cluster-1", "new1"),
+        ("provision", "cluster-1", "--count", "1", "--prefix", "new"),
+    ],
+    ids=lambda way: way[0],
+)
+
+
+@GIVES_LABEL_NEW
+def test_two_pins_from_one_descriptor(cluster, luna, pin_file, way):
     file = pin_file(b"so-pin-1\nuser-pin-1\n")
     options = ["--so-pin-fd", "7", "--user-pin-fd", "7"]
     done = subprocess.run(
-        ["sh", "-c", 'exec "$@" 7<"$0"', file, *COMMAND, "assign", "cluster-1", "new", *options],
+        with_streams('7<"$0"', *COMMAND, *way, *options, of=file),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0
-    assert luna_ext.TokenFlag.USER_PIN_INITIALIZED in luna.token("new").info.flags
+    assert luna_ext.TokenFlag.USER_PIN_INITIALIZED in luna.token("new1").info.flags
 
 
 def test_a_pin_from_the_input(assign, luna, pin_file):
@@ -232,20 +242,22 @@ def test_without_a_terminal_there_is_no_prompt(assign):
     ]
 
 
-def test_a_prompt(terminal, luna):
-    screen = terminal("assign", "cluster-1", "new", "--ask-user-pin")
+@GIVES_LABEL_NEW
+def test_a_prompt(terminal, luna, way):
+    screen = terminal(*way, "--ask-user-pin")
     for what, pin in (("SO PIN", PIN), ("user PIN", "user-pin-1")):
         screen.expect_exact(f"{what}: ")
         screen.waitnoecho()
         screen.sendline(pin)
         screen.expect_exact("Repeat for confirmation: ")
         screen.sendline(pin)
-    screen.expect_exact("assigned new in slot ")
+    # The second one shows a bar meanwhile.
+    screen.expect("assigned new1 in slot |1 assigned, 0 skipped, 0 failed")
     screen.expect(pexpect.EOF)
     assert PIN not in screen.before
     screen.wait()
     assert screen.exitstatus == 0
-    assert luna_ext.TokenFlag.USER_PIN_INITIALIZED in luna.token("new").info.flags
+    assert luna_ext.TokenFlag.USER_PIN_INITIALIZED in luna.token("new1").info.flags
 
 
 def test_a_prompt_that_is_left(terminal, labels):

@@ -13,11 +13,19 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from support import PATIENCE, assert_stays, wait_until
+from support import (
+    ANOTHER_USER,
+    COMMAND,
+    PATIENCE,
+    assert_stays,
+    but_for_the_warning,
+    wait_until,
+    with_streams,
+)
 
+import luna_ext
 from luna_ext.stub import STATE_VARIABLE, Cluster
 
-COMMAND = [sys.executable, "-m", "luna_ext"]
 SHOW = 'echo "$LUNA_SLOT_ID,$LUNA_TOKEN_LABEL"'
 
 # Tells when it is there, and each signal that reaches it; ends when its input does.
@@ -111,7 +119,7 @@ def test_a_command_for_which_there_is_no_process(cluster, locked):
         check=False,
     )
     assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if "is the stand-in" not in line]
+    (line,) = but_for_the_warning(done.stderr)
     assert "the command was not run: no process can be started for it: Resource temp" in line
     assert "(ulimit -u)" in line
     assert locked() == {}
@@ -481,13 +489,32 @@ int main(void) {
     return getchar() == '7' ? 7 : 1;
 }
 """
-# The Python of the tests may be in root's own directory, where this user may read and do no more.
-AS_ORDINARY_USER = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups"]
-AS_ORDINARY_USER += [f"--{which}-caps=-all,+dac_read_search" for which in ("inh", "ambient")]
 
 
 @pytest.fixture(scope="module")
-def becomes_root():
+def as_ordinary_user():
+    """How root runs a program as an ordinary user, who may at least read luna_ext and its Python."""
+    user = ["setpriv", *(f"--re{which}={ANOTHER_USER}" for which in ("uid", "gid"))]
+    user += ["--clear-groups", "--inh-caps=-all"]
+    # They may be in a directory of root's own, where a Python that is found without its library takes the
+    # one of the system. Not all containers have this capability.
+    look = f"import sys, luna_ext.commands.cli; assert sys.base_prefix == {sys.base_prefix!r}"
+    may_read = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search"]
+    for command in (user, [*user[:-1], *may_read]):
+        tried = subprocess.run(
+            [*command, sys.executable, "-c", look],
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": str(Path(luna_ext.__file__).parents[1])},
+        )
+        if tried.returncode == 0:
+            return command
+    return pytest.skip(f"another user may not read luna_ext or its Python: {tried.stderr}")
+
+
+@pytest.fixture(scope="module")
+def becomes_root(as_ordinary_user):
     """A program that is setuid root, where an ordinary user may run it."""
     with tempfile.TemporaryDirectory() as directory:
         # What a killed process leaves is there as well.
@@ -497,7 +524,7 @@ def becomes_root():
             ["cc", "-x", "c", "-", "-o", program], input=BECOMES_ROOT, text=True, check=True
         )
         program.chmod(0o4755)
-        command = [*AS_ORDINARY_USER, program]
+        command = [*as_ordinary_user, program]
         done = subprocess.run(command, input="7", capture_output=True, text=True, check=False)
         if done.returncode != 7:
             pytest.skip(f"no program is setuid here: {done.stderr}")
@@ -505,7 +532,7 @@ def becomes_root():
 
 
 @pytest.fixture
-def of_another_user(becomes_root):
+def of_another_user(as_ordinary_user, becomes_root):
     """A luna-ext of an ordinary user, on a cluster of its own, whose command runs as root."""
     program = (
         "import os, sys; from luna_ext.stub import Cluster; from luna_ext.__main__ import main\n"
@@ -515,7 +542,7 @@ def of_another_user(becomes_root):
     )
     process = subprocess.Popen(
         [
-            *AS_ORDINARY_USER,
+            *as_ordinary_user,
             sys.executable,
             "-c",
             program,
@@ -589,7 +616,7 @@ def test_descriptors_of_the_shell_are_for_the_command(cluster, tmp_path):
     lock_slot = [*COMMAND, "lock", "--slot", "1"]
     show = "cat <&5; for fd in /proc/self/fd/*; do echo $(basename $fd) $(readlink $fd); done"
     done = subprocess.run(
-        ["sh", "-c", 'exec "$@" 5<"$0"', file, *lock_slot, "--", "sh", "-c", show],
+        with_streams('5<"$0"', *lock_slot, "--", "sh", "-c", show, of=file),
         capture_output=True,
         text=True,
         check=False,
@@ -611,8 +638,7 @@ def test_a_lost_lock_is_told_in_the_end(start, cluster, own, code):
     cluster.disconnect(process.pid)
     _, err = process.communicate("\n", timeout=30)
     assert process.returncode == code
-    lines = [line for line in err.splitlines() if "is the stand-in" not in line]
-    (line,) = lines
+    (line,) = but_for_the_warning(err)
     assert "slot 1: the lock was lost while it was held" in line
 
 
@@ -661,6 +687,7 @@ def test_not_to_wait_and_another_exit_code(command, hold_elsewhere):
 def test_another_exit_code_of_a_claim(command, hold_elsewhere):
     hold_elsewhere(1)
     assert command("claim", "cluster-1", "-E", 4, "--", "true").returncode == 4
+    assert command("claim", "cluster-1", "-w", 0.1, "--", "true").returncode == 75
 
 
 # ---- several locks, and a luna-ext within another one's command ----

@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pexpect
 import pytest
 from support import DEVICE_ERROR, LOCK, logged
 
 import luna_ext
-from luna_ext.stub import Cluster, library_path
+from luna_ext.stub import STATE_VARIABLE, Cluster, library_path
 
 
 @pytest.fixture
@@ -235,6 +236,32 @@ def test_exports_of_a_path_with_commands_for_a_terminal(command, terminal, tmp_p
     for shell in ("sh", "bash"):
         program = f'{exports}test -f "$LUNA_STUB_STATE"'
         assert subprocess.run([shell, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("disconnect", os.getpid()),
+        ("reinitialise", os.getpid()),
+        ("fault", LOCK, "CKR_BUSY"),
+        ("latency", 1),
+        ("pin-lengths", 4, 64),
+        ("set-pins", 50),
+        ("switch", "contention", "error"),
+        ("unlock-keyring", 50),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_the_option_names_the_cluster_and_not_the_environment(
+    command, cluster, tmp_path, arguments
+):
+    """Its slots are others, and this process works on it."""
+    before = Path(cluster.path).read_bytes()
+    with Cluster(tmp_path / "named", first_slot=50) as named, named.library():
+        environment = {**os.environ, STATE_VARIABLE: cluster.path}
+        done = command("stub", *arguments, "--state", named.path, env=environment)
+    assert (done.returncode, done.said) == (0, [])
+    assert Path(cluster.path).read_bytes() == before
 
 
 def test_destroy(command, state):

@@ -13,7 +13,14 @@ from functools import partial
 
 import pexpect
 import pytest
-from support import DEVICE_ERROR, TOKEN_INFO, logged, wait_until
+from support import (
+    ANOTHER_USER,
+    DEVICE_ERROR,
+    GIVES_FILES_AWAY,
+    TOKEN_INFO,
+    logged,
+    wait_until,
+)
 
 from luna_ext import holders
 from luna_ext.commands import watching
@@ -181,19 +188,16 @@ def test_a_lock_that_was_taken_again_between_two_looks_is_held_since_then(direct
     assert since == {1: 1001, 2: 1000}
 
 
-NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-
-
-@NEEDS_ROOT
+@GIVES_FILES_AWAY
 def test_only_the_owner_of_a_process_tells_of_it(tell_of):
-    os.chown(tell_of(1), 12345, 12345)
+    os.chown(tell_of(1), ANOTHER_USER, ANOTHER_USER)
     assert holders.read(LIBRARY) == {}
 
 
-@NEEDS_ROOT
+@GIVES_FILES_AWAY
 def test_what_others_have_left_is_not_swept_up(tell_of):
     file = tell_of(1, started="1")
-    os.chown(file, 12345, 12345)
+    os.chown(file, ANOTHER_USER, ANOTHER_USER)
     assert holders.read(LIBRARY) == {}
     assert file.exists()
 

@@ -26,10 +26,9 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +36,7 @@ import click
 import sequence
 import yaml
 from markdown_it import MarkdownIt
+from support import but_for_the_warning
 
 TREE = Path(__file__).parents[2]
 PAGES = [
@@ -107,11 +107,18 @@ def takes(block: Block, name: str) -> bool:
 
 
 def functions_to_test(block: Block) -> list[str]:
-    """The names of the test functions that it defines."""
-    functions = [
-        part.name for part in ast.parse(block.text).body if isinstance(part, ast.FunctionDef)
-    ]
+    """The names of the test functions that it defines, also of those that await."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    functions = [part.name for part in ast.parse(block.text).body if isinstance(part, kinds)]
     return [name for name in functions if name.startswith("test_")]
+
+
+def call_test(function: Callable[..., Any], fixtures: dict[str, Any]) -> None:
+    """Call a test function with the fixtures that it asks for, to its end."""
+    wanted = inspect.signature(function).parameters
+    result = function(**{name: fixtures[name] for name in wanted})
+    if inspect.iscoroutine(result):
+        asyncio.run(result)
 
 
 def run_python(block: Block, names: dict[str, Any]) -> None:
@@ -164,9 +171,7 @@ class Shell:
     def run_console(self, block: Block) -> None:
         for command, expected in examples_of(block):
             _, printed = self.run(command)
-            printed = "".join(
-                line for line in printed.splitlines(keepends=True) if "is the stand-in" not in line
-            )
+            printed = "".join(f"{line}\n" for line in but_for_the_warning(printed))
             assert doctest.OutputChecker().check_output(
                 expected, printed, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
             ), f"{block.place}: `{command}` prints\n{printed}\nand not\n{expected}"
@@ -311,7 +316,3 @@ def extras() -> list[str]:
 def documented_variables() -> set[str]:
     page = (TREE / "docs" / "reference" / "environment.md").read_text()
     return {*re.findall(r"^\| (\w+) \|", page, re.MULTILINE)} - {"variable"}
-
-
-PYTHON = f"#!/bin/sh\nexec '{sys.executable}' -P -m luna_ext \"$@\"\n"
-"""The command, of the luna_ext that is tested."""

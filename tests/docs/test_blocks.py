@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import inspect
 import os
 import shutil
 import sys
@@ -16,8 +15,10 @@ from blocks import (
     PARSED,
     RUN,
     TREE,
+    Block,
     Shell,
     blocks_of,
+    call_test,
     compiled,
     functions_to_test,
     read,
@@ -25,7 +26,7 @@ from blocks import (
     takes,
     verify_unit,
 )
-from blocks import PYTHON as COMMAND
+from support import STAND_IN_IS_MEANT, install_command
 
 import luna_ext
 from luna_ext.stub import library_path
@@ -63,13 +64,11 @@ def shell(luna_cluster, tmp_path, monkeypatch):
     """Of a user who has luna_ext installed, and the stand-in for an HSM."""
     programs = tmp_path / ".bin"
     programs.mkdir()
-    for file, text in {
-        programs / "luna-ext": COMMAND,
-        # A reader's own program.
-        tmp_path / "backup": "#!/bin/sh\n",
-    }.items():
-        file.write_text(text)
-        file.chmod(0o755)
+    install_command(programs / "luna-ext")
+    # A reader's own program.
+    backup = tmp_path / "backup"
+    backup.write_text("#!/bin/sh\n")
+    backup.chmod(0o755)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv(
         "PATH",
@@ -122,12 +121,18 @@ def run_with_library(block, names, cluster):
         run_python(block, names)
         fixtures = {"luna": names.get("luna"), "luna_cluster": cluster}
         for test in tests:
-            wanted = inspect.signature(names[test]).parameters
-            names[test](**{name: fixtures[name] for name in wanted})
+            call_test(names[test], fixtures)
+
+
+@pytest.mark.parametrize("begin", ["def", "async def"])
+def test_tests_of_a_block_are_called(names, luna_cluster, begin):
+    block = Block("page.md", 1, "python", {}, f"{begin} test_it(luna):\n    assert luna.closed\n")
+    with pytest.raises(AssertionError):
+        run_with_library(block, names, luna_cluster)
 
 
 @pytest.mark.luna_cluster(keyrings=150)
-@pytest.mark.filterwarnings("ignore:.* is the stand-in:RuntimeWarning")
+@STAND_IN_IS_MEANT
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(b.language in RUN for b in blocks_of(page))], ids=name_of
 )

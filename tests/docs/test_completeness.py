@@ -1,12 +1,13 @@
 """What there is, is documented: names, environment variables, extras, targets of make, options."""
 
+import ast
 import importlib
 import inspect
 import re
 
 import click
 import pytest
-from blocks import PAGES, TREE, documented_variables, extras, make_targets
+from blocks import PAGES, TREE, blocks_of, documented_variables, extras, make_targets
 
 from luna_ext.commands.cli import luna_ext as command
 
@@ -14,9 +15,6 @@ PUBLIC_MODULES = ("luna_ext", "luna_ext.metrics", "luna_ext.stub")
 DOCS = "".join(page.read_text() for page in PAGES)
 REFERENCE = "".join(
     page.read_text() for page in sorted((TREE / "docs" / "reference").glob("*.rst"))
-)
-TESTS_OF_THE_COMMAND = "".join(
-    file.read_text() for file in sorted((TREE / "tests" / "commands").glob("*.py"))
 )
 
 
@@ -131,19 +129,76 @@ def test_every_subcommand_is_documented():
     assert unsaid == []
 
 
-def test_every_option_of_the_command_is_documented_or_tested_and_has_a_help():
-    unsaid, helpless = [], []
+def words_of(text):
+    return {*re.findall(r"[\w-]+", text)}
+
+
+def words_of_code(part):
+    """Those of its strings, docstrings excepted, and of the helpers and fixtures that it names."""
+    docstrings = {
+        one.value
+        for one in ast.walk(part)
+        if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)
+    }
+    for one in ast.walk(part):
+        if isinstance(one, ast.Constant) and isinstance(one.value, str) and one not in docstrings:
+            yield from words_of(one.value)
+        elif isinstance(one, ast.Name):
+            yield one.id
+
+
+def command_lines_that_are_tried():
+    """The words of each function of the tests of the command, and of each line that the pages run."""
+    for file in sorted((TREE / "tests" / "commands").glob("*.py")):
+        parts = ast.parse(file.read_text()).body
+        constants = {
+            target.id: {*words_of_code(part.value)}
+            for part in parts
+            if isinstance(part, ast.Assign)
+            for target in part.targets
+            if isinstance(target, ast.Name)
+        }
+        for part in parts:
+            words = {*words_of_code(part)}
+            yield words.union(*(constants.get(word, ()) for word in words))
+    for page in PAGES:
+        for block in blocks_of(page):
+            # docs/make_command_output.py runs these.
+            shown = page.name == "command.md" and block.text.startswith("$ ")
+            if shown or (block.language in ("sh", "console") and "not-run" not in block.options):
+                yield from map(words_of, block.text.replace("\\\n", " ").splitlines())
+
+
+def options_of_every_command():
     for path, one in [((), command), *every_command()]:
         for option in one.params:
-            if not isinstance(option, click.Option):
-                continue
-            longest = max(option.opts, key=len)
-            if not re.search(rf"(?<![\w-]){longest}(?![\w-])", DOCS + TESTS_OF_THE_COMMAND):
-                unsaid.append((*path, longest))
-            if not option.help:
-                helpless.append((*path, longest))
-    assert unsaid == []
+            if isinstance(option, click.Option):
+                yield path, option
+
+
+def test_every_option_is_in_the_reference():
+    """Which is made of the command's help, where each option has its own, below its subcommand."""
+    page = (TREE / "docs" / "reference" / "command_options.rst").read_text()
+    assert ".. click:: luna_ext.commands.cli:luna_ext\n" in page
+    assert ":nested: full\n" in page
+    hidden = [(*path, option.name) for path, option in options_of_every_command() if option.hidden]
+    helpless = [
+        (*path, option.name) for path, option in options_of_every_command() if not option.help
+    ]
+    assert hidden == []
     assert helpless == []
+
+
+def test_every_option_of_each_subcommand_has_a_test():
+    """In each of its spellings."""
+    tried = [*command_lines_that_are_tried()]
+    untried = [
+        " ".join((*path, spelling))
+        for path, option in options_of_every_command()
+        for spelling in (*option.opts, *option.secondary_opts)
+        if not any({*path, spelling} <= words for words in tried)
+    ]
+    assert untried == []
 
 
 def test_the_map_of_the_tests_has_every_file_and_no_other():

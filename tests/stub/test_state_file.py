@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from pkcs11_client import DEVICE_ERROR, OK
+from support import ANOTHER_USER, GIVES_FILES_AWAY
 
 from luna_ext.stub import STATE_VARIABLE, Cluster, library_path
 
@@ -96,12 +97,12 @@ def test_path_without_a_file_is_a_device_error_with_its_reason(tmp_path, kind):
     assert path.is_dir() == (kind == "directory")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@GIVES_FILES_AWAY
 def test_file_of_another_user_is_refused(tmp_path):
     """Its owner could change it while it is in use."""
     path = tmp_path / "cluster"
     with Cluster(path):
-        os.chown(path, 12345, 12345)
+        os.chown(path, ANOTHER_USER, ANOTHER_USER)
 
     traced = initialise(path, LUNA_STUB_TRACE="1")
 
