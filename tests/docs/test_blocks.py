@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import sys
@@ -151,6 +152,9 @@ def test_blocks_can_be_run(page, luna_cluster, names, shell, tmp_path):
             shell.run_block(block)
         else:
             shell.run_console(block)
+    # What a block has left open is told of as a part of this page's test, and not of a later one.
+    names.clear()
+    gc.collect()
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")

@@ -31,6 +31,11 @@ def pieces_of(page):
         yield from token.children or []
 
 
+def texts_of(page):
+    """What is shown as it is written."""
+    return [piece.content for piece in pieces_of(page) if piece.type == "text"]
+
+
 def links_of(page):
     """Where its links and pictures lead, those in the style of references as well."""
     for piece in pieces_of(page):
@@ -80,8 +85,14 @@ def test_every_reference_is_defined_and_used(page):
     MARKDOWN.parse(page.read_text(), said)
     defined = {reference["href"] for reference in said.get("references", {}).values()}
     assert defined <= {*links_of(page)}
-    texts = (piece.content for piece in pieces_of(page) if piece.type == "text")
-    assert [text for text in texts if re.search(r"\]\[|\]\(|\[[\w./-]+\.md\]", text)] == []
+    wrong = r"\]\[|\]\(|\[[\w./-]+\.md\]"
+    assert [text for text in texts_of(page) if re.search(wrong, text)] == []
+
+
+@pytest.mark.parametrize("page", READ, ids=name_of)
+def test_no_emphasis_and_no_code_is_left_open(page):
+    """Its asterisks or backticks would be shown."""
+    assert [text for text in texts_of(page) if {*"*`"} & {*text}] == []
 
 
 def test_links_are_read_in_every_style(tmp_path):
