@@ -96,6 +96,16 @@ def test_stand_in_that_is_opened_through_a_cluster_does_not_warn():
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "True\n", "")
 
 
+def test_stand_in_that_is_opened_through_a_cluster_is_a_log_record(cluster, caplog):
+    with caplog.at_level("INFO", "luna_ext"), cluster.library():
+        pass
+    told = [
+        record for record in caplog.records if "the stand-in, not an HSM" in record.getMessage()
+    ]
+    assert [record.levelname for record in told] == ["INFO"]
+    assert cluster.path in told[0].getMessage()
+
+
 def test_warning_that_is_an_error_opens_nothing(cluster):
     finished = run(WARNING_AS_ERROR, library_path())
 

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import logging
 import os
 import shutil
 import sys
@@ -44,6 +45,7 @@ STATE_VARIABLE = "LUNA_STUB_STATE"
 BACKEND_VARIABLE = "LUNA_STUB_BACKEND"
 NANOSECONDS = 1_000_000_000
 
+_log = logging.getLogger("luna_ext")
 _state = Variable(STATE_VARIABLE)
 _backend = Variable(BACKEND_VARIABLE)
 
@@ -225,6 +227,8 @@ class Cluster:
     ) -> Library:
         """Open the stand-in on this cluster in this process.
 
+        There is no warning, for the stand-in is meant here; an INFO record tells of it.
+
         Parameters
         ----------
         contention : {"block", "poll"}
@@ -252,6 +256,11 @@ class Cluster:
                     "for it is already one of another cluster; close the Library that is open there"
                 ) from None
             raise
+        _log.info(
+            "the stand-in, not an HSM, is open on the cluster at %r: its locks protect nothing outside of "
+            "this machine",
+            self.path,
+        )
         return library
 
     def fault(
