@@ -84,19 +84,19 @@ def assign(
     the terminal, unless a file or a descriptor has it. The user's PIN is set if one is given; with
     single identity, a cluster's default, both roles have one password, and it becomes the SO's too.
     """
-    with (
-        ended_by_signals(),
-        options.open(takes_pins=not pins.insecure) as luna,
-        # The PINs are asked for when no other thing is known to be wrong.
-        _free(luna, label),
-        pins.read() as (so_pin, user_pin),
-        luna.claim(cluster, timeout=timeout) as token,
-    ):
-        assigned = token.assign(label, so_pin=so_pin, user_pin=user_pin)
-    if as_json:
-        print_json({"label": assigned.label, "slot_id": assigned.slot.slot_id})
-        return
-    say(f"assigned {assigned.label} in slot {assigned.slot.slot_id}")
+    with ended_by_signals(), options.open(takes_pins=not pins.insecure) as luna:
+        with (
+            # The PINs are asked for when no other thing is known to be wrong.
+            _free(luna, label),
+            pins.read() as (so_pin, user_pin),
+            luna.claim(cluster, timeout=timeout) as token,
+        ):
+            assigned = token.assign(label, so_pin=so_pin, user_pin=user_pin)
+        # Before the client library is closed, which may take long.
+        if as_json:
+            print_json({"label": assigned.label, "slot_id": assigned.slot.slot_id})
+        else:
+            say(f"assigned {assigned.label} in slot {assigned.slot.slot_id}")
 
 
 def _free(luna: Library, label: str) -> AbstractContextManager[None]:

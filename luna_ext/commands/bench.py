@@ -46,8 +46,10 @@ class Crew:
             thread.start()
         self._start.wait()
         begin = time.perf_counter()
-        time.sleep(seconds)
-        self._stopped = True
+        try:
+            time.sleep(seconds)
+        finally:
+            self._stopped = True
         lasted = time.perf_counter() - begin
         done = sum(map(len, self._waits))
         for thread in self._threads:

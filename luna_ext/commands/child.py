@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,6 +19,7 @@ import click
 
 from .awaited import next_signal
 from .console import tell
+from .interrupting import ENDING
 
 FORWARDED = (
     signal.SIGINT,
@@ -60,8 +61,11 @@ def _is_inheritable(number: int) -> bool:
 
 
 @contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Within the block signals wait: run_command() takes them, or they come after the block."""
+def signals_blocked() -> Iterator[Callable[[], None]]:
+    """Within the block signals wait: run_command() takes them, or they come after the block.
+
+    Gives a function to be called when the command has ended: those that end luna-ext do so again.
+    """
     main = threading.get_ident()
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGCHLD})
     # A thread of the client library may get them all the same. What it gets is sent to this one, where no
@@ -70,8 +74,15 @@ def signals_blocked() -> Iterator[None]:
         number: signal.signal(number, lambda number, frame: signal.pthread_kill(main, number))
         for number in _taken()
     }
+
+    def end_luna_ext() -> None:
+        for number in ENDING:
+            if number in handlers:
+                signal.signal(number, handlers[number])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(ENDING) - previous)
+
     try:
-        yield
+        yield end_luna_ext
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -139,8 +139,12 @@ def run(arguments: list[str] | None = None) -> int:
     logging.getLogger("luna_ext").setLevel(logging.DEBUG if debug else logging.WARNING)
     warnings.showwarning = show_warning
     try:
-        code = luna_ext.main(arguments, prog_name="luna-ext", standalone_mode=False)
+        with luna_ext.make_context("luna-ext", [*arguments]) as context:
+            code = luna_ext.invoke(context)
         code = code if isinstance(code, int) else 0
+    except click.exceptions.Exit as asked:
+        # --help, --version.
+        code = asked.exit_code
     except (SystemExit, ModuleNotFoundError):
         raise
     except BaseException as error:
@@ -148,6 +152,10 @@ def run(arguments: list[str] | None = None) -> int:
             with suppress(OSError):
                 for line in "".join(traceback.format_exception(error)).rstrip().split("\n"):
                     click.echo(printable(line), err=True)
+        if isinstance(error, BrokenPipeError):
+            # The program that reads the output has ended, as `head` does: no error to report.
+            give_up_stream(1)
+            return EXIT_ERROR
         if isinstance(error, OSError) and _cannot_write():
             return EXIT_ERROR
         code = _told(error, records.told)
@@ -157,7 +165,11 @@ def run(arguments: list[str] | None = None) -> int:
 def _told(error: BaseException, told: Container[str]) -> int:
     """Tell what has ended the command, unless that was told; its exit code."""
     match error:
-        case KeyboardInterrupt() | click.Abort():
+        case KeyboardInterrupt() | click.Abort() | EOFError():
+            if sys.stderr.isatty():
+                # Behind the ^C that the terminal shows.
+                with suppress(OSError):
+                    click.echo(err=True)
             tell("interrupted")
             return EXIT_INTERRUPTED
         case click.exceptions.NoArgsIsHelpError():

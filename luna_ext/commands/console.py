@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,8 +35,9 @@ class Settings:
     path: str | None
     contention: Literal["block", "poll"]
 
-    def open(self, *, takes_pins: bool = False) -> Library:
-        """With `takes_pins`, refuse a client library that other users may change."""
+    @contextmanager
+    def open(self, *, takes_pins: bool = False) -> Iterator[Library]:
+        """Open the library for a block. With `takes_pins`, refuse one that other users may change."""
         path = find_library(self.path).path
         if takes_pins:
             _refuse_what_others_change(path)
@@ -45,7 +48,13 @@ class Settings:
         with warnings.catch_warnings(), ended_at_once():
             # The log record of it is a line already.
             warnings.filterwarnings("ignore", ".* is the stand-in", RuntimeWarning)
-            return Library(self.path, contention=self.contention)
+            luna = Library(self.path, contention=self.contention)
+        try:
+            yield luna
+        finally:
+            # Nothing is locked any more, or only until the end of the process.
+            with ended_at_once():
+                luna.close()
 
 
 def _refuse_what_others_change(path: str) -> None:

@@ -20,6 +20,7 @@ from ..applications import configured
 from ..errors import Meaning, meaning_of, rv_name
 from ..escaping import printable
 from .console import Settings, examples, json_option, print_json, settings
+from .interrupting import ended_at_once, ended_by_signals
 from .nesting import refuse_nested
 from .tables import print_paragraph
 from .values import CLUSTER, SLOT, Command, Number
@@ -420,7 +421,7 @@ def probe(
     Locks and unlocks the slot from several processes, for some seconds. Uses no other slot, but for
     --cluster, and leaves it unlocked. Asks before it touches a device that is not the stand-in.
     """
-    with options.open() as luna:
+    with ended_at_once(), options.open() as luna:
         path, is_stub = luna.path, luna.is_stub
         _require(luna, (LOCK, UNLOCK) if cluster is None else (LOCK, UNLOCK, CLAIM))
         refuse_nested(luna, [slot_id])
@@ -432,9 +433,10 @@ def probe(
             err=True,
         )
     findings = []
-    for finding in _findings(Probe(path, slot_id, patience), cluster, is_stub):
-        findings.append(finding)
-        if not as_json:
-            print_paragraph(f"{finding.question}: {finding.said.text}.")
+    with ended_by_signals():
+        for finding in _findings(Probe(path, slot_id, patience), cluster, is_stub):
+            findings.append(finding)
+            if not as_json:
+                print_paragraph(f"{finding.question}: {finding.said.text}.")
     if as_json:
         print_json({finding.name: finding.said.values for finding in findings})

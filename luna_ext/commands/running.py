@@ -117,10 +117,13 @@ def _run_with(
             lock = lock_of(luna)
         try:
             with lock as held:
-                # Until the lock is released, so that no signal prevents the release.
-                afterwards.enter_context(signals_blocked())
+                # Until the lock is released, so that no signal prevents the release; those that end
+                # luna-ext only make sure that an unlock call which does not return is not waited for.
+                end_luna_ext = afterwards.enter_context(signals_blocked())
                 variables = {**_variables(held), **told_to_command(luna, _slot_ids(held))}
                 code = run_command(command, variables, files)
+                afterwards.enter_context(ended_at_once())
+                end_luna_ext()
         except (LockTimeoutError, NoUnassignedTokenError) as error:
             tell(in_one_line(error))
             return conflict

@@ -21,6 +21,7 @@ from ..stub import BACKEND_VARIABLE, STATE_VARIABLE, Cluster, library_path
 from ..stub.control import function_names
 from .bench import Crew
 from .console import Settings, examples, json_option, print_json, say, settings
+from .interrupting import ended_at_once, ended_by_signals
 from .nesting import refuse_nested
 from .offers import offer
 from .tables import print_table
@@ -430,15 +431,16 @@ def destroy(path: str) -> None:
     shutil.rmtree(f"{state}.tokens", ignore_errors=True)
 
 
-@click.command(cls=Command, epilog=examples("luna-ext demo"))
-def demo() -> int:
+@click.command(cls=Command, epilog=examples("luna-ext demo", "luna-ext demo --json"))
+@json_option
+def demo(as_json: bool) -> int:
     """See two processes compete for the tokens of a fresh cluster.
 
-    It is the stand-in's: no HSM is needed.
+    It is the stand-in's: no HSM is needed. Exit code 1: two of them held a token at once.
     """
     from .demo import main
 
-    return main()
+    return main(as_json)
 
 
 @click.command(
@@ -501,13 +503,17 @@ def bench(
     named = click.get_current_context().get_parameter_source("slots")
     if slot_id is not None and named is ParameterSource.COMMANDLINE:
         raise click.UsageError("--slots is for the stand-in: give it or --slot, not both")
-    with ExitStack() as stack:
+    # If a lock is held when a signal ends it, it is by a thread that only counts.
+    with ended_by_signals(), ended_at_once(), ExitStack() as stack:
         if slot_id is None:
             cluster = stack.enter_context(Cluster(keyrings=slots))
-            cluster.latency(latency / 1000)
             cluster.switch("log", "off")
             luna: Library = stack.enter_context(cluster.library())
+            # The library's end waits for the threads' calls, and a signal may leave it no time for them.
+            stack.callback(cluster.destroy)
             shared = luna.slots()
+            cluster.latency(latency / 1000)
+            stack.callback(cluster.latency, 0)
         else:
             luna = stack.enter_context(options.open())
             refuse_nested(luna, [slot_id])

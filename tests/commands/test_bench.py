@@ -10,11 +10,11 @@ def test_demo(command):
 
 
 def test_the_demo_counts_only_what_was_held():
-    held = Hold(1, 3, "alice", 1, "claimed and assigned")
-    assert overlaps([held, Hold(2, 4, "bob", 1, "locked")]) == 1
-    assert overlaps([held, Hold(3, 4, "bob", 1, "locked")]) == 0
+    held = Hold(1, 3, "alice", 1, "assigned", "alice-1", "")
+    assert overlaps([held, Hold(2, 4, "bob", 1, "locked", "alice-1", "")]) == 1
+    assert overlaps([held, Hold(3, 4, "bob", 1, "locked", "alice-1", "")]) == 0
     # It has asked for the lock meanwhile, and then met another label.
-    assert overlaps([held, Hold(2, 2, "bob", 1, "the label has changed")]) == 0
+    assert overlaps([held, Hold(2, 2, "bob", 1, "changed", "keyring1", "")]) == 0
 
 
 def row(done):

@@ -1,9 +1,12 @@
 """Ctrl-C and SIGTERM while a call of the client library does not return, and nothing is locked."""
 
+import contextlib
+import os
 import signal
+from pathlib import Path
 
 import pytest
-from support import PATIENCE, assert_stays, wait_until
+from support import PATIENCE, assert_stays, nothing_is_locked, wait_until
 
 from luna_ext.commands import screen
 
@@ -16,6 +19,26 @@ CALLS = [
     ("C_GetTokenInfo", "provision cluster-1 --count 1 --prefix new- --dry-run"),
     ("C_GetTokenInfo", "provision cluster-1 --count 1 --prefix new- --guard 1"),
     ("C_GetTokenInfo", "watch --json"),
+    ("C_GetTokenInfo", "probe --slot 1"),
+    ("CA_LockClusteredSlot", "bench --slot 1 --threads 2"),
+    ("CA_UnlockClusteredSlot", "bench --slot 1 --threads 2 --seconds 0.1"),
+    # The command has ended, so that the lock's end is that of the process.
+    ("CA_UnlockClusteredSlot", "lock --slot 1 -- true"),
+    ("CA_UnlockClusteredSlot", "claim cluster-1 -- true"),
+    *(
+        ("C_Finalize", line)
+        for line in (
+            "slots",
+            "tokens",
+            "find keyring1",
+            "lock --slot 1 -- true",
+            "claim cluster-1 -- true",
+            "probe --slot 1",
+            "bench --slot 1 --seconds 0.1",
+            "watch",
+            "doctor",
+        )
+    ),
 ]
 
 
@@ -36,7 +59,83 @@ def test_a_call_that_hangs_is_not_waited_for(start, cluster, function, line):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert stderr.splitlines()[-1] == "luna-ext: interrupted"
+    (told,) = (line for line in stderr.splitlines() if "is the stand-in" not in line)
+    assert told == "luna-ext: interrupted"
+
+
+@pytest.mark.parametrize("function", ["CA_UnlockClusteredSlot", "C_Finalize"])
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
+def test_signals_of_others_end_a_command_that_has_run(start, cluster, function, number):
+    hang(cluster, function)
+    process = start("lock", "--slot", 1, "--", "true")
+    wait_until(lambda: is_called(cluster, function))
+    process.send_signal(getattr(signal, number))
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + getattr(signal, number)
+    assert nothing_is_locked(cluster)
+
+
+def test_what_was_assigned_is_told_though_the_library_does_not_close(start, cluster, pin_file):
+    hang(cluster, "C_Finalize")
+    process = start("assign", "cluster-1", "new", "--so-pin-file", pin_file())
+    assert process.stdout.readline().startswith("assigned new in slot ")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143
+
+
+# ---- what starts processes, and makes clusters of its own ----
+
+
+def in_group(process):
+    """The processes of its session that have not ended."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            state, _, _, session = (
+                Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
+            )
+            if int(session) == process.pid and state not in "ZX":
+                found.append(int(pid))
+    return found
+
+
+@pytest.mark.parametrize("whom", ["it alone", "all of its processes"])
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize("line", ["demo", "bench --seconds 60 --latency 10000", "probe --slot 1"])
+def test_nothing_is_left(start, cluster, tmp_path, line, number, code, whom):
+    """A terminal sends its signals to all of the command's processes."""
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    cluster.latency(PATIENCE, "CA_LockClusteredSlot")
+    environment = {**os.environ, "TMPDIR": str(directory)}
+    process = start(*line.split(), start_new_session=True, env=environment)
+    if line == "probe --slot 1":
+        wait_until(lambda: is_called(cluster, "CA_LockClusteredSlot"))
+    else:
+        wait_until(lambda: list(directory.glob("luna_stub-*/cluster")))
+    if line == "demo":
+        # The two are there, though they may not have begun.
+        wait_until(lambda: len(in_group(process)) >= 3)
+    send = os.kill if whom == "it alone" else os.killpg
+    send(process.pid, getattr(signal, number))
+    _, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == code
+    said = [line for line in stderr.splitlines() if "is the stand-in" not in line]
+    assert said == (["luna-ext: interrupted"] if number == "SIGINT" else [])
+    wait_until(lambda: not in_group(process))
+    assert list(directory.glob("luna_stub-*")) == []
+
+
+def test_a_process_of_the_demo_that_is_killed_is_told_of(start):
+    process = start("demo", start_new_session=True)
+    process.stdout.readline()
+    wait_until(lambda: len(in_group(process)) >= 4)
+    # The latest.
+    os.kill(max(in_group(process)), signal.SIGKILL)
+    _, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert stderr == "luna-ext: one of the two processes has ended with -9; run it again\n"
 
 
 def test_nor_is_one_that_opens_the_library(start, cluster):

@@ -69,6 +69,17 @@ def test_bench(command, read_json):
     assert found["locks_per_second"] > 0
 
 
+def test_demo(command, read_json):
+    found = read_json("demo", command("demo", "--json"))
+    names = {process["name"]: process["pid"] for process in found["processes"]}
+    assert names.keys() == {"alice", "bob"}
+    assert found["held_by_two"] == 0
+    assigned = [hold for hold in found["holds"] if hold["outcome"] == "assigned"]
+    assert len(assigned) == len(found["tokens"]) == 8
+    assert {token["label"] for token in found["tokens"]} == {hold["label"] for hold in assigned}
+    assert {token["owner"] for token in found["tokens"]} <= {None, *names.values()}
+
+
 def test_stub_status(command, read_json, hold_elsewhere):
     holder = hold_elsewhere(2)
     tokens = read_json("stub-status", command("stub", "status", "--json"))["tokens"]
