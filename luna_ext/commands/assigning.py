@@ -192,6 +192,13 @@ def _words(progress: ProvisionProgress) -> str:
     return f"{progress.outcome} {label} in slot {progress.slot_id}"
 
 
+class _Console(Console):
+    """One that leaves the cursor there: a signal that ends or stops the process would leave none."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
+
+
 @click.command(
     cls=Command,
     epilog=examples(
@@ -272,7 +279,7 @@ def provision(
                 )
             _say_what_would_be_done(luna, labels, as_json)
         return 0
-    console = Console(stderr=True, highlight=False)
+    console = _Console(stderr=True, highlight=False)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -22,16 +22,23 @@ ENDING = tuple(
 )
 
 
+QUIT = getattr(signal, "SIGQUIT", None)
+"""Of Ctrl-\\, the last resort where another signal is not heard. So only what has the screen handles it."""
+
+
 @contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Within the block SIGTERM and SIGHUP raise SystemExit, so that what is held is released."""
+def ended_by_signals(*, has_screen: bool = False) -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP raise SystemExit, so that what is held is released.
+
+    With `has_screen` SIGQUIT, too.
+    """
 
     def leave(number: int, frame: object) -> NoReturn:
         sys.exit(128 + number)
 
     previous = {
         number: signal.signal(number, leave)
-        for number in ENDING
+        for number in (*ENDING, *([QUIT] if QUIT and has_screen else []))
         if number != signal.SIGINT and signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
@@ -66,7 +73,8 @@ def _watch(told: socket.socket, restore: bytes) -> None:
     """Read the numbers of signals, until the block has ended."""
     with told:
         while got := told.recv(1):
-            if (number := got[0]) not in ENDING or not callable(signal.getsignal(number)):
+            number = got[0]
+            if number not in (*ENDING, QUIT) or not callable(signal.getsignal(number)):
                 continue
             told.settimeout(PATIENCE)
             with suppress(TimeoutError):

@@ -9,7 +9,7 @@ import stat
 import sys
 import termios
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import click
 
@@ -21,6 +21,16 @@ MOST_BYTES = 256
 
 UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 """A PIN of bytes may begin so, but has no NUL, as each letter has in UTF-16."""
+GIVING_BACK = (
+    signal.SIGQUIT,
+    signal.SIGTSTP,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGALRM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+"""Signals that end or stop a process which has no handler for them."""
 BLANKS = (b" ", b"\t", b"\r", b"\v", b"\f", "\xa0".encode())
 
 
@@ -138,24 +148,49 @@ def _typed(what: str, terminal: int, into: PinMemory) -> None:
 
 @contextmanager
 def _asked_for(what: str, terminal: int) -> Iterator[None]:
-    """Within the block the terminal does not show what is typed."""
+    """Within the block the terminal does not show what is typed.
+
+    It does again where a signal ends or stops the process meanwhile, as Ctrl-\\ and Ctrl-Z do; whatever
+    reads from it next, such as a shell, may rely on that.
+    """
 
     def hide(*signal_and_frame: object) -> None:
         # What was typed before, and shown, is no answer.
         termios.tcsetattr(terminal, termios.TCSAFLUSH, hidden)
 
+    def ask() -> None:
+        hide()
+        # A signal may have come in the midst of it, and then a stream would refuse the second one.
+        with suppress(OSError):
+            os.write(2, f"{what}: ".encode())
+
+    def give_back(number: int, frame: object) -> None:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, shown)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        # It goes on: it was stopped, or has no shell that would let it go on.
+        signal.signal(number, give_back)
+        ask()
+
     try:
         shown = termios.tcgetattr(terminal)
-        hidden = [*shown[:3], shown[3] & ~termios.ECHO, *shown[4:]]
-        hide()
     except termios.error as error:
         raise OSError(*error.args) from None
-    # After Ctrl-Z and fg the shell may have let it be shown again.
-    before = signal.signal(signal.SIGCONT, hide)
+    hidden = [*shown[:3], shown[3] & ~termios.ECHO, *shown[4:]]
+    # Those that end the command in order raise in the block.
+    before = {
+        number: signal.signal(number, give_back)
+        for number in GIVING_BACK
+        if signal.getsignal(number) is signal.SIG_DFL
+    }
+    before[signal.SIGCONT] = signal.signal(signal.SIGCONT, hide)
     try:
-        click.echo(f"{what}: ", nl=False, err=True)
+        ask()
         yield
+    except termios.error as error:
+        raise OSError(*error.args) from None
     finally:
-        signal.signal(signal.SIGCONT, before)
         termios.tcsetattr(terminal, termios.TCSADRAIN, shown)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         click.echo(err=True)

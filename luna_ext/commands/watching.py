@@ -299,7 +299,7 @@ def watch(
     """
     live = not as_json and screen.is_there()
     with suppress(KeyboardInterrupt), ExitStack() as stack:
-        stack.enter_context(ended_by_signals())
+        stack.enter_context(ended_by_signals(has_screen=live))
         if live:
             # Before the first thread is started.
             stack.enter_context(screen.signals_held_back())

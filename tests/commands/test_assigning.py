@@ -224,7 +224,10 @@ def test_a_bar_on_a_terminal(terminal, cluster, found, pin_file):
     options = ("--so-pin-file", pin_file(), "--count", 5, "--prefix", "x", "--workers", 1)
     screen = terminal("provision", "cluster-1", *options)
     screen.expect(r"failed x1: .*CKR_DEVICE_ERROR")
+    # The cursor stays, or a Ctrl-Z would leave the terminal without one.
+    shown = screen.before
     screen.expect_exact("5/5")
+    assert "\x1b[?25l" not in shown + screen.before
     screen.expect_exact("4 assigned, 0 skipped, 1 failed")
     screen.expect(pexpect.EOF)
     screen.wait()

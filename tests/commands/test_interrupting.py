@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from support import PATIENCE, assert_stays, nothing_is_locked, wait_until
+from support import PATIENCE, assert_stays, but_for_the_warning, nothing_is_locked, wait_until
 
 from luna_ext.commands import screen
 
@@ -59,7 +59,7 @@ def test_a_call_that_hangs_is_not_waited_for(start, cluster, function, line):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    (told,) = (line for line in stderr.splitlines() if "is the stand-in" not in line)
+    (told,) = but_for_the_warning(stderr)
     assert told == "luna-ext: interrupted"
 
 
@@ -121,7 +121,7 @@ def test_nothing_is_left(start, cluster, tmp_path, line, number, code, whom):
     send(process.pid, getattr(signal, number))
     _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
-    said = [line for line in stderr.splitlines() if "is the stand-in" not in line]
+    said = but_for_the_warning(stderr)
     assert said == (["luna-ext: interrupted"] if number == "SIGINT" else [])
     wait_until(lambda: not in_group(process))
     assert list(directory.glob("luna_stub-*")) == []

@@ -7,7 +7,10 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
+import sys
+import termios
 from pathlib import Path
 
 import pexpect
@@ -270,6 +273,68 @@ def test_a_prompt_that_is_left(terminal, labels):
     screen.wait()
     assert screen.exitstatus == 130
     assert "new" not in labels()
+
+
+@pytest.mark.parametrize("number", ["SIGQUIT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGALRM"])
+@pytest.mark.parametrize("options", [(), ("--so-pin-fd", "0")], ids=["prompt", "descriptor"])
+def test_a_signal_at_the_prompt_lets_the_terminal_show_again(terminal, labels, number, options):
+    screen = terminal("assign", "cluster-1", "new", *options)
+    screen.expect_exact("SO PIN: ")
+    screen.waitnoecho()
+    with open(os.dup(screen.child_fd), "rb") as terminal_itself:
+        screen.kill(getattr(signal, number))
+        screen.expect(pexpect.EOF)
+        assert termios.tcgetattr(terminal_itself)[3] & termios.ECHO
+    screen.wait()
+    ended = screen.signalstatus or screen.exitstatus - 128
+    assert ended == getattr(signal, number)
+    assert "new" not in labels()
+
+
+SHELL = """
+import os, signal, sys, termios
+# What a shell does for one job; it leaves the terminal's modes alone.
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+job = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, setpgroup=0)
+os.tcsetpgrp(0, job)
+os.kill(job, signal.SIGCONT)
+while os.WIFSTOPPED(os.waitpid(job, os.WUNTRACED)[1]):
+    os.tcsetpgrp(0, os.getpgrp())
+    print("stopped, shown:", bool(termios.tcgetattr(0)[3] & termios.ECHO), flush=True)
+    input()
+    os.tcsetpgrp(0, job)
+    os.kill(job, signal.SIGCONT)
+"""
+
+
+def test_ctrl_z_at_the_prompt_lets_the_terminal_show_again(terminal, luna):
+    words = [*COMMAND, "assign", "cluster-1", "new"]
+    screen = terminal("-c", SHELL, *words, program=(sys.executable,))
+    screen.expect_exact("SO PIN: ")
+    screen.waitnoecho()
+    screen.sendcontrol("z")
+    screen.expect_exact("stopped, shown: True")
+    screen.sendline()
+    for asked in ("SO PIN: ", "Repeat for confirmation: "):
+        screen.expect_exact(asked)
+        screen.waitnoecho()
+        screen.sendline(PIN)
+    screen.expect_exact("assigned new in slot ")
+    assert PIN not in screen.before
+
+
+def test_a_ctrl_z_that_stops_nothing_does_not_show_the_pin(terminal, luna):
+    """Where there is no shell, a process is not stopped."""
+    screen = terminal("assign", "cluster-1", "new")
+    screen.expect_exact("SO PIN: ")
+    screen.waitnoecho()
+    screen.sendcontrol("z")
+    for asked in ("SO PIN: ", "Repeat for confirmation: "):
+        screen.expect_exact(asked)
+        screen.waitnoecho()
+        screen.sendline(PIN)
+    screen.expect_exact("assigned new in slot ")
+    assert PIN not in screen.before
 
 
 def test_a_prompt_that_is_not_answered_the_same_way_twice(terminal, luna):

@@ -436,7 +436,7 @@ def test_ctrl_z_gives_the_terminal_back(terminal, monkeypatch):
     shell.expect_exact("code=0")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_signal_ends_it_and_gives_the_terminal_back(terminal, number):
     screen = terminal("watch")
     screen.expect_exact("0 of 8 are locked")
