@@ -499,6 +499,7 @@ cdef class Request(Waiter):
         arrival = arrive(&self.mutex.record, &self.seat, 0, generation, &self.locks.kind)
         luna_guard_unlock(&self.locks.guard)
         if arrival == RETURNED:
+            self.mutex.held_since = 0
             self.mutex._tell_late(self.mutex.take_off(False, generation, True))
         return arrival == CLAIMED or arrival == RETURNED
 
