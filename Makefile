@@ -45,6 +45,7 @@ lowest:
 check: model $(VENV)/built $(VENV)/with-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/interrogate luna_ext
 	$(BIN)/python tests/mutate.py --look
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint luna_ext
 	$(BIN)/mypy

@@ -52,6 +52,7 @@ def installed(distribution: str) -> tuple[str | None, str]:
 
 
 def how_to_install(distribution: str) -> str:
+    """The command that installs it, new enough."""
     # Not by the extra: an index need not have luna_ext.
     return f"pip install '{distribution}>={_oldest(distribution)}'"
 

@@ -108,6 +108,7 @@ def _shown(name: object) -> str:
 
 
 def file_path(path: str | os.PathLike[str]) -> str:
+    """The path of a file, which need not exist."""
     decoded = os.fsdecode(path)
     if not decoded or "\0" in decoded:
         raise ValueError(f"path is the path of a file, not {path!r}")
@@ -123,6 +124,7 @@ def module_path(path: str | os.PathLike[str]) -> str:
 
 
 def text(name: str, value: str) -> bytes:
+    """A text for C, in UTF-8; `name` is that of the argument, for the error."""
     if not isinstance(value, str):
         raise TypeError(f"{name} is a str, not {value!r}")
     encoded = value.encode("utf-8", "surrogateescape")
@@ -132,6 +134,7 @@ def text(name: str, value: str) -> bytes:
 
 
 def pin_bytes(name: str, value: str | bytes | None, least: int = 1) -> bytes | None:
+    """A PIN for C, of at least so many bytes; None: there is none."""
     if value is None:
         return None
     if not isinstance(value, str | bytes):
@@ -143,10 +146,12 @@ def pin_bytes(name: str, value: str | bytes | None, least: int = 1) -> bytes | N
 
 
 def length_of(pin: bytes | None) -> ctypes.c_uint32:
+    """How many bytes it has, for C."""
     return ctypes.c_uint32(0 if pin is None else len(pin))
 
 
 def whole(name: str, value: int, least: int, most: int) -> int:
+    """A whole number between two others."""
     # ctypes would cut off a number that is too large, without an error.
     try:
         number = operator.index(value)
@@ -158,6 +163,7 @@ def whole(name: str, value: int, least: int, most: int) -> int:
 
 
 def real(name: str, value: float, least: float, most: float) -> float:
+    """A real number between two others."""
     if not isinstance(value, int | float):
         raise TypeError(f"{name} is a number, not {value!r}")
     if not least <= value <= most:
@@ -166,4 +172,5 @@ def real(name: str, value: float, least: float, most: float) -> float:
 
 
 def microseconds(name: str, seconds: float) -> int:
+    """A time in seconds, as whole microseconds for C."""
     return round(real(name, seconds, 0, MOST_SECONDS) * MICROSECONDS)
