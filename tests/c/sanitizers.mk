@@ -28,7 +28,6 @@ links = echo 'int $(2)(void) { return 0; }' | $(1) -x c - -o /dev/null 2>/dev/nu
 asan: asan-tools build/asan/storm build/asan/storm-plain $(VENV)/built $(VENV)/with-test
 	ASAN_OPTIONS=detect_leaks=0 build/asan/storm exercise 4
 	build/asan/storm kill 4
-	build/asan/storm step 0
 	$(VALGRIND) build/asan/storm-plain exercise 3
 	$(VALGRIND) --leak-check=full build/asan/storm-plain kill 3
 	rm -rf build/asan/tree
@@ -101,9 +100,11 @@ SINGLE_THREADED := build discovery errors every_code import labels loading pytes
 
 NOT_AT_RANDOM = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-# What it learns stays in build/fuzz/corpus for the next time. build/fuzz/fuzz FILE repeats a crash. No
-# number in an input is compared with anything, so what is compared (-use_cmp) tells it nothing.
-fuzz: fuzz-tools build/fuzz/fuzz build/fuzz/seeds
+# First a process is stopped after each of its instructions: what would the next one find? What the fuzzer
+# learns stays in build/fuzz/corpus for the next time. build/fuzz/fuzz FILE repeats a crash. No number in an
+# input is compared with anything, so what is compared (-use_cmp) tells it nothing.
+fuzz: fuzz-tools build/asan/storm build/fuzz/fuzz build/fuzz/seeds
+	build/asan/storm step 0
 	mkdir -p build/fuzz/corpus
 	build/fuzz/fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=256 -len_control=20 -use_cmp=0 -timeout=10 \
 		-artifact_prefix=build/fuzz/ -verbosity=0 -print_final_stats=1 build/fuzz/corpus build/fuzz/seeds
