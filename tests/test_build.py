@@ -3,6 +3,7 @@
 import ctypes
 import importlib.machinery
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -642,6 +643,32 @@ def test_build_that_lacks_something_is_one_line_that_says_what_to_install(
     assert line.startswith("luna_ext ")
     assert problem in line
     assert remedy in line
+
+
+FLAGS_OF_THE_MODULES = """
+import json, runpy, setuptools
+def tell(ext_modules, **others):
+    print(json.dumps([one.extra_compile_args + one.extra_link_args for one in ext_modules]))
+setuptools.setup = tell
+runpy.run_path("setup.py")
+"""
+
+
+@BUILDS
+@pytest.mark.parametrize(("value", "counted"), [("1", True), ("0", False), ("", False)])
+def test_modules_count_their_lines_where_the_environment_says_so(value, counted):
+    asked = subprocess.run(
+        [sys.executable, "-c", FLAGS_OF_THE_MODULES],
+        cwd=ROOT,
+        env={**os.environ, "LUNA_EXT_COVERAGE": value},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    flags = json.loads(asked.stdout)
+    assert len(flags) == 4
+    assert all(("--coverage" in of_one) == counted for of_one in flags)
+    assert all(("-O0" in of_one) == counted for of_one in flags)
 
 
 # ---- what is installed ----

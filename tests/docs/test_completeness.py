@@ -4,9 +4,12 @@ import ast
 import importlib
 import inspect
 import re
+import subprocess
+import tomllib
 
 import click
 import pytest
+import yaml
 from blocks import PAGES, TREE, blocks_of, documented_variables, extras, make_targets
 
 from luna_ext.commands.cli import luna_ext as command
@@ -55,6 +58,16 @@ def test_every_environment_variable_is_documented_and_no_other():
     assert variables_of_the_sources() == told
 
 
+def test_every_environment_variable_has_a_test():
+    """Outside of this folder, where all of them are named."""
+    tests = "".join(
+        file.read_text()
+        for file in (TREE / "tests").rglob("*.py")
+        if "docs" not in file.relative_to(TREE).parts
+    )
+    assert [name for name in documented_variables() if not re.search(rf"\b{name}\b", tests)] == []
+
+
 @pytest.mark.parametrize("module", PUBLIC_MODULES)
 def test_every_public_name_is_in_the_reference(module):
     names = importlib.import_module(module).__all__
@@ -101,6 +114,79 @@ def test_every_extra_is_documented():
         for name in names.split(",")
     }
     assert said == {*extras()}
+
+
+def test_tests_have_what_every_extra_installs():
+    """So none of their tests is skipped."""
+    project = tomllib.loads((TREE / "pyproject.toml").read_text())
+    groups = project["dependency-groups"]
+
+    def names(requirements):
+        for one in requirements:
+            if isinstance(one, str):
+                yield re.match(r"[\w-]+", one)[0]
+            else:
+                yield from names(groups[one["include-group"]])
+
+    installed = {*names(groups["test"])}
+    of_extras = project["project"]["optional-dependencies"]
+    assert {extra: {*names(of_extras[extra])} - installed for extra in of_extras} == {
+        extra: set() for extra in of_extras
+    }
+
+
+BY_HAND = {
+    "arm64": "an hour on qemu, of what the workflow does on arm64",
+    "benchmark": "an idle machine for minutes; tests/test_benchmarks.py tries each script",
+    "chroot-test": "of what the workflow does on the same Pythons",
+    "clean": "there is nothing to clean",
+    "coverage": "it is for people to read",
+    "mutate": "hours; `make check` looks whether each mutation can be made",
+    "pins": "it asks for the newest of everything",
+    "stress": "minutes; `make test` runs the short form of its tests",
+    "tsan-freethreaded": "it builds a CPython for that",
+    "wheels": "the workflow builds each by cibuildwheel",
+    "windows": "tests/stub/test_windows.py, which `make test` runs as well",
+}
+"""The targets of make that neither .ci/run nor a workflow runs, and why."""
+
+
+def targets_that_are_run():
+    texts = [(TREE / ".ci" / "run").read_text()]
+    for file in (TREE / ".github" / "workflows").glob("*.yml"):
+        texts.append(file.read_text())
+        # `make "$TARGET"`
+        for job in yaml.safe_load(texts[-1])["jobs"].values():
+            matrix = job.get("strategy", {}).get("matrix", {})
+            values = [
+                *matrix.get("sanitizer", ()),
+                *(one["target"] for one in matrix.get("include", ())),
+            ]
+            texts += [f"make {value}" for value in values]
+    text = "\n".join(re.sub(r"^\s*#.*", "", text, flags=re.MULTILINE) for text in texts)
+    return {*re.findall(r"\bmake ([a-z][\w-]*)", text)} & make_targets()
+
+
+def test_every_target_of_make_is_run_by_ci_or_says_why_not():
+    # Steps of others.
+    steps = {target for target in make_targets() if target.endswith("-tools")} | {"model"}
+    assert make_targets() - steps - targets_that_are_run() == {*BY_HAND}
+
+
+@pytest.mark.parametrize("target", sorted(make_targets()))
+def test_recipe_of_a_target_names_files_that_are_there(target):
+    # What a recipe does in other runs of make, and in its own shell, is not done.
+    done = subprocess.run(
+        ["make", "-n", "SHELL=/bin/true", "VENV=build/none", target],
+        cwd=TREE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    folders = "tests|benchmarks|docs|examples|requirements|include|stub_lib"
+    named = re.findall(rf"(?<![\w./@])(?:\.\./)*((?:{folders})(?:/[\w.-]+)+)", done.stdout)
+    assert [name for name in named if not (TREE / name).exists()] == []
 
 
 def test_every_target_of_make_is_documented():
