@@ -41,6 +41,9 @@ STEPS = 60
 LATENCY = 0.0005
 # Long enough for every operation of these tests to be over on a machine that is not busy.
 LONGEST = 0.003
+# A handler that raises just behind `__enter__`: docs/lock.md says what to do. The next version has no
+# such place.
+MAY_LEAVE_A_LOCK = sys.version_info[:2] == (3, 14)
 
 # Holds and leaves slot 1 by turns, until its standard input ends.
 CONTENDER = """
@@ -478,6 +481,9 @@ def test_signals_at_any_moment_leak_nothing_and_hit_no_other(luna, cluster, call
             # Two levels, for the second may come while the first is being caught.
             with contextlib.suppress(Interruption):
                 be_interrupted_twice()
+            if MAY_LEAVE_A_LOCK:
+                with contextlib.suppress(luna_ext.LockNotOwnedError):
+                    slot.release()
     finally:
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
         signal.setitimer(signal.ITIMER_REAL, 0)

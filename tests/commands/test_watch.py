@@ -309,7 +309,8 @@ def test_what_is_shown_and_in_which_order(command, holds_of_old, options, slot_i
     done = command("watch", *options)
     assert list(rows(done)) == slot_ids
     if "age" in options:
-        assert "  1 min 1 s  " in done.stdout or "  1 min 2 s  " in done.stdout
+        # However long the command took on a busy machine.
+        assert re.search(r"  1 min \d+ s  ", done.stdout)
 
 
 @pytest.mark.parametrize(
