@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import importlib.util
 import os
@@ -31,6 +32,7 @@ import luna_ext
 
 PAGE = TREE / "docs" / "concepts" / "edges.md"
 CLUSTER = "cluster"
+ALREADY_INITIALIZED = 0x191
 
 
 def diagrams():
@@ -66,7 +68,7 @@ def is_as_drawn(request, reinitialise, luna, cluster):
     wanted = calls_in(diagrams()[request.function.__doc__.rstrip(".")])
     shown = {LOCK, UNLOCK, CLAIM} | {function for function, _ in wanted}
     log = [(call.function, call.rv_name) for call in cluster.log()]
-    first = next(i for i, (function, _) in enumerate(log) if function.startswith("CA_"))
+    first = next(i for i, (function, _) in enumerate(log) if function == wanted[0][0])
     assert [call for call in log[first:] if call[0] in shown] == wanted
 
 
@@ -211,6 +213,41 @@ def test_a_fork(luna, in_child):
         assert in_child(leave) == 0
 
 
+def test_a_fork_and_the_client_library_does_not_notice_it(luna, cluster, in_child):
+    """A fork, and the client library does not notice it."""
+
+    def use():
+        with pytest.raises(luna_ext.CryptokiError, match="each process one after the fork"):
+            luna.slots()
+        return True
+
+    cluster.fault("C_Initialize", ALREADY_INITIALIZED)
+    assert in_child(use) == 0
+    with luna.slot(1):
+        pass
+
+
+def test_the_event_loop_of_a_waiting_task_is_closed(
+    luna, cluster, hold_elsewhere, wait_until_inside
+):
+    """The event loop of a waiting task is closed."""
+    holder = hold_elsewhere(1)
+
+    async def enter_async():
+        async with luna.slot(1).lock():
+            pass
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(enter_async())
+    loop.run_until_complete(asyncio.sleep(0))
+    wait_until_inside(LOCK)
+    loop.close()
+    holder.release()
+    wait_until(lambda: logged(cluster, UNLOCK))
+    assert not task.done()
+    task._log_destroy_pending = False
+
+
 def test_another_process_has_the_lock_and_the_device_lets_the_call_wait(
     luna, hold_elsewhere, call, wait_until_inside
 ):
@@ -308,6 +345,16 @@ def test_other_code_initialises_the_client_library_anew(reinitialise, luna):
     with pytest.raises(luna_ext.LockLostError), luna.slot(1):
         reinitialise()
         luna.slot(1).ensure_held()
+
+
+def test_other_code_finalises_the_client_library(luna):
+    """Other code finalises the client library."""
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1):
+        assert ctypes.CDLL(luna.path).C_Finalize(None) == 0
+        luna.slot(1).ensure_held()
+    luna.reconnect()
+    with luna.slot(1):
+        pass
 
 
 def test_you_connect_anew(luna):
