@@ -96,11 +96,13 @@ coverage: $(VENV)/built $(VENV)/with-test
 	rm -f build/coverage/luna_ext/*.so
 	cd build/coverage && LUNA_EXT_COVERAGE=1 $(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/coverage && $(abspath $(BIN))/coverage run -m pytest -q $(AT_A_TIME) $(PATIENT) \
-		--ignore=tests/docs --ignore=tests/model --ignore=tests/test_instructions.py $(COMPILING:%=--ignore=tests/%.py)
+		--ignore=tests/docs --ignore=tests/model --ignore=tests/test_instructions.py \
+		$(COMPILING:%=--ignore=tests/%.py) || touch failed
 	cd build/coverage && $(abspath $(BIN))/coverage combine -q && $(abspath $(BIN))/coverage report
 	cd build/coverage && find build -name '*.gcda' | sort | while read -r counts; do \
 		gcov -n -b -o "$$(dirname "$$counts")" "$$counts" 2>/dev/null; done | \
 		grep -A3 -E "^File '(luna_ext|stub_lib)/.*(pyx|c)'"
+	[ ! -e build/coverage/failed ]
 
 # make asan, tsan and fuzz.
 include tests/c/sanitizers.mk

@@ -47,6 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
         # `make coverage` measures pytest-xdist's processes, but no program of a test: what it may have to
         # say there would be taken for the program's.
         os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+    elif "COVERAGE_PROCESS_CONFIG" in os.environ:
+        # So long they have to write their counts, before they are killed.
+        from xdist.workermanage import NodeManager
+
+        NodeManager.EXIT_TIMEOUT = 300
     # Nothing is captured yet.
     config.stash[REAL_STDERR] = os.dup(2)
 

@@ -306,10 +306,15 @@ def test_a_code_is_the_documented_exception_and_leaves_nothing_locked(cluster, n
     expected = step.outcome(rv)
     with cluster.library() as luna:
         given = prepare(luna)
-        before = len(cluster.log())
-        cluster.fault(step.function, rv, every=step.nth, times=1)
-        error = outcome_of(operation, given)
-        made = cluster.log()[before:]
+        for _ in range(5):
+            before = len(cluster.log())
+            cluster.fault(step.function, rv, every=step.nth, times=1)
+            error = outcome_of(operation, given)
+            made = cluster.log()[before:]
+            # Without a timeout a busy device is asked again for a moment, which a busy machine may miss.
+            late = isinstance(error, luna_ext.LockTimeoutError) and rv in BUSY
+            if not (late and name.endswith("at once")):
+                break
         struck = [call for call in made if (call.function, call.rv) == (step.function, rv)]
         assert struck != []
         # A call for a session that is struck is logged without its slot.
