@@ -1,7 +1,9 @@
 """A luna-ext within the command of another one, which holds a lock meanwhile.
 
 To wait for a lock that is held until one has ended oneself would never end. What is held is told to the
-command in its environment, and counts as long as the process that holds it is an ancestor.
+command in its environment, and counts as long as the process that holds it is an ancestor. The guard
+process has that environment as well, and is an ancestor of all that the command starts: so it is also
+found where the command has passed no environment on.
 """
 
 from __future__ import annotations
@@ -22,18 +24,19 @@ VARIABLE = "LUNA_EXT_HELD"
 def told_to_command(luna: Library, slot_ids: Sequence[int]) -> dict[str, str]:
     """The variable for the environment of a command that runs while these slots are held."""
     held = [{"pid": os.getpid(), "slots": [*slot_ids], "cluster": _cluster_of(luna)}]
-    return {VARIABLE: json.dumps([*_told_to_us(), *held])}
+    return {VARIABLE: json.dumps([*_told_by(os.environ.get(VARIABLE, "")), *held])}
 
 
 def refuse_nested(luna: Library, slot_ids: Sequence[int]) -> None:
     """Refuse to wait for what an ancestor holds until this process has ended."""
     cluster, ancestors = _cluster_of(luna), [*_ancestors()]
-    for held in _told_to_us():
+    told = (os.environ.get(VARIABLE, ""), *map(_variable_of, ancestors))
+    for held in (held for text in told for held in _told_by(text)):
         for slot_id in slot_ids:
             if (
                 held.get("cluster") == cluster
                 and held.get("pid") in ancestors
-                and slot_id in held.get("slots", ())
+                and slot_id in held["slots"]
             ):
                 raise click.ClickException(
                     f"slot {slot_id} is locked by the luna-ext that runs this command (PID "
@@ -44,15 +47,29 @@ def refuse_nested(luna: Library, slot_ids: Sequence[int]) -> None:
 
 def _cluster_of(luna: Library) -> list[str | None]:
     """What is the same for all processes that use one client library on one cluster."""
-    return [os.path.realpath(luna.path), os.environ.get(STATE_VARIABLE) if luna.is_stub else None]
+    state = os.path.realpath(os.environ[STATE_VARIABLE]) if luna.is_stub else None
+    return [os.path.realpath(luna.path), state]
 
 
-def _told_to_us() -> list[dict[str, Any]]:
+def _told_by(text: str) -> list[dict[str, Any]]:
     try:
-        told = json.loads(os.environ.get(VARIABLE, "[]"))
-    except ValueError:
+        told = json.loads(text or "[]")
+    except (ValueError, RecursionError):
         return []
-    return [held for held in told if isinstance(held, dict)] if isinstance(told, list) else []
+    if not isinstance(told, list):
+        return []
+    return [one for one in told if isinstance(one, dict) and isinstance(one.get("slots"), list)]
+
+
+def _variable_of(pid: int) -> str:
+    """With which the process was started; "": it was not, or is another user's."""
+    begin = f"{VARIABLE}=".encode()
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            entries = file.read().split(b"\0")
+    except OSError:
+        return ""
+    return next((os.fsdecode(each[len(begin) :]) for each in entries if each.startswith(begin)), "")
 
 
 def _ancestors() -> Iterator[int]:

@@ -735,6 +735,7 @@ def test_wrong_lists_of_labels(command, arguments, reason):
 
 
 WITHIN = [*COMMAND, "lock"]
+ALL_IT_NEEDS = ("LUNA_EXT_LIBRARY", "PYTHONPATH")
 
 
 @pytest.mark.parametrize(
@@ -757,6 +758,18 @@ WITHIN = [*COMMAND, "lock"]
 )
 def test_to_wait_for_a_luna_ext_above_is_an_error_at_once(command, locked, inner):
     done = command("lock", "--slot", "2", "--", *WITHIN, *inner)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.said
+    assert re.search(r"slot 2 is locked by the luna-ext that runs this command \(PID \d+\)", line)
+    assert locked() == {}
+
+
+@pytest.mark.parametrize("other", ["", "--slot 3 -- env -i $kept $0 -m luna_ext lock"])
+def test_nor_is_it_waited_for_where_the_environment_is_not_passed_on(command, locked, other):
+    """As by `env -i` and sudo."""
+    kept = [f"{name}={os.environ[name]}" for name in (*ALL_IT_NEEDS, STATE_VARIABLE)]
+    shell = f'kept="{" ".join(kept)}"; exec env -i $kept "$0" -m luna_ext lock {other} --slot 2 -- echo x'
+    done = command("lock", "--slot", "2", "--", "sh", "-c", shell, sys.executable)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.said
     assert re.search(r"slot 2 is locked by the luna-ext that runs this command \(PID \d+\)", line)
