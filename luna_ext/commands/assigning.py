@@ -32,6 +32,7 @@ from .console import (
 )
 from .interrupting import ended_at_once, ended_by_signals
 from .labels_file import read_labels
+from .listing import unassigned_slots
 from .nesting import refuse_nested
 from .pins import PinSources, pin_options
 from .texts import in_one_line
@@ -124,7 +125,10 @@ def _labels(file: BinaryIO | None, count: int | None, prefix: str | None, first:
     return labels
 
 
-def _say_what_would_be_done(luna: Library, labels: list[str], as_json: bool) -> None:
+def _say_what_would_be_done(
+    luna: Library, labels: list[str], guard: int | None, as_json: bool
+) -> int:
+    """The exit code that the same command without --dry-run would have, as far as that is known."""
     there = {token.label: token.slot.slot_id for token in luna.tokens()}
     for label in labels:
         slot_id = there.get(label)
@@ -135,12 +139,20 @@ def _say_what_would_be_done(luna: Library, labels: list[str], as_json: bool) -> 
         say(f"{label} {says}")
     skipped = sum(label in there for label in labels)
     left = len(labels) - skipped
+    unassigned = len(unassigned_slots() - {guard}) if luna.is_stub else None
+    missing = 0 if unassigned is None else max(0, left - unassigned)
     if as_json:
-        print_json_line(
-            {"event": "plan_end", "total": len(labels), "to_assign": left, "skipped": skipped}
+        plan = {"total": len(labels), "to_assign": left, "skipped": skipped}
+        print_json_line({"event": "plan_end", **plan, "unassigned": unassigned})
+    else:
+        say(f"{left} would be assigned, {skipped} skipped")
+    if missing:
+        tell(
+            f"{missing} of them would find no token: {unassigned} are unassigned"
+            f"{'' if guard is None else ', without the guard'}. Make more keyrings on the appliance, or "
+            "give fewer labels"
         )
-        return
-    say(f"{left} would be assigned, {skipped} skipped")
+    return 1 if missing else 0
 
 
 def _require(luna: Library) -> None:
@@ -273,12 +285,13 @@ def provision(
     labels = _labels(file, count, prefix, first)
     if dry_run:
         with ended_at_once(), options.open() as luna:
+            _require(luna)
             if guard is not None:
+                refuse_nested(luna, [guard])
                 tell(
                     f"{_guard_in_words(luna, guard)} would be locked meanwhile, and not be claimed"
                 )
-            _say_what_would_be_done(luna, labels, as_json)
-        return 0
+            return _say_what_would_be_done(luna, labels, guard, as_json)
     console = _Console(stderr=True, highlight=False)
     bar = Progress(
         TextColumn("{task.description}"),

@@ -172,7 +172,7 @@ def tokens(
         ]
         if unassigned:
             # Asked last: one that is assigned meanwhile is left out.
-            of = _unassigned()
+            of = unassigned_slots()
             found = [token for token in found if token["slot_id"] in of]
     _show(sorted(found, key=itemgetter("slot_id")), as_json)
     _tell_errors(bad.values())
@@ -185,8 +185,8 @@ def tokens(
     return 1 if bad else 0
 
 
-def _unassigned() -> set[int]:
-    """The slots of the stand-in's tokens that have their original label."""
+def unassigned_slots() -> set[int]:
+    """The slots of the stand-in's tokens that have their original label. A device does not tell."""
     tokens = Cluster(os.environ[STATE_VARIABLE]).tokens()
     return {token.slot_id for token in tokens if token.label == token.original_label}
 

@@ -11,6 +11,8 @@ import pexpect
 import pytest
 from support import CLAIM, ON_BOTH, but_for_the_warning
 
+from luna_ext.info import CLUSTER_FUNCTIONS
+
 
 @pytest.fixture
 def found(cluster):
@@ -135,6 +137,28 @@ def test_what_would_be_done(command, assign, found):
         "2 would be assigned, 1 skipped",
     ]
     assert list(found()) == ["x2"]
+
+
+def test_fewer_unassigned_tokens_than_labels_are_told_of(command, assign, old_client):
+    """Where it is known; a device does not tell it."""
+    assign("x2")
+    options = ("provision", "cluster-1", "--prefix", "x", "--dry-run", "--count")
+    assert command(*options, 8).returncode == 0
+    done = command(*options, 9)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "8 would be assigned, 1 skipped")
+    assert done.said == [
+        "luna-ext: 1 of them would find no token: 7 are unassigned. Make more keyrings on the appliance, "
+        "or give fewer labels"
+    ]
+    (free,) = (line for line in command("tokens", "--unassigned").stdout.splitlines()[1:2])
+    done = command(*options, 8, "--guard", free.split()[0])
+    assert done.returncode == 1
+    assert "1 of them would find no token: 6 are unassigned, without the guard. " in done.said[-1]
+    client = ("--library", old_client(*CLUSTER_FUNCTIONS))
+    assert command(*client, *options, 9).returncode == 0
+    done = command("--library", old_client("CA_GetSlotId"), *options, 1)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "has no CA_GetUnassignedSlot, which provision needs" in done.said[-1]
 
 
 @pytest.mark.parametrize(("number", "form"), [(signal.SIGINT, []), (signal.SIGTERM, ["--json"])])

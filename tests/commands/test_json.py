@@ -151,4 +151,4 @@ def test_what_provision_would_do(provision, assign):
     slot_id = assign("x2")
     code, (first, second, end) = provision("--count", 2, "--dry-run")
     assert (code, first["slot_id"], second["slot_id"]) == (0, None, slot_id)
-    assert end == {"event": "plan_end", "total": 2, "to_assign": 1, "skipped": 1}
+    assert end == {"event": "plan_end", "total": 2, "to_assign": 1, "skipped": 1, "unassigned": 7}
