@@ -20,7 +20,7 @@ from ..errors import rv_name
 from ..escaping import printable
 from .interrupting import ended_at_once
 from .loading import look_at
-from .texts import in_one_line
+from .texts import in_lines, in_one_line
 
 EXIT_TEMPORARY = 75
 """EX_TEMPFAIL of sysexits.h: try again later."""
@@ -85,8 +85,8 @@ def examples(*lines: str) -> str:
 
 
 def say(text: str) -> None:
-    """A line on standard output that a person reads."""
-    click.echo(printable(text))
+    """A line on standard output that a person reads; a terminal has it broken between words."""
+    click.echo(in_lines(printable(text)))
 
 
 def tell(text: str) -> None:

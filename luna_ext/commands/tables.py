@@ -71,9 +71,24 @@ class Layout:
         if not self.is_list:
             return ([self._line(row)] for row in self.cells)
         return (
-            [*(f"{name}: {cell}" for name, cell in zip(self.columns, row, strict=True)), ""]
+            [
+                *(
+                    line
+                    for entry in zip(self.columns, row, strict=True)
+                    for line in self._entry(*entry)
+                ),
+                "",
+            ]
             for row in self.cells
         )
+
+    def _entry(self, name: str, cell: str) -> list[str]:
+        """An entry of a list: in one line if it fits, or the cell in one of its own, to be broken last."""
+        width = self._width or 0
+        if cell_len(f"{name}: {cell}") <= width:
+            return [f"{name}: {cell}"]
+        indented = GAP + cell
+        return [f"{name}:", indented if cell_len(indented) <= width else cell]
 
     def _needs(self, shown: int) -> int:
         return sum(self._widths[:shown]) + len(GAP) * (shown - 1)

@@ -233,14 +233,22 @@ def test_a_narrow_terminal_loses_columns_from_the_right(shown, columns, last):
 def test_a_very_narrow_terminal_has_a_list(shown, columns):
     lines = shown("find", "keyring3", columns=columns)
     assert lines[:2] == ["slot: 3", "label: keyring3"]
-    assert re.fullmatch(r"serial number: \d{16}", lines[2])
-    assert lines[3:] == [
+    # No serial number is broken: it has a line of its own, if need be.
+    serial, *lines = "\n".join(lines[2:]).replace(":\n  ", ": ").split("\n")
+    assert re.fullmatch(r"serial number: \d{16}", serial)
+    assert lines == [
         "user PIN: not set",
         "sessions: 0",
         "firmware: 1.00",
         "model: Cluster keyring",
         "",
     ]
+
+
+def test_no_serial_number_is_broken_where_it_fits(shown):
+    lines = shown("find", "keyring3", columns=20)
+    assert max(map(len, lines)) <= 20
+    assert re.fullmatch(r"  \d{16}", lines[lines.index("serial number:") + 1])
 
 
 @pytest.mark.luna_cluster(keyrings=1, first_slot=10**18, label="a-label-of-thirty-one-bytes----")
