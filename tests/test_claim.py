@@ -1,10 +1,12 @@
 """Claiming unassigned tokens, and assigning them."""
 
 import contextlib
+import contextvars
 import ctypes
 import logging
 import os
 import signal
+import sys
 import textwrap
 import threading
 
@@ -13,6 +15,7 @@ from support import (
     CLAIM,
     DEVICE_ERROR,
     DUAL_IDENTITY,
+    INIT_TOKEN,
     LOCK,
     NONE_LEFT,
     UNLOCK,
@@ -220,17 +223,21 @@ def test_assign_gives_the_label_and_the_pins(luna, cluster, owner_of):
     assert [token.label for token in assigned] == ["payments-01"]
 
 
+ENDS_OF_UTF_8 = "\x7f\x80\u07ff\u0800\ud7ff\ue000\uffff\U00010000\U0010ffff"
+"""The last characters of each length, and the first of the next; and those beside the surrogates."""
+
+
 @DUAL_IDENTITY
 @pytest.mark.parametrize("kind", [str, str.encode, lambda pin: bytearray(pin, "utf-8")])
 def test_pins_of_every_kind(luna, kind):
     with luna.claim("cluster-1") as token:
-        so_pin, user_pin = kind("sö-pin-1"), kind("ü€😀-pin")
+        so_pin, user_pin = kind("sö-pin-1"), kind(f"ü€😀-{ENDS_OF_UTF_8}")
         new = token.assign("kind", so_pin=so_pin, user_pin=user_pin)
         assert so_pin == kind("sö-pin-1")
         assert luna_ext.TokenFlag.USER_PIN_INITIALIZED in new.info.flags
     # The device keeps exactly these bytes.
     assert log_in(new.slot.slot_id, 0, "sö-pin-1".encode()) == 0
-    assert log_in(new.slot.slot_id, 1, "ü€😀-pin".encode()) == 0
+    assert log_in(new.slot.slot_id, 1, f"ü€😀-{ENDS_OF_UTF_8}".encode()) == 0
     assert log_in(new.slot.slot_id, 1, b"another") == 0xA0
 
 
@@ -645,6 +652,37 @@ def test_no_copy_of_a_pin_is_left_in_memory(succeed):
         luna.close()
     """
     assert_no_copy_is_left(succeed, body)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the memory in /proc/self/smaps")
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_memory_of_a_pin_is_given_back(luna, cluster, fails):
+    """It is wiped in forked children, as no other memory of this process is."""
+
+    def kept():
+        with open("/proc/self/smaps") as maps:
+            return sum("wf" in line.split() for line in maps if line.startswith("VmFlags:"))
+
+    before = kept()
+    cluster.latency(0.5, INIT_TOKEN)
+    if fails:
+        cluster.fault(INIT_TOKEN, DEVICE_ERROR)
+    with luna.claim("cluster-1") as token:
+        context, errors = contextvars.copy_context(), []
+
+        def assign():
+            try:
+                token.assign("payments", so_pin="12345678", user_pin=b"87654321")
+            except luna_ext.DeviceError as error:
+                errors.append(str(error))
+
+        working = threading.Thread(target=context.run, args=(assign,))
+        working.start()
+        wait_until(lambda: logged(cluster, INIT_TOKEN))
+        assert kept() > before
+        working.join()
+    assert len(errors) == fails
+    assert kept() == before
 
 
 def assert_no_copy_is_left(succeed, body):

@@ -817,6 +817,11 @@ def in_block(block):
     with block as what:
         hold(what)
 
+def in_all(*targets):
+    with luna.lock_all(targets) as held:
+        for one in held:
+            hold(one)
+
 def acquire(**options):
     assert slot.acquire(**options)
     hold(slot)
@@ -853,6 +858,8 @@ WAITS = {
     "token.lock": (LOCK, "in_block(luna.token('keyring1').lock(timeout=40))"),
     "claim": (CLAIM, "in_block(luna.claim('cluster-1'))"),
     "timed claim": (CLAIM, "in_block(luna.claim('cluster-1', timeout=40))"),
+    "lock_all": (LOCK, "in_all(slot, luna.slot(2))"),
+    "lock_all, its second": (TOKEN_INFO, "in_all(slot, luna.token('keyring2'))"),
     "the label of a token": (TOKEN_INFO, "in_block(luna.token('keyring1'))"),
     "the label of a timed token": (TOKEN_INFO, "in_block(luna.token('keyring1').lock(timeout=40))"),
     "the label of a token that is looked after": (TOKEN_INFO, "in_block(looked_after())"),

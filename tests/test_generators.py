@@ -6,7 +6,7 @@ import os
 import threading
 
 import pytest
-from support import UNLOCK
+from support import UNLOCK, enter, nothing_is_locked
 
 FORMS = {
     "slot": lambda luna: luna.slot(1),
@@ -15,6 +15,7 @@ FORMS = {
     "token": lambda luna: luna.token("keyring1"),
     "token.lock": lambda luna: luna.token("keyring1").lock(timeout=20),
     "claim": lambda luna: luna.claim("cluster-1"),
+    "lock_all": lambda luna: luna.lock_all([luna.slot(1)]),
     "timed claim": lambda luna: luna.claim("cluster-1", timeout=20),
 }
 ONE = pytest.mark.luna_cluster(keyrings=1)
@@ -45,6 +46,17 @@ def test_a_block_that_another_thread_closes_gives_its_lock_back_and_is_told_of(
     with luna.slot(1).lock(timeout=10):
         pass
     assert [entry.function for entry in cluster.log()].count(UNLOCK) == 2
+
+
+def test_several_locks_are_given_back_though_another_thread_has_used_their_object(
+    luna, cluster, call
+):
+    locks = luna.lock_all([luna.slot(1), luna.slot(2)])
+    call(lambda: enter(locks)).result()
+    generator = block_of(locks)
+    next(generator)
+    call(generator.close).result()
+    assert nothing_is_locked(cluster)
 
 
 @ONE

@@ -704,6 +704,20 @@ def test_a_client_that_cannot_assign_refuses_before_anything_is_erased(
     assert {token.label for token in cluster.tokens()} == {f"keyring{n}" for n in range(1, 9)}
 
 
+@pytest.mark.parametrize("missing", ["C_SetPIN", "C_OpenSession", "C_CloseSession", "C_Logout"])
+def test_a_pin_is_not_begun_to_be_changed_by_a_client_that_cannot_end_it(
+    old_client, cluster, missing
+):
+    with luna_ext.Library(old_client(*CLUSTER_FUNCTIONS, without=missing)) as luna:
+        with luna.token("keyring3") as token:
+            with pytest.raises(luna_ext.UnsupportedFunctionError) as caught:
+                token.change_pin("so-pin-1", "so-pin-2", role="so")
+            token.ensure_held()
+        assert caught.value.function == missing
+        assert "Nothing was done" in str(caught.value)
+    assert "C_Login" not in {call.function for call in cluster.log()}
+
+
 @pytest.mark.parametrize("missing", [*OF_ASSIGNING, "C_GetSessionInfo"])
 def test_a_client_that_cannot_assign_locks(old_client, cluster, missing):
     with luna_ext.Library(old_client(*CLUSTER_FUNCTIONS, without=missing)) as luna:
@@ -716,10 +730,18 @@ def test_a_client_that_cannot_assign_locks(old_client, cluster, missing):
     assert locked_slots(cluster) == []
 
 
-@pytest.mark.parametrize("missing", ["C_OpenSession", "C_CloseSession", "C_Login", "C_Logout"])
+OF_A_LOGIN = ["C_OpenSession", "C_CloseSession", "C_Login", "C_Logout"]
+
+
+@pytest.mark.parametrize(
+    ("identity", "missing"),
+    [("single", function) for function in OF_A_LOGIN]
+    + [("dual", function) for function in [*OF_A_LOGIN, "C_InitPIN"]],
+)
 def test_a_user_pin_is_not_begun_to_be_set_by_a_client_that_cannot_end_it(
-    old_client, cluster, missing
+    old_client, cluster, identity, missing
 ):
+    cluster.switch("identity", identity)
     with cluster.library() as luna:
         report = luna_ext.provision(luna, "cluster-1", ["new"], so_pin="so-pin-1")
         assert report.failed == {}

@@ -343,6 +343,7 @@ def assign_with_users(token):
 @pytest.mark.parametrize(
     ("inside", "work"),
     [
+        ("C_OpenSession", relabel),
         (SESSION_INFO, change_users),
         (SESSION_INFO, change_officers),
         ("C_Login", change_officers),

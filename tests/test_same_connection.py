@@ -26,6 +26,8 @@ from support import (
     enter,
     entry_of,
     finalisations,
+    have_returned,
+    let_device_forget_us,
     logged,
     nothing_is_locked,
     wait_until,
@@ -34,7 +36,9 @@ from support import (
 import luna_ext
 from luna_ext.stub import library_path
 
+SLOT_ID_INVALID = 0x3
 SESSION_COUNT = 0xB1
+SESSION_EXISTS = 0xB6
 
 OPEN_SESSION = "C_OpenSession"
 # After a block as long as this the library looks whether it was finalised.
@@ -304,6 +308,33 @@ def test_another_program_may_assign_what_a_claim_has_given_back(luna, succeed):
     assert len(succeed(assigning)) == 8
 
 
+@pytest.mark.luna_cluster(keyrings=1)
+def test_another_program_may_assign_what_a_claim_gives_back_while_the_session_is_opened(
+    luna, cluster, succeed, wait_until_inside
+):
+    async def claim():
+        async with luna.claim("cluster-1"):
+            pass
+
+    async def main():
+        task = asyncio.create_task(claim())
+        await asyncio.to_thread(wait_until_inside, OPEN_SESSION)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(wait_until, lambda: logged(cluster, UNLOCK))
+
+    cluster.latency(0.5, OPEN_SESSION, after=True)
+    asyncio.run(main())
+    cluster.latency(0, OPEN_SESSION, after=True)
+    wait_until(lambda: have_returned(cluster.log()))
+    assigning = """
+        with luna.claim("cluster-1") as token:
+            print(token.assign("payments", so_pin="12345678").label)
+    """
+    assert succeed(assigning) == ["payments"]
+
+
 def test_assign_is_not_hindered_by_the_librarys_own_session(luna, cluster):
     for number in range(4):
         with luna.claim("cluster-1") as token:
@@ -314,8 +345,11 @@ def test_assign_is_not_hindered_by_the_librarys_own_session(luna, cluster):
     assert nothing_is_locked(cluster)
 
 
-def test_a_holder_hears_of_it_after_its_assignment_as_well(reinitialise, luna, cluster):
+@pytest.mark.parametrize("tries", [1, 2])
+def test_a_holder_hears_of_it_after_its_assignment_as_well(reinitialise, luna, cluster, tries):
     """The library's own session is closed for the assignment, and opened again."""
+    # Another program's session is still there.
+    cluster.fault(INIT_TOKEN, SESSION_EXISTS, times=tries - 1)
     with pytest.raises(luna_ext.LockLostError), luna.claim("cluster-1") as token:
         assigned = token.assign("payments", so_pin="12345678")
         reinitialise()
@@ -366,6 +400,36 @@ def test_one_passing_error_is_no_loss(luna, cluster):
         cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
         slot.ensure_held()
     assert len(logged(cluster, UNLOCK)) == 1
+
+
+def test_a_token_that_goes_with_the_librarys_own_session_is_no_loss_of_others(
+    reinitialise, luna, cluster
+):
+    """The session is on the first slot that was locked. The next lock call opens another."""
+    with luna.slot(2):
+        pass
+    with luna.slot(1) as slot, luna.slot(3):
+        # Another token has the slot by the second end of a block.
+        cluster.fault(SESSION_INFO, SESSION_HANDLE_INVALID, times=2)
+        cluster.fault(TOKEN_INFO, SLOT_ID_INVALID, times=1)
+        time.sleep(LONG_BLOCK)
+    assert [one.slot_id for one in logged(cluster, UNLOCK)] == [2, 3, 1]
+    cluster.fault(SESSION_INFO, 0, times=0)
+    opened = len(logged(cluster, OPEN_SESSION))
+    with pytest.raises(luna_ext.LockLostError), slot:
+        assert len(logged(cluster, OPEN_SESSION)) > opened
+        reinitialise()
+        slot.ensure_held()
+
+
+def test_a_loss_is_told_at_each_question_though_the_device_answers_again(luna, cluster):
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
+        let_device_forget_us(cluster)
+        for _ in range(2):
+            with pytest.raises(luna_ext.LockLostError, match="does not answer any more"):
+                slot.ensure_held()
+    assert logged(cluster, UNLOCK) == []
+    luna.reconnect()
 
 
 def test_errors_while_the_session_lives_are_no_loss(luna, cluster):
@@ -515,6 +579,25 @@ def test_lost_blocks_of_tasks_may_end_in_any_order(luna, cluster, make, order):
                 slot.ensure_held()
             assert not nothing_is_locked(cluster)
         assert nothing_is_locked(cluster)
+
+    asyncio.run(main())
+
+
+@EACH_SHARED
+def test_the_newest_block_may_end_before_the_lost_ones(luna, cluster, make):
+    """All are of the same object."""
+
+    async def main():
+        lock = make(luna)
+        entered, lost = asyncio.Event(), asyncio.Event()
+        losing = asyncio.create_task(lose(lock, entered, lost))
+        await entered.wait()
+        await asyncio.to_thread(luna.reconnect)
+        async with lock:
+            assert not nothing_is_locked(cluster)
+        assert nothing_is_locked(cluster)
+        lost.set()
+        await losing
 
     asyncio.run(main())
 

@@ -300,6 +300,34 @@ def test_a_release_that_gets_no_thread_is_made_at_once(succeed):
     assert succeed(body) == ["free"]
 
 
+def test_a_task_whose_release_gets_no_thread_makes_it_itself(succeed):
+    """All workers are in lock calls that the device does not answer."""
+    body = f"""
+        import asyncio
+
+        async def keep_workers_busy():
+            for number in range(2, 9):
+                try:
+                    async with luna.slot(number).lock(timeout=0.1):
+                        pass
+                except luna_ext.LockTimeoutError:
+                    continue
+                except RuntimeError:
+                    return
+
+        async def main():
+            async with slot.lock():
+                cluster.latency(3600, {LOCK!r})
+                {NO_MORE_THREADS}
+                await keep_workers_busy()
+            print(cluster.tokens()[0].owner, slot.locked(), flush=True)
+            os._exit(0)
+
+        asyncio.run(main())
+    """
+    assert succeed(body) == ["None", "False"]
+
+
 def test_a_lock_while_another_thread_imports_asyncio(luna, monkeypatch, owner_of):
     """A module is in sys.modules before it has any of its names."""
     monkeypatch.setitem(sys.modules, "asyncio", types.ModuleType("asyncio"))

@@ -378,7 +378,11 @@ cdef class Request(Waiter):
         luna_shared_set(&mutex.is_unassigned, True)
         self.locks.look_for_canary(mutex.slot_id)
         now = seen(&mutex.record)
-        if (now.owner == 0 or now.hold != self.seat.hold) and luna_shared_take(&mutex.is_unassigned):
+        if now.owner == 0 or now.hold != self.seat.hold:
+            # Unless another claim has marked it for itself.
+            if now.owner == 0:
+                luna_shared_set(&mutex.is_unassigned, False)
+            # The unlock may have come while the canary was still being opened.
             mutex.leave_unassigned()
         return 0
 
