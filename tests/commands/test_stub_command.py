@@ -92,6 +92,23 @@ def test_fault(command, rv):
     assert command("lock", "--slot", 1, "--", "true").returncode == 0
 
 
+def test_a_fault_that_strikes_by_chance(command, luna):
+    def struck(seed):
+        chance = ("--probability", 0.5, "--seed", seed)
+        assert command("stub", "fault", LOCK, "CKR_DEVICE_ERROR", *chance).returncode == 0
+        for _ in range(40):
+            try:
+                luna.slot(1).acquire()
+                luna.slot(1).release()
+                yield False
+            except luna_ext.DeviceError:
+                yield True
+
+    first, again, another = ([*struck(seed)] for seed in (7, 7, 8))
+    assert 5 < sum(first) < 35
+    assert again == first != another
+
+
 def test_a_fault_that_is_taken_away(command):
     command("stub", "fault", "CA_LockClusteredSlot", "CKR_BUSY")
     command("stub", "fault", "CA_LockClusteredSlot", "CKR_BUSY", "--times", 0)
