@@ -1,6 +1,6 @@
 """The cluster layer: what users hold, over the mutex layer."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from luna_ext._device cimport (
     CK_RV,
@@ -11,6 +11,7 @@ from luna_ext._device cimport (
     Pin,
     PyThread_type_lock,
     Share,
+    luna_guard,
 )
 from luna_ext._mutex cimport Heartbeat, Leave, Locks, Loss, Request, SlotMutex, Wait, Waiter
 
@@ -25,7 +26,10 @@ cdef class Library:
     cdef PyThread_type_lock closing  # locked while the first close() takes the locks off; or NULL
     cdef unsigned long closer        # ident of the thread that called the first close()
     cdef long closing_pid            # ID of the process that called it
-    cdef dict slots_by_id            # slot ID -> its one ClusterSlot
+    cdef luna_guard guard            # of the next
+    cdef list slots_by_number        # number of a SlotMutex -> its one ClusterSlot, or None
+
+    cdef ClusterSlot _keep_slot(self, int64_t number, ClusterSlot slot)
 
 
 cdef class ClusterSlot:

@@ -13,7 +13,7 @@ from types import GenericAlias
 
 cimport cython
 from cpython.object cimport PyObject
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from luna_ext._device cimport (
     C_SET_PIN,
@@ -61,11 +61,14 @@ from luna_ext._device cimport (
     left_of,
     library_info,
     load_client,
+    luna_guard_lock,
+    luna_guard_unlock,
     luna_make_immortal,
     luna_now,
     luna_shared_add,
     luna_shared_get,
     luna_shared_set,
+    luna_shared_set8,
     luna_shared_set_once,
     new_signal,
     on_main_thread,
@@ -82,6 +85,7 @@ from luna_ext._device cimport (
     wraps_stand_in,
 )
 from luna_ext._mutex cimport (
+    CONCLUDED,
     FAILED,
     GRANTED,
     HANDED_OVER,

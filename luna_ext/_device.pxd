@@ -3,7 +3,7 @@ locks.
 """
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 include "_device/cryptoki.pxd"
 
@@ -70,12 +70,21 @@ cdef extern from "native.h":
     uint64_t luna_shared_get64 "luna_shared_get" (uint64_t *place) noexcept nogil
     void luna_shared_set64 "luna_shared_set" (uint64_t *place, uint64_t value) noexcept nogil
     uint64_t luna_shared_add64 "luna_shared_add" (uint64_t *place, uint64_t amount) noexcept nogil
+    uint32_t luna_shared_get32 "luna_shared_get" (uint32_t *place) noexcept nogil
+    void luna_shared_set32 "luna_shared_set" (uint32_t *place, uint32_t value) noexcept nogil
+    uint8_t luna_shared_get8 "luna_shared_get" (uint8_t *place) noexcept nogil
+    void luna_shared_set8 "luna_shared_set" (uint8_t *place, uint8_t value) noexcept nogil
+    void *luna_shared_get_pointer "luna_shared_get" (void **place) noexcept nogil
+    void luna_shared_set_pointer "luna_shared_set" (void **place, void *value) noexcept nogil
     int luna_shared_take(int *place) noexcept nogil
     # From 0 to 1: whether this thread has done it.
     bint luna_shared_set_once(int *place) noexcept nogil
-    void luna_mark(int *place) noexcept nogil
-    bint luna_is_marked(int *place) noexcept nogil
+    void luna_mark(uint8_t *place) noexcept nogil
+    bint luna_is_marked(uint8_t *place) noexcept nogil
+    bint luna_take_mark(uint8_t *place) noexcept nogil
     bint luna_is_first(int *place) noexcept nogil
+
+    int luna_bits(uint64_t number) noexcept nogil
 
     struct luna_lengths:
         uint64_t nanoseconds
@@ -113,6 +122,8 @@ cdef extern from "native.h":
     bint luna_is_worker() noexcept nogil
     void luna_become_worker() noexcept nogil
     void luna_introduce(uint64_t number, bint is_main) noexcept nogil
+    bint luna_has_joined() noexcept
+    void luna_note_joined(bint joined) noexcept
     int luna_shard() noexcept nogil
     bint luna_leads_process() noexcept nogil
     long luna_thread_id() noexcept nogil
@@ -286,7 +297,7 @@ cdef int hold_back_at_exit() except -1
 # These say whether the call was made (if not, the client is not ready, or does not answer any
 # more), and cannot raise: their callers have to act on the answer at once.
 cdef bint lock_slot(
-    Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds, int *back, uint64_t *clock
+    Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds, uint8_t *back, uint64_t *clock
 ) noexcept
 cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *clock) noexcept
 cdef bint next_unassigned(

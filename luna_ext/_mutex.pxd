@@ -1,7 +1,7 @@
 """The mutex layer: the lock of one slot in this process, over the device layer."""
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from luna_ext._device cimport (
     CK_RV,
@@ -61,6 +61,7 @@ cdef enum Leave:
     UNLOCK_DUE_LATER    # the unlock call is due after a moment for the lock call that is out
     LEFT_TO_WORK        # calls under way rely on the lock: the last one that ends unlocks
     HANDED_OVER     # no unlock call: the next waiter of this process has the lock
+    CONCLUDED       # nothing any more: all of it has been done
 
 # What a claim has come back with.
 cdef enum Arrival:
@@ -83,53 +84,70 @@ cdef struct Seat:
     bint poll               # an error that may mean contention is tried again
     void *waiter            # the Waiter that it is part of; while it is queued, a reference
 
-# The state of one slot's lock in this process. Only the transitions in state.pyx write it.
-cdef struct Record:
-    luna_guard guard        # of all that follows
-    Seat *first             # the queue; the first is next
-    Seat *last
-    int waiting             # its length
-    bint turn               # one thread may make lock calls, or is about to
-    uint64_t caller         # that thread, if it makes them for itself; 0: a worker does
-    bint calling            # the device has the lock call
-    uint64_t calls          # lock calls so far
-    uint64_t asked_after    # `unlocks` when the last one was made
-    uint64_t asked_in       # the generation of C_Initialize in which it was made
-    uint64_t owner          # number of the thread, task or greenlet that holds the lock; 0: none
-    uint64_t home           # number of the thread that the owner runs on
-    uint64_t share          # number of the Share through which the lock is held
-    uint64_t hold           # number of the newest hold: shows whether it is still the same hold
-    uint64_t generation     # of C_Initialize, in which the newest hold was granted
-    Loss loss               # of the present hold
-    int leaving             # unlock calls that are due, or out
-    uint64_t unlocks        # unlock calls that were due so far
-    uint64_t handed_over    # those of them that were not made: the next waiter got the lock instead
-    uint64_t losses         # holds so far whose lock the device had dropped
-    uint64_t unlocked_at    # number of the newest claim when the last one was answered
-    bint doubt              # a grant proves nothing: whether the lock is on is not known
-    uint64_t doubt_in       # the generation in which it was
-    bint owed               # a lock call is due even without a waiter: to take off what may be set
-    uint64_t owed_at        # the newest lock call when a doubt made it so
-    uint64_t owed_in        # the generation in which that became so
-    bint on_trial           # the lock call was made while the lock was surely on, and its moment lasts
-    bint unsent             # a worker is to make it, and has not come to that
-    uint64_t suspected      # the lock call that an unlock has crossed after a moment; 0: none
-    double unlocked_time    # when that unlock was answered, in seconds of luna_now()
-    int working             # calls under way that rely on the hold; it is unlocked after them
-    bint eviction_due       # the hold is over, or its Library closed, while such calls are under way
-    bint inherited          # the lock was held in the parent process, at the fork
-    PyThread_type_lock call_signal  # released when the lock call goes out or comes back; or NULL
-
-# The pauses between the tries of a call that the device turns down.
-cdef struct Backoff:
-    double longest          # seconds; the next pause is shorter
-
 # What is known of other processes that want the lock of a slot, where that is found out by polling. In
 # microseconds of luna_now(); 0: never.
 cdef struct Contention:
     uint64_t met            # when a lock call found the lock with another process, the last time
     uint64_t run_began      # when this process got it first, without another one in between
     uint64_t freed          # when an unlock call was answered, the last time
+
+# What only few slots ever need: part of a Seldom, which is made when that becomes so, and then stays.
+cdef struct Rare:
+    void *seldom            # the Seldom that it is part of
+    PyThread_type_lock call_signal  # released when the lock call goes out or comes back; or NULL
+    double unlocked_time    # when the unlock that crossed it was answered, in seconds of luna_now()
+    Contention contention   # of other processes, where the Library polls
+    uint64_t alive_at       # luna_coarse_nanoseconds() when the canary was last seen before a handover
+    uint32_t watched_call   # number of the lock call that the watcher saw last
+    bint watched_told       # whether the watcher has warned of it
+    double watched_since    # when the watcher saw it first, in seconds of luna_now()
+    int doubted             # whether a worker is to tell of a doubt, if it lasts
+
+# The state of one slot's lock in this process. Only the transitions in state.pyx write it, but for the
+# marks. A process may have thousands of them, so it is small.
+cdef struct Record:
+    luna_guard guard        # of all that follows the marks
+    uint8_t back            # a mark: the lock call has its answer, heard or not
+    uint8_t is_unassigned   # a mark: a claim holds the slot, and has not assigned its token
+    uint8_t turn            # one thread may make lock calls, or is about to
+    uint8_t calling         # the device has the lock call
+    uint8_t crossed         # an unlock became due since the newest lock call began
+    uint8_t suspected       # an unlock has crossed the newest lock call after a moment
+    uint8_t owed_since      # `owed` was made so by a doubt since the newest lock call began
+    uint8_t on_trial        # the lock call was made while the lock was surely on, and its moment lasts
+    uint8_t unsent          # a worker is to make it, and has not come to that
+    uint8_t doubt           # a grant proves nothing: whether the lock is on is not known
+    uint8_t owed            # a lock call is due even without a waiter: to take off what may be set
+    uint8_t inherited       # the lock was held in the parent process, at the fork
+    uint8_t eviction_due    # the hold is over, or its Library closed, while such calls are under way
+    uint8_t loss            # a Loss: of the present hold
+    uint32_t calls          # lock calls so far; counts anew from 0 behind the largest number
+    uint16_t leaving        # unlock calls that are due, or out
+    uint16_t working        # calls under way that rely on the hold; it is unlocked after them
+    uint32_t waiting        # length of the queue
+    uint32_t asked_in       # the generation of C_Initialize in which the newest lock call was made
+    uint32_t generation     # that in which the newest hold was granted
+    uint32_t doubt_in       # that in which `doubt` was
+    uint32_t owed_in        # that in which `owed` became so
+    uint32_t share          # number of the Share through which the lock is held
+    uint64_t caller         # the thread with the turn, if it makes the calls for itself; 0: a worker does
+    uint64_t owner          # number of the thread, task or greenlet that holds the lock; 0: none
+    uint64_t home           # number of the thread that the owner runs on
+    uint64_t hold           # number of the newest hold: shows whether it is still the same hold
+    uint64_t unlocks        # unlock calls that were due so far
+    uint64_t unlocked_at    # number of the newest claim when the last one was answered
+    Seat *first             # the queue; the first is next, and the last is before the first
+    Rare *rare              # or NULL
+
+# What the Records of a client share.
+cdef struct Common:
+    int kind                # a Kind: what is known of the device
+    uint64_t handed_over    # unlocks that were due and not made: the next waiter got the lock instead
+    uint64_t losses         # holds whose lock the device had dropped
+
+# The pauses between the tries of a call that the device turns down.
+cdef struct Backoff:
+    double longest          # seconds; the next pause is shorter
 
 # One wait, from the moment that the lock was asked for.
 cdef struct Wait:
@@ -236,25 +254,27 @@ cdef class Heartbeat:
     cdef bint uncancel(self) except -1
 
 
+cdef class Seldom:
+    """What only few locks ever need. Made when that becomes so, and kept."""
+    cdef Rare rare                   # the part of the Record
+    cdef dict evictions              # (owner, Share) -> the Loss that took its lock off; or None
+    cdef Place noted                 # where the newest noted hold was taken, or None
+    cdef LostEvent lost              # of the newest hold whose event was asked for; or None
+
+
 cdef class SlotMutex:
     """The lock of one slot in this process."""
     cdef Record record
-    cdef int back                    # a mark: the lock call has its answer, heard or not
-    cdef int is_unassigned           # whether a claim holds it, and has not assigned its token
     # luna_coarse_nanoseconds() when the device granted the lock; 0: not known, or no holder has got it
     cdef uint64_t held_since
-    cdef uint64_t alive_at           # the same when the canary was last seen before a handover
     cdef Locks locks                 # of the client, for all its slots
-    cdef Client client               # makes the device calls
     cdef readonly CK_SLOT_ID slot_id
-    cdef dict evictions              # (owner, Share) -> the Loss that took its lock off; or None
-    cdef Place noted                 # where the newest noted hold was taken, or None
-    cdef uint64_t watched_call       # number of the lock call that the watcher saw last
-    cdef double watched_since        # when the watcher saw it first, in seconds of luna_now()
-    cdef bint watched_told           # whether the watcher has warned of it
-    cdef Contention contention       # of other processes, where the Library polls
-    cdef int doubted                 # whether a worker is to tell of a doubt, if it lasts
-    cdef LostEvent lost              # of the newest hold whose event was asked for; or None
+
+    cdef Rare *known_rare(self) noexcept nogil
+    cdef Rare *rare(self) noexcept
+    cdef Seldom known_seldom(self)
+    cdef Seldom seldom(self)
+    cdef dict evictions(self)
 
     cdef uint64_t generation(self) noexcept nogil
     cdef int acquire(self, Share share) except -1
@@ -311,7 +331,7 @@ cdef class SlotMutex:
     cdef int take_from_holder(self, uint64_t hold, Loss told) except -1
     cdef object close_share(self, Share share)
 
-    cdef bint _is_long(self, uint64_t call, double now) noexcept
+    cdef bint _is_long(self, uint32_t call, double now) noexcept
     cdef bint _was_told_of_call(self) noexcept
     cdef int _own_call(self, uint64_t number, Share share, Wait *wait) except -1
     cdef int _wait_for_turn(
@@ -347,6 +367,7 @@ cdef class Request(Waiter):
     cdef uint64_t _begin(self) noexcept
     cdef int _end(self) noexcept
     cdef int _refuse(self, object error) except -1
+    cdef int64_t _keep_or_unlock(self, SlotMutex mutex) except -1
     cdef bint _take_over(self, uint64_t hold) noexcept
     cdef bint _own_after_all(self) except -1
     cdef int make(self) except -1
@@ -357,11 +378,25 @@ cdef class Request(Waiter):
     cdef int give_up(self) except -1
 
 
+cdef enum:
+    FIRST_BLOCK = 64
+    MOST_BLOCKS = 26
+    MOST_KEPT = 1 << 30
+
+# The SlotMutexes of a client, one per slot and process. Each has a number, in the order in which they came.
+cdef struct Table:
+    luna_guard guard
+    uint32_t count                      # how many there are
+    uint32_t room                       # of `places`: a power of 2; 0: there are none yet
+    uint32_t *places                    # by what is made of a slot's ID: its number, plus 1; 0: free
+    void **blocks[<int> MOST_BLOCKS]    # the SlotMutexes by their numbers, with a reference to each
+
+
 cdef class Locks:
     """All that a client's locks share."""
     cdef Client client                  # the client library that these locks belong to
-    cdef dict mutexes                   # slot ID -> its SlotMutex, one per process
-    cdef int kind                       # a Kind: what is known of the device
+    cdef Table table                    # of the SlotMutexes
+    cdef Common common                  # what their Records share
     cdef uint64_t claims                # number of the newest claim
     cdef luna_guard guard               # of the claims below
     cdef set requests                   # the Requests that wait, or are being made
@@ -377,9 +412,10 @@ cdef class Locks:
     cdef bint publishes                 # whether a thread writes the files for `luna-ext watch`
 
     cdef uint64_t generation(self) noexcept nogil
-    cdef SlotMutex mutex(self, object slot_id)
+    cdef int64_t number_of(self, CK_SLOT_ID slot_id) except -1
+    cdef SlotMutex mutex(self, int64_t number)
     cdef SlotMutex _new(self)
-    cdef SlotMutex _keep(self, SlotMutex mutex, object slot_id)
+    cdef int64_t _keep(self, SlotMutex mutex, CK_SLOT_ID slot_id) except -1
     cdef list all(self)
     cdef int serve_next(self) noexcept
     cdef int look_for_canary(self, CK_SLOT_ID slot_id) noexcept
@@ -400,7 +436,7 @@ ctypedef int (*Work)(object subject) noexcept
 cdef uint64_t forks
 cdef int signal_anew(PyThread_type_lock signal) noexcept
 cdef Heartbeat new_heartbeat(SlotMutex mutex, Share share, double seconds, object on_lost)
-cdef Place note_place(object task)
+cdef Place note_place(SlotMutex mutex, object task)
 cdef Leave begin_leave_of(SlotMutex mutex, uint64_t number, uint64_t share, Loss *loss) noexcept
 cdef bint run_on_worker(Work work, object subject) noexcept
 cdef int call_on_worker(object function) except -1

@@ -18,7 +18,7 @@ from functools import partial
 cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -80,29 +80,39 @@ from luna_ext._device cimport (
     lock_slot,
     luna_at_fork_in_child,
     luna_begin_watch,
+    luna_bits,
     luna_coarse_nanoseconds,
     luna_count_add,
     luna_count_get,
     luna_guard,
     luna_guard_lock,
     luna_guard_unlock,
+    luna_has_joined,
     luna_introduce,
     luna_is_main,
     luna_leads_process,
     luna_look_up,
     luna_nanoseconds,
+    luna_note_joined,
     luna_now,
     luna_number,
     luna_pause,
     luna_raise_pending,
     luna_shared_add,
     luna_is_marked,
+    luna_mark,
     luna_shared_get,
+    luna_shared_get32,
     luna_shared_get64,
+    luna_shared_get_pointer,
     luna_shared_set,
+    luna_shared_set32,
     luna_shared_set64,
+    luna_shared_set8,
+    luna_shared_set_pointer,
     luna_shared_set_once,
     luna_shared_take,
+    luna_take_mark,
     luna_thread_exists,
     luna_thread_id,
     luna_watch,
@@ -160,6 +170,7 @@ include "_mutex/reports.pyx"
 include "_mutex/workers.pyx"
 include "_mutex/queue.pyx"
 include "_mutex/mutex.pyx"
+include "_mutex/table.pyx"
 include "_mutex/claims.pyx"
 include "_mutex/heartbeat.pyx"
 include "_mutex/exit.pyx"

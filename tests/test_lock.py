@@ -47,6 +47,20 @@ def test_one_object_per_slot_id(luna):
     assert luna.token("keyring5").slot is luna.slot(5)
 
 
+def test_one_object_per_slot_id_and_library_however_many_there_are(cluster, luna):
+    odd = [number << 32 for number in range(1, 300)]
+    ids = [*range(1000, 3000), *odd, *(2**63 + number for number in odd), 2**32 - 1]
+    slots = {slot_id: luna.slot(slot_id) for slot_id in ids}
+    with cluster.library() as other:
+        others = {slot_id: other.slot(slot_id) for slot_id in reversed(ids)}
+
+        assert len({id(slot) for slot in (*slots.values(), *others.values())}) == 2 * len(ids)
+        for slot_id in ids:
+            assert luna.slot(slot_id) is slots[slot_id]
+            assert other.slot(slot_id) is others[slot_id]
+            assert slots[slot_id].slot_id == others[slot_id].slot_id == slot_id
+
+
 def test_acquire_returns_true_and_takes_the_arguments_of_threading_lock(luna, owner_of):
     slot = luna.slot(1)
     for arguments in ((), (True,), (True, -1), (True, 5), (False,), (True, 0)):

@@ -58,6 +58,27 @@ def test_a_child_task_may_rely_on_its_parents_lock(luna):
 
 
 @pytest.mark.parametrize("on_main", [True, False])
+def test_what_starts_in_another_context_relies_on_a_lock_that_was_taken_there(luna, call, on_main):
+    """A thread that has locked before has noted in its own context that it is the one that asks."""
+    slot = luna.slot(1)
+
+    def rely():
+        with slot:
+            in_pool(slot.ensure_held)
+
+    def lock_in_contexts():
+        rely()
+        contextvars.Context().run(rely)
+        rely()
+        contextvars.Context().run(rely)
+
+    if on_main:
+        lock_in_contexts()
+    else:
+        call(lock_in_contexts).result()
+
+
+@pytest.mark.parametrize("on_main", [True, False])
 def test_a_thread_of_a_pool_may_rely_on_it_in_a_copied_context(luna, call, on_main):
     def work():
         with luna.slot(1) as slot:

@@ -72,7 +72,7 @@ cdef class Library:
             from .applications import tell_once
 
             tell_once()
-        self.slots_by_id = {}
+        self.slots_by_number = []
         self.share = open_client(self.locks, self.path)
         self.share.poll = contention == "poll"
         self.share.handover = handover_seconds
@@ -146,7 +146,9 @@ cdef class Library:
         luna_shared_set(&self.share.open, False)
         failure = None
         places = []
-        for each in list(self.slots_by_id.values()):
+        for each in list(self.slots_by_number):
+            if each is None:
+                continue
             slot = <ClusterSlot> each
             try:
                 place = slot.mutex.close_share(self.share)
@@ -254,17 +256,33 @@ cdef class Library:
             The Library is closed.
         """
         self._check_open()
-        slot = self.slots_by_id.get(slot_id) if type(slot_id) is int else None
-        if slot is None:
-            number = operator.index(slot_id)
-            if not 0 <= number <= LARGEST_SLOT_ID:
-                raise OverflowError(
-                    f"{number} is no slot ID: a CK_SLOT_ID is 0 to {LARGEST_SLOT_ID}"
-                )
-            slot = self.slots_by_id.setdefault(
-                number, new_slot(self, number)
-            )
-        return slot
+        cdef CK_SLOT_ID wanted
+        cdef int64_t number
+        given = slot_id if type(slot_id) is int else operator.index(slot_id)
+        try:
+            wanted = given
+        except OverflowError:
+            raise OverflowError(
+                f"{given} is no slot ID: a CK_SLOT_ID is 0 to {LARGEST_SLOT_ID}"
+            ) from None
+        number = self.locks.number_of(wanted)
+        if number < len(self.slots_by_number):
+            slot = self.slots_by_number[number]
+            if slot is not None:
+                return slot
+        return self._keep_slot(number, new_slot(self, self.locks.mutex(number)))
+
+    cdef ClusterSlot _keep_slot(self, int64_t number, ClusterSlot slot):
+        """The one ClusterSlot of this number; `slot`, if there is none yet."""
+        luna_guard_lock(&self.guard)
+        try:
+            while len(self.slots_by_number) <= number:
+                self.slots_by_number.append(None)
+            if self.slots_by_number[number] is None:
+                self.slots_by_number[number] = slot
+            return <ClusterSlot> self.slots_by_number[number]
+        finally:
+            luna_guard_unlock(&self.guard)
 
     def slots(self, token_present=True):
         """The slots that the client knows (C_GetSlotList), a list of ClusterSlot.
@@ -581,7 +599,7 @@ def read_token(ClusterSlot slot not None):
     """The slot's Token with its information; None when slot or token vanished."""
     check_open(slot.share, slot.mutex.slot_id)
     try:
-        raw_label, info = labelled_token_info(slot.mutex.client, slot.slot_id)
+        raw_label, info = labelled_token_info(slot.mutex.locks.client, slot.slot_id)
     except CryptokiError as error:
         if meaning_of(error.rv) is Meaning.GONE:
             return None

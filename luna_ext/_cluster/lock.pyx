@@ -75,6 +75,8 @@ cdef int end_block(
     cdef double began = 0
     cdef CK_RV rv = CKR_OK
     cdef uint64_t me = mutex.begin_release_here(share, &due, &loss, &rv, &began)
+    if due == CONCLUDED:
+        return 0
     if (due == UNLOCK_DUE or due == HANDED_OVER) and rv == CKR_OK:
         return mutex.conclude_release(due, loss, rv, me, share, began)
     try:
@@ -390,7 +392,7 @@ cdef class SlotLock:
         if self.timeout == 0:
             self.mutex.refuse_reentry(caller_number(), thread_number(), True)
         while True:
-            place = note_place(None)
+            place = note_place(self.mutex, None)
             heartbeat = self._new_heartbeat()
             if not self.mutex.acquire_within(self.share, seconds):
                 raise self._timed_out()
@@ -464,7 +466,7 @@ cdef class SlotLock:
             raise self._timed_out()
         departure = new_departure(self.mutex, waiter.seat.number, self.share)
         departure.heartbeat = self._new_heartbeat()
-        place = note_place(task)
+        place = note_place(self.mutex, task)
         answered = loop.create_future()
         waiter.wait_in_task(answered)
         cdef double left = left_of(deadline)

@@ -4,10 +4,10 @@
 cdef object _SLOT_KEY = object()
 
 
-cdef ClusterSlot new_slot(Library library, object slot_id):
+cdef ClusterSlot new_slot(Library library, SlotMutex mutex):
     cdef ClusterSlot slot = ClusterSlot.__new__(ClusterSlot, _SLOT_KEY)
     slot.library = library
-    slot.mutex = library.locks.mutex(slot_id)
+    slot.mutex = mutex
     slot.share = library.share
     return slot
 
@@ -45,7 +45,7 @@ cdef class ClusterSlot:
             The Library is closed, or what C_GetSlotInfo answers.
         """
         check_open(self.share, self.mutex.slot_id)
-        return slot_info(self.mutex.client, self.mutex.slot_id)
+        return slot_info(self.mutex.locks.client, self.mutex.slot_id)
 
     @property
     def token_info(self):
@@ -57,7 +57,7 @@ cdef class ClusterSlot:
             The Library is closed, or what C_GetTokenInfo answers.
         """
         check_open(self.share, self.mutex.slot_id)
-        return labelled_token_info(self.mutex.client, self.mutex.slot_id)[1]
+        return labelled_token_info(self.mutex.locks.client, self.mutex.slot_id)[1]
 
     def acquire(self, blocking=True, timeout=-1):
         """Lock the slot (CA_LockClusteredSlot); the protocol of `threading.Lock.acquire`.
@@ -96,7 +96,7 @@ cdef class ClusterSlot:
         """
         cdef double seconds
         check_open(self.share, self.mutex.slot_id)
-        place = note_place(None)
+        place = note_place(self.mutex, None)
         if blocking and timeout == -1:
             self.mutex.acquire(self.share)
         else:

@@ -170,7 +170,7 @@ cdef class Token:
                 f"{self.label!r} is the token's original label; the token would stay unassigned"
             )
         if not erase:
-            mutex.client.need(CA_CHANGE_LABEL, self.slot.share.path)
+            mutex.locks.client.need(CA_CHANGE_LABEL, self.slot.share.path)
         assigned = new_token(self.slot, raw_label, None)
         mutex.begin_work()
         generation = self._held_in()
@@ -240,7 +240,7 @@ cdef class Token:
 
     def _refuse_taken(self, bytes raw_label):
         """Raise if a token has the label already."""
-        cdef Client client = self.slot.mutex.client
+        cdef Client client = self.slot.mutex.locks.client
         client.need(CA_GET_SLOT_ID, self.slot.share.path)
         taken = slots_with_label(client, raw_label)
         if taken:
@@ -269,7 +269,7 @@ cdef class Token:
             return stayed
         try:
             as_security_officer(
-                self.slot.mutex.client, self.slot.mutex.slot_id, generation, so, None, user
+                self.slot.mutex.locks.client, self.slot.mutex.slot_id, generation, so, None, user
             )
         except LunaError as error:
             error.add_note(
@@ -285,12 +285,12 @@ cdef class Token:
         cdef CK_TOKEN_INFO info
         try:
             as_security_officer(
-                self.slot.mutex.client, self.slot.mutex.slot_id, generation, so, raw_label, user
+                self.slot.mutex.locks.client, self.slot.mutex.slot_id, generation, so, raw_label, user
             )
         except CryptokiError as error:
             self._note_label(error)
             raise
-        luna_shared_set(&self.slot.mutex.is_unassigned, False)
+        luna_shared_set8(&self.slot.mutex.record.is_unassigned, False)
         return self._check_new_label(raw_label, "CA_ChangeLabel", "was called for", &info)
 
     cdef int _check_new_label(
@@ -298,7 +298,7 @@ cdef class Token:
     ) except -1:
         """Read back whether the token has taken the label."""
         try:
-            read_token_info(self.slot.mutex.client, self.slot.mutex.slot_id, info)
+            read_token_info(self.slot.mutex.locks.client, self.slot.mutex.slot_id, info)
         except LunaError as error:
             error.add_note(
                 f"luna_ext: {function} {done} the token in slot {self.slot.slot_id}; whether it took "
@@ -320,7 +320,7 @@ cdef class Token:
         return seen(&self.slot.mutex.record).generation
 
     cdef int _init_token(self, uint64_t generation, bytes raw_label, Pin so) except -1:
-        cdef Client client = self.slot.mutex.client
+        cdef Client client = self.slot.mutex.locks.client
         cdef Deadline deadline = deadline_in(SESSIONS_SECONDS)
         cdef Backoff backoff
         cdef double pause
@@ -343,7 +343,7 @@ cdef class Token:
         finally:
             if had_canary:
                 want_canary(client)
-        luna_shared_set(&self.slot.mutex.is_unassigned, False)
+        luna_shared_set8(&self.slot.mutex.record.is_unassigned, False)
         if had_canary:
             self.slot.mutex.locks.look_for_canary(self.slot.slot_id)
         return 0
@@ -389,7 +389,7 @@ cdef class Token:
             raise ValueError("old and new are both PIN_PAD, or neither is")
         cdef bint is_so = role == "so"
         sys.audit("luna_ext.change_pin", mutex.slot_id, role)
-        mutex.client.need(C_SET_PIN, self.slot.share.path)
+        mutex.locks.client.need(C_SET_PIN, self.slot.share.path)
         mutex.begin_work()
         generation = self._held_in()
         try:
@@ -397,7 +397,7 @@ cdef class Token:
             self._refuse_pins(&info, old_pin if is_so else None, new_pin)
             self._refuse_length(&info, new_pin, "C_SetPIN")
             role_number = CKU_SO if is_so else CKU_USER
-            set_pin(mutex.client, mutex.slot_id, generation, role_number, old_pin, new_pin)
+            set_pin(mutex.locks.client, mutex.slot_id, generation, role_number, old_pin, new_pin)
         finally:
             mutex.end_work()
 
@@ -418,7 +418,7 @@ cdef class Token:
             self._check_held(&info)
             self._refuse_pins(&info, so, user)
             return as_security_officer(
-                mutex.client, mutex.slot_id, generation, so, None, user
+                mutex.locks.client, mutex.slot_id, generation, so, None, user
             )
         finally:
             mutex.end_work()
@@ -441,7 +441,7 @@ cdef class Token:
             self._check_held(&info)
             self._refuse_pads(&info, so, user)
             try:
-                return ensure_user_pin(mutex.client, mutex.slot_id, generation, so, user)
+                return ensure_user_pin(mutex.locks.client, mutex.slot_id, generation, so, user)
             except PinError as error:
                 error.add_note(f"luna_ext: {NOT_THE_USERS}")
                 raise
@@ -510,7 +510,7 @@ cdef class Token:
         )
 
     def _check(self):
-        self.check_label(token_label(self.slot.mutex.client, self.slot.mutex.slot_id))
+        self.check_label(token_label(self.slot.mutex.locks.client, self.slot.mutex.slot_id))
 
     cdef int check_label(self, bytes now) except -1:
         if now != self.raw_label:
@@ -532,7 +532,7 @@ cdef class Token:
     def _note_label(self, error):
         """A failed call may have taken effect all the same: say what the label is now."""
         try:
-            now = decode_label(token_label(self.slot.mutex.client, self.slot.mutex.slot_id))
+            now = decode_label(token_label(self.slot.mutex.locks.client, self.slot.mutex.slot_id))
         except LunaError:
             error.add_note("luna_ext: the token's label could not be read back; look at it")
         else:

@@ -21,7 +21,7 @@ ctypedef CK_RV (*Making)(Client client, void *arguments) noexcept nogil
 
 cdef inline bint make_call(
     Client client, int function, Making make, void *arguments, bint cleanup, CK_RV *rv,
-    uint64_t *nanoseconds, int *back, uint64_t *clock
+    uint64_t *nanoseconds, uint8_t *back, uint64_t *clock
 ) noexcept:
     """Make a device call without the GIL; whether it was made. Cannot raise. `nanoseconds`: how long it
     took, or, of a fast function, one of its last calls. `back`, if there is one, is marked when the answer
@@ -100,7 +100,7 @@ cdef inline CK_RV make_unlock(Client client, void *arguments) noexcept nogil:
 
 
 cdef bint lock_slot(
-    Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds, int *back, uint64_t *clock
+    Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds, uint8_t *back, uint64_t *clock
 ) noexcept:
     """CA_LockClusteredSlot; also how long it took, so that no caller has to ask the clock."""
     return make_call(

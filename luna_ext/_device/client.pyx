@@ -757,7 +757,7 @@ cdef double VANISHING_SECONDS = 0.01
 
 # Held from the last look whether the interpreter exits until the thread that is to warn has the GIL.
 cdef PyThread_type_lock exit_gate = PyThread_allocate_lock()
-cdef int exit_has_passed = 0
+cdef uint8_t exit_has_passed = 0
 
 
 cdef Watch *begin_watch(void *client) noexcept:

@@ -272,14 +272,16 @@ static inline int luna_shared_take(int *place) {
 
 #endif
 
-/* A mark is set without the GIL too. */
+/* A mark, a uint8_t, is set without the GIL too. */
 #ifdef _MSC_VER
-#define luna_mark(place) ((void)(*(volatile int *)(place) = 1))
-#define luna_is_marked(place) (*(volatile int *)(place))
+#define luna_mark(place) ((void)(*(volatile uint8_t *)(place) = 1))
+#define luna_is_marked(place) (*(volatile uint8_t *)(place))
+#define luna_take_mark(place) (_InterlockedExchange8((volatile char *)(place), 0) != 0)
 #define luna_is_first(place) (_InterlockedExchange((volatile long *)(place), 1) == 0)
 #else
 #define luna_mark(place) __atomic_store_n((place), 1, __ATOMIC_RELEASE)
 #define luna_is_marked(place) __atomic_load_n((place), __ATOMIC_ACQUIRE)
+#define luna_take_mark(place) (__atomic_exchange_n((place), 0, __ATOMIC_ACQ_REL) != 0)
 /* Of the threads that mark it, also without the GIL. */
 #define luna_is_first(place) (__atomic_exchange_n((place), 1, __ATOMIC_ACQ_REL) == 0)
 #endif
@@ -566,6 +568,9 @@ static LUNA_THREAD_LOCAL uint64_t luna_thread_number;
 /* Whether it is the main thread, on which Python runs signal handlers; set with the number. */
 static LUNA_THREAD_LOCAL int luna_thread_is_main;
 
+/* How often its context had changed when its lineage had joined the one that it has; 0: not known. */
+static LUNA_THREAD_LOCAL uint64_t luna_thread_joined_in;
+
 /* Whether it makes calls for other threads, which get their errors. */
 static LUNA_THREAD_LOCAL int luna_thread_is_worker;
 
@@ -576,6 +581,25 @@ static inline int luna_is_main(void) { return luna_thread_is_main; }
 static inline void luna_introduce(uint64_t number, int is_main) {
     luna_thread_number = number;
     luna_thread_is_main = is_main;
+    luna_thread_joined_in = 0;
+}
+
+/*
+ * Whether the thread has noted that it is in the same context as now. CPython counts, per thread, how often a
+ * context was entered or left, for its own short way to a context variable's value. With the thread's number
+ * this is forgotten, for another thread state begins to count anew.
+ */
+#if PY_VERSION_HEX < 0x030F0000
+#define luna_context_count() ((uint64_t)PyThreadState_Get()->context_ver)
+#else
+#define luna_context_count() ((uint64_t)0)
+#endif
+static inline int luna_has_joined(void) {
+    uint64_t count = luna_context_count();
+    return count != 0 && luna_thread_joined_in == count;
+}
+static inline void luna_note_joined(int joined) {
+    luna_thread_joined_in = joined ? luna_context_count() : 0;
 }
 
 static inline int luna_shard(void) {

@@ -18,8 +18,7 @@ cdef class Locks:
 
     def __cinit__(self, Client client not None):
         self.client = client
-        self.mutexes = {}
-        self.kind = UNKNOWN
+        self.common.kind = UNKNOWN
         self._begin_anew()
 
     def _begin_anew(self):
@@ -30,27 +29,38 @@ cdef class Locks:
         self.claims_out = 0
         self.questions = 0
         self.looking_after = False
+        self.common.handed_over = 0
+        self.common.losses = 0
 
-    cdef SlotMutex mutex(self, object slot_id):
-        """The one SlotMutex of a slot in this process; the ID is kept as it is given."""
-        mutex = self.mutexes.get(slot_id)
-        if mutex is None:
-            mutex = self._keep(self._new(), slot_id)
-        return <SlotMutex> mutex
+    cdef int64_t number_of(self, CK_SLOT_ID slot_id) except -1:
+        """The number of a slot's one SlotMutex in this process."""
+        cdef int64_t number
+        luna_guard_lock(&self.table.guard)
+        number = find_slot(&self.table, slot_id)
+        luna_guard_unlock(&self.table.guard)
+        return number if number >= 0 else self._keep(self._new(), slot_id)
+
+    cdef SlotMutex mutex(self, int64_t number):
+        return <SlotMutex> kept_at(&self.table, <uint32_t> number)[0]
 
     cdef SlotMutex _new(self):
         cdef SlotMutex mutex = SlotMutex.__new__(SlotMutex)
         mutex.locks = self
-        mutex.client = self.client
         return mutex
 
-    cdef SlotMutex _keep(self, SlotMutex mutex, object slot_id):
+    cdef int64_t _keep(self, SlotMutex mutex, CK_SLOT_ID slot_id) except -1:
+        cdef int64_t number
         mutex.slot_id = slot_id
-        return <SlotMutex> self.mutexes.setdefault(slot_id, mutex)
+        number = keep_slot(&self.table, mutex)
+        if number < 0:
+            raise MemoryError()
+        return number
 
     cdef list all(self):
         """All SlotMutexes that there are."""
-        return list(self.mutexes.values())
+        cdef uint32_t count = luna_shared_get32(&self.table.count)
+        cdef uint32_t number
+        return [self.mutex(number) for number in range(count)]
 
     def holds(self):
         """The slots that this process holds, each with the number of its hold."""
@@ -100,32 +110,31 @@ cdef class Locks:
 
     def handed_over(self):
         """How often this process has handed a lock over, at all slots."""
-        return sum([seen(&(<SlotMutex> mutex).record).handed_over for mutex in self.all()])
+        return luna_count_get(&self.common.handed_over)
 
     def stats(self):
         """LockStats of all slots."""
         from .info import LockStats
 
         cdef Record now
-        cdef uint64_t unlocks = 0, handed_over = 0, losses = 0, waiting = 0, held = 0
+        cdef uint64_t handed_over = luna_count_get(&self.common.handed_over)
+        cdef uint64_t unlocks = 0, waiting = 0, held = 0
         waits, holds, timeouts = self.client.lock_lengths()
         for mutex in self.all():
             now = seen(&(<SlotMutex> mutex).record)
-            unlocks += now.unlocks - now.handed_over
-            handed_over += now.handed_over
-            losses += now.losses
+            unlocks += now.unlocks
             # A thread that makes the lock call itself is not in the queue.
             waiting += <uint64_t> now.waiting + (now.caller != 0)
             held += now.owner != 0
         # Those are not timed that ended in the tick in which they had begun.
-        short = max(0, unlocks - sum(holds[0]))
+        short = max(0, unlocks - handed_over - sum(holds[0]))
         return LockStats(
             wait_histogram=waits[0],
             wait_seconds=waits[1],
             hold_histogram=(short + holds[0][0], *holds[0][1:]),
             hold_seconds=holds[1],
             timeouts=timeouts,
-            losses=losses,
+            losses=luna_count_get(&self.common.losses),
             handed_over=handed_over,
             waiting=waiting,
             held=held,
@@ -156,7 +165,7 @@ cdef class Locks:
     cdef int learn(self, int kind) noexcept:
         """The kind of the device is known now: what was in doubt is no longer."""
         cdef SlotMutex mutex
-        luna_shared_set(&self.kind, kind)
+        luna_shared_set(&self.common.kind, kind)
         luna_shared_set(&self.in_doubt, False)
         for each in self.all():
             mutex = <SlotMutex> each
@@ -340,14 +349,11 @@ cdef class Request(Waiter):
                 self._refuse(nameless_error())
                 return 0
             if rv == CKR_OK:
-                known = self.locks.mutexes.get(self.info.slotID)
-                if known is None:
-                    known = self._keep_or_unlock(mutex)
-                self.mutex = <SlotMutex> known
+                self.mutex = self.locks.mutex(self._keep_or_unlock(mutex))
                 generation = self.mutex.generation()
                 luna_guard_lock(&self.locks.guard)
                 arrival = arrive(
-                    &self.mutex.record, &self.seat, claim, generation, &self.locks.kind
+                    &self.mutex.record, &self.seat, claim, generation, &self.locks.common
                 )
                 luna_guard_unlock(&self.locks.guard)
             self._end()
@@ -375,19 +381,21 @@ cdef class Request(Waiter):
         cdef SlotMutex mutex = self.mutex
         cdef Record now
         mutex.held_since = luna_coarse_nanoseconds()
-        luna_shared_set(&mutex.is_unassigned, True)
+        luna_mark(&mutex.record.is_unassigned)
         self.locks.look_for_canary(mutex.slot_id)
         now = seen(&mutex.record)
         if now.owner == 0 or now.hold != self.seat.hold:
             # Unless another claim has marked it for itself.
             if now.owner == 0:
-                luna_shared_set(&mutex.is_unassigned, False)
+                luna_shared_set8(&mutex.record.is_unassigned, False)
             # The unlock may have come while the canary was still being opened.
             mutex.leave_unassigned()
         return 0
 
-    def _keep_or_unlock(self, SlotMutex mutex not None):
-        """The SlotMutex of a slot that this process has not used before."""
+    cdef int64_t _keep_or_unlock(self, SlotMutex mutex) except -1:
+        """The number of the slot that the device has given. `mutex` becomes its SlotMutex if this process
+        has not used it before.
+        """
         cdef CK_RV rv = CKR_OK
         try:
             return self.locks._keep(mutex, self.info.slotID)
@@ -453,7 +461,7 @@ cdef class Request(Waiter):
         cdef object failure = None
         cdef Outcome outcome
         cdef uint64_t hold
-        cdef uint64_t asked = seen(&mutex.record).calls
+        cdef uint32_t asked = seen(&mutex.record).calls
         # With a number of its own: a claimer that gives up may lock the slot while this waits.
         waiter.prepare(new_number(), 0, self.share)
         # What a refusal shows is wanted, not patience with it.
@@ -485,11 +493,11 @@ cdef class Request(Waiter):
                 return True
             mutex.give_back(hold)
             return self.outcome() != WAITING
-        if luna_shared_get(&self.locks.kind) == GIVES_ONCE and self._own_after_all():
+        if luna_shared_get(&self.locks.common.kind) == GIVES_ONCE and self._own_after_all():
             return True
         if begin_doubt(
             &mutex.record, mutex.generation(), asked != seen(&mutex.record).calls
-        ) and luna_shared_get(&self.locks.kind) != GRANTS_AGAIN:
+        ) and luna_shared_get(&self.locks.common.kind) != GRANTS_AGAIN:
             # On a device that grants again, what was not granted was not this process's.
             self.locks.note_doubt()
             mutex._tell_of_doubt(failure)
@@ -500,7 +508,7 @@ cdef class Request(Waiter):
         cdef Arrival arrival
         cdef uint64_t generation = self.mutex.generation()
         luna_guard_lock(&self.locks.guard)
-        arrival = arrive(&self.mutex.record, &self.seat, 0, generation, &self.locks.kind)
+        arrival = arrive(&self.mutex.record, &self.seat, 0, generation, &self.locks.common)
         luna_guard_unlock(&self.locks.guard)
         if arrival == RETURNED:
             self.mutex.held_since = 0

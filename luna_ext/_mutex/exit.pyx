@@ -129,7 +129,7 @@ cdef list shut_down(Client client, Deadline deadline):
     for each in locks.all():
         mutex = <SlotMutex> each
         hold = mutex.holds()
-        if hold and lose(&mutex.record, hold, EXITING):
+        if hold and lose(&mutex.record, hold, EXITING, &locks.common):
             slot_ids.append(mutex.slot_id)
             messages.append(
                 f"slot {mutex.slot_id} was still locked, {mutex.place()}, when the interpreter "

@@ -125,9 +125,10 @@ cdef class Heartbeat:
         if not wake_keeper(self.due):
             self.end()
             raise RuntimeError("can't start new thread")
-        if self.is_over() and self.mutex.evictions is not None:
+        evictions = self.mutex.evictions()
+        if self.is_over() and evictions is not None:
             # If it was lost since the grant, that was noted, and there was no heartbeat to tell of it.
-            loss = self.mutex.evictions.get((owner, self.share.number))
+            loss = evictions.get((owner, self.share.number))
             if loss is not None:
                 tell_of_loss(self.mutex, hold, loss)
         return 0
@@ -208,8 +209,8 @@ cdef class Heartbeat:
         # close() does not wait for a question.
         luna_shared_add(&mutex.locks.questions, 1)
         try:
-            if not finalised and mutex.client not in asked:
-                asked.add(mutex.client)
+            if not finalised and mutex.locks.client not in asked:
+                asked.add(mutex.locks.client)
                 finalised = mutex.locks.is_finalised()
             if finalised:
                 mutex.locks.lose_all()

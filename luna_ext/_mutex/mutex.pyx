@@ -43,12 +43,15 @@ def is_collected(reference):
     """
 
 
-cdef Place note_place(object task):
+cdef Place note_place(SlotMutex mutex, object task):
     """The task and the line that ask for a lock, for the messages about a lock that stays set. Noted
-    before the lock is asked for, because nothing may be allocated after the grant.
+    before the lock is asked for, because nothing may be allocated after the grant. A claim does not know
+    the SlotMutex yet.
     """
     cdef Place place = Place.__new__(Place)
     cdef PyFrameObject *frame = PyEval_GetFrame()
+    if mutex is not None:
+        mutex.seldom()
     place.task = None if task is None else weakref.ref(task, is_collected)
     if frame != NULL:
         place.code = <object> PyFrame_GetCode(frame)
@@ -58,11 +61,57 @@ cdef Place note_place(object task):
 
 
 @cython.final
+@cython.no_gc
+cdef class Seldom:
+    pass
+
+
+# It has the lock of a slot as long as the process lasts, so the garbage collector need not look at it.
+@cython.final
+@cython.no_gc
 cdef class SlotMutex:
 
     cdef uint64_t generation(self) noexcept nogil:
         """Of C_Initialize, as it is now."""
-        return luna_shared_get64(&self.client.generation)
+        return luna_shared_get64(&self.locks.client.generation)
+
+    # ---- what it seldom needs ----
+
+    cdef Rare *known_rare(self) noexcept nogil:
+        """The rare part of the Record, or NULL."""
+        return <Rare *> luna_shared_get_pointer(<void **> &self.record.rare)
+
+    cdef Rare *rare(self) noexcept:
+        """The same, and it is made if there is none. NULL: there is no memory."""
+        cdef Rare *rare = self.known_rare()
+        if rare == NULL:
+            try:
+                self.seldom()
+            except MemoryError:
+                return NULL
+            rare = self.known_rare()
+        return rare
+
+    cdef Seldom known_seldom(self):
+        """What it seldom needs; None: it has not needed any of that yet."""
+        cdef Rare *rare = self.known_rare()
+        return None if rare == NULL else <Seldom> rare.seldom
+
+    cdef Seldom seldom(self):
+        """The same, and it is made if there is none."""
+        cdef Seldom made
+        if self.known_rare() == NULL:
+            made = Seldom.__new__(Seldom)
+            made.rare.seldom = <void *> made
+            get_rare(&self.record, &made.rare)
+            if self.known_rare() == &made.rare:
+                # The Record's own reference, for ever.
+                Py_INCREF(made)
+        return <Seldom> self.known_rare().seldom
+
+    cdef dict evictions(self):
+        cdef Seldom seldom = self.known_seldom()
+        return None if seldom is None else seldom.evictions
 
     # ---- the ways in ----
 
@@ -79,7 +128,7 @@ cdef class SlotMutex:
                 self.acquire_within(share, -1)
                 return 0
             me = caller_number()
-        if self.client.lock_clustered_slot == NULL or self.client.unlock_clustered_slot == NULL:
+        if self.locks.client.lock_clustered_slot == NULL or self.locks.client.unlock_clustered_slot == NULL:
             self._need_functions(share)
         join_lineage(me)
         audit_lock(self.slot_id)
@@ -175,7 +224,7 @@ cdef class SlotMutex:
         return self._confirm(waiter)
 
     cdef int _count_wait(self, Wait *wait) noexcept:
-        count_wait(self.client, <uint64_t> (1e9 * (luna_now() - wait.began)))
+        count_wait(self.locks.client, <uint64_t> (1e9 * (luna_now() - wait.began)))
         return 0
 
     cdef int _confirm(self, Waiter waiter) except -1:
@@ -203,8 +252,8 @@ cdef class SlotMutex:
 
     def _need_functions(self, Share share):
         # Without the unlock function a lock could never be released, so none is taken.
-        self.client.need(CA_LOCK_CLUSTERED_SLOT, share.path)
-        self.client.need(CA_UNLOCK_CLUSTERED_SLOT, share.path)
+        self.locks.client.need(CA_LOCK_CLUSTERED_SLOT, share.path)
+        self.locks.client.need(CA_UNLOCK_CLUSTERED_SLOT, share.path)
 
     cdef int _wait_for_turn(
         self, uint64_t number, Share share, Wait *wait, bint before_all
@@ -248,34 +297,36 @@ cdef class SlotMutex:
         cdef Backoff backoff
         cdef int kind
         # The mutex keeps its client, whose references all threads would count in one cache line.
-        cdef PyObject *client = <PyObject *> self.client
+        cdef PyObject *client = <PyObject *> self.locks.client
         backoff.longest = 0
         if not luna_shared_get(&watching):
             watch_calls()
-        if luna_shared_get64(&self.contention.met) != 0:
+        if is_contended(self.known_rare()):
             self._leave_to_others()
         while True:
-            if not luna_shared_get(&share.open) or luna_shared_get(&self.client.state) != READY:
+            if not luna_shared_get(&share.open) or luna_shared_get(&self.locks.client.state) != READY:
                 self._make_ready(share)
-            if luna_shared_get64(&self.client.canary.sought_in) != self.generation():
+            if luna_shared_get64(&self.locks.client.canary.sought_in) != self.generation():
                 self.locks.look_for_canary(self.slot_id)
-            if not begin_call(&self.record, self.generation(), False, &self.back):
+            if not begin_call(&self.record, self.generation(), False):
                 return self._wait_for_turn(number, share, wait, True)
             now = 0
-            if not lock_slot(<Client> client, self.slot_id, &rv, &nanoseconds, &self.back, &now):
+            if not lock_slot(
+                <Client> client, self.slot_id, &rv, &nanoseconds, &self.record.back, &now
+            ):
                 break_off_call(&self.record)
                 continue
-            kind = luna_shared_get(&self.locks.kind)
+            kind = luna_shared_get(&self.locks.common.kind)
             verdict = hear(
                 &self.record, rv == CKR_OK, rv != CKR_OK and says_busy(rv),
-                self.generation(), &self.locks.kind,
+                self.generation(), &self.locks.common,
                 number, number, share.number, NULL
             )
-            if kind != luna_shared_get(&self.locks.kind):
-                self.locks.learn(luna_shared_get(&self.locks.kind))
+            if kind != luna_shared_get(&self.locks.common.kind):
+                self.locks.learn(luna_shared_get(&self.locks.common.kind))
             if verdict == OWNED:
                 self.held_since = now
-                note_grant(&self.contention)
+                note_grant(self.known_rare())
                 break
             if verdict == IGNORED:
                 self._note_doubt()
@@ -306,7 +357,7 @@ cdef class SlotMutex:
             if says_busy(rv):
                 pause = next_pause(backoff)
             else:
-                note_contention(&self.contention)
+                note_contention(self.rare())
                 pause = poll_pause(luna_now() - wait.began)
             with nogil:
                 luna_pause(pause)
@@ -320,7 +371,7 @@ cdef class SlotMutex:
 
     cdef int _leave_to_others(self) noexcept:
         """Before a lock call, whose turn the caller has."""
-        cdef double pause = turn_of_others(&self.contention)
+        cdef double pause = turn_of_others(self.known_rare())
         if pause > 0:
             with nogil:
                 luna_pause(pause)
@@ -333,7 +384,7 @@ cdef class SlotMutex:
         if wait.began == 0:
             # The call is all that it has waited for, and its length is known.
             if nanoseconds <= LONG_WAIT_NANOSECONDS and luna_shared_get(&share.open):
-                count_wait(self.client, nanoseconds)
+                count_wait(self.locks.client, nanoseconds)
                 return 0
             wait.began = luna_now() - 1e-9 * nanoseconds
         hold = seen(&self.record).hold
@@ -349,25 +400,30 @@ cdef class SlotMutex:
             raise closed_error(self.slot_id, share.path)
         return 0
 
-    cdef bint _is_long(self, uint64_t call, double now) noexcept:
+    cdef bint _is_long(self, uint32_t call, double now) noexcept:
         """For the watcher: whether this lock call has become long, which it hears once."""
         cdef bint tell = False
+        cdef Rare *rare = self.rare()
+        if rare == NULL:
+            return False
         luna_guard_lock(&self.record.guard)
-        if self.watched_call != call:
-            self.watched_call = call
-            self.watched_since = now
-            self.watched_told = False
-        elif not self.watched_told:
-            tell = now - self.watched_since > LONG_WAIT_SECONDS - WATCH_SECONDS / 2
-            self.watched_told = tell
+        if rare.watched_call != call:
+            rare.watched_call = call
+            rare.watched_since = now
+            rare.watched_told = False
+        elif not rare.watched_told:
+            tell = now - rare.watched_since > LONG_WAIT_SECONDS - WATCH_SECONDS / 2
+            rare.watched_told = tell
         luna_guard_unlock(&self.record.guard)
         return tell
 
     cdef bint _was_told_of_call(self) noexcept:
         """Whether the watcher has warned of the newest lock call."""
-        cdef bint told
+        cdef bint told = False
+        cdef Rare *rare = self.known_rare()
         luna_guard_lock(&self.record.guard)
-        told = self.watched_told and self.watched_call == self.record.calls
+        if rare != NULL:
+            told = rare.watched_told and rare.watched_call == self.record.calls
         luna_guard_unlock(&self.record.guard)
         return told
 
@@ -454,7 +510,7 @@ cdef class SlotMutex:
             # The exit starts no more threads, and has closed the library.
             wake_unlinked(
                 seat,
-                closed_error(self.slot_id, self.client.path) if exit_has_begun()
+                closed_error(self.slot_id, self.locks.client.path) if exit_has_begun()
                 else RuntimeError("can't start new thread"),
             )
         return seat != NULL
@@ -474,39 +530,39 @@ cdef class SlotMutex:
         cdef uint64_t hold, generation
         cdef int kind
         backoff.longest = 0
-        if luna_shared_get64(&self.contention.met) != 0 and not trial:
+        if is_contended(self.known_rare()) and not trial:
             self._leave_to_others()
         while True:
-            if luna_shared_get(&self.client.state) != READY and not trial:
+            if luna_shared_get(&self.locks.client.state) != READY and not trial:
                 try:
                     self.locks.make_ready()
                 except BaseException as error:
                     self._fail_first(error)
                     return 0
-            if luna_shared_get64(&self.client.canary.sought_in) != self.generation():
+            if luna_shared_get64(&self.locks.client.canary.sought_in) != self.generation():
                 self.locks.look_for_canary(self.slot_id)
-            if not trial and not begin_call(
-                &self.record, self.generation(), True, &self.back
-            ):
+            if not trial and not begin_call(&self.record, self.generation(), True):
                 break
             now = 0
-            if not lock_slot(self.client, self.slot_id, &rv, &nanoseconds, &self.back, &now):
+            if not lock_slot(
+                self.locks.client, self.slot_id, &rv, &nanoseconds, &self.record.back, &now
+            ):
                 break_off_call(&self.record)
                 trial = False
                 continue
-            kind = luna_shared_get(&self.locks.kind)
+            kind = luna_shared_get(&self.locks.common.kind)
             seat = NULL
             generation = self.generation()
             verdict = hear(
                 &self.record, rv == CKR_OK, rv != CKR_OK and says_busy(rv),
-                generation, &self.locks.kind,
+                generation, &self.locks.common,
                 0, 0, 0, &seat
             )
-            if kind != luna_shared_get(&self.locks.kind):
-                self.locks.learn(luna_shared_get(&self.locks.kind))
+            if kind != luna_shared_get(&self.locks.common.kind):
+                self.locks.learn(luna_shared_get(&self.locks.common.kind))
             if verdict == OWNED:
                 self.held_since = now
-                note_grant(&self.contention)
+                note_grant(self.known_rare())
                 hold = seat.hold
                 if not wake_unlinked(seat, None):
                     # The loop of the task is closed, or the task is gone.
@@ -529,7 +585,7 @@ cdef class SlotMutex:
                 if says_busy(rv):
                     pause = next_pause(&backoff)
                 else:
-                    note_contention(&self.contention)
+                    note_contention(self.rare())
                     if refused_since == 0:
                         refused_since = luna_now()
                     pause = poll_pause(luna_now() - refused_since)
@@ -561,7 +617,7 @@ cdef class SlotMutex:
         """
         cdef uint64_t generation = self.generation()
         due[0] = begin_leave(
-            &self.record, number, 0, share.number, generation, &self.locks.kind, loss
+            &self.record, number, 0, share.number, generation, &self.locks.common, loss
         )
         if due[0] == UNLOCK_DUE or due[0] == UNLOCK_DUE_LATER:
             if share.handover != 0:
@@ -574,8 +630,8 @@ cdef class SlotMutex:
     cdef uint64_t begin_release_here(
         self, Share share, Leave *due, Loss *loss, CK_RV *rv, double *began
     ) except 0:
-        """The same for the calling thread or greenlet, whose number is returned. `began`: when, if DEBUG
-        records may be wanted.
+        """The same for the calling thread or greenlet, whose number is returned; with the audit event, if
+        that is all that follows: then `due` is CONCLUDED. `began`: when, if DEBUG records may be wanted.
         """
         cdef uint64_t me = thread_number()
         if greenlets_may_run():
@@ -583,6 +639,9 @@ cdef class SlotMutex:
         # Before anything that may run Python code, and with it signal handlers.
         began[0] = luna_now() if debug_may_be_on() else 0
         rv[0] = self.begin_release(me, share, due, loss)
+        if (due[0] == UNLOCK_DUE or due[0] == HANDED_OVER) and rv[0] == CKR_OK and began[0] == 0:
+            due[0] = CONCLUDED
+            audit_unlock(self.slot_id)
         return me
 
     cdef int release(self, uint64_t number, Share share) except -1:
@@ -600,8 +659,6 @@ cdef class SlotMutex:
         self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
     ) except -1:
         """After a release: raise the audit event, write the record, raise the error if it failed."""
-        if (due == UNLOCK_DUE or due == HANDED_OVER) and rv == CKR_OK and began == 0:
-            return audit_unlock(self.slot_id)
         try:
             if due != NOT_MINE:
                 audit_unlock(self.slot_id)
@@ -619,8 +676,9 @@ cdef class SlotMutex:
                 self.raise_evicted(number, share, UNLOCK)
             finally:
                 # The end of that hold is told once; the same thread may lock again.
-                if luna_shared_get(&share.open) and self.evictions is not None:
-                    self.evictions.pop((number, share.number), None)
+                evictions = self.evictions()
+                if luna_shared_get(&share.open) and evictions is not None:
+                    evictions.pop((number, share.number), None)
             self.check_mine(UNLOCK)
             raise not_owned_error(
                 self.slot_id,
@@ -637,10 +695,10 @@ cdef class SlotMutex:
                 tell_unlocked(began, self.slot_id, False)
             return 0
         if rv == CKR_SESSION_HANDLE_INVALID:
-            note_late_loss(&self.record)
+            note_late_loss(&self.locks.common)
             hold_back_at_exit()
             raise lost_error(self.slot_id, LOSSES[<int> FINALISED])
-        if rv == CKR_CRYPTOKI_NOT_INITIALIZED and not luna_shared_get(&self.client.initialised):
+        if rv == CKR_CRYPTOKI_NOT_INITIALIZED and not luna_shared_get(&self.locks.client.initialised):
             hold_back_at_exit()
             raise lost_error(self.slot_id, "its library was closed")
         raise self._unlock_error(rv)
@@ -655,14 +713,14 @@ cdef class SlotMutex:
         cdef Deadline deadline
         cdef Backoff backoff
         cdef double pause
-        cdef PyObject *client = <PyObject *> self.client
+        cdef PyObject *client = <PyObject *> self.locks.client
         cdef uint64_t now = luna_coarse_nanoseconds()
         cdef bint was_long = is_long_hold(self, now)
         cdef bint unassigned
         # Most holds end in the tick in which they have begun, and are counted by their unlocks alone.
         if now != self.held_since and self.held_since != 0:
-            count_hold(self.client, now - self.held_since)
-        if luna_shared_get(&self.locks.kind) == UNKNOWN and (
+            count_hold(self.locks.client, now - self.held_since)
+        if luna_shared_get(&self.locks.common.kind) == UNKNOWN and (
             after_a_moment
             or ((luna_shared_get(&self.locks.claims_out) != 0 or luna_shared_get(&self.locks.in_doubt))
                 and self._make_trial())
@@ -689,13 +747,15 @@ cdef class SlotMutex:
                     luna_pause(pause)
                 pause = next_pause(&backoff)
                 if self.generation() != generation or not unlock_slot(
-                    self.client, self.slot_id, &rv, NULL
+                    self.locks.client, self.slot_id, &rv, NULL
                 ):
                     # Finalised meanwhile, and the lock dropped with it.
                     rv = CKR_OK
         # Taken before the next claim may hold the slot, which marks it for itself.
-        unassigned = luna_shared_get(&self.is_unassigned) and luna_shared_take(&self.is_unassigned)
-        note_unlock(&self.contention)
+        unassigned = luna_is_marked(&self.record.is_unassigned) and luna_take_mark(
+            &self.record.is_unassigned
+        )
+        note_unlock(self.known_rare())
         if end_leave(&self.record, luna_count_get(&self.locks.claims)) and (
             passes_turn or unassigned or rv != CKR_OK
         ):
@@ -711,12 +771,14 @@ cdef class SlotMutex:
         """
         cdef CK_RV rv
         cdef Life life = ALIVE
+        cdef Rare *rare
         cdef bint in_time
         cdef bint kept
         if is_long_hold(self, luna_coarse_nanoseconds()):
             life = self.locks.look_at_canary()
-            if life == ALIVE:
-                self.alive_at = luna_coarse_nanoseconds()
+            rare = self.rare()
+            if life == ALIVE and rare != NULL:
+                rare.alive_at = luna_coarse_nanoseconds()
         # The coarse clock is behind, so the time is up early rather than late.
         in_time = luna_nanoseconds() < self.held_since + 1e9 * share.handover
         if life == ALIVE and in_time and self._hand_to_first():
@@ -737,7 +799,13 @@ cdef class SlotMutex:
         """Give the lock to the first waiter, if there is one, and wake it."""
         cdef Seat *seat = NULL
         cdef PyObject *waiter
-        if not hand_over(&self.record, &self.client.generation, &self.client.state, &seat):
+        if not hand_over(
+            &self.record,
+            &self.locks.client.generation,
+            &self.locks.client.state,
+            &self.locks.common,
+            &seat,
+        ):
             return False
         waiter = <PyObject *> seat.waiter
         # A task is woken by Python code, in which signal handlers would run on the main thread.
@@ -753,8 +821,8 @@ cdef class SlotMutex:
         """A claim has given the slot back: another program may claim its token, and assign it, which it
         cannot while the canary is there.
         """
-        if close_canary(self.client, self.slot_id):
-            want_canary(self.client)
+        if close_canary(self.locks.client, self.slot_id):
+            want_canary(self.locks.client)
         return 0
 
     cdef bint _make_trial(self) noexcept:
@@ -772,7 +840,7 @@ cdef class SlotMutex:
         luna_shared_add(&self.locks.trials, 1)
         if run_on_worker(make_trial, self):
             return True
-        end_moment(&self.record, &self.back)
+        end_moment(&self.record)
         give_turn_back(&self.record)
         return False
 
@@ -784,8 +852,10 @@ cdef class SlotMutex:
         """
         cdef PyThread_type_lock signal = PyThread_allocate_lock()
         cdef double seconds = self.locks.moment_seconds()
-        if signal == NULL:
-            end_moment(&self.record, &self.back)
+        if signal == NULL or self.rare() == NULL:
+            if signal != NULL:
+                PyThread_free_lock(signal)
+            end_moment(&self.record)
             return 0
         PyThread_acquire_lock(signal, NOWAIT_LOCK)
         if await_call(&self.record, signal):
@@ -797,16 +867,18 @@ cdef class SlotMutex:
             if await_call(&self.record, signal):
                 with nogil:
                     PyThread_acquire_lock_timed(signal, <long long> (1e6 * seconds), 0)
-            end_moment(&self.record, &self.back)
+            end_moment(&self.record)
         PyThread_free_lock(signal)
         return 0
 
     cdef int _note_doubt(self) noexcept:
         """A lock call's grant has proved nothing. Most often the next call settles that at once."""
-        if luna_shared_get(&self.locks.kind) == UNKNOWN and seen(&self.record).doubt:
+        cdef Rare *rare
+        if luna_shared_get(&self.locks.common.kind) == UNKNOWN and seen(&self.record).doubt:
             self.locks.note_doubt()
-            if not luna_shared_get(&self.doubted):
-                luna_shared_set(&self.doubted, run_on_worker(tell_of_doubt, self))
+            rare = self.rare()
+            if rare != NULL and not luna_shared_get(&rare.doubted):
+                luna_shared_set(&rare.doubted, run_on_worker(tell_of_doubt, self))
         return 0
 
     cdef int _tell_of_doubt(self, object why) except -1:
@@ -826,15 +898,15 @@ cdef class SlotMutex:
         """Why an unlock failed: is the connection gone, and the lock with it?"""
         cause = error_of(rv, CA_UNLOCK_CLUSTERED_SLOT, self.slot_id)
         if self.locks.is_finalised():
-            note_late_loss(&self.record)
+            note_late_loss(&self.locks.common)
             lost = lost_error(self.slot_id, LOSSES[<int> FINALISED], rv=rv)
             lost.__cause__ = cause
             return lost
         try:
-            token_label(self.client, self.slot_id)
+            token_label(self.locks.client, self.slot_id)
         except CryptokiError as error:
             if means_lost(error):
-                note_late_loss(&self.record)
+                note_late_loss(&self.locks.common)
                 why = f"the unlock failed ({cause.rv_name}), the next call too ({error.rv_name})"
                 lost = lost_error(self.slot_id, why, rv=rv)
                 lost.__cause__ = cause
@@ -847,7 +919,7 @@ cdef class SlotMutex:
         """End a hold that its owner cannot end, on a worker."""
         cdef Loss loss = NOT_LOST
         cdef Leave due = begin_leave(
-            &self.record, 0, hold, 0, self.generation(), &self.locks.kind, &loss
+            &self.record, 0, hold, 0, self.generation(), &self.locks.common, &loss
         )
         if due == UNLOCK_DUE or due == UNLOCK_DUE_LATER:
             # If no thread can be had, as at the interpreter's end, this thread has to unlock.
@@ -863,7 +935,7 @@ cdef class SlotMutex:
             tell_unlocked(0, self.slot_id, True)
         elif (
             rv != CKR_SESSION_HANDLE_INVALID
-            and luna_shared_get(&self.client.initialised)
+            and luna_shared_get(&self.locks.client.initialised)
             and not exit_has_begun()
         ):
             # A client library that has been finalised has dropped its locks.
@@ -907,17 +979,18 @@ cdef class SlotMutex:
 
     cdef int raise_evicted(self, uint64_t number, Share share, str function) except -1:
         """Raise for a holder whose lock was taken off while it held it."""
-        if self.evictions is not None and (number, share.number) in self.evictions:
+        cdef dict evictions = self.evictions()
+        if evictions is not None and (number, share.number) in evictions:
             hold_back_at_exit()
             raise lost_error(
-                self.slot_id, LOSSES[self.evictions[number, share.number]], function=function
+                self.slot_id, LOSSES[evictions[number, share.number]], function=function
             )
         return 0
 
     cdef int check_not_evicted(self, Share share, str function) except -1:
         """Raise if the caller's lock was taken off: by close(), or because its thread had ended."""
         cdef Lineage lineage
-        if self.evictions is None or (luna_shared_get(&share.open) and self.is_relied_on()):
+        if self.evictions() is None or (luna_shared_get(&share.open) and self.is_relied_on()):
             return 0
         lineage = present_lineage()
         while lineage is not None:
@@ -960,14 +1033,14 @@ cdef class SlotMutex:
         One passing error is no loss: the question is put once more.
         """
         try:
-            return read_token_info(self.client, self.slot_id, info)
+            return read_token_info(self.locks.client, self.slot_id, info)
         except CryptokiError as error:
             if not means_lost(error):
                 raise
         try:
-            return read_token_info(self.client, self.slot_id, info)
+            return read_token_info(self.locks.client, self.slot_id, info)
         except CryptokiError as error:
-            if not means_lost(error) or ask_canary(self.client) == ALIVE:
+            if not means_lost(error) or ask_canary(self.locks.client) == ALIVE:
                 raise
             self.note_loss(hold, DEVICE_GONE)
             raise lost_error(
@@ -992,11 +1065,16 @@ cdef class SlotMutex:
     cdef int keep_place(self, Place place) noexcept:
         """Keep the Place that was noted before the lock was asked for; the caller holds the lock now."""
         cdef Place earlier
+        cdef Seldom seldom
+        # For a lock that was asked for by its slot, it is there. It is nothing that the collector tracks.
+        if self.rare() == NULL:
+            return 0
+        seldom = self.known_seldom()
         luna_guard_lock(&self.record.guard)
         place.hold = self.record.hold
         # A reference until the guard is left: no object may be freed under it.
-        earlier = self.noted
-        self.noted = place
+        earlier = seldom.noted
+        seldom.noted = place
         luna_guard_unlock(&self.record.guard)
         earlier = None
         return 0
@@ -1004,8 +1082,11 @@ cdef class SlotMutex:
     cdef Place present_place(self):
         """Where the present hold was taken, if that was noted; else None."""
         cdef Place place
+        cdef Seldom seldom = self.known_seldom()
+        if seldom is None:
+            return None
         luna_guard_lock(&self.record.guard)
-        place = self.noted
+        place = seldom.noted
         luna_guard_unlock(&self.record.guard)
         return None if place is None or place.hold != seen(&self.record).hold else place
 
@@ -1054,7 +1135,8 @@ cdef class SlotMutex:
 
     cdef bint task_is_gone(self) except -1:
         """Whether the task that took the lock has been collected."""
-        cdef Place noted = self.noted
+        cdef Seldom seldom = self.known_seldom()
+        cdef Place noted = None if seldom is None else seldom.noted
         return noted is not None and noted.task is not None and noted.task() is None
 
     def holds(self):
@@ -1067,9 +1149,10 @@ cdef class SlotMutex:
 
     cdef bint has_evicted(self, Share share) except -1:
         """Whether a lock that was held through this Share was ever taken off while it was held."""
-        if self.evictions is None:
+        cdef dict evictions = self.evictions()
+        if evictions is None:
             return False
-        return any([number == share.number for _, number in list(self.evictions)])
+        return any([number == share.number for _, number in list(evictions)])
 
     cdef int end_lost(self, uint64_t owner, uint64_t share, uint64_t hold, Loss loss) except -1:
         """End a hold whose lock is gone, so that waiters go on. Its holder gets to know it at its next
@@ -1083,13 +1166,14 @@ cdef class SlotMutex:
         """The event of this hold; it is kept for the newest one that was asked for."""
         cdef LostEvent made = new_event(hold)
         cdef LostEvent earlier
+        cdef Seldom seldom = self.seldom()
         luna_guard_lock(&self.record.guard)
         # A reference until the guard is left: no object may be freed under it.
-        earlier = self.lost
+        earlier = seldom.lost
         if earlier is not None and earlier.hold == hold:
             made = earlier
         elif earlier is None or earlier.hold < hold:
-            self.lost = made
+            seldom.lost = made
         luna_guard_unlock(&self.record.guard)
         return made
 
@@ -1097,7 +1181,7 @@ cdef class SlotMutex:
         """This hold's lock is found to be gone. The hold stays until its block ends, or its heartbeat
         ends it.
         """
-        if lose(&self.record, hold, loss):
+        if lose(&self.record, hold, loss, &self.locks.common):
             self.lost_event(hold).set()
             tell_of_loss(self, hold, loss)
         return 0
@@ -1119,12 +1203,13 @@ cdef class SlotMutex:
         return event
 
     cdef int note_eviction(self, uint64_t owner, uint64_t share, Loss loss) except -1:
-        made = {}
+        cdef Seldom seldom = self.seldom()
+        cdef dict made = {}
         luna_guard_lock(&self.record.guard)
-        if self.evictions is None:
-            self.evictions = made
+        if seldom.evictions is None:
+            seldom.evictions = made
         luna_guard_unlock(&self.record.guard)
-        self.evictions[owner, share] = <int> loss
+        seldom.evictions[owner, share] = <int> loss
         return 0
 
     cdef object close_share(self, Share share):
@@ -1158,7 +1243,7 @@ cdef class SlotMutex:
         cdef uint64_t generation = self.generation()
         # Found before the hold ends: another thread may hold the slot at once then, and ask for its own.
         cdef LostEvent event = None if told == NOT_LOST else self.lost_event(hold)
-        cdef Leave due = begin_leave(&self.record, 0, hold, 0, generation, &self.locks.kind, &loss)
+        cdef Leave due = begin_leave(&self.record, 0, hold, 0, generation, &self.locks.common, &loss)
         if due != NOT_MINE and told != NOT_LOST:
             # Before the unlock call, which may take long.
             event.set()
@@ -1190,6 +1275,8 @@ cdef class SlotMutex:
         """In the child nothing is held: the application that holds the lock is the parent."""
         cdef Seat *seat
         cdef Waiter waiter
+        cdef Seldom seldom
+        cdef LostEvent lost
         while True:
             seat = take_first(&self.record, LEFT_BEHIND, False)
             if seat == NULL:
@@ -1201,8 +1288,10 @@ cdef class SlotMutex:
                 signal_anew(waiter.signal)
         noted = self.present_place()
         kept_by_task = noted is not None and (<Place> noted).task is not None
-        if self.lost is not None and self.record.owner != 0 and self.lost.hold == self.record.hold:
-            self.lost.set()
+        seldom = self.known_seldom()
+        lost = None if seldom is None else seldom.lost
+        if lost is not None and self.record.owner != 0 and lost.hold == self.record.hold:
+            lost.set()
         forget(&self.record, luna_number(), kept_by_task)
 
     cdef bint ended_by_fork(self, uint64_t number) except -1:
@@ -1223,7 +1312,7 @@ cdef Leave begin_leave_of(
 ) noexcept:
     """End a hold; the caller sees to the unlock call that is due."""
     return begin_leave(
-        &mutex.record, number, 0, share, mutex.generation(), &mutex.locks.kind, loss
+        &mutex.record, number, 0, share, mutex.generation(), &mutex.locks.common, loss
     )
 
 
@@ -1248,10 +1337,11 @@ cdef inline bint is_long_hold(SlotMutex mutex, uint64_t now) noexcept:
     """Whether the canary is to be asked before the unlock: nothing has shown for long that the lock is on.
     Where locks are handed over, an earlier holder's end may have asked.
     """
-    return (
-        now > mutex.held_since + LONG_HOLD_NANOSECONDS
-        and now > mutex.alive_at + LONG_HOLD_NANOSECONDS
-    )
+    cdef Rare *rare
+    if now <= mutex.held_since + LONG_HOLD_NANOSECONDS:
+        return False
+    rare = mutex.known_rare()
+    return rare == NULL or now > rare.alive_at + LONG_HOLD_NANOSECONDS
 
 
 cdef int deliver(object waiter) noexcept:
@@ -1284,7 +1374,7 @@ cdef int lock_for_next(object mutex) noexcept:
 
 cdef int make_trial(object mutex) noexcept:
     cdef SlotMutex self = <SlotMutex> mutex
-    if send_trial(&self.record, self.generation(), &self.back):
+    if send_trial(&self.record, self.generation()):
         self._lock_for_waiters(True)
     else:
         self.pass_turn()
@@ -1296,7 +1386,7 @@ cdef int tell_of_doubt(object mutex) noexcept:
     cdef SlotMutex self = <SlotMutex> mutex
     with nogil:
         luna_pause(LONGEST_MOMENT)
-    luna_shared_set(&self.doubted, False)
+    luna_shared_set(&self.known_rare().doubted, False)
     if seen(&self.record).doubt:
         self._tell_of_doubt(None)
     return 0

@@ -230,25 +230,22 @@ cdef Lineage new_lineage(uint64_t number, Lineage parent):
 
 cdef inline int join_lineage(uint64_t number) except -1:
     """Before a lock is asked for: whatever this thread, task or greenlet starts may rely on it."""
-    cdef PyObject *found = NULL
-    cdef bint joined
-    # Most often that has been done.
-    if PyContextVar_Get(<PyObject *> lineages, NULL, &found) == 0 and found != NULL:
-        joined = (<Lineage> found).number == number
-        Py_DECREF(<object> found)
-        if joined:
-            return 0
-    return join_lineage_anew(number)
+    # Most often the thread has done that in the context in which it still is.
+    if number == luna_number() and luna_has_joined():
+        return 0
+    return join_lineage_of_context(number)
 
 
-cdef int join_lineage_anew(uint64_t number) except -1:
-    cdef Lineage present = present_lineage()
-    if present is not None:
-        if is_of_lineage(number):
-            return 0
-        if present.length == LONGEST_LINEAGE:
+cdef int join_lineage_of_context(uint64_t number) except -1:
+    cdef Lineage present
+    # A context that has another Lineage is to be looked at again by its thread, too.
+    luna_note_joined(False)
+    if not is_of_lineage(number):
+        present = present_lineage()
+        if present is not None and present.length == LONGEST_LINEAGE:
             present = new_lineage(present.number, None)
-    lineages.set(new_lineage(number, present))
+        lineages.set(new_lineage(number, present))
+    luna_note_joined(number == luna_number())
     return 0
 
 
@@ -309,40 +306,45 @@ cdef double poll_pause(double waited) noexcept nogil:
 # ---- a lock that other processes want ----
 
 
-cdef void note_contention(Contention *contention) noexcept nogil:
-    """Another process had the lock."""
-    luna_shared_set64(&contention.met, microseconds_now())
-    luna_shared_set64(&contention.run_began, 0)
+cdef void note_contention(Rare *rare) noexcept nogil:
+    """Another process had the lock. NULL: there is no memory to keep that."""
+    if rare != NULL:
+        luna_shared_set64(&rare.contention.met, microseconds_now())
+        luna_shared_set64(&rare.contention.run_began, 0)
 
 
-cdef void note_grant(Contention *contention) noexcept nogil:
-    if luna_shared_get64(&contention.met) != 0 and luna_shared_get64(&contention.run_began) == 0:
-        luna_shared_set64(&contention.run_began, microseconds_now())
+cdef inline bint is_contended(Rare *rare) noexcept nogil:
+    return rare != NULL and luna_shared_get64(&rare.contention.met) != 0
 
 
-cdef void note_unlock(Contention *contention) noexcept nogil:
-    if luna_shared_get64(&contention.met) != 0:
-        luna_shared_set64(&contention.freed, microseconds_now())
+cdef inline void note_grant(Rare *rare) noexcept nogil:
+    if is_contended(rare) and luna_shared_get64(&rare.contention.run_began) == 0:
+        luna_shared_set64(&rare.contention.run_began, microseconds_now())
 
 
-cdef double turn_of_others(Contention *contention) noexcept nogil:
+cdef inline void note_unlock(Rare *rare) noexcept nogil:
+    if is_contended(rare):
+        luna_shared_set64(&rare.contention.freed, microseconds_now())
+
+
+cdef double turn_of_others(Rare *rare) noexcept nogil:
     """Seconds that are left to other processes before the lock is asked for again."""
-    cdef uint64_t met = luna_shared_get64(&contention.met)
-    cdef uint64_t run_began, now
+    cdef uint64_t met, run_began, now
     cdef double left, idle
-    if met == 0:
+    if not is_contended(rare):
         return 0
+    met = luna_shared_get64(&rare.contention.met)
     now = microseconds_now()
     if now - met > <uint64_t> (1e6 * CONTENDED_SECONDS):
-        luna_shared_set64(&contention.met, 0)
-        luna_shared_set64(&contention.run_began, 0)
+        luna_shared_set64(&rare.contention.met, 0)
+        luna_shared_set64(&rare.contention.run_began, 0)
         return 0
-    run_began = luna_shared_get64(&contention.run_began)
-    idle = 1e-6 * <double> (now - luna_shared_get64(&contention.freed))
+    run_began = luna_shared_get64(&rare.contention.run_began)
+    idle = 1e-6 * <double> (now - luna_shared_get64(&rare.contention.freed))
     if idle < OTHERS_SECONDS and now - run_began < <uint64_t> (1e6 * RUN_SECONDS):
         return 0
     # They have had their turn by now, or are given it.
-    luna_shared_set64(&contention.run_began, 0)
+    luna_shared_set64(&rare.contention.run_began, 0)
     if run_began == 0:
         return 0
     left = about(OTHERS_SECONDS) - idle

@@ -29,7 +29,7 @@ cdef inline void check(Record *record) noexcept nogil:
     holds(not record.unsent or (record.turn and record.on_trial and not record.calling))
     holds(record.first == NULL or record.waiting != 0)
     holds(record.first != NULL or record.waiting == 0)
-    holds(record.leaving >= 0 and record.working >= 0)
+    holds(record.leaving < 0x8000 and record.working < 0x8000)
     holds(record.loss == NOT_LOST or record.owner != 0)
     holds(not record.eviction_due or record.owner != 0)
 
@@ -48,10 +48,11 @@ cdef inline bint is_idle(Record *record) noexcept nogil:
 cdef Record seen(Record *record) noexcept nogil:
     """The state as it is at one moment; its pointers are not to be followed."""
     cdef Record copy
-    # But for the guard, for which other threads reach meanwhile.
-    cdef size_t start = <size_t> (<char *> &record.first - <char *> record)
+    # But for the guard, for which other threads reach meanwhile, and the marks.
+    cdef size_t start = <size_t> (<char *> &record.turn - <char *> record)
+    memset(&copy, 0, start)
     luna_guard_lock(&record.guard)
-    memcpy(&copy.first, &record.first, sizeof(Record) - start)
+    memcpy(&copy.turn, &record.turn, sizeof(Record) - start)
     luna_guard_unlock(&record.guard)
     return copy
 
@@ -69,14 +70,15 @@ cdef Outcome outcome_of(Record *record, Seat *seat) noexcept nogil:
 
 
 cdef inline void unlink(Record *record, Seat *seat, Outcome outcome) noexcept nogil:
-    if seat.before == NULL:
+    if record.first == seat:
         record.first = seat.behind
     else:
         seat.before.behind = seat.behind
-    if seat.behind == NULL:
-        record.last = seat.before
-    else:
+    if seat.behind != NULL:
         seat.behind.before = seat.before
+    elif record.first != NULL:
+        # It was the last one.
+        record.first.before = seat.before
     seat.before = seat.behind = NULL
     record.waiting -= 1
     seat.outcome = outcome
@@ -87,15 +89,15 @@ cdef void line_up(Record *record, Seat *seat, bint before_all) noexcept nogil:
     luna_guard_lock(&record.guard)
     seat.outcome = WAITING
     if record.first == NULL:
-        record.first = record.last = seat
-    elif before_all:
-        seat.behind = record.first
-        record.first.before = seat
-        record.first = seat
+        record.first = seat.before = seat
     else:
-        seat.before = record.last
-        record.last.behind = seat
-        record.last = seat
+        seat.before = record.first.before
+        record.first.before = seat
+        if before_all:
+            seat.behind = record.first
+            record.first = seat
+        else:
+            seat.before.behind = seat
     record.waiting += 1
     check(record)
     luna_guard_unlock(&record.guard)
@@ -243,8 +245,19 @@ cdef void give_turn_back(Record *record) noexcept nogil:
     luna_guard_unlock(&record.guard)
 
 
+cdef inline void go_out(Record *record, uint64_t generation) noexcept nogil:
+    """A lock call goes out."""
+    record.calling = True
+    record.crossed = False
+    record.suspected = False
+    record.owed_since = False
+    record.calls += 1
+    record.asked_in = <uint32_t> generation
+    luna_shared_set8(&record.back, 0)
+
+
 cdef inline bint begin_call(
-    Record *record, uint64_t generation, bint for_waiters, int *back
+    Record *record, uint64_t generation, bint for_waiters
 ) noexcept nogil:
     """The thread whose turn it is calls the device now; False if it has lost its turn: to a claim
     that came back with the slot, to an unlock that is due, or for want of waiters.
@@ -252,7 +265,7 @@ cdef inline bint begin_call(
     cdef bint may
     luna_guard_lock(&record.guard)
     # C_Finalize has taken off what an earlier generation may have set.
-    record.owed = record.owed and record.owed_in == generation
+    record.owed = record.owed and record.owed_in == <uint32_t> generation
     may = (
         # Not any more in a child that was forked by what ran in a pause between two tries.
         record.turn
@@ -261,11 +274,7 @@ cdef inline bint begin_call(
         and (is_due(record) or not for_waiters)
     )
     if may:
-        record.calling = True
-        record.calls += 1
-        record.asked_after = record.unlocks
-        record.asked_in = generation
-        back[0] = 0
+        go_out(record, generation)
     else:
         record.turn = False
         record.caller = 0
@@ -279,8 +288,8 @@ cdef inline void own(
 ) noexcept nogil:
     record.owner = number
     record.home = home
-    record.share = share
-    record.generation = generation
+    record.share = <uint32_t> share
+    record.generation = <uint32_t> generation
     record.hold += 1
     record.doubt = False
     record.owed = False
@@ -291,9 +300,14 @@ cdef inline void come_back(Record *record) noexcept nogil:
     """The lock call that was out has come back."""
     record.calling = False
     record.on_trial = False
-    if record.call_signal != NULL:
-        PyThread_release_lock(record.call_signal)
-        record.call_signal = NULL
+    if record.rare != NULL:
+        release_call_signal(record.rare)
+
+
+cdef inline void release_call_signal(Rare *rare) noexcept nogil:
+    if rare.call_signal != NULL:
+        PyThread_release_lock(rare.call_signal)
+        rare.call_signal = NULL
 
 
 cdef void break_off_call(Record *record) noexcept nogil:
@@ -309,13 +323,13 @@ cdef inline bint came_promptly(Record *record) noexcept nogil:
     its effect: then it has waited for that, and its grant is true. One that just hung comes at any
     time.
     """
-    return record.asked_after != record.unlocks and record.suspected == record.calls and (
-        record.leaving != 0 or luna_now() - record.unlocked_time < PROMPT_SECONDS
+    return record.suspected and (
+        record.leaving != 0 or luna_now() - record.rare.unlocked_time < PROMPT_SECONDS
     )
 
 
 cdef inline Verdict hear(
-    Record *record, bint granted, bint busy, uint64_t generation, int *kind,
+    Record *record, bint granted, bint busy, uint64_t generation, Common *common,
     uint64_t number, uint64_t home, uint64_t share, Seat **seat
 ) noexcept nogil:
     """The lock call's answer is there. It was made by the thread `number` for itself; or, if that
@@ -326,29 +340,35 @@ cdef inline Verdict hear(
     luna_guard_lock(&record.guard)
     on_trial = record.on_trial
     come_back(record)
-    if granted and record.owner == 0 and luna_shared_get(kind) == UNKNOWN and came_promptly(record):
-        luna_shared_set(kind, GIVES_ONCE)
+    if (
+        granted
+        and record.crossed
+        and record.owner == 0
+        and luna_shared_get(&common.kind) == UNKNOWN
+        and came_promptly(record)
+    ):
+        luna_shared_set(&common.kind, GIVES_ONCE)
     if not granted:
         # "Busy" is no answer, and a call that was out already when the debt was made may have been
         # turned down before. Any other error says that nothing is set.
-        record.owed = record.owed and (busy or record.calls == record.owed_at)
+        record.owed = record.owed and (busy or record.owed_since)
         verdict = REFUSED
     elif record.owner != 0 or on_trial:
         # A claim came back with the slot meanwhile, or its unlock is still to come, and yet the device
         # has granted it.
-        luna_shared_set(kind, GRANTS_AGAIN)
+        luna_shared_set(&common.kind, GRANTS_AGAIN)
         verdict = IGNORED
-    elif record.asked_in != generation:
+    elif record.asked_in != <uint32_t> generation:
         # C_Finalize has undone it.
         verdict = IGNORED
-    elif record.asked_after != record.unlocks and luna_shared_get(kind) != GIVES_ONCE:
+    elif record.crossed and luna_shared_get(&common.kind) != GIVES_ONCE:
         # The unlock of a claim that was granted the same lock may have undone it. If not, the lock
         # is set, and has to come off even if the waiter gives up before it asks again.
         record.owed = True
-        record.owed_in = generation
-        if luna_shared_get(kind) == UNKNOWN:
+        record.owed_in = <uint32_t> generation
+        if luna_shared_get(&common.kind) == UNKNOWN:
             record.doubt = True
-            record.doubt_in = generation
+            record.doubt_in = <uint32_t> generation
         verdict = IGNORED
     elif number != 0:
         own(record, number, home, share, generation)
@@ -375,31 +395,35 @@ cdef inline Verdict hear(
 
 cdef inline void begin_unlock(Record *record, uint64_t generation) noexcept nogil:
     """An unlock call is due for what no thread or task holds."""
-    record.generation = generation
+    record.generation = <uint32_t> generation
     record.leaving += 1
     record.unlocks += 1
+    record.crossed = True
     record.doubt = False
     record.owed = False
 
 
-cdef inline Leave leave(Record *record, uint64_t generation, int *kind) noexcept nogil:
+cdef inline Leave leave(Record *record, uint64_t generation, Common *common) noexcept nogil:
     cdef Leave due
-    if record.loss != NOT_LOST or record.generation != generation:
+    if record.loss != NOT_LOST or record.generation != <uint32_t> generation:
         if record.loss == NOT_LOST:
             record.loss = FINALISED
-            record.losses += 1
+            luna_count_add(&common.losses, 1)
         due = LOST
     else:
         record.leaving += 1
         record.unlocks += 1
-        due = UNLOCK_DUE_LATER if record.calling and luna_shared_get(kind) == UNKNOWN else UNLOCK_DUE
+        record.crossed = True
+        due = UNLOCK_DUE
+        if record.calling and luna_shared_get(&common.kind) == UNKNOWN:
+            due = UNLOCK_DUE_LATER
     record.owner = 0
     return due
 
 
 cdef inline Leave begin_leave(
-    Record *record, uint64_t number, uint64_t hold, uint64_t share, uint64_t generation, int *kind,
-    Loss *loss
+    Record *record, uint64_t number, uint64_t hold, uint64_t share, uint64_t generation,
+    Common *common, Loss *loss
 ) noexcept nogil:
     """End a hold: this owner's through this Share, or, with a `hold`, just that one. From here on
     no thread holds the slot, and none gets it before the unlock is answered. While calls rely on the lock,
@@ -408,9 +432,14 @@ cdef inline Leave begin_leave(
     cdef Leave due = NOT_MINE
     luna_guard_lock(&record.guard)
     if record.owner != 0 and (
-        record.hold == hold if hold != 0 else record.owner == number and record.share == share
+        record.hold == hold if hold != 0
+        else record.owner == number and record.share == <uint32_t> share
     ):
-        if record.working != 0 and record.loss == NOT_LOST and record.generation == generation:
+        if (
+            record.working != 0
+            and record.loss == NOT_LOST
+            and record.generation == <uint32_t> generation
+        ):
             # Such a call may erase the token: no other program may have it before the call is back.
             record.owner = WORK
             record.eviction_due = True
@@ -418,8 +447,8 @@ cdef inline Leave begin_leave(
             check(record)
             luna_guard_unlock(&record.guard)
             return due
-        due = leave(record, generation, kind)
-        loss[0] = record.loss
+        due = leave(record, generation, common)
+        loss[0] = <Loss> record.loss
         record.loss = NOT_LOST
         record.eviction_due = False
     check(record)
@@ -428,7 +457,7 @@ cdef inline Leave begin_leave(
 
 
 cdef bint hand_over(
-    Record *record, uint64_t *generation, int *state, Seat **seat
+    Record *record, uint64_t *generation, int *state, Common *common, Seat **seat
 ) noexcept nogil:
     """The unlock that is due, and not sent, is not made: the first waiter, which is `seat` then and out
     of the queue, holds the lock that the device still has. False if there is no waiter, or if anything
@@ -444,7 +473,7 @@ cdef bint hand_over(
         # A thread that makes a lock call, which a claim has crossed, was there before the waiters.
         and not record.turn
         # What changes these two, such as a loss or the exit, looks for holders afterwards.
-        and record.generation == luna_shared_get64(generation)
+        and record.generation == <uint32_t> luna_shared_get64(generation)
         and luna_shared_get(state) == READY
     )
     if done:
@@ -455,7 +484,7 @@ cdef bint hand_over(
         )
         record.first.hold = record.hold
         unlink(record, record.first, GRANTED)
-        record.handed_over += 1
+        luna_count_add(&common.handed_over, 1)
     check(record)
     luna_guard_unlock(&record.guard)
     return done
@@ -478,7 +507,7 @@ cdef bint begin_trial(Record *record) noexcept nogil:
     return begun
 
 
-cdef bint send_trial(Record *record, uint64_t generation, int *back) noexcept nogil:
+cdef bint send_trial(Record *record, uint64_t generation) noexcept nogil:
     """The worker has come to it. False if the moment is over: the unlock has been sent by now, and a
     call that is sent as late as that could be answered as if it had waited for the unlock.
     """
@@ -487,15 +516,11 @@ cdef bint send_trial(Record *record, uint64_t generation, int *back) noexcept no
     may = record.unsent and record.owner == 0
     if may:
         record.unsent = False
-        record.calling = True
-        record.calls += 1
+        go_out(record, generation)
         # The unlock is still to come, and crosses it.
-        record.asked_after = record.unlocks - 1
-        record.asked_in = generation
-        back[0] = 0
-        if record.call_signal != NULL:
-            PyThread_release_lock(record.call_signal)
-            record.call_signal = NULL
+        record.crossed = True
+        if record.rare != NULL:
+            release_call_signal(record.rare)
     else:
         record.unsent = False
         record.on_trial = False
@@ -507,29 +532,31 @@ cdef bint send_trial(Record *record, uint64_t generation, int *back) noexcept no
 
 cdef bint await_call(Record *record, PyThread_type_lock signal) noexcept nogil:
     """Have `signal` released when the lock call that is out comes back, or one that a worker is to
-    make goes out; False if there is none.
+    make goes out; False if there is none. The Record has its rare part.
     """
     cdef bint out
     luna_guard_lock(&record.guard)
-    out = (record.calling or record.unsent) and record.call_signal == NULL
+    out = (record.calling or record.unsent) and record.rare.call_signal == NULL
     if out:
-        record.call_signal = signal
+        record.rare.call_signal = signal
     luna_guard_unlock(&record.guard)
     return out
 
 
-cdef void end_moment(Record *record, int *back) noexcept nogil:
+cdef void end_moment(Record *record) noexcept nogil:
     """The moment is over. If the lock call is still out, it may wait for the unlock that is sent
-    now: not if its answer is there and its thread has only not come to hear it.
+    now: not if its answer is there and its thread has only not come to hear it. Without its rare part, a
+    Record does not show when the unlock is answered, and so nothing.
     """
     luna_guard_lock(&record.guard)
-    record.call_signal = NULL
+    if record.rare != NULL:
+        record.rare.call_signal = NULL
     record.unsent = False
     if not record.calling:
         record.on_trial = False
-    elif not luna_is_marked(back):
+    elif not luna_is_marked(&record.back):
         record.on_trial = False
-        record.suspected = record.calls
+        record.suspected = record.rare != NULL
     check(record)
     luna_guard_unlock(&record.guard)
 
@@ -540,8 +567,8 @@ cdef inline bint end_leave(Record *record, uint64_t claims) noexcept nogil:
     luna_guard_lock(&record.guard)
     record.leaving -= 1
     record.unlocked_at = claims
-    if record.suspected != 0 and record.suspected == record.calls:
-        record.unlocked_time = luna_now()
+    if record.suspected:
+        record.rare.unlocked_time = luna_now()
     due = is_due(record)
     check(record)
     luna_guard_unlock(&record.guard)
@@ -552,14 +579,14 @@ cdef inline bint end_leave(Record *record, uint64_t claims) noexcept nogil:
 
 
 cdef Arrival arrive(
-    Record *record, Seat *seat, uint64_t claim, uint64_t generation, int *kind
+    Record *record, Seat *seat, uint64_t claim, uint64_t generation, Common *common
 ) noexcept nogil:
     """The claim number `claim` has come back with this slot."""
     cdef Arrival arrival
     luna_guard_lock(&record.guard)
     if record.owner != 0:
         arrival = HELD
-    elif luna_shared_get(kind) != GIVES_ONCE and (
+    elif luna_shared_get(&common.kind) != GIVES_ONCE and (
         record.leaving != 0 or record.unlocked_at >= claim
     ):
         # The grant may be that of a lock which an unlock has taken off since.
@@ -603,11 +630,11 @@ cdef bint begin_doubt(Record *record, uint64_t generation, bint asked) noexcept 
     doubt = record.owner == 0
     if doubt:
         record.doubt = True
-        record.doubt_in = generation
+        record.doubt_in = <uint32_t> generation
         if not asked:
             record.owed = True
-            record.owed_at = record.calls
-            record.owed_in = generation
+            record.owed_since = True
+            record.owed_in = <uint32_t> generation
     luna_guard_unlock(&record.guard)
     return doubt
 
@@ -616,7 +643,7 @@ cdef bint end_doubt(Record *record, uint64_t generation, bint held) noexcept nog
     """The kind of the device is known now. If the claim's grant was true, an unlock is due."""
     cdef bint due
     luna_guard_lock(&record.guard)
-    due = record.doubt and held and record.owner == 0 and record.doubt_in == generation
+    due = record.doubt and held and record.owner == 0 and record.doubt_in == <uint32_t> generation
     record.doubt = False
     if due:
         begin_unlock(record, generation)
@@ -628,7 +655,7 @@ cdef bint end_doubt(Record *record, uint64_t generation, bint held) noexcept nog
 # ---- while it is held ----
 
 
-cdef bint lose(Record *record, uint64_t hold, Loss loss) noexcept nogil:
+cdef bint lose(Record *record, uint64_t hold, Loss loss, Common *common) noexcept nogil:
     """That hold's lock is not on the device any more; False if it has ended, or was lost before."""
     cdef bint lost
     luna_guard_lock(&record.guard)
@@ -636,17 +663,15 @@ cdef bint lose(Record *record, uint64_t hold, Loss loss) noexcept nogil:
     if lost:
         record.loss = loss
         if loss == DEVICE_GONE or loss == FINALISED:
-            record.losses += 1
+            luna_count_add(&common.losses, 1)
     check(record)
     luna_guard_unlock(&record.guard)
     return lost
 
 
-cdef void note_late_loss(Record *record) noexcept nogil:
+cdef void note_late_loss(Common *common) noexcept nogil:
     """The answer to an unlock call has shown that the lock was gone."""
-    luna_guard_lock(&record.guard)
-    record.losses += 1
-    luna_guard_unlock(&record.guard)
+    luna_count_add(&common.losses, 1)
 
 
 cdef void work_begins(Record *record) noexcept nogil:
@@ -675,7 +700,7 @@ cdef bint evict(Record *record, uint64_t share, uint64_t *owner, uint64_t *hold)
     """
     cdef bint found
     luna_guard_lock(&record.guard)
-    found = record.owner != 0 and record.share == share and not record.eviction_due
+    found = record.owner != 0 and record.share == <uint32_t> share and not record.eviction_due
     if found:
         owner[0] = record.owner
         hold[0] = record.hold
@@ -695,10 +720,22 @@ cdef void forget(Record *record, uint64_t number, bint kept_by_task) noexcept no
         record.owner != 0 and (record.owner == number or kept_by_task)
     )
     cdef uint64_t hold = record.hold
+    cdef Rare *rare = record.rare
     memset(record, 0, sizeof(Record))
     # Numbers of holds are not used again, for a Token may keep one.
     record.hold = hold
+    record.rare = rare
+    if rare != NULL:
+        rare.call_signal = NULL
     record.inherited = inherited
+
+
+cdef void get_rare(Record *record, Rare *rare) noexcept nogil:
+    """The Record gets its rare part, unless another thread has given it one."""
+    luna_guard_lock(&record.guard)
+    if record.rare == NULL:
+        luna_shared_set_pointer(<void **> &record.rare, rare)
+    luna_guard_unlock(&record.guard)
 
 
 cdef bint end_inherited(Record *record, uint64_t number) noexcept nogil:
