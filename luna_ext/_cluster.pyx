@@ -21,7 +21,6 @@ from luna_ext._device cimport (
     CA_GET_SLOT_ID,
     CA_GET_UNASSIGNED_SLOT,
     CA_UNLOCK_CLUSTERED_SLOT,
-    CK_RV,
     CK_SLOT_ID,
     CK_TOKEN_INFO,
     CK_ULONG,
@@ -85,7 +84,6 @@ from luna_ext._device cimport (
     wraps_stand_in,
 )
 from luna_ext._mutex cimport (
-    CONCLUDED,
     FAILED,
     GRANTED,
     HANDED_OVER,
@@ -99,9 +97,9 @@ from luna_ext._mutex cimport (
     Heartbeat,
     Leave,
     Locks,
-    Loss,
     Outcome,
     Record,
+    Release,
     Request,
     SlotMutex,
     TaskMark,

@@ -104,7 +104,9 @@ cdef extern from "native.h":
     uint64_t LUNA_SURELY_SLOW
     bint luna_is_sample(luna_counter *counter, uint64_t now) noexcept nogil
     void luna_note_sample(luna_counter *counter, uint64_t now, uint64_t nanoseconds) noexcept nogil
-    void luna_count(luna_counter *counter, uint64_t nanoseconds, uint64_t rv) noexcept nogil
+    void luna_count_untimed(luna_counter *counter) noexcept nogil
+    void luna_add_untimed(luna_counter *counter) noexcept nogil
+    void luna_count_answer(luna_counter *counter, uint64_t rv) noexcept nogil
 
     void luna_calls_device() noexcept nogil
     void luna_comes_back() noexcept nogil
@@ -122,7 +124,7 @@ cdef extern from "native.h":
     bint luna_is_worker() noexcept nogil
     void luna_become_worker() noexcept nogil
     void luna_introduce(uint64_t number, bint is_main) noexcept nogil
-    bint luna_has_joined() noexcept
+    uint64_t luna_joined_number() noexcept
     void luna_note_joined(bint joined) noexcept
     int luna_shard() noexcept nogil
     bint luna_leads_process() noexcept nogil
@@ -340,7 +342,7 @@ cdef str name_of(int function)
 cdef void count_wait(Client client, uint64_t nanoseconds) noexcept nogil
 cdef void count_hold(Client client, uint64_t nanoseconds) noexcept nogil
 cdef void count_timeout(Client client) noexcept nogil
-cdef double average_seconds(Client client, int function) noexcept nogil
+cdef double average_seconds(Client client, int function) noexcept
 cdef object error_of(CK_RV rv, int function, object slot_id)
 # What the table in errors.py says of a code.
 cdef bint says_busy(CK_RV rv) noexcept nogil

@@ -61,7 +61,6 @@ cdef enum Leave:
     UNLOCK_DUE_LATER    # the unlock call is due after a moment for the lock call that is out
     LEFT_TO_WORK        # calls under way rely on the lock: the last one that ends unlocks
     HANDED_OVER     # no unlock call: the next waiter of this process has the lock
-    CONCLUDED       # nothing any more: all of it has been done
 
 # What a claim has come back with.
 cdef enum Arrival:
@@ -148,6 +147,14 @@ cdef struct Common:
 # The pauses between the tries of a call that the device turns down.
 cdef struct Backoff:
     double longest          # seconds; the next pause is shorter
+
+# How a release has gone.
+cdef struct Release:
+    uint64_t number         # of the thread or greenlet that releases
+    Leave due               # what the end of the hold needs
+    Loss loss               # LOST: why
+    CK_RV rv                # what the device has answered; CKR_OK: no call was due
+    double began            # when, in seconds of luna_now(), if DEBUG records may be wanted; else 0
 
 # One wait, from the moment that the lock was asked for.
 cdef struct Wait:
@@ -290,9 +297,7 @@ cdef class SlotMutex:
 
     cdef int release(self, uint64_t number, Share share) except -1
     cdef CK_RV begin_release(self, uint64_t number, Share share, Leave *due, Loss *loss) noexcept
-    cdef uint64_t begin_release_here(
-        self, Share share, Leave *due, Loss *loss, CK_RV *rv, double *began
-    ) except 0
+    cdef bint begin_release_here(self, Share share, Release *release) except -1
     cdef int judge_release(
         self, Leave due, Loss loss, CK_RV rv, uint64_t number, Share share, double began
     ) except -1
@@ -333,6 +338,7 @@ cdef class SlotMutex:
 
     cdef bint _is_long(self, uint32_t call, double now) noexcept
     cdef bint _was_told_of_call(self) noexcept
+    cdef int _acquire_with_records(self, uint64_t number, Share share) except -1
     cdef int _own_call(self, uint64_t number, Share share, Wait *wait) except -1
     cdef int _wait_for_turn(
         self, uint64_t number, Share share, Wait *wait, bint before_all

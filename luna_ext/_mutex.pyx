@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from functools import partial
 
 cimport cython
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -87,7 +88,6 @@ from luna_ext._device cimport (
     luna_guard,
     luna_guard_lock,
     luna_guard_unlock,
-    luna_has_joined,
     luna_introduce,
     luna_is_main,
     luna_leads_process,
@@ -100,6 +100,7 @@ from luna_ext._device cimport (
     luna_raise_pending,
     luna_shared_add,
     luna_is_marked,
+    luna_joined_number,
     luna_mark,
     luna_shared_get,
     luna_shared_get32,

@@ -12,8 +12,7 @@ pytest.importorskip(
     "_testcapi", reason="CPython's own tests, which can let allocations fail, are not installed"
 )
 
-# Python makes no new object for a small slot ID. So the first allocation of the claim's thread is for the
-# table of slots.
+# The first allocation of the claim's thread is for the table of slots.
 OUT_OF_MEMORY = """
 import ctypes, os, threading
 import _testcapi, luna_ext

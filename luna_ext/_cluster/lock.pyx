@@ -64,28 +64,36 @@ cdef int check_open(Share share, CK_SLOT_ID slot_id) except -1:
 # ---- how a block ends ----
 
 
-cdef int end_block(
+cdef inline int end_block(
     SlotMutex mutex, Share share, uint64_t hold, object exc_type, object exception
 ) except -1:
     """Unlock at the end of a `with` block; `exception` is what leaves the block, or None. `hold` is
     the number of the block's hold; 0: not known.
     """
-    cdef Leave due = NOT_MINE
-    cdef Loss loss = NOT_LOST
-    cdef double began = 0
-    cdef CK_RV rv = CKR_OK
-    cdef uint64_t me = mutex.begin_release_here(share, &due, &loss, &rv, &began)
-    if due == CONCLUDED:
+    cdef Release release
+    if mutex.begin_release_here(share, &release):
         return 0
-    if (due == UNLOCK_DUE or due == HANDED_OVER) and rv == CKR_OK:
-        return mutex.conclude_release(due, loss, rv, me, share, began)
+    return conclude_block(mutex, share, hold, exc_type, exception, &release)
+
+
+cdef int conclude_block(
+    SlotMutex mutex, Share share, uint64_t hold, object exc_type, object exception, Release *release
+) except -1:
+    """What follows the release, where that is more than the audit event."""
+    cdef Leave due = release.due
+    if (due == UNLOCK_DUE or due == HANDED_OVER) and release.rv == CKR_OK:
+        return mutex.conclude_release(
+            due, release.loss, release.rv, release.number, share, release.began
+        )
     try:
         if due == NOT_MINE:
-            if mutex.ended_by_fork(me):
+            if mutex.ended_by_fork(release.number):
                 return 0
             if exc_type is GeneratorExit and end_foreign_block(mutex, share, hold):
                 return 0
-        mutex.conclude_release(due, loss, rv, me, share, began)
+        mutex.conclude_release(
+            due, release.loss, release.rv, release.number, share, release.began
+        )
     except LunaError as error:
         tell_failed_release(error)
         note_or_raise(exception, error)

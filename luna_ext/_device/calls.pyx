@@ -24,8 +24,8 @@ cdef inline bint make_call(
     uint64_t *nanoseconds, uint8_t *back, uint64_t *clock
 ) noexcept:
     """Make a device call without the GIL; whether it was made. Cannot raise. `nanoseconds`: how long it
-    took, or, of a fast function, one of its last calls. `back`, if there is one, is marked when the answer
-    is there, which the thread may hear of much later, when it has the GIL. `clock`, if there is one, has
+    took; 0: it was fast, and not timed. `back`, if there is one, is marked when the answer is there, which
+    the thread may hear of much later, when it has the GIL. `clock`, if there is one, has
     luna_coarse_nanoseconds() as the call begins, or 0, and afterwards as it has ended: so a caller needs no
     look at the clock of its own.
     """
@@ -54,9 +54,11 @@ cdef inline bint make_call(
         nanoseconds[0] = ended - now
     if timed:
         luna_note_sample(counter, now, nanoseconds[0])
+        luna_count_length(&counter.lengths, nanoseconds[0])
     else:
-        nanoseconds[0] = luna_count_get(&counter.sample)
-    luna_count(counter, nanoseconds[0], rv[0])
+        nanoseconds[0] = 0
+        luna_count_untimed(counter)
+    luna_count_answer(counter, rv[0])
     if clock != NULL:
         clock[0] = ended
     if rv[0] != CKR_OK and says_lost(rv[0]):

@@ -246,7 +246,8 @@ cdef inline void count_call(
     """Of a call that was timed."""
     cdef luna_counter *counter = counter_of(client, function)
     luna_note_sample(counter, 0, nanoseconds)
-    luna_count(counter, nanoseconds, rv)
+    luna_count_length(&counter.lengths, nanoseconds)
+    luna_count_answer(counter, rv)
 
 
 @cython.final

@@ -318,24 +318,10 @@ struct luna_counter {
     uint64_t timed;                      /* calls that were */
     uint64_t sampled;                    /* the stretch in which a fast call was timed; 0: none */
     uint64_t sample;                     /* how long that one took, in nanoseconds */
+    uint64_t untimed;                    /* calls since then that were not timed; with a GIL only */
     uint64_t codes[LUNA_ERRORS];         /* the CK_RV that is counted in this place; 0: none yet */
     uint64_t errors[LUNA_ERRORS];
 };
-
-/* Whether a call that begins now is to be timed. */
-static inline int luna_is_sample(const struct luna_counter *counter, uint64_t now) {
-    return luna_count_get(&counter->sampled) != luna_stretch(now);
-}
-
-/* A call that began `now`, of the same stretch, was timed. */
-static inline void luna_note_sample(struct luna_counter *counter, uint64_t now, uint64_t nanoseconds) {
-    luna_count_add(&counter->timed, 1);
-    luna_count_set(&counter->sample, nanoseconds);
-    luna_count_set(&counter->sampled, nanoseconds < LUNA_FAST ? luna_stretch(now) : 0);
-    if (nanoseconds > luna_count_get(&counter->longest)) {
-        luna_count_set(&counter->longest, nanoseconds);
-    }
-}
 
 /* How many binary digits the number has. */
 static inline int luna_bits(uint64_t number) {
@@ -351,10 +337,52 @@ static inline int luna_bits(uint64_t number) {
 #endif
 }
 
-static inline void luna_count_length(struct luna_lengths *lengths, uint64_t nanoseconds) {
+/* So many that took so long, each. */
+static inline void luna_count_lengths(struct luna_lengths *lengths, uint64_t nanoseconds, uint64_t times) {
     int digits = luna_bits(nanoseconds);
-    luna_count_add(&lengths->nanoseconds, nanoseconds);
-    luna_count_add(&lengths->durations[digits < LUNA_DURATIONS ? digits : LUNA_DURATIONS - 1], 1);
+    luna_count_add(&lengths->nanoseconds, times * nanoseconds);
+    luna_count_add(&lengths->durations[digits < LUNA_DURATIONS ? digits : LUNA_DURATIONS - 1], times);
+}
+
+static inline void luna_count_length(struct luna_lengths *lengths, uint64_t nanoseconds) {
+    luna_count_lengths(lengths, nanoseconds, 1);
+}
+
+/*
+ * A call that was not timed counts as having taken as long as the sample. Where there is a GIL, it is only
+ * numbered, and added to the lengths before these are read, or the sample becomes another.
+ */
+static inline void luna_add_untimed(struct luna_counter *counter) {
+#if LUNA_GIL
+    luna_count_lengths(&counter->lengths, counter->sample, counter->untimed);
+    counter->untimed = 0;
+#else
+    (void)counter;
+#endif
+}
+
+static inline void luna_count_untimed(struct luna_counter *counter) {
+#if LUNA_GIL
+    counter->untimed++;
+#else
+    luna_count_length(&counter->lengths, luna_count_get(&counter->sample));
+#endif
+}
+
+/* Whether a call that begins now is to be timed. */
+static inline int luna_is_sample(const struct luna_counter *counter, uint64_t now) {
+    return luna_count_get(&counter->sampled) != luna_stretch(now);
+}
+
+/* A call that began `now`, of the same stretch, was timed. */
+static inline void luna_note_sample(struct luna_counter *counter, uint64_t now, uint64_t nanoseconds) {
+    luna_add_untimed(counter);
+    luna_count_add(&counter->timed, 1);
+    luna_count_set(&counter->sample, nanoseconds);
+    luna_count_set(&counter->sampled, nanoseconds < LUNA_FAST ? luna_stretch(now) : 0);
+    if (nanoseconds > luna_count_get(&counter->longest)) {
+        luna_count_set(&counter->longest, nanoseconds);
+    }
 }
 
 /* Threads that share a shard may count at a time; each finds or takes a place for its code. */
@@ -380,9 +408,8 @@ static inline void luna_count_error(struct luna_counter *counter, uint64_t rv) {
     luna_count_add(&counter->errors[place], 1);
 }
 
-/* A call counts as having lasted so long, and answered `rv`. With the GIL, where there is one. */
-static inline void luna_count(struct luna_counter *counter, uint64_t nanoseconds, uint64_t rv) {
-    luna_count_length(&counter->lengths, nanoseconds);
+/* What a call has answered. With the GIL, where there is one. */
+static inline void luna_count_answer(struct luna_counter *counter, uint64_t rv) {
     if (luna_unlikely(rv != 0)) {
         luna_count_error(counter, rv);
     }
@@ -594,12 +621,13 @@ static inline void luna_introduce(uint64_t number, int is_main) {
 #else
 #define luna_context_count() ((uint64_t)0)
 #endif
-static inline int luna_has_joined(void) {
-    uint64_t count = luna_context_count();
-    return count != 0 && luna_thread_joined_in == count;
-}
 static inline void luna_note_joined(int joined) {
     luna_thread_joined_in = joined ? luna_context_count() : 0;
+}
+/* The number of a thread that has noted it, and is not the main one; else 0. */
+static inline uint64_t luna_joined_number(void) {
+    uint64_t count = luna_thread_joined_in;
+    return count != 0 && count == luna_context_count() && !luna_thread_is_main ? luna_thread_number : 0;
 }
 
 static inline int luna_shard(void) {

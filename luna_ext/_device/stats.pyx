@@ -85,12 +85,13 @@ cdef size_t place_of(Traffic *traffic, uint64_t *number) noexcept nogil:
     return <size_t> (<char *> number - <char *> traffic)
 
 
-cdef double average_seconds(Client client, int function) noexcept nogil:
+cdef double average_seconds(Client client, int function) noexcept:
     """How long a call of this C function takes; 0: none was made."""
     cdef Traffic *traffic = client.traffic
     cdef luna_counter *counter = &traffic.counters[function]
     cdef uint64_t calls = 0
     cdef int n
+    luna_add_untimed(counter)
     for n in range(LUNA_DURATIONS):
         calls += total(traffic, place_of(traffic, &counter.lengths.durations[n]))
     if calls == 0:
@@ -139,6 +140,7 @@ cdef dict stats_of(Traffic *traffic):
     stats = {}
     for function in range(FUNCTION_COUNT):
         counter = &traffic.counters[<int> function]
+        luna_add_untimed(counter)
         histogram, seconds = lengths_of(traffic, &counter.lengths)
         if any(histogram):
             longest = 0

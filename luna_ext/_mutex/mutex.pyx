@@ -121,25 +121,29 @@ cdef class SlotMutex:
         The main thread leaves the device call to a worker, so that signal handlers run while it
         lasts; any other thread makes it itself, which is the fastest way.
         """
-        cdef uint64_t me = thread_number()
-        cdef Wait wait
-        if luna_is_main() or greenlets_may_run():
+        cdef uint64_t me = luna_joined_number()
+        if me == 0 or greenlets_may_run():
+            me = thread_number()
             if luna_is_main() or in_greenlet_hub():
                 self.acquire_within(share, -1)
                 return 0
             me = caller_number()
+            join_lineage(me)
         if self.locks.client.lock_clustered_slot == NULL or self.locks.client.unlock_clustered_slot == NULL:
             self._need_functions(share)
-        join_lineage(me)
         audit_lock(self.slot_id)
-        # It begins with the device call, which is timed.
-        wait.began = 0
-        wait.debug = wait.warned = False
+        if not debug_may_be_on() and take_turn_at_once(&self.record, me):
+            return self._own_call(me, share, NULL)
+        return self._acquire_with_records(me, share)
+
+    cdef int _acquire_with_records(self, uint64_t number, Share share) except -1:
+        """The rest of acquire(), where the slot may not be free, or DEBUG records may be wanted."""
+        cdef Wait wait = new_wait()
         if debug_may_be_on():
             begin_wait(&wait)
-        if take_turn_at_once(&self.record, me):
-            return self._own_call(me, share, &wait)
-        return self._wait_for_turn(me, share, &wait, False)
+        if take_turn_at_once(&self.record, number):
+            return self._own_call(number, share, &wait)
+        return self._wait_for_turn(number, share, &wait, False)
 
     cdef bint acquire_within(self, Share share, double seconds) except -1:
         """Lock with the device call on a worker, so that the caller can give up after so many seconds; -1:
@@ -289,7 +293,8 @@ cdef class SlotMutex:
         return self.confirm(waiter)
 
     cdef int _own_call(self, uint64_t number, Share share, Wait *wait) except -1:
-        """Make the lock call on this thread, whose turn it is."""
+        """Make the lock call on this thread, whose turn it is. Without a `wait`, it begins only now."""
+        cdef Wait own
         cdef CK_RV rv = CKR_OK
         cdef uint64_t nanoseconds = 0
         cdef uint64_t now
@@ -299,6 +304,9 @@ cdef class SlotMutex:
         # The mutex keeps its client, whose references all threads would count in one cache line.
         cdef PyObject *client = <PyObject *> self.locks.client
         backoff.longest = 0
+        if wait == NULL:
+            own = new_wait()
+            wait = &own
         if not luna_shared_get(&watching):
             watch_calls()
         if is_contended(self.known_rare()):
@@ -616,6 +624,7 @@ cdef class SlotMutex:
         device's answer; CKR_OK if no call was due.
         """
         cdef uint64_t generation = self.generation()
+        loss[0] = NOT_LOST
         due[0] = begin_leave(
             &self.record, number, 0, share.number, generation, &self.locks.common, loss
         )
@@ -627,22 +636,23 @@ cdef class SlotMutex:
             self.pass_turn()
         return CKR_OK
 
-    cdef uint64_t begin_release_here(
-        self, Share share, Leave *due, Loss *loss, CK_RV *rv, double *began
-    ) except 0:
-        """The same for the calling thread or greenlet, whose number is returned; with the audit event, if
-        that is all that follows: then `due` is CONCLUDED. `began`: when, if DEBUG records may be wanted.
+    cdef bint begin_release_here(self, Share share, Release *release) except -1:
+        """The same for the calling thread or greenlet. Returns whether that was all, and the audit event
+        was raised; else conclude_release() is due.
         """
+        cdef Leave due
         cdef uint64_t me = thread_number()
         if greenlets_may_run():
             me = greenlet_number(me)
+        release.number = me
         # Before anything that may run Python code, and with it signal handlers.
-        began[0] = luna_now() if debug_may_be_on() else 0
-        rv[0] = self.begin_release(me, share, due, loss)
-        if (due[0] == UNLOCK_DUE or due[0] == HANDED_OVER) and rv[0] == CKR_OK and began[0] == 0:
-            due[0] = CONCLUDED
+        release.began = luna_now() if debug_may_be_on() else 0
+        release.rv = self.begin_release(me, share, &release.due, &release.loss)
+        due = release.due
+        if (due == UNLOCK_DUE or due == HANDED_OVER) and release.rv == CKR_OK and release.began == 0:
             audit_unlock(self.slot_id)
-        return me
+            return True
+        return False
 
     cdef int release(self, uint64_t number, Share share) except -1:
         """Unlock; only the thread, task or greenlet that holds the lock may, and through the same

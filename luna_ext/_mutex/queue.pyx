@@ -228,15 +228,10 @@ cdef Lineage new_lineage(uint64_t number, Lineage parent):
     return lineage
 
 
-cdef inline int join_lineage(uint64_t number) except -1:
-    """Before a lock is asked for: whatever this thread, task or greenlet starts may rely on it."""
-    # Most often the thread has done that in the context in which it still is.
-    if number == luna_number() and luna_has_joined():
-        return 0
-    return join_lineage_of_context(number)
-
-
-cdef int join_lineage_of_context(uint64_t number) except -1:
+cdef int join_lineage(uint64_t number) except -1:
+    """Before a lock is asked for: whatever this thread, task or greenlet starts may rely on it. A thread
+    notes that it has done that in the context in which it is; see luna_joined_number().
+    """
     cdef Lineage present
     # A context that has another Lineage is to be looked at again by its thread, too.
     luna_note_joined(False)

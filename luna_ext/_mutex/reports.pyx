@@ -42,6 +42,14 @@ cdef bint debug_is_on() except -1:
     return log.isEnabledFor(DEBUG)
 
 
+cdef inline Wait new_wait() noexcept nogil:
+    """One that begins with the device call, which is timed."""
+    cdef Wait wait
+    wait.began = 0
+    wait.debug = wait.warned = False
+    return wait
+
+
 cdef int begin_wait(Wait *wait) except -1:
     wait.debug = debug_is_on()
     wait.began = luna_now()

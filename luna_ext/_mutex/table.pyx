@@ -42,23 +42,24 @@ cdef bint make_room(Table *table) noexcept:
     cdef uint32_t *earlier = table.places
     cdef uint32_t *places
     cdef uint32_t number
+    cdef uint32_t room = 2 * table.room if table.room else FIRST_BLOCK
     cdef int block = luna_bits(table.count // FIRST_BLOCK)
     if table.blocks[block] == NULL:
-        table.blocks[block] = <void **> calloc(
+        table.blocks[block] = <void **> PyMem_RawCalloc(
             FIRST_BLOCK if block == 0 else (FIRST_BLOCK // 2) << block, sizeof(void *)
         )
     if table.blocks[block] == NULL:
         return False
-    # A third is kept free, so that no search is long.
-    if 3 * (<uint64_t> table.count + 1) > 2 * <uint64_t> table.room:
-        places = <uint32_t *> calloc(2 * table.room if table.room else FIRST_BLOCK, sizeof(uint32_t))
+    # A fifth is kept free, so that no search is long.
+    if 5 * (<uint64_t> table.count + 1) > 4 * <uint64_t> table.room:
+        places = <uint32_t *> PyMem_RawCalloc(room, sizeof(uint32_t))
         if places == NULL:
             return False
         table.places = places
-        table.room = 2 * table.room if table.room else FIRST_BLOCK
+        table.room = room
         for number in range(table.count):
             put_down(table, (<SlotMutex> kept_at(table, number)[0]).slot_id, number)
-        free(earlier)
+        PyMem_RawFree(earlier)
     return True
 
 
