@@ -178,8 +178,9 @@ def test_bad_arguments_do_not_reach_the_device(luna, calls_of, arguments, option
 
 
 def test_another_clusters_id_is_refused_by_the_device(luna):
-    with pytest.raises(luna_ext.ArgumentsBadError), luna.claim("cluster-2"):
+    with pytest.raises(luna_ext.ArgumentsBadError) as caught, luna.claim("cluster-2"):
         pass
+    assert "is 'cluster-2' the cluster's ID?" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize("rv", [0x7, 0x30, 0x150, 0x190, 0x8000001F])

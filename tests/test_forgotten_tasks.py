@@ -68,6 +68,22 @@ def free(cluster):
     return lambda: all(token.owner is None for token in cluster.tokens())
 
 
+def test_several_locks_come_off_though_another_task_has_used_their_object(luna, free):
+    locks = luna.lock_all([luna.slot(1)])
+
+    async def use():
+        async with locks:
+            pass
+
+    async def hold():
+        async with locks:
+            await asyncio.get_running_loop().create_future()
+
+    asyncio.run(use())
+    leave_behind(hold(), lambda: let_others_run_until(luna.slot(1).locked))
+    collect_until(free)
+
+
 def records(caplog):
     return [r.getMessage() for r in caplog.records if (r.name, r.levelno) == ("luna_ext", 40)]
 

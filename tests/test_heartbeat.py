@@ -400,17 +400,22 @@ def test_a_claim_that_no_thread_can_look_after_is_given_back(cluster, succeed):
         def claim():
             # This thread makes its device calls itself.
             {NO_MORE_THREADS}
+            claiming = luna.claim("cluster-1", heartbeat=60)
             try:
-                luna.claim("cluster-1", heartbeat=60).__enter__()
+                claiming.__enter__()
             except RuntimeError as error:
                 print(error)
+            assert all(token.owner is None for token in cluster.tokens())
+            threading.stack_size(0)
+            with claiming as token:
+                token.ensure_held()
 
         in_thread(claim).join()
         print({{token.owner for token in cluster.tokens()}})
     """
     assert " ".join(succeed(body)) == "can't start new thread {None}"
     calls = [entry.function for entry in cluster.log()]
-    assert (calls.count(CLAIM), calls.count(UNLOCK)) == (1, 1)
+    assert (calls.count(CLAIM), calls.count(UNLOCK)) == (2, 2)
 
 
 def test_a_fork_after_which_no_thread_can_be_had_is_told_of(succeed):

@@ -356,8 +356,10 @@ def test_slot_ids_over_the_whole_range_reach_the_device(luna, monkeypatch, clust
     ],
 )
 def test_what_is_no_slot_id(luna, slot_id, error):
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         luna.slot(slot_id)
+    if error is OverflowError:
+        assert f"{slot_id} is no slot ID" in str(caught.value)
 
 
 def test_an_index_is_a_slot_id(luna):

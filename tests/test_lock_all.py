@@ -1,11 +1,13 @@
 """Several slots and tokens at a time: all or none, in one order for every program."""
 
 import asyncio
+import logging
 import os
 import random
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from support import (
@@ -102,6 +104,28 @@ def test_one_timeout_is_for_all(luna, cluster):
     with pytest.raises(luna_ext.LockTimeoutError, match="within 1 s"):
         enter(luna.lock_all(luna.slots(), timeout=1))
     assert len(logged(cluster, LOCK)) <= 3
+
+
+@EACH_FORM
+def test_what_is_free_is_not_taken_when_the_time_is_up(luna, cluster, enter):
+    """A log handler takes all of it, when the first lock is there."""
+
+    class Slow(logging.Handler):
+        def emit(self, record):
+            if "locked after" in record.getMessage():
+                time.sleep(0.4)
+
+    log, slow = logging.getLogger("luna_ext"), Slow()
+    log.addHandler(slow)
+    level = log.level
+    log.setLevel(logging.DEBUG)
+    try:
+        with pytest.raises(luna_ext.LockTimeoutError, match=r"slot 2 .* within 0\.3 s"):
+            enter(luna.lock_all([luna.slot(1), luna.slot(2)], timeout=0.3))
+    finally:
+        log.setLevel(level)
+        log.removeHandler(slow)
+    assert nothing_is_locked(cluster)
 
 
 def test_an_error_on_the_way_in_tells_of_a_lock_that_stays(luna, cluster):

@@ -9,7 +9,16 @@ import threading
 import time
 
 import pytest
-from support import CLAIM, LOCK, NO_MORE_THREADS, TOKEN_INFO, wait_until
+from support import (
+    CLAIM,
+    DEVICE_ERROR,
+    LOCK,
+    NO_MORE_THREADS,
+    NONE_LEFT,
+    TOKEN_INFO,
+    logged,
+    wait_until,
+)
 
 import luna_ext
 
@@ -135,6 +144,41 @@ def test_a_handler_that_returns_lets_the_wait_go_on(luna, hold_elsewhere, wait_u
     assert len(handled) == 1
 
 
+@pytest.mark.signals
+@pytest.mark.parametrize("form", FORMS)
+def test_a_handler_cannot_wait_for_what_its_thread_waits_for(
+    luna, cluster, hold_elsewhere, wait_until_inside, call, form
+):
+    """It would wait for the wait that it interrupts."""
+    holder = hold_elsewhere(1)
+    refused = []
+
+    def handle(number, frame):
+        try:
+            luna.slot(1).acquire(timeout=5)
+        except luna_ext.LockReentryError as error:
+            refused.append(str(error))
+        raise Stop
+
+    previous = signal.signal(signal.SIGUSR1, handle)
+
+    def send():
+        wait_until_inside(LOCK)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    sending = call(send)
+    try:
+        with pytest.raises(Stop):
+            FORMS[form](luna)
+    finally:
+        sending.result()
+        signal.signal(signal.SIGUSR1, previous)
+    assert len(refused) == 1
+    assert "waits for this lock already" in refused[0]
+    holder.release()
+    comes_off(cluster)
+
+
 # ---- the WARNING records ----
 
 
@@ -192,6 +236,40 @@ def test_every_wait_for_another_process_or_a_silent_device_is_told_of_while_it_l
         caller.result(30)
     # Once each.
     assert told(caplog) == texts
+
+
+def test_a_log_handler_that_raises_ends_the_wait_and_not_that_of_the_next(
+    luna, monkeypatch, call, wait_until_queued
+):
+    class Refusal(Exception):
+        pass
+
+    def refuse(record):
+        if "still waiting" in record.getMessage():
+            raise Refusal
+
+    handler = logging.Handler()
+    handler.emit = refuse
+    monkeypatch.setattr(logging.getLogger("luna_ext"), "handlers", [handler])
+    slot = luna.slot(1)
+    slot.acquire()
+    waiting = call(lambda: wait_in_a_thread(slot))
+    with pytest.raises(Refusal):
+        waiting.result(30)
+    waiting = call(lambda: wait_in_a_thread(slot))
+    wait_until_queued(slot, 1)
+    slot.release()
+    waiting.result()
+
+
+@pytest.mark.parametrize("wait", [wait_in_a_thread, wait_in_a_task])
+@pytest.mark.parametrize("function", [CLAIM, LOCK])
+def test_of_a_short_wait_nothing_is_told(cluster, caplog, wait, function):
+    with cluster.library(contention="poll") as luna:
+        cluster.fault(function, NONE_LEFT if function == CLAIM else DEVICE_ERROR, times=3)
+        wait(luna.claim("cluster-1", timeout=20) if function == CLAIM else luna.slot(1).lock())
+    assert len(logged(cluster, function)) == 4
+    assert told(caplog) == []
 
 
 def test_a_long_wait_is_told_of_on_both_sides_of_a_fork(luna, caplog, hold_elsewhere, call):

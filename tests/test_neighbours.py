@@ -1,5 +1,6 @@
 """python-pkcs11 and PyKCS11 on the Library's client library: they work, and end no lock."""
 
+import ctypes
 import gc
 import importlib.metadata
 import os
@@ -7,7 +8,7 @@ import sys
 import types
 
 import pytest
-from support import nothing_is_locked
+from support import entry_of, nothing_is_locked
 
 import luna_ext
 
@@ -67,6 +68,22 @@ def test_no_ending_of_python_pkcs11_ends_a_lock(luna, cluster, mine, end):
         gc.collect()
         check_held(luna, cluster)
         assert len(luna.pkcs11().get_slots()) == 8
+
+
+def test_a_token_whose_slot_is_gone_is_none_of_python_pkcs11(luna, monkeypatch):
+    word = ctypes.c_ulong
+
+    @ctypes.CFUNCTYPE(word, ctypes.c_ubyte, ctypes.c_void_p, ctypes.POINTER(word))
+    def list_no_slots(token_present, slots, count):
+        count[0] = 0
+        return 0
+
+    token = luna.token("keyring1")
+    address = ctypes.cast(list_no_slots, ctypes.c_void_p).value
+    monkeypatch.setattr(entry_of(luna, 4), "value", address)
+    with pytest.raises(luna_ext.SlotIdInvalidError, match="look for the label again") as caught:
+        token.pkcs11()
+    assert caught.value.slot_id == 1
 
 
 def test_python_pkcs11_works_in_a_forked_child(luna, cluster, mine, in_child):

@@ -338,6 +338,13 @@ def without_user_pin(luna):
         return token.assign(LABELS[0], so_pin=SO_PIN)
 
 
+def test_a_user_pin_that_cannot_be_looked_at_has_failed(cluster, provision, without_user_pin):
+    cluster.fault("C_Login", DEVICE_ERROR, times=1)
+    report = provision(LABELS[:1], user_pin=USER_PIN)
+    assert isinstance(report.failed[LABELS[0]], luna_ext.DeviceError)
+    assert provision(LABELS[:1], user_pin=USER_PIN).failed == {}
+
+
 @DUAL_IDENTITY
 def test_a_user_pin_is_not_set_where_the_lock_is_lost(luna, cluster, provision, without_user_pin):
     # The calls before it ask whether there is one, and check the label.

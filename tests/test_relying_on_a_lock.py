@@ -9,7 +9,7 @@ import threading
 import unittest
 
 import pytest
-from support import INIT_TOKEN, logged, nothing_is_locked, wait_until
+from support import INIT_TOKEN, TOKEN_INFO, logged, nothing_is_locked, wait_until
 
 import luna_ext
 
@@ -192,6 +192,35 @@ def test_a_token_that_is_being_assigned_stays_locked_though_the_block_has_ended(
     assert unlocking.time >= assigning.time + assigning.duration
     assert luna.token("payments").slot.slot_id == 1
     wait_until(lambda: not luna.slot(1).locked())
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_waiter_is_told_of_an_assignment_that_the_block_has_left(
+    luna, cluster, call, wait_until_inside
+):
+    cluster.latency(1, INIT_TOKEN)
+    with luna.claim("cluster-1") as token:
+        context = contextvars.copy_context()
+        running = call(lambda: context.run(lambda: token.assign("payments", so_pin=SO_PIN)))
+        wait_until_inside(INIT_TOKEN)
+    assert "calls that its last holder has started" in repr(token.slot)
+    with pytest.raises(luna_ext.LockTimeoutError, match="are still at work on its token"):
+        token.slot.lock(timeout=0).__enter__()
+    running.result()
+
+
+def test_what_a_holder_has_started_hears_that_it_has_released_meanwhile(
+    luna, cluster, call, wait_until_inside
+):
+    slot = luna.slot(1)
+    slot.acquire()
+    context = contextvars.copy_context()
+    cluster.latency(0.5, TOKEN_INFO)
+    asking = call(lambda: context.run(slot.ensure_held))
+    wait_until_inside(TOKEN_INFO)
+    slot.release()
+    with pytest.raises(luna_ext.LockLostError):
+        asking.result()
 
 
 def test_what_a_holder_has_started_hears_that_the_lock_is_lost(luna):

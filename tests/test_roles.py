@@ -11,7 +11,17 @@ import traceback
 import types
 
 import pytest
-from support import CLAIM, INIT_PIN, INIT_TOKEN, SESSION_INFO, entry_of, logged, wait_until
+from support import (
+    CLAIM,
+    DEVICE_ERROR,
+    INIT_PIN,
+    INIT_TOKEN,
+    SESSION_INFO,
+    TOKEN_INFO,
+    entry_of,
+    logged,
+    wait_until,
+)
 
 import luna_ext
 from luna_ext import PIN_PAD, TokenFlag
@@ -528,6 +538,18 @@ def test_what_is_in_the_token_is_kept_or_said(cluster, assigned):
     with pytest.raises(luna_ext.DeviceError) as caught:
         assigned(erase=False)
     assert any("label is 'payments' now" in note for note in caught.value.__notes__)
+
+
+def test_that_the_label_cannot_be_read_back_is_said(cluster, assigned, call, wait_until_inside):
+    cluster.latency(0.3, INIT_TOKEN)
+    cluster.fault(INIT_TOKEN, DEVICE_ERROR)
+    assigning = call(assigned)
+    wait_until_inside(INIT_TOKEN)
+    cluster.fault(TOKEN_INFO, DEVICE_ERROR)
+    with pytest.raises(luna_ext.DeviceError) as caught:
+        assigning.result()
+    assert any("could not be read back" in note for note in caught.value.__notes__)
+    cluster.fault(TOKEN_INFO, 0, times=0)
 
 
 # ---- a PED ----

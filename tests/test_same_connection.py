@@ -643,15 +643,20 @@ def test_calls_wait_while_a_reconnect_lasts(luna, cluster, call, wait_until_insi
     reconnecting.result(30)
 
 
+@pytest.mark.parametrize(
+    ("function", "loss"),
+    [("C_Initialize", "its library was finalised"), ("C_Finalize", "its library was")],
+)
 def test_a_release_while_a_reconnect_lasts_says_what_has_become_of_the_lock(
-    luna, cluster, call, wait_until_inside
+    luna, cluster, call, wait_until_inside, function, loss
 ):
+    """No call may be made beside C_Finalize."""
     slot = luna.slot(1)
     slot.acquire()
-    cluster.latency(1, "C_Initialize")
+    cluster.latency(1, function)
     reconnecting = call(luna.reconnect)
-    wait_until_inside("C_Initialize")
-    with pytest.raises(luna_ext.LockLostError, match="its library was finalised"):
+    wait_until_inside(function)
+    with pytest.raises(luna_ext.LockLostError, match=loss):
         slot.release()
     reconnecting.result(30)
     assert logged(cluster, UNLOCK) == []
@@ -714,6 +719,18 @@ def test_a_new_library_recovers_beside_an_old_one(luna, cluster):
     with cluster.library() as new:
         assert len(new.slots()) == 8
         assert len(luna.slots()) == 8
+
+
+def test_a_new_library_recovers_where_the_list_of_slots_is_all_that_is_left(luna, cluster):
+    """A client may answer that one by itself."""
+    cluster.fault(OPEN_SESSION, SESSION_COUNT)
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1):
+        cluster.fault(TOKEN_INFO, DEVICE_ERROR)
+        with pytest.raises(luna_ext.DeviceError):
+            luna.slot(2).token_info.label  # noqa: B018
+        cluster.library().close()
+    assert finalisations(cluster) == [0]
+    cluster.fault(TOKEN_INFO, 0, times=0)
 
 
 def test_a_new_library_works_after_other_code_has_finalised(luna, cluster):

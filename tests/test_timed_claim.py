@@ -17,6 +17,7 @@ from support import (
     NO_MORE_THREADS,
     NONE_LEFT,
     UNLOCK,
+    assert_stays,
     have_returned,
     let_others_run_until,
     logged,
@@ -317,6 +318,20 @@ def test_ctrl_c_ends_a_timed_claim_while_the_device_is_silent(luna, cluster):
         signal.signal(signal.SIGALRM, previous)
     assert time.monotonic() - begin < 2.5
     wait_until_answered(cluster)
+
+
+def test_a_claim_that_is_given_up_before_the_library_is_ready_asks_nothing(
+    luna, cluster, call, wait_until_inside
+):
+    cluster.latency(1, "C_Initialize")
+    reconnecting = call(luna.reconnect)
+    wait_until_inside("C_Initialize")
+    with pytest.raises(luna_ext.LockTimeoutError):
+        enter(luna.claim("cluster-1", timeout=0.2))
+    reconnecting.result(30)
+    enter(luna.claim("cluster-1", timeout=20))
+    assert_stays(lambda: len(logged(cluster, CLAIM)) == 1)
+    assert nothing_is_locked(cluster)
 
 
 def test_close_does_not_wait_for_a_claim_that_was_given_up(cluster):

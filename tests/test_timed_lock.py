@@ -1,8 +1,10 @@
 """Timeouts, and locks that another process holds; `slot.lock()` with `with`."""
 
+import _thread
 import os
 import sys
 import textwrap
+import threading
 import time
 import types
 
@@ -298,6 +300,22 @@ def test_a_release_that_gets_no_thread_is_made_at_once(succeed):
         os._exit(0)
     """
     assert succeed(body) == ["free"]
+
+
+def test_a_thread_that_threading_does_not_know_is_named_by_its_ident(luna):
+    slot, leave, left = luna.slot(1), threading.Event(), threading.Event()
+
+    def hold():
+        with slot:
+            leave.wait()
+        left.set()
+
+    ident = _thread.start_new_thread(hold, ())
+    wait_until(slot.locked)
+    with pytest.raises(luna_ext.LockTimeoutError, match=f"the thread {ident} of this process"):
+        slot.lock(timeout=0).__enter__()
+    leave.set()
+    assert left.wait(20)
 
 
 def test_a_task_whose_release_gets_no_thread_makes_it_itself(succeed):
