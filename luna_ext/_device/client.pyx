@@ -559,8 +559,8 @@ cdef class Client:
             raise type(error)(
                 f"C_Initialize: {rv_name(rv)} (0x{rv:X}): the stand-in cannot use its cluster, which the "
                 f"environment variable LUNA_STUB_STATE names ({os.environ.get('LUNA_STUB_STATE')!r}): "
-                "`luna-ext stub create` makes one. LUNA_STUB_TRACE=1 in the environment lets it say "
-                "on stderr what is wrong",
+                "`luna-ext stub create --state FILE` makes one. LUNA_STUB_TRACE=1 in the environment lets "
+                "it say on stderr what is wrong",
                 rv=rv,
                 function="C_Initialize",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -18,6 +19,7 @@ from ..escaping import printable
 from ..info import CLUSTER_FUNCTIONS
 from ..provisioning import ProvisionProgress, ProvisionReport
 from ..provisioning import provision as provision_all
+from ..stub import STATE_VARIABLE, Cluster
 from .console import (
     EXIT_INTERRUPTED,
     Settings,
@@ -163,6 +165,12 @@ def _require(luna: Library) -> None:
             )
 
 
+def _look_at_id(luna: Library, cluster_id: str) -> None:
+    """Refuse one that is not the cluster's, which is known of the stand-in's."""
+    if luna.is_stub and (known := Cluster(os.environ[STATE_VARIABLE]).cluster_id) != cluster_id:
+        raise click.ClickException(f"the cluster's ID is {known!r}, not {cluster_id!r}")
+
+
 def _guard_in_words(luna: Library, slot_id: int) -> str:
     """With its label, by which its user knows whether it is unassigned; the device does not tell."""
     with ended_at_once():
@@ -286,6 +294,7 @@ def provision(
     if dry_run:
         with ended_at_once(), options.open() as luna:
             _require(luna)
+            _look_at_id(luna, cluster)
             if guard is not None:
                 refuse_nested(luna, [guard])
                 tell(

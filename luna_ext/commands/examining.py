@@ -37,8 +37,8 @@ APPLIANCE = "the appliance's software 7.8.5 with the package lnh_cluster 1.0.4"
 MAKERS = ("safenet", "thales", "chrystoki")
 
 NO_CLUSTER = (
-    "this is the stand-in, not an HSM's client. Name the real library; or let `luna-ext stub create` "
-    "make a cluster, and put what it prints into the environment"
+    "this is the stand-in, not an HSM's client. Name the real library; or let `luna-ext stub create "
+    "--state FILE` make a cluster, and put what it prints into the environment"
 )
 
 Tell = Callable[..., None]

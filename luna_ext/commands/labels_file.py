@@ -45,7 +45,9 @@ def read_labels(file: BinaryIO) -> list[str]:
 
 
 def _refused(file: BinaryIO, why: str) -> click.BadParameter:
-    return click.BadParameter(f"{file.name}: {why}", param_hint="'--labels'")
+    # A number: the command was started without a standard input.
+    name = file.name if isinstance(file.name, str) else "<stdin>"
+    return click.BadParameter(f"{name}: {why}", param_hint="'--labels'")
 
 
 def _label(line: bytes) -> str:

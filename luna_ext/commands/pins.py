@@ -43,6 +43,10 @@ class PinSources:
                 )
             yield PIN_PAD, PIN_PAD if self.ask_user_pin else None
             return
+        if self.ask_user_pin and (self.user_pin_file, self.user_pin_fd) != (None, None):
+            raise click.UsageError(
+                "the user PIN comes from --ask-user-pin, or from a file or a descriptor, not from both"
+            )
         refuse_on_windows("take PINs but from the token's own pad: --pin-pad")
         # It has terminals, files and memory as they are not on Windows.
         from .pin_memory import PinMemory, never_dumped

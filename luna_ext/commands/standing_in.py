@@ -48,16 +48,44 @@ def _existing(path: str) -> Cluster:
     """The cluster that is there; Cluster() would make one."""
     if not os.path.exists(path):
         raise click.ClickException(
-            f"there is no state file {path}; `luna-ext stub create` makes one"
+            f"there is no state file {path}; `luna-ext stub create --state {_quoted(path)}` makes one"
         )
     return Cluster(path)
+
+
+def _refuse_what_is_there(path: str) -> None:
+    if not os.path.exists(path):
+        return
+    try:
+        Cluster(path)
+    except OSError:
+        raise click.ClickException(
+            f"{path} is there already, and is no cluster of the stand-in; give --state another file"
+        ) from None
+    raise click.ClickException(
+        f"{path} is there already; `luna-ext stub destroy --state {_quoted(path)}` removes it"
+    )
+
+
+class StatePath(click.Path):
+    """The name of a state file."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        if not value:
+            self.fail("it is empty", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def _state(function: _F) -> _F:
     option: Callable[[_F], _F] = click.option(
         "--state",
         "path",
-        type=click.Path(),
+        type=StatePath(),
         envvar=STATE_VARIABLE,
         required=True,
         show_envvar=True,
@@ -188,8 +216,7 @@ def create(
     backend: str | None,
 ) -> None:
     """Make a cluster, and print what puts it into a shell's environment."""
-    if os.path.exists(path):
-        raise click.ClickException(f"{path} is there already; `luna-ext stub destroy` removes it")
+    _refuse_what_is_there(path)
     cluster = Cluster(
         path,
         cluster_id=cluster_id,
@@ -500,9 +527,13 @@ def bench(
 
     On a fresh stand-in, unless --slot names a slot of the device.
     """
-    named = click.get_current_context().get_parameter_source("slots")
-    if slot_id is not None and named is ParameterSource.COMMANDLINE:
-        raise click.UsageError("--slots is for the stand-in: give it or --slot, not both")
+    context = click.get_current_context()
+    for name in ("slots", "latency"):
+        if (
+            slot_id is not None
+            and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        ):
+            raise click.UsageError(f"--{name} is for the stand-in: give it or --slot, not both")
     # If a lock is held when a signal ends it, it is by a thread that only counts.
     with ended_by_signals(), ended_at_once(), ExitStack() as stack:
         if slot_id is None:

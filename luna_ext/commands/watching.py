@@ -316,6 +316,9 @@ def watch(
             give_up_stream(1)
         else:
             rows = sorted(watched.rows(), key=_ORDERS[order])
-            print_table(
-                COLUMNS, _cells(row for row in rows if row.pid is not None or not only_held)
-            )
+            shown = [row for row in rows if row.pid is not None or not only_held]
+            print_table(COLUMNS, _cells(shown))
+            if not shown:
+                tell(
+                    f"none of {len(rows)} tokens is locked" if rows else "no token is one of those"
+                )

@@ -346,6 +346,12 @@ def test_the_guard_of_a_fresh_cluster_is_not_claimed(provision, found, cluster):
     assert found().keys() == {"x1", "x2", "x3", "x4"}
 
 
+def test_a_cluster_that_is_known_to_be_another(command):
+    done = command("provision", "another", "--count", 1, "--prefix", "x", "--dry-run")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.said == ["luna-ext: the cluster's ID is 'cluster-1', not 'another'"]
+
+
 def test_what_the_guard_would_be(command, found):
     options = ("--count", 1, "--prefix", "x", "--guard", 2, "--dry-run")
     done = command("provision", "cluster-1", *options)

@@ -61,9 +61,9 @@ def test_a_stand_in_without_its_cluster(command, monkeypatch, state):
     """There is no network to check, nor an HSM."""
     monkeypatch.setenv("LUNA_STUB_STATE", state)
     (line,) = command("slots").said
-    assert f"LUNA_STUB_STATE names ({state!r}): `luna-ext stub create` makes one" in line
+    assert f"LUNA_STUB_STATE names ({state!r}): `luna-ext stub create --state FILE` makes" in line
     doctor = command("doctor").stdout
-    assert "let `luna-ext stub create` make a cluster" in doctor
+    assert "let `luna-ext stub create --state FILE` make a cluster" in doctor
     assert "vtl verify" not in line + doctor
     monkeypatch.setenv("LUNA_STUB_TRACE", "1")
     assert "luna_ext stand-in: C_Initialize: " in command("slots").stderr

@@ -367,6 +367,9 @@ def test_no_option_is_taken_twice(outcome, path):
         ("stub fault C_InitToken nonsense", "nonsense"),
         ("stub switch nonsense on", "nonsense"),
         ("stub set-pins 99", "the cluster has no slot 99"),
+        ("bench --slot 1 --slots 2", "--slots is for the stand-in"),
+        ("bench --slot 1 --latency 2", "--latency is for the stand-in"),
+        ("assign cluster-1 x --ask-user-pin --user-pin-fd 0", "from --ask-user-pin, or from a"),
     ],
 )
 def test_a_wrong_value_is_the_command_lines_whatever_finds_it(command, locked, line, says):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -62,8 +64,26 @@ def test_create_leaves_what_is_there(command, state):
     state.write_text("something else")
     done = command("stub", "create", "--state", state)
     assert done.returncode == 1
-    assert done.said == [f"luna-ext: {state} is there already; `luna-ext stub destroy` removes it"]
+    assert done.said == [
+        f"luna-ext: {state} is there already, and is no cluster of the stand-in; give --state another file"
+    ]
     assert state.read_text() == "something else"
+
+
+def test_what_is_advised_of_a_state_file_helps_as_it_is_written(command, state, tmp_path):
+    def advised(*words):
+        (line,) = command("stub", *words, "--state", state).said
+        _, name, *rest = shlex.split(re.search("`(.*)`", line)[1])
+        assert name == "stub"
+        assert command(name, *rest).returncode == 0
+
+    advised("status")
+    assert Cluster(state).cluster_id == "cluster-1"
+    advised("create")
+    assert not state.exists()
+    done = command("stub", "status", "--state", "")
+    assert done.returncode == 2
+    assert "LUNA_STUB_STATE'): it is empty" in done.said[0]
 
 
 def test_status(command, cluster, hold_elsewhere):
@@ -292,7 +312,8 @@ def test_destroy(command, state):
         done = command("stub", name, "--state", state)
         assert done.returncode == 1
         assert done.said == [
-            f"luna-ext: there is no state file {state}; `luna-ext stub create` makes one"
+            f"luna-ext: there is no state file {state}; `luna-ext stub create --state "
+            f"{shlex.quote(str(state))}` makes one"
         ]
 
 

@@ -553,3 +553,10 @@ def test_it_ends_with_its_reader_and_by_signals(start, end):
     _, errors = watch.communicate(timeout=30)
     assert watch.returncode == (143 if end == signal.SIGTERM else 0)
     assert len(errors.splitlines()) == 1
+
+
+def test_that_there_is_nothing_to_show_is_told(command):
+    done = command("watch", "--held")
+    assert (done.returncode, done.said) == (0, ["luna-ext: none of 8 tokens is locked"])
+    done = command("watch", "--label", "none")
+    assert (done.returncode, done.said) == (0, ["luna-ext: no token is one of those"])
