@@ -554,6 +554,18 @@ def test_an_event_cannot_be_made_or_sent(luna):
         luna.slot(1).lost.__reduce__()
 
 
+def test_an_event_says_whether_it_is_set(luna, cluster):
+    luna.slot(1).acquire()
+    lost = luna.slot(1).lost
+    assert repr(lost) == "<luna_ext.LostEvent, not set>"
+    cluster.disconnect(os.getpid())
+    with pytest.raises(luna_ext.LockLostError):
+        luna.slot(1).ensure_held()
+    assert repr(lost) == "<luna_ext.LostEvent, set>"
+    with pytest.raises(luna_ext.LockLostError):
+        luna.slot(1).release()
+
+
 # ---- in a task ----
 
 

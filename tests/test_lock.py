@@ -374,10 +374,15 @@ def test_slots_and_their_locks_are_not_made_or_pickled_by_users(luna):
     import pickle
 
     slot = luna.slot(1)
-    for made in (luna_ext.ClusterSlot, luna_ext.SlotLock, luna_ext.Token, luna_ext.Claim):
+    several = luna.lock_all([slot])
+    for made in (
+        *(luna_ext.ClusterSlot, luna_ext.SlotLock, luna_ext.Token, luna_ext.Claim),
+        type(several),
+    ):
         with pytest.raises(TypeError, match="comes from"):
             made()
-    for thing in (slot, slot.lock(), luna.token("keyring1"), luna.claim("cluster-1"), luna):
+    things = (slot, slot.lock(), several, luna.token("keyring1"), luna.claim("cluster-1"), luna)
+    for thing in things:
         with pytest.raises(TypeError, match="process"):
             pickle.dumps(thing)
 

@@ -28,6 +28,12 @@ def newer(content):
     )
 
 
+def with_number(offset, number, size=4):
+    """The header of state.h, with another number in the field that begins there."""
+    changed = number.to_bytes(size, sys.byteorder)
+    return lambda content: content[:offset] + changed + content[offset + size :]
+
+
 # name: what is made of the content of a good file, and what is said of it.
 BAD_FILES = {
     "empty": (lambda content: b"", "empty or not a regular file"),
@@ -37,6 +43,14 @@ BAD_FILES = {
     "foreign": (lambda content: b"# a note\n" * 100_000, "not a state file"),
     "zeroed": (lambda content: bytes(len(content)), "not a state file"),
     "newer": (newer, "another version"),
+    "of another layout": (with_number(12, 1), "a state file of another layout"),
+    "without keyrings": (with_number(32, 0), "the number of keyrings is out of range"),
+    "of another size": (with_number(56, 1, 8), "its sizes do not add up"),
+    "with too large slots": (with_number(48, 2**64 - 1, 8), "the slot IDs wrap around"),
+    "without an end": (
+        lambda content: content[:72] + b"x" * 72 + content[144:],
+        "the cluster ID has no end",
+    ),
 }
 
 
