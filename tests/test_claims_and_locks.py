@@ -333,6 +333,36 @@ print(*ends)
 
 
 @ONE
+def test_a_claim_that_has_made_sure_is_as_any_other(on_device):
+    """How long it holds is counted, and another program may assign what it gives back."""
+    body = """
+lasted = []
+
+def claim_safely():
+    with luna.claim("cluster-1", timeout=20):
+        began = time.monotonic()
+        assert not another_process_can_lock(timeout=1)
+        lasted.append(time.monotonic() - began)
+
+claim_across_an_unlock()
+# The kind of the device is known, so that the unlock waits for nothing.
+before = luna.lock_stats().hold_seconds
+claim_across_an_unlock()
+assert len(lasted) == 2
+print(luna.lock_stats().hold_seconds - before > lasted[1])
+program = '''
+import os
+from luna_ext.stub import STATE_VARIABLE, Cluster
+with Cluster(os.environ[STATE_VARIABLE]).library() as luna, luna.claim("cluster-1") as token:
+    print(token.assign("payments", so_pin="12345678").label)
+'''
+import subprocess
+print(subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60).strip())
+"""
+    assert on_device("grants again, and to claims", body) == ["True", "payments"]
+
+
+@ONE
 def test_a_claim_that_makes_sure_asks_once_also_where_locks_ask_again(on_device):
     """The refusal says what it wants to know."""
     body = f"""

@@ -914,6 +914,17 @@ def test_a_close_is_a_loss_to_the_holder_alone(cluster, hold_here, caplog):
         holder.leave()
 
 
+def test_a_closed_library_gives_no_slots(cluster):
+    with cluster.library() as luna:
+        slot = luna.slot(1)
+    # Nor one that it has given before.
+    for number in (1, 2):
+        with pytest.raises(luna_ext.LibraryClosedError):
+            luna.slot(number)
+    with pytest.raises(luna_ext.LibraryClosedError):
+        slot.acquire()
+
+
 def test_a_holder_whose_library_was_closed_hears_of_it_every_time(cluster):
     luna = cluster.library()
     slot = luna.slot(1)

@@ -289,6 +289,20 @@ def test_a_greenlet_that_gets_no_thread_does_not_stop_the_others(in_greenlets, c
     assert in_greenlets(body) == ["RuntimeError"] * 3
 
 
+def test_a_wait_for_a_loss_does_not_stop_the_greenlets(in_greenlets, cluster):
+    body = """
+    def wait():
+        with slot:
+            assert not slot.lost.wait(0)
+            return refused(lambda: slot.lost.wait(30))
+
+    error = quick(wait)
+    assert isinstance(error, luna_ext.LockReentryError), error
+    assert advice.search(str(error)), error
+    """
+    assert in_greenlets(body) == []
+
+
 def test_a_label_that_takes_long_to_read_does_not_stop_the_greenlets(in_greenlets, cluster):
     cluster.latency(1, "C_GetTokenInfo")
     body = """

@@ -418,6 +418,33 @@ def test_a_claim_that_no_thread_can_look_after_is_given_back(cluster, succeed):
     assert (calls.count(CLAIM), calls.count(UNLOCK)) == (2, 2)
 
 
+def test_a_loss_that_no_thread_can_tell_of_is_told_by_the_one_that_finds_it(succeed):
+    """All workers are in lock calls that the device does not answer."""
+    body = f"""
+        def keep_workers_busy():
+            for number in range(2, 9):
+                try:
+                    luna.slot(number).acquire(timeout=0.1)
+                except RuntimeError:
+                    return
+
+        logging.getLogger("luna_ext").addHandler(logging.NullHandler())
+        lost = []
+        with luna.slot(1).lock(heartbeat=60, on_lost=lost.append):
+            cluster.latency(3600, "CA_LockClusteredSlot")
+            {NO_MORE_THREADS}
+            keep_workers_busy()
+            cluster.fault({TOKEN_INFO!r}, {DEVICE_ERROR}, times=2)
+            cluster.fault("C_GetSessionInfo", {DEVICE_ERROR}, times=1)
+            try:
+                slot.ensure_held()
+            except luna_ext.LockLostError:
+                print(slot.lost.is_set(), len(lost), flush=True)
+            os._exit(0)
+    """
+    assert succeed(body) == ["True", "1"]
+
+
 def test_a_fork_after_which_no_thread_can_be_had_is_told_of(succeed):
     body = f"""{HEAR}
         with slot.lock(heartbeat=60):

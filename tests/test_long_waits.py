@@ -238,6 +238,15 @@ def test_every_wait_for_another_process_or_a_silent_device_is_told_of_while_it_l
     assert told(caplog) == texts
 
 
+def test_a_claim_is_told_of_where_no_other_call_is_long(luna, cluster, caplog, call):
+    """Of a thread that makes the call itself the watcher tells, which ends when there is none."""
+    cluster.latency(9, CLAIM)
+    claiming = call(lambda: wait_in_a_thread(luna.claim("cluster-1")))
+    wait_until(lambda: told(caplog))
+    assert "cluster 'cluster-1': still waiting" in told(caplog)[0]
+    claiming.result(30)
+
+
 def test_a_log_handler_that_raises_ends_the_wait_and_not_that_of_the_next(
     luna, monkeypatch, call, wait_until_queued
 ):

@@ -233,6 +233,19 @@ def test_a_login_that_cannot_be_ended_is_told(cluster, luna, assigned, caplog, f
     assert token.slot.token_info.session_count == 0
 
 
+@pytest.mark.parametrize("function", ["C_Logout", "C_CloseSession"])
+def test_a_login_that_has_ended_with_the_connection_is_nothing_to_tell_of(
+    cluster, luna, assigned, caplog, function
+):
+    """C_Finalize ends logins and sessions."""
+    cluster.switch("regrant", "off")
+    with luna.slot(6):
+        cluster.fault(function, 0x190, times=1)
+        assigned(user_pin=NEW)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    luna.reconnect()
+
+
 @pytest.mark.parametrize("rv", [0x30, 0x5, 0x8000BEEF])
 def test_a_login_whose_reply_is_lost_is_told(cluster, luna, assigned, other, caplog, rv):
     assigned()

@@ -297,6 +297,13 @@ def test_a_slot_that_is_not_there_leaves_it_to_the_next_lock(luna, cluster):
         assert [entry.slot_id for entry in logged(cluster, OPEN_SESSION)] == [99, 1]
 
 
+@pytest.mark.parametrize("rv", [SLOT_ID_INVALID, 0xE0, 0xE1])
+def test_a_slot_without_a_token_leaves_it_to_the_next_lock(luna, cluster, rv):
+    cluster.fault(OPEN_SESSION, rv, times=1)
+    with luna.slot(1), luna.slot(2):
+        assert [entry.slot_id for entry in logged(cluster, OPEN_SESSION)] == [1, 2]
+
+
 def test_another_program_may_assign_what_a_claim_has_given_back(luna, succeed):
     with luna.claim("cluster-1"):
         pass
@@ -685,8 +692,13 @@ def test_a_reconnect_that_cannot_finalise_says_so(luna, cluster):
     luna.reconnect()
 
 
-def test_reconnect_of_a_closed_library(luna):
-    luna.close()
+def test_reconnect_of_a_closed_library(luna, cluster):
+    """Another Library's locks are none of its business."""
+    with cluster.library() as other, other.slot(1) as slot:
+        luna.close()
+        with pytest.raises(luna_ext.LibraryClosedError):
+            luna.reconnect()
+        slot.ensure_held()
     with pytest.raises(luna_ext.LibraryClosedError):
         luna.reconnect()
 
@@ -721,13 +733,17 @@ def test_a_new_library_recovers_beside_an_old_one(luna, cluster):
         assert len(luna.slots()) == 8
 
 
-def test_a_new_library_recovers_where_the_list_of_slots_is_all_that_is_left(luna, cluster):
+@pytest.mark.parametrize(
+    "slots",
+    [pytest.param(n, marks=pytest.mark.luna_cluster(keyrings=n)) for n in (1, 2, 8)],
+)
+def test_a_new_library_recovers_where_the_list_of_slots_is_all_that_is_left(luna, cluster, slots):
     """A client may answer that one by itself."""
     cluster.fault(OPEN_SESSION, SESSION_COUNT)
     with pytest.raises(luna_ext.LockLostError), luna.slot(1):
         cluster.fault(TOKEN_INFO, DEVICE_ERROR)
         with pytest.raises(luna_ext.DeviceError):
-            luna.slot(2).token_info.label  # noqa: B018
+            luna.slot(slots).token_info.label  # noqa: B018
         cluster.library().close()
     assert finalisations(cluster) == [0]
     cluster.fault(TOKEN_INFO, 0, times=0)
