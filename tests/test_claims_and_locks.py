@@ -660,6 +660,10 @@ assert other.stdout.readline() == "held\\n"
 def unlocks():
     return [entry for entry in cluster_calls(UNLOCK) if (entry.slot_id, entry.pid) == (1, os.getpid())]
 
+told = []
+handler = logging.Handler()
+handler.emit = lambda record: told.append(record.getMessage())
+logging.getLogger("luna_ext").addHandler(handler)
 slot.acquire()
 claiming = in_thread(claim_if_it_can)
 wait_until_inside(CLAIM)
@@ -669,6 +673,8 @@ if after:
 slot.release()
 claiming.join(30)
 assert ends == ["NoUnassignedTokenError"], ends
+[said] = [text for text in told if "could not be made sure" in text]
+assert said.startswith("slot 1:") and "CKR_GENERAL_ERROR" in said, said
 if after:
     cluster.fault(CLAIM, 0, times=0)
 else:

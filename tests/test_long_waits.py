@@ -238,6 +238,26 @@ def test_every_wait_for_another_process_or_a_silent_device_is_told_of_while_it_l
     assert told(caplog) == texts
 
 
+def test_a_call_that_a_thread_makes_itself_is_not_told_of_before_it_is_long(
+    luna, cluster, caplog, call
+):
+    """The watcher looks at it once a second."""
+    cluster.latency(3.5, LOCK)
+    call(lambda: wait_in_a_thread(luna.slot(1))).result(30)
+    assert told(caplog) == []
+
+
+def test_a_task_that_has_its_lock_is_not_told_of(luna, caplog):
+    """Its event loop looks for waits when they would have become long."""
+
+    async def main():
+        async with luna.slot(1).lock():
+            await asyncio.sleep(5.5)
+
+    asyncio.run(main())
+    assert told(caplog) == []
+
+
 def test_a_claim_is_told_of_where_no_other_call_is_long(luna, cluster, caplog, call):
     """Of a thread that makes the call itself the watcher tells, which ends when there is none."""
     cluster.latency(9, CLAIM)
