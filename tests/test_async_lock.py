@@ -436,6 +436,27 @@ def test_cancelling_during_the_unlock_does_not_strand_it(luna, cluster, owner_of
     assert owner_of(1) is None
 
 
+@pytest.mark.parametrize("timeout", [None, 20])
+def test_a_task_may_wait_by_a_plain_with_for_another_thread(
+    luna, hold_here, call, wait_until_queued, timeout
+):
+    """Its loop stands still meanwhile, but the wait ends."""
+    slot = luna.slot(1)
+    holder = hold_here(slot)
+
+    def leave():
+        wait_until_queued(slot, 1)
+        holder.leave()
+
+    async def main():
+        leaving = call(leave)
+        with slot.lock(timeout=timeout):
+            slot.ensure_held()
+        leaving.result()
+
+    asyncio.run(main())
+
+
 def test_errors_reach_the_task(luna, cluster):
     async def main():
         cluster.fault(LOCK, 0x30, times=1)

@@ -187,8 +187,8 @@ def test_provision_ends_at_an_officers_last_try(cluster, provision, other, calls
 
 
 @pytest.mark.parametrize("role", ["so", "user"])
-def test_a_login_of_other_code_is_left_alone(cluster, luna, other, assigned, role):
-    """Where it is the SO's, it is used."""
+def test_a_login_of_other_code_is_left_alone(cluster, luna, other, assigned, caplog, role):
+    """Where it is the SO's, it is used. That it stays is nothing to tell of."""
     cluster.switch("change_label", "on")
     with luna.claim("cluster-1") as token:
         session = other.open(token.slot.slot_id)
@@ -207,6 +207,7 @@ def test_a_login_of_other_code_is_left_alone(cluster, luna, other, assigned, rol
             other.log_in(session, SO if role == "so" else USER, PASSWORD) == USER_ALREADY_LOGGED_IN
         )
         other.close(session)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize("raises", [False, True])
