@@ -49,11 +49,15 @@ class Settings:
             # The log record of it is a line already.
             warnings.filterwarnings("ignore", ".* is the stand-in", RuntimeWarning)
             luna = Library(self.path, contention=self.contention)
+        raised: BaseException | None = None
         try:
             yield luna
+        except BaseException as error:
+            raised = error
+            raise
         finally:
             # Nothing is locked any more, or only until the end of the process.
-            with ended_at_once():
+            with ended_at_once(after=raised):
                 luna.close()
 
 

@@ -26,6 +26,9 @@ QUIT = getattr(signal, "SIGQUIT", None)
 """Of Ctrl-\\, the last resort where another signal is not heard. So only what has the screen handles it."""
 
 
+_end = threading.Lock()
+
+
 @contextmanager
 def ended_by_signals(*, has_screen: bool = False) -> Iterator[None]:
     """Within the block SIGTERM and SIGHUP raise SystemExit, so that what is held is released.
@@ -49,15 +52,18 @@ def ended_by_signals(*, has_screen: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def ended_at_once(restore: bytes = b"") -> Iterator[None]:
+def ended_at_once(restore: bytes = b"", *, after: BaseException | None = None) -> Iterator[None]:
     """Within the block, which locks nothing, signals end the process also during a call that hangs.
 
-    To be used on the main thread. `restore` is what gives a terminal back that the block has taken.
+    To be used on the main thread. `restore` is what gives a terminal back that the block has taken,
+    `after` what a signal has raised before the block: then that one ends the process.
     """
     told, tells = socket.socketpair()
     tells.setblocking(False)
     watcher = threading.Thread(target=_watch, args=(told, restore), daemon=True)
     watcher.start()
+    if number := _number_of(after):
+        tells.send(bytes([number]))
     previous = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
     try:
         yield
@@ -67,6 +73,15 @@ def ended_at_once(restore: bytes = b"") -> Iterator[None]:
         tells.shutdown(socket.SHUT_RDWR)
         tells.close()
         watcher.join()
+
+
+def _number_of(raised: BaseException | None) -> int:
+    """Of the signal whose handler has raised this; 0: it was none."""
+    if isinstance(raised, KeyboardInterrupt):
+        return int(signal.SIGINT)
+    if isinstance(raised, SystemExit) and isinstance(raised.code, int):
+        return next((int(number) for number in ENDING if raised.code == 128 + number), 0)
+    return 0
 
 
 def _watch(told: socket.socket, restore: bytes) -> None:
@@ -81,6 +96,8 @@ def _watch(told: socket.socket, restore: bytes) -> None:
                 while told.recv(1):
                     pass
                 return
+            # Blocks may be nested. It is not released: the process ends.
+            _end.acquire()
             with suppress(OSError):
                 os.write(1, restore)
             if number == signal.SIGINT:

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,33 @@ def test_what_was_assigned_is_told_though_the_library_does_not_close(start, clus
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "words"),
+    [
+        ("assigning", "_free", ["assign", "cluster-1", "new"]),
+        ("listing", "_of_token", ["tokens"]),
+    ],
+)
+def test_a_signal_just_before_the_library_closes_ends_that_as_well(
+    cluster, module, function, words
+):
+    hang(cluster, "C_Finalize")
+    program = (
+        f"import os, signal, sys; from luna_ext.commands import cli, {module}; "
+        f"{module}.{function} = lambda *of: os.kill(os.getpid(), signal.SIGINT); "
+        f"sys.exit(cli.run({words}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert but_for_the_warning(done.stderr) == ["luna-ext: interrupted"]
 
 
 # ---- what starts processes, and makes clusters of its own ----
