@@ -27,6 +27,8 @@ QUIT = getattr(signal, "SIGQUIT", None)
 
 
 _end = threading.Lock()
+_restores: list[bytes] = []
+"""What gives back what the blocks have taken of the terminal, the outer ones first."""
 
 
 @contextmanager
@@ -60,7 +62,8 @@ def ended_at_once(restore: bytes = b"", *, after: BaseException | None = None) -
     """
     told, tells = socket.socketpair()
     tells.setblocking(False)
-    watcher = threading.Thread(target=_watch, args=(told, restore), daemon=True)
+    _restores.append(restore)
+    watcher = threading.Thread(target=_watch, args=(told,), daemon=True)
     watcher.start()
     if number := _number_of(after):
         tells.send(bytes([number]))
@@ -73,6 +76,7 @@ def ended_at_once(restore: bytes = b"", *, after: BaseException | None = None) -
         tells.shutdown(socket.SHUT_RDWR)
         tells.close()
         watcher.join()
+        _restores.pop()
 
 
 def _number_of(raised: BaseException | None) -> int:
@@ -84,7 +88,7 @@ def _number_of(raised: BaseException | None) -> int:
     return 0
 
 
-def _watch(told: socket.socket, restore: bytes) -> None:
+def _watch(told: socket.socket) -> None:
     """Read the numbers of signals, until the block has ended."""
     with told:
         while got := told.recv(1):
@@ -99,7 +103,7 @@ def _watch(told: socket.socket, restore: bytes) -> None:
             # Blocks may be nested. It is not released: the process ends.
             _end.acquire()
             with suppress(OSError):
-                os.write(1, restore)
+                os.write(1, b"".join(_restores))
             if number == signal.SIGINT:
                 with suppress(OSError):
                     os.write(2, b"luna-ext: interrupted\n")
