@@ -289,6 +289,28 @@ def test_a_greenlet_that_gets_no_thread_does_not_stop_the_others(in_greenlets, c
     assert in_greenlets(body) == ["RuntimeError"] * 3
 
 
+def test_a_program_that_has_only_imported_greenlet_waits_as_others_do(succeed):
+    """As packages do that may use it."""
+    pytest.importorskip("greenlet")
+    body = """
+        import greenlet
+
+        def hold(seconds):
+            with slot:
+                entered.set()
+                wait_until(lambda: "1 waiting" in repr(slot))
+                time.sleep(seconds)
+
+        for lock in (slot, slot.lock(), slot.lock(timeout=20)):
+            entered = threading.Event()
+            in_thread(hold, 0.3)
+            assert entered.wait(20)
+            with lock:
+                print(slot.locked())
+    """
+    assert succeed(body) == ["True"] * 3
+
+
 def test_a_wait_for_a_loss_does_not_stop_the_greenlets(in_greenlets, cluster):
     body = """
     def wait():
