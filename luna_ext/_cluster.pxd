@@ -43,7 +43,8 @@ cdef class Token:
     cdef object __weakref__
     cdef readonly ClusterSlot slot             # where the token is
     cdef bytes raw_label                       # the label, blank padded to 32 bytes
-    cdef object known_info                     # the TokenInfo that was read; or None
+    cdef bytes raw_info                        # the CK_TOKEN_INFO that was read; or None
+    cdef object known_info                     # the TokenInfo of it, once it was asked for; or None
     cdef uint64_t claimed                      # the number of the hold that claim() began, or 0
     # Whether its user had a PIN, the SO's, when C_InitToken had made it what it is.
     cdef bint user_pin_stayed
@@ -59,6 +60,7 @@ cdef class Token:
         self, bytes raw_label, str function, str done, CK_TOKEN_INFO *info
     ) except -1
     cdef uint64_t _held_in(self) noexcept
+    cdef int keep_info(self, CK_TOKEN_INFO *info) except -1
     cdef int _init_token(self, uint64_t generation, bytes raw_label, Pin so) except -1
 
 

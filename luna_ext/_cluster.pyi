@@ -770,6 +770,9 @@ def same_pin(one: Pin, other: Pin | None) -> bool:
 def is_pad(pin: Pin | None) -> bool:
     """Whether it is PIN_PAD's."""
 
+def was_initialised(token: Token) -> bool:
+    """Whether the token was, when it was last read, or is now."""
+
 def has_single_identity(assigned: Token) -> bool:
     """Whether the token that assign() gave has one PIN for both roles.
 

@@ -56,7 +56,6 @@ from luna_ext._device cimport (
     hold_back_at_exit,
     init_token,
     is_lost,
-    labelled_token_info,
     left_of,
     library_info,
     load_client,

@@ -317,7 +317,6 @@ cdef object library_info(Client client)
 cdef bint wraps_stand_in(Client client) except -1
 cdef list slot_ids(Client client, bint token_present)
 cdef object slot_info(Client client, CK_SLOT_ID slot_id)
-cdef tuple labelled_token_info(Client client, CK_SLOT_ID slot_id)
 cdef int read_token_info(Client client, CK_SLOT_ID slot_id, CK_TOKEN_INFO *info) except -1
 cdef object token_info_of(CK_TOKEN_INFO *info)
 cdef bytes blank_padded(CK_UTF8CHAR *label)

@@ -20,6 +20,7 @@ from ._cluster import (
     has_single_identity,
     is_pad,
     same_pin,
+    was_initialised,
 )
 from .errors import (
     AssignmentConflictError,
@@ -476,7 +477,7 @@ class _Run:
             kept.pop()
             raise
         try:
-            fresh = not self._pins.proven and TokenFlag.TOKEN_INITIALIZED not in token.info.flags
+            fresh = not self._pins.proven and not was_initialised(token)
             self._pins.try_on(fresh, lambda: self._assign_claimed(token, label))
         except Exception as error:
             kept[-1] = (claim, error)
@@ -490,7 +491,7 @@ class _Run:
         pins = self._pins
         assigned = token.assign(label, so_pin=pins.so_pin, user_pin=pins.user_pin, unique=False)
         self._single_identity = has_single_identity(assigned)
-        if TokenFlag.TOKEN_INITIALIZED in token.info.flags:
+        if was_initialised(token):
             return True
         self._fresh.add(label)
         return False

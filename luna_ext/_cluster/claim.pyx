@@ -205,7 +205,7 @@ cdef class Claim:
         request.mutex.confirm_claim(request, &self.wait)
         try:
             token = new_token(
-                self.library.slot(request.mutex.slot_id), blank_padded(request.info.label), None
+                self.library.slot(request.mutex.slot_id), blank_padded(request.info.label)
             )
         except BaseException:
             # The Library was closed. If close() has taken this lock off already, this does nothing.

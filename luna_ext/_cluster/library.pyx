@@ -321,7 +321,7 @@ cdef class Library:
         self._check_open()
         self.client.need(CA_GET_SLOT_ID, self.path)
         return [
-            new_token(self.slot(slot_id), raw_label, None)
+            new_token(self.slot(slot_id), raw_label)
             for slot_id in slots_with_label(self.client, raw_label)
         ]
 
@@ -597,14 +597,18 @@ cdef double handover_of(object handover) except -1:
 
 def read_token(ClusterSlot slot not None):
     """The slot's Token with its information; None when slot or token vanished."""
+    cdef CK_TOKEN_INFO info
+    cdef Token token
     check_open(slot.share, slot.mutex.slot_id)
     try:
-        raw_label, info = labelled_token_info(slot.mutex.locks.client, slot.slot_id)
+        read_token_info(slot.mutex.locks.client, slot.mutex.slot_id, &info)
     except CryptokiError as error:
         if meaning_of(error.rv) is Meaning.GONE:
             return None
         raise
-    return new_token(slot, raw_label, info)
+    token = new_token(slot, blank_padded(info.label))
+    token.keep_info(&info)
+    return token
 
 
 cdef Share open_client(Locks locks, str path):

@@ -56,8 +56,10 @@ cdef class ClusterSlot:
         LibraryClosedError, SlotIdInvalidError, DeviceError, CryptokiError
             The Library is closed, or what C_GetTokenInfo answers.
         """
+        cdef CK_TOKEN_INFO info
         check_open(self.share, self.mutex.slot_id)
-        return labelled_token_info(self.mutex.locks.client, self.mutex.slot_id)[1]
+        read_token_info(self.mutex.locks.client, self.mutex.slot_id, &info)
+        return token_info_of(&info)
 
     def acquire(self, blocking=True, timeout=-1):
         """Lock the slot (CA_LockClusteredSlot); the protocol of `threading.Lock.acquire`.

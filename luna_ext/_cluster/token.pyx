@@ -9,11 +9,10 @@ cdef str NOT_THE_USERS = (
 )
 
 
-cdef Token new_token(ClusterSlot slot, bytes raw_label, object known_info):
+cdef Token new_token(ClusterSlot slot, bytes raw_label):
     cdef Token token = Token.__new__(Token, _TOKEN_KEY)
     token.slot = slot
     token.raw_label = raw_label
-    token.known_info = known_info
     return token
 
 
@@ -47,8 +46,17 @@ cdef class Token:
             As `ClusterSlot.token_info`, when it is read.
         """
         if self.known_info is None:
-            self.known_info = self.slot.token_info
+            if self.raw_info is None:
+                self.known_info = self.slot.token_info
+            else:
+                self.known_info = token_info_of(<CK_TOKEN_INFO *> <const char *> self.raw_info)
         return self.known_info
+
+    cdef int keep_info(self, CK_TOKEN_INFO *info) except -1:
+        """Keep what was read. Most often no TokenInfo of it is asked for, and to make one takes time."""
+        self.raw_info = (<const char *> info)[:sizeof(CK_TOKEN_INFO)]
+        self.known_info = None
+        return 0
 
     def lock(self, *, timeout=None, heartbeat=None, on_lost=None):
         """As `ClusterSlot.lock()`; the label is checked as soon as the lock is held.
@@ -171,16 +179,16 @@ cdef class Token:
             )
         if not erase:
             mutex.locks.client.need(CA_CHANGE_LABEL, self.slot.share.path)
-        assigned = new_token(self.slot, raw_label, None)
+        assigned = new_token(self.slot, raw_label)
         mutex.begin_work()
         generation = self._held_in()
         try:
             mutex.ensure_held(self.slot.share, &info)
             # What it was before it is changed.
-            self.known_info = token_info_of(&info)
+            self.keep_info(&info)
             if blank_padded(info.label) != self.raw_label:
                 raise self._conflict(
-                    f"it is {self.known_info.label!r} by now, so it is assigned already. Claim another one"
+                    f"it is {self.info.label!r} by now, so it is assigned already. Claim another one"
                 )
             self._refuse_pins(&info, so, user)
             self._refuse_length(&info, user, "C_InitPIN")
@@ -552,6 +560,13 @@ def same_pin(Pin one not None, Pin other):
 def is_pad(Pin pin):
     """Whether it is PIN_PAD's."""
     return pin is not None and pin.is_pad()
+
+
+def was_initialised(Token token not None):
+    """Whether the token was, when it was last read, or is now."""
+    if token.raw_info is None:
+        return bool(token.info.flags & CKF_TOKEN_INITIALIZED)
+    return bool((<CK_TOKEN_INFO *> <const char *> token.raw_info).flags & CKF_TOKEN_INITIALIZED)
 
 
 def has_single_identity(Token assigned not None):

@@ -629,22 +629,28 @@ cdef int read_token_info(Client client, CK_SLOT_ID slot_id, CK_TOKEN_INFO *info)
     return require(client, C_GET_TOKEN_INFO, make_get_token_info, &arguments, slot_id)
 
 
-cdef tuple labelled_token_info(Client client, CK_SLOT_ID slot_id):
-    """C_GetTokenInfo: the label, blank padded, and a TokenInfo."""
-    cdef CK_TOKEN_INFO info
-    read_token_info(client, slot_id, &info)
-    return blank_padded(info.label), token_info_of(&info)
+# luna_ext.info, once it is imported.
+cdef object info_module = None
+
+
+cdef object records():
+    """luna_ext.info. To import it anew each time would take as long as all else that a record takes."""
+    global info_module
+    if info_module is None:
+        from . import info as module
+
+        info_module = module
+    return info_module
 
 
 cdef object token_info_of(CK_TOKEN_INFO *info):
-    from .info import TokenFlag, TokenInfo
-
-    return TokenInfo(
+    of = records()
+    return of.TokenInfo(
         label=decode_label(info.label[:32]),
         manufacturer=decode_text(info.manufacturerID[:32]),
         model=decode_text(info.model[:16]),
         serial_number=decode_text(info.serialNumber[:16]),
-        flags=TokenFlag(info.flags),
+        flags=of.TokenFlag(info.flags),
         max_session_count=_told(info.ulMaxSessionCount),
         session_count=_told(info.ulSessionCount),
         max_rw_session_count=_told(info.ulMaxRwSessionCount),
@@ -676,9 +682,7 @@ cdef bytes blank_padded(CK_UTF8CHAR *label):
 
 
 cdef object _version(CK_VERSION version):
-    from .info import Version
-
-    return Version(version.major, version.minor)
+    return records().Version(version.major, version.minor)
 
 
 cdef object _told(CK_ULONG value):
