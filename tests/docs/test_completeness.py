@@ -135,6 +135,15 @@ def test_tests_have_what_every_extra_installs():
     }
 
 
+def test_every_package_has_one_lower_bound():
+    """`make lowest` installs each at its bound, and could not do it with two of them."""
+    text = (TREE / "pyproject.toml").read_text()
+    bounds = {}
+    for name, bound in re.findall(r"([A-Za-z0-9-]+)>=([0-9.]+)", text):
+        bounds.setdefault(name, set()).add(bound)
+    assert {name: found for name, found in bounds.items() if len(found) > 1} == {}
+
+
 BY_HAND = {
     "arm64": "an hour on qemu, of what the workflow does on arm64",
     "benchmark": "an idle machine for minutes; tests/test_benchmarks.py tries each script",
