@@ -380,6 +380,96 @@ print(*ends, sum(entry.rv == {DEVICE_ERROR} for entry in cluster_calls(LOCK)))
     assert on_device("grants again, and to claims", body) == ["claimed", "claimed", "1"]
 
 
+FOUND_OUT_MEANWHILE = f"""
+def claim_until_the_kind_is_known(claim):
+    # It makes sure, for an unlock has crossed it and the call on trial has failed. Its lock call waits, for
+    # the claim has the lock. Meanwhile another slot shows that the device gives a lock once.
+    slot.acquire()
+    other = luna.slot(2)
+    other.acquire()
+    cluster.latency(1, CLAIM)
+    claiming = in_thread(claim)
+    wait_until_inside(CLAIM)
+    cluster.fault(LOCK, {GENERAL_ERROR}, times=1)
+    slot.release()
+    cluster.latency(3600, CLAIM)
+    wait_until(lambda: len([entry for entry in cluster_calls(LOCK) if entry.slot_id == 1]) == 3)
+    assert owner() == os.getpid() and not slot.locked()
+    in_thread(luna.claim("cluster-1", timeout=3000).__enter__)
+    wait_until(lambda: len(cluster_calls(CLAIM)) == 2)
+    other.release()
+    # For claims of other programs.
+    other.acquire()
+    cluster.latency(0, CLAIM)
+    return claiming
+"""
+
+
+@pytest.mark.luna_cluster(keyrings=2)
+def test_a_claim_that_makes_sure_has_the_lock_once_the_device_is_known_to_give_it_once(on_device):
+    """Its own grant was true then. It is as any other: how long it holds is counted, and another program
+    may assign what it gives back.
+    """
+    body = f"""{FOUND_OUT_MEANWHILE}
+known = threading.Event()
+told = []
+handler = logging.Handler(logging.ERROR)
+handler.emit = lambda record: told.append(record.getMessage())
+logging.getLogger("luna_ext").addHandler(handler)
+
+def claim():
+    with luna.claim("cluster-1", timeout=20) as token:
+        assert token.slot is slot and known.wait(20)
+        before, began = luna.lock_stats().hold_seconds, time.monotonic()
+        inside(token)
+        lasted = time.monotonic() - began
+    ends.append(luna.lock_stats().hold_seconds - before > lasted)
+
+claiming = claim_until_the_kind_is_known(claim)
+known.set()
+claiming.join(40)
+wait_until(lambda: owner() is None)
+program = '''
+import os
+from luna_ext.stub import STATE_VARIABLE, Cluster
+with Cluster(os.environ[STATE_VARIABLE]).library() as luna, luna.claim("cluster-1") as token:
+    print(token.assign("payments", so_pin="12345678").label)
+'''
+import subprocess
+assigned = subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60).strip()
+print(*ends, assigned, *told, flush=True)
+os._exit(0)
+"""
+    assert on_device("waits", body) == ["True", "payments"]
+
+
+@pytest.mark.luna_cluster(keyrings=2)
+def test_a_given_up_claim_comes_off_once_the_device_is_known_to_give_a_lock_once(on_device):
+    """Its own grant was true then, so that the token is not in doubt."""
+    body = f"""{FOUND_OUT_MEANWHILE}
+told = []
+handler = logging.Handler(logging.ERROR)
+handler.emit = lambda record: told.append(record.getMessage())
+logging.getLogger("luna_ext").addHandler(handler)
+
+def claim():
+    try:
+        with luna.claim("cluster-1", timeout=0.5):
+            ends.append("claimed")
+    except luna_ext.LockTimeoutError:
+        ends.append("left")
+
+claim_until_the_kind_is_known(claim).join(20)
+wait_until(lambda: owner() is None)
+assert not slot.locked()
+with slot.lock(timeout=20):
+    inside(slot)
+print(*ends, *told, flush=True)
+os._exit(0)
+"""
+    assert on_device("waits", body) == ["left"]
+
+
 @ONE
 @pytest.mark.parametrize("busy", [0, 2])
 def test_what_is_not_known_of_a_claim_beside_a_hanging_unlock_is_taken_off_after_it(
@@ -828,6 +918,43 @@ claim_across_an_unlock()
 print(*ends)
 """
     assert on_device("grants again, and to claims", body) == ["claimed", "claimed"]
+
+
+@pytest.mark.luna_cluster(keyrings=2)
+def test_a_slow_answer_does_not_have_a_device_taken_for_another_that_has_shown_its_kind(on_device):
+    """It comes soon after the unlock, as if it had waited for that; meanwhile another slot has shown that
+    the device grants a lock again.
+    """
+    body = """
+# The slot for claims is to be the first one.
+with slot, luna.claim("cluster-1") as token:
+    token.assign("assigned", so_pin="12345678")
+other = token.slot
+held = threading.Event()
+
+def show_the_kind():
+    with other:
+        held.set()
+        wait_until_inside(LOCK)
+        cluster.latency(0, LOCK)
+
+showing = in_thread(show_the_kind)
+assert held.wait(20)
+slot.acquire()
+cluster.latency(3600, CLAIM)
+in_thread(luna.claim("cluster-1", timeout=3000).__enter__)
+wait_until_inside(CLAIM)
+# A bit longer than the unlock is held back for it.
+cluster.latency(0.6, LOCK)
+slot.release()
+showing.join(20)
+wait_until(lambda: all(entry.rv is not None for entry in cluster_calls(LOCK)))
+wait_until(lambda: owner() is None)
+claim_across_an_unlock()
+print(*ends, flush=True)
+os._exit(0)
+"""
+    assert on_device("grants again, and to claims", body) == ["claimed"]
 
 
 @pytest.mark.luna_cluster(keyrings=2)

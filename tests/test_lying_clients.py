@@ -15,6 +15,8 @@ SLOTS = [2, 3, 4, 5, 6, 7]
 """All that the lying client has."""
 MANY_SLOTS = list(range(2, 42))
 """All that it has when it has many."""
+MOST_SLOTS = list(range(2, 3502))
+"""All that it has when it has as many as a cluster can have."""
 MOST_CALLS = 100
 """A caller that asks more often than this is about to ask for ever."""
 FUNCTIONS = {
@@ -79,6 +81,10 @@ def test_slot_that_is_listed_twice_is_one_slot(ask):
 )
 def test_a_list_that_needs_more_room_is_read_though_the_client_does_not_say_how_much(ask, lie):
     assert ask(lie) == MANY_SLOTS
+
+
+def test_a_list_of_all_slots_of_a_cluster_is_read_though_only_a_question_says_how_many(ask):
+    assert ask("most, and how many to a question alone") == MOST_SLOTS
 
 
 @pytest.mark.parametrize("lie", ["one more each time", "twice as many each time"])

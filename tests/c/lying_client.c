@@ -19,6 +19,8 @@
 #define FIRST_MATCH 2U
 /* More than a caller expects. */
 #define MANY 40U
+/* The keyrings of the largest cluster: more than a caller comes to by doubling. */
+#define MOST 3500U
 /* What is in a place that no slot was written to: a caller that reads it is found out. */
 #define POISON ((CK_SLOT_ID)0xBAD510U)
 #define HUGE_COUNT ((CK_ULONG)1 << (8U * sizeof(CK_ULONG) - 3U))
@@ -56,7 +58,7 @@ static CK_ULONG less(CK_ULONG one, CK_ULONG other)
 static void write_matches(CK_SLOT_ID *slots, CK_ULONG places)
 {
     for (CK_ULONG i = 0; i < places; i++)
-        slots[i] = FIRST_MATCH + i % (places > 2U * MATCHES ? MANY : MATCHES);
+        slots[i] = FIRST_MATCH + i % (places > 2U * MATCHES ? places : MATCHES);
 }
 
 static CK_RV truth(CK_SLOT_ID *slots, CK_ULONG *count, CK_ULONG matches)
@@ -88,6 +90,8 @@ static CK_RV count_falsely(CK_ULONG *count)
         *count = 0;
     else if (it_is("many, and how many to a question alone"))
         *count = MANY;
+    else if (it_is("most, and how many to a question alone"))
+        *count = MOST;
     else if (it_is("huge"))
         *count = HUGE_COUNT;
     else if (it_is("largest"))
@@ -112,6 +116,8 @@ static CK_RV list_falsely(CK_SLOT_ID *slots, CK_ULONG *count)
             return CKR_BUFFER_TOO_SMALL;
         return truth(slots, count, MANY);
     }
+    if (it_is("most, and how many to a question alone"))
+        return room < MOST ? CKR_BUFFER_TOO_SMALL : truth(slots, count, MOST);
     if (it_is("too small, but enough")) {
         *count = less(room, MATCHES);
         return CKR_BUFFER_TOO_SMALL;
