@@ -219,7 +219,38 @@ def test_what_a_holder_has_started_hears_that_it_has_released_meanwhile(
     asking = call(lambda: context.run(slot.ensure_held))
     wait_until_inside(TOKEN_INFO)
     slot.release()
-    with pytest.raises(luna_ext.LockLostError):
+    with pytest.raises(luna_ext.LockNotOwnedError, match="has released it while") as caught:
+        asking.result()
+    assert (caught.value.slot_id, caught.value.function) == (1, TOKEN_INFO)
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_an_assignment_whose_holder_has_released_before_it_began_erases_nothing(
+    luna, cluster, call, wait_until_inside
+):
+    with luna.claim("cluster-1") as token:
+        context = contextvars.copy_context()
+        cluster.latency(0.5, TOKEN_INFO)
+        running = call(lambda: context.run(lambda: token.assign("payments", so_pin=SO_PIN)))
+        wait_until_inside(TOKEN_INFO)
+    with pytest.raises(luna_ext.LockNotOwnedError, match="Nothing was done"):
+        running.result()
+    assert logged(cluster, INIT_TOKEN) == []
+    wait_until(lambda: nothing_is_locked(cluster))
+
+
+def test_what_a_holder_has_started_hears_that_the_library_was_closed_meanwhile(
+    luna, cluster, call, wait_until_inside
+):
+    slot = luna.slot(1)
+    slot.acquire()
+    context = contextvars.copy_context()
+    cluster.latency(0.5, TOKEN_INFO)
+    asking = call(lambda: context.run(slot.ensure_held))
+    wait_until_inside(TOKEN_INFO)
+    with pytest.warns(ResourceWarning, match="still"):
+        luna.close()
+    with pytest.raises(luna_ext.LockLostError, match="its Library was closed"):
         asking.result()
 
 

@@ -140,7 +140,8 @@ cdef class ClusterSlot:
         Raises
         ------
         LockNotOwnedError
-            The calling thread or task does not hold the lock.
+            The calling thread or task does not hold the lock, or relied on that of a holder which has
+            released it while the device was asked.
         LockLostError
             The lock is gone: the device does not know this application any more, and has dropped its
             locks; or the Library was closed.

@@ -1032,7 +1032,12 @@ cdef class SlotMutex:
         now = seen(&self.record)
         if now.hold != hold or not self.is_relied_on():
             self.check_not_evicted(share, TOKEN_INFO)
-            raise lost_error(self.slot_id, LOSSES[<int> LIBRARY_CLOSED])
+            raise not_owned_error(
+                self.slot_id,
+                "the thread or task that held it has released it while this call asked the device; its "
+                "block has to outlast what it starts",
+                TOKEN_INFO,
+            )
         if now.loss != NOT_LOST:
             hold_back_at_exit()
             raise lost_error(self.slot_id, LOSSES[<int> now.loss])
