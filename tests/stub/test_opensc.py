@@ -164,26 +164,56 @@ with luna_ext.Library(sys.argv[1]) as luna:
 """
 
 
-@pytest.mark.parametrize("forbidden", ["0", "1"])
-def test_pkcs11_spy_does_not_hide_the_stand_in(cluster, tmp_path, forbidden):
+OPEN_THE_WRAPPER_TWICE = """
+import sys, warnings
+import luna_ext
+
+warnings.simplefilter("error")
+for _ in range(2):
+    try:
+        with luna_ext.Library(sys.argv[1]) as luna:
+            print(luna.is_stub)
+    except RuntimeWarning:
+        print("warned")
+"""
+
+
+@pytest.fixture
+def run_on_spy(cluster, tmp_path):
+    """Run a program that is given the path of a pkcs11-spy, which wraps the stand-in."""
     spies = [
         *Path("/usr/lib").glob("**/pkcs11-spy.so"),
         *Path("/usr/lib64").glob("**/pkcs11-spy.so"),
     ]
     if not spies:
         pytest.skip("there is no pkcs11-spy (Debian: opensc-pkcs11)")
-    done = subprocess.run(
-        [sys.executable, "-c", THROUGH_A_WRAPPER, str(spies[0])],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        env={
-            **os.environ,
-            "PKCS11SPY": library_path(),
-            "PKCS11SPY_OUTPUT": str(tmp_path / "spy"),
-            "LUNA_EXT_FORBID_STUB": forbidden,
-        },
-    )
+
+    def run(program, forbidden="0"):
+        return subprocess.run(
+            [sys.executable, "-c", program, str(spies[0])],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            env={
+                **os.environ,
+                "PKCS11SPY": library_path(),
+                "PKCS11SPY_OUTPUT": str(tmp_path / "spy"),
+                "LUNA_EXT_FORBID_STUB": forbidden,
+            },
+        )
+
+    return run
+
+
+def test_a_wrapper_that_could_not_be_asked_what_it_wraps_is_asked_again(cluster, run_on_spy):
+    cluster.fault("C_GetInfo", DEVICE_ERROR, times=1)
+    done = run_on_spy(OPEN_THE_WRAPPER_TWICE)
+    assert done.stdout.splitlines() == ["False", "warned"], done
+
+
+@pytest.mark.parametrize("forbidden", ["0", "1"])
+def test_pkcs11_spy_does_not_hide_the_stand_in(run_on_spy, forbidden):
+    done = run_on_spy(THROUGH_A_WRAPPER, forbidden)
     if forbidden == "1":
         assert done.returncode == 1
         assert "CKR_DEVICE_ERROR" in done.stderr.splitlines()[-1]
