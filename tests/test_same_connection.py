@@ -831,3 +831,23 @@ def test_a_new_library_beside_a_hung_call_says_that_only_a_restart_helps(cluster
         os._exit(0)
     """
     assert succeed("import contextlib\n" + textwrap.dedent(body)) == ["True"]
+
+
+def test_a_session_that_was_closed_while_it_was_asked_for_shows_no_loss(
+    luna, cluster, call, wait_until_inside
+):
+    """A claim that is given back closes the library's own on its token, and the next lock opens another."""
+
+    def ask():
+        with luna.slot(3) as slot:
+            slot.ensure_held()
+
+    with luna.claim("cluster-1") as token:
+        cluster.latency(1, SESSION_INFO)
+        asking = call(ask)
+        wait_until_inside(SESSION_INFO)
+        cluster.latency(0, SESSION_INFO)
+    with luna.slot(2):
+        pass
+    asking.result()
+    assert [each.slot_id for each in logged(cluster, OPEN_SESSION)] == [token.slot.slot_id, 2]
