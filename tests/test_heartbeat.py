@@ -476,8 +476,9 @@ def test_many_holds_need_few_threads(luna, cluster):
             )
         )
         assert len(sys._current_frames()) <= before + 3
-        # The session is asked for once in a round, not once for each hold.
-        assert len(logged(cluster, SESSION_INFO)) < questions(cluster)
+        # The session is asked for once in a round, not once for each hold. On a busy machine holds may at
+        # first have rounds of their own.
+        wait_until(lambda: len(logged(cluster, SESSION_INFO)) < questions(cluster))
 
 
 def test_the_session_is_asked_for_although_a_round_never_ends(luna, cluster):
