@@ -209,16 +209,19 @@ def test_a_waiter_is_told_of_an_assignment_that_the_block_has_left(
     running.result()
 
 
-def test_what_a_holder_has_started_hears_that_it_has_released_meanwhile(
-    luna, cluster, call, wait_until_inside
-):
-    slot = luna.slot(1)
-    slot.acquire()
+@pytest.fixture
+def asking(luna, cluster, call, wait_until_inside):
+    """What a holder of slot 1 has started asks the device whether the lock is held; the call."""
+    luna.slot(1).acquire()
     context = contextvars.copy_context()
     cluster.latency(0.5, TOKEN_INFO)
-    asking = call(lambda: context.run(slot.ensure_held))
+    call_under_way = call(lambda: context.run(luna.slot(1).ensure_held))
     wait_until_inside(TOKEN_INFO)
-    slot.release()
+    return call_under_way
+
+
+def test_what_a_holder_has_started_hears_that_it_has_released_meanwhile(luna, asking):
+    luna.slot(1).release()
     with pytest.raises(luna_ext.LockNotOwnedError, match="has released it while") as caught:
         asking.result()
     assert (caught.value.slot_id, caught.value.function) == (1, TOKEN_INFO)
@@ -239,15 +242,7 @@ def test_an_assignment_whose_holder_has_released_before_it_began_erases_nothing(
     wait_until(lambda: nothing_is_locked(cluster))
 
 
-def test_what_a_holder_has_started_hears_that_the_library_was_closed_meanwhile(
-    luna, cluster, call, wait_until_inside
-):
-    slot = luna.slot(1)
-    slot.acquire()
-    context = contextvars.copy_context()
-    cluster.latency(0.5, TOKEN_INFO)
-    asking = call(lambda: context.run(slot.ensure_held))
-    wait_until_inside(TOKEN_INFO)
+def test_what_a_holder_has_started_hears_that_the_library_was_closed_meanwhile(luna, asking):
     with pytest.warns(ResourceWarning, match="still"):
         luna.close()
     with pytest.raises(luna_ext.LockLostError, match="its Library was closed"):

@@ -77,6 +77,16 @@ def work() -> None:
     time.sleep(random.uniform(0.002, 0.030))
 
 
+@contextmanager
+def _failure_told(name: str, done: Event, says: Queue[Said]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        says.put(Failed(f"{name}: {type(error).__name__}: {error}"))
+        # Until it is ended, or its message would not be the first that is heard.
+        done.wait(PATIENCE)
+
+
 def compete(
     name: str,
     path: str,
@@ -87,24 +97,10 @@ def compete(
     says: Queue[Said],
 ) -> None:
     """One of the two processes."""
-    try:
-        play(name, path, cluster_id, start, rounds, done, says)
-    except Exception as error:
-        says.put(Failed(f"{name}: {type(error).__name__}: {error}"))
-        # Until it is ended, or its message would not be the first that is heard.
-        done.wait(PATIENCE)
-
-
-def play(
-    name: str,
-    path: str,
-    cluster_id: str,
-    start: Event,
-    rounds: Barrier,
-    done: Event,
-    says: Queue[Said],
-) -> None:
-    with Cluster(path, cluster_id=cluster_id).library() as luna:
+    with (
+        _failure_told(name, done, says),
+        Cluster(path, cluster_id=cluster_id).library() as luna,
+    ):
         says.put(Ready(name))
         start.wait(PATIENCE)
         assigned = 0

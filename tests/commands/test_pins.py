@@ -307,6 +307,16 @@ while os.WIFSTOPPED(os.waitpid(job, os.WUNTRACED)[1]):
 """
 
 
+def answer_unseen(screen):
+    """Give the PIN twice; the terminal does not show it, and the token is assigned."""
+    for asked in ("SO PIN: ", "Repeat for confirmation: "):
+        screen.expect_exact(asked)
+        screen.waitnoecho()
+        screen.sendline(PIN)
+    screen.expect_exact("assigned new in slot ")
+    assert PIN not in screen.before
+
+
 def test_ctrl_z_at_the_prompt_lets_the_terminal_show_again(terminal, luna):
     words = [*COMMAND, "assign", "cluster-1", "new"]
     screen = terminal("-c", SHELL, *words, program=(sys.executable,))
@@ -315,12 +325,7 @@ def test_ctrl_z_at_the_prompt_lets_the_terminal_show_again(terminal, luna):
     screen.sendcontrol("z")
     screen.expect_exact("stopped, shown: True")
     screen.sendline()
-    for asked in ("SO PIN: ", "Repeat for confirmation: "):
-        screen.expect_exact(asked)
-        screen.waitnoecho()
-        screen.sendline(PIN)
-    screen.expect_exact("assigned new in slot ")
-    assert PIN not in screen.before
+    answer_unseen(screen)
 
 
 def test_a_ctrl_z_that_stops_nothing_does_not_show_the_pin(terminal, luna):
@@ -329,12 +334,7 @@ def test_a_ctrl_z_that_stops_nothing_does_not_show_the_pin(terminal, luna):
     screen.expect_exact("SO PIN: ")
     screen.waitnoecho()
     screen.sendcontrol("z")
-    for asked in ("SO PIN: ", "Repeat for confirmation: "):
-        screen.expect_exact(asked)
-        screen.waitnoecho()
-        screen.sendline(PIN)
-    screen.expect_exact("assigned new in slot ")
-    assert PIN not in screen.before
+    answer_unseen(screen)
 
 
 def test_a_prompt_that_is_not_answered_the_same_way_twice(terminal, luna):
