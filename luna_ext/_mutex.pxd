@@ -94,12 +94,13 @@ cdef struct Contention:
 cdef struct Rare:
     void *seldom            # the Seldom that it is part of
     PyThread_type_lock call_signal  # released when the lock call goes out or comes back; or NULL
-    double unlocked_time    # when the unlock that crossed it was answered, in seconds of luna_now()
+    uint64_t unlocked_time  # luna_coarse_nanoseconds() when the unlock that crossed it was answered
     Contention contention   # of other processes, where the Library polls
     uint64_t alive_at       # luna_coarse_nanoseconds() when the canary was last seen before a handover
     uint32_t watched_call   # number of the lock call that the watcher saw last
     bint watched_told       # whether the watcher has warned of it
     double watched_since    # when the watcher saw it first, in seconds of luna_now()
+    uint64_t let_pass       # number of the newest unlock that a claim has waited for in vain
     int doubted             # whether a worker is to tell of a doubt, if it lasts
 
 # The state of one slot's lock in this process. Only the transitions in state.pyx write it, but for the
@@ -377,6 +378,9 @@ cdef class Request(Waiter):
     cdef bint _take_over(self, uint64_t hold) noexcept
     cdef bint _own_after_all(self) except -1
     cdef int make(self) except -1
+    cdef int _ask_for_token(self) except -1
+    cdef int _let_unlocks_pass(self) except -1
+    cdef bint _waits_for_unlock(self, SlotMutex mutex, uint64_t unlock) noexcept
     cdef int make_here(self, Wait *wait) except -1
     cdef bint make_sure(self) except -1
     cdef int _hold_begins(self) noexcept
@@ -408,7 +412,7 @@ cdef class Locks:
     cdef set requests                   # the Requests that wait, or are being made
     cdef object queue                   # a deque: those that no worker makes yet
     cdef int servers                    # workers that make claims, without those that are stuck
-    cdef int claims_out                 # claims at the device
+    cdef int claims_out                 # claims that are being made
     cdef int questions                  # for heartbeats, that are at the device
     cdef int trials                     # lock calls that were made to find out the device's kind
     cdef int in_doubt                   # whether a slot was in doubt when that was last looked at
@@ -423,6 +427,7 @@ cdef class Locks:
     cdef SlotMutex _new(self)
     cdef int64_t _keep(self, SlotMutex mutex, CK_SLOT_ID slot_id) except -1
     cdef list all(self)
+    cdef list unlocks_out(self)
     cdef int serve_next(self) noexcept
     cdef int look_for_canary(self, CK_SLOT_ID slot_id) noexcept
     cdef bint is_finalised(self) noexcept

@@ -289,6 +289,94 @@ wait_until(lambda: owner() is None)
 
 
 @ONE
+@pytest.mark.parametrize("device", [*DEVICES])
+def test_a_claim_lets_an_unlock_pass_that_is_out_when_it_begins(on_device, device):
+    """Else its answer would prove nothing, and the device could not show its kind at another slot."""
+    body = """
+cluster.latency(0.4, UNLOCK, after=True)
+locking = in_thread(lock_safely)
+wait_until_inside(UNLOCK)
+assert luna.stats()["CA_LockClusteredSlot"].calls == 1
+with luna.claim("cluster-1") as token:
+    # It has asked for no lock to make sure.
+    assert luna.stats()["CA_LockClusteredSlot"].calls == 1
+    inside(token)
+locking.join(20)
+print(len(cluster_calls(CLAIM)))
+wait_until(lambda: owner() is None)
+"""
+    assert on_device(device, body) == ["1"]
+
+
+@pytest.mark.luna_cluster(keyrings=3)
+@pytest.mark.parametrize("form", ["", ", timeout=30"])
+def test_an_unlock_that_hangs_delays_claims_but_once(on_device, form):
+    body = f"""
+cluster.latency(60, UNLOCK, after=True)
+locking = in_thread(lock_safely)
+wait_until_inside(UNLOCK)
+cluster.latency(0, UNLOCK, after=True)
+
+def claim():
+    begin = time.monotonic()
+    for _ in range(12):
+        with luna.claim("cluster-1"{form}):
+            pass
+    ends.append(time.monotonic() - begin)
+
+claim()
+assert ends[-1] < 12, ends
+os._exit(0)
+"""
+    on_device("waits", body)
+
+
+@ONE
+@pytest.mark.parametrize(
+    "form", ["given up", "given up by a task", "closed", "closed in its own call"]
+)
+def test_a_claim_that_ends_while_it_lets_an_unlock_pass_is_not_made(on_device, form):
+    body = f"""
+import asyncio
+cluster.latency(1.5, UNLOCK, after=True)
+locking = in_thread(lock_safely)
+wait_until_inside(UNLOCK)
+
+async def claim_in_task():
+    async with luna.claim("cluster-1", timeout=0.2):
+        ends.append("claimed")
+
+def claim(**limit):
+    with luna.claim("cluster-1", **limit):
+        ends.append("claimed")
+
+FORMS = {{
+    "given up": lambda: claim(timeout=0.2),
+    "given up by a task": lambda: asyncio.run(claim_in_task()),
+    "closed": lambda: claim(timeout=20),
+    "closed in its own call": claim,
+}}
+
+def try_claim():
+    try:
+        FORMS[{form!r}]()
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
+claiming = in_thread(try_claim)
+if "closed" in {form!r}:
+    # Nothing tells that it has begun; if it has not, it fails as well.
+    time.sleep(0.2)
+    luna.close()
+claiming.join(20)
+locking.join(20)
+print(*[each for each in ends if each != "locked"], len(cluster_calls(CLAIM)))
+"""
+    end = "LibraryClosedError" if "closed" in form else "LockTimeoutError"
+    assert on_device("waits", body) == [end, "0"]
+
+
+@ONE
 def test_a_task_that_has_made_sure_of_its_claim_cannot_block_its_loop_for_it(on_device):
     """It is the task that holds the slot then, and its thread that would wait for it."""
     body = """
@@ -918,6 +1006,32 @@ claim_across_an_unlock()
 print(*ends)
 """
     assert on_device("grants again, and to claims", body) == ["claimed", "claimed"]
+
+
+@ONE
+def test_an_answer_that_is_heard_late_has_come_when_it_was_there(on_device):
+    """The call on trial has waited for the unlock, and is answered soon after it. Its thread hears of that
+    much later, for another one keeps the GIL.
+    """
+    body = """
+import ctypes
+keep_the_gil = ctypes.PyDLL(None).usleep
+cluster.latency(3, CLAIM)
+cluster.latency(0.05, LOCK, after=True)
+slot.acquire()
+claiming = in_thread(claim_safely)
+wait_until_inside(CLAIM)
+sys.setswitchinterval(10)
+slot.release()
+keep_the_gil(900_000)
+sys.setswitchinterval(0.005)
+claiming.join(20)
+assert not claiming.is_alive()
+wait_until(lambda: owner() is None)
+print(*ends, flush=True)
+os._exit(0)
+"""
+    assert on_device("waits", body) == ["claimed"]
 
 
 @pytest.mark.luna_cluster(keyrings=2)

@@ -9,6 +9,8 @@ cdef enum:
     # How many calls are made at a time for callers who can stop waiting; the others queue.
     MOST_SERVERS = 16
 
+# How often a claim looks whether an unlock is answered that it lets pass.
+cdef double PASSING_SECONDS = 0.0005
 # A queued claim waits no longer than this for claims that are stuck; one more is made beside them.
 cdef double STUCK_SECONDS = 0.25
 
@@ -61,6 +63,16 @@ cdef class Locks:
         cdef uint32_t count = luna_shared_get32(&self.table.count)
         cdef uint32_t number
         return [self.mutex(number) for number in range(count)]
+
+    cdef list unlocks_out(self):
+        """The SlotMutexes of which an unlock is due or out, each with the number of the newest one."""
+        cdef Record record
+        cdef list out = []
+        for mutex in self.all():
+            record = seen(&(<SlotMutex> mutex).record)
+            if record.leaving != 0:
+                out.append((mutex, record.unlocks))
+        return out
 
     def holds(self):
         """The slots that this process holds, each with the number of its hold."""
@@ -325,6 +337,14 @@ cdef class Request(Waiter):
 
     cdef int make(self) except -1:
         """Ask for the next unassigned token; `seat.outcome` says what came of it."""
+        luna_shared_add(&self.locks.claims_out, 1)
+        try:
+            self._ask_for_token()
+        finally:
+            luna_shared_add(&self.locks.claims_out, -1)
+        return 0
+
+    cdef int _ask_for_token(self) except -1:
         cdef Client client = self.locks.client
         cdef SlotMutex mutex
         cdef Arrival arrival = HELD
@@ -334,6 +354,8 @@ cdef class Request(Waiter):
         for _ in range(MOST_TRIES):
             # Made beforehand: from the answer on, nothing may run the garbage collector.
             mutex = self.locks._new()
+            if luna_shared_get(&self.locks.common.kind) == UNKNOWN:
+                self._let_unlocks_pass()
             if not luna_shared_get(&self.share.open):
                 raise closed_to_claims(self.share)
             if luna_shared_get(&client.state) != READY:
@@ -375,6 +397,37 @@ cdef class Request(Waiter):
             rv = CKR_FUNCTION_FAILED
         self._refuse(error_of(rv, CA_GET_UNASSIGNED_SLOT, None))
         return 0
+
+    cdef int _let_unlocks_pass(self) except -1:
+        """Before a claim, while the kind of the device is not known: wait until the unlocks that are out
+        are answered, for a moment, and only once for each. A claim that crosses one proves nothing, and
+        nothing finds out the kind where that happens at all slots that this process uses. An unlock that
+        begins from now on sees the claim: see _make_trial().
+        """
+        cdef SlotMutex mutex
+        cdef Rare *rare
+        cdef Deadline patience = deadline_in(LONGEST_MOMENT)
+        for each, unlock in self.locks.unlocks_out():
+            mutex = <SlotMutex> each
+            rare = mutex.rare()
+            if rare == NULL or luna_shared_get64(&rare.let_pass) == unlock:
+                continue
+            while self._waits_for_unlock(mutex, unlock):
+                if left_of(patience) == 0:
+                    luna_shared_set64(&rare.let_pass, unlock)
+                    break
+                with nogil:
+                    luna_pause(PASSING_SECONDS)
+        return 0
+
+    cdef bint _waits_for_unlock(self, SlotMutex mutex, uint64_t unlock) noexcept:
+        cdef Record record = seen(&mutex.record)
+        return (
+            record.leaving != 0
+            and record.unlocks == unlock
+            and luna_shared_get(&self.locks.common.kind) == UNKNOWN
+            and self.outcome() == WAITING
+        )
 
     cdef int _hold_begins(self) noexcept:
         """The claim holds the slot, unless its waiter has given it back by now."""
@@ -427,7 +480,6 @@ cdef class Request(Waiter):
         if self.seat.outcome == WAITING:
             self.calling = True
             luna_count_add(&self.locks.claims, 1)
-            luna_shared_add(&self.locks.claims_out, 1)
             claim = luna_count_get(&self.locks.claims)
         luna_guard_unlock(&self.locks.guard)
         return claim
@@ -435,7 +487,6 @@ cdef class Request(Waiter):
     cdef int _end(self) noexcept:
         luna_guard_lock(&self.locks.guard)
         self.calling = False
-        luna_shared_add(&self.locks.claims_out, -1)
         if self.abandoned:
             self.abandoned = False
             self.locks.given_up -= 1

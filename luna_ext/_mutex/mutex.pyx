@@ -327,7 +327,7 @@ cdef class SlotMutex:
             kind = luna_shared_get(&self.locks.common.kind)
             verdict = hear(
                 &self.record, rv == CKR_OK, rv != CKR_OK and says_busy(rv),
-                self.generation(), &self.locks.common,
+                now, self.generation(), &self.locks.common,
                 number, number, share.number, NULL
             )
             if kind != luna_shared_get(&self.locks.common.kind):
@@ -563,7 +563,7 @@ cdef class SlotMutex:
             generation = self.generation()
             verdict = hear(
                 &self.record, rv == CKR_OK, rv != CKR_OK and says_busy(rv),
-                generation, &self.locks.common,
+                now, generation, &self.locks.common,
                 0, 0, 0, &seat
             )
             if kind != luna_shared_get(&self.locks.common.kind):
@@ -756,8 +756,9 @@ cdef class SlotMutex:
                 with nogil:
                     luna_pause(pause)
                 pause = next_pause(&backoff)
+                now = 0
                 if self.generation() != generation or not unlock_slot(
-                    self.locks.client, self.slot_id, &rv, NULL
+                    self.locks.client, self.slot_id, &rv, &now
                 ):
                     # Finalised meanwhile, and the lock dropped with it.
                     rv = CKR_OK
@@ -766,7 +767,7 @@ cdef class SlotMutex:
             &self.record.is_unassigned
         )
         note_unlock(self.known_rare())
-        if end_leave(&self.record, luna_count_get(&self.locks.claims)) and (
+        if end_leave(&self.record, luna_count_get(&self.locks.claims), now) and (
             passes_turn or unassigned or rv != CKR_OK
         ):
             self.pass_turn()

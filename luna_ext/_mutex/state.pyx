@@ -19,7 +19,7 @@
 # The owner of a hold that is over while calls rely on it. No thread, task or greenlet has this number.
 cdef uint64_t WORK = 0xFFFFFFFFFFFFFFFF
 # How soon after an unlock the answer of a lock call comes that has waited for it.
-cdef double PROMPT_SECONDS = 0.25
+cdef uint64_t PROMPT_NANOSECONDS = 250000000
 
 
 cdef inline void check(Record *record) noexcept nogil:
@@ -318,18 +318,18 @@ cdef void break_off_call(Record *record) noexcept nogil:
     luna_guard_unlock(&record.guard)
 
 
-cdef inline bint came_promptly(Record *record) noexcept nogil:
+cdef inline bint came_promptly(Record *record, uint64_t answered) noexcept nogil:
     """Whether the lock call that an unlock has crossed was answered as soon as the unlock had had
     its effect: then it has waited for that, and its grant is true. One that just hung comes at any
-    time.
+    time. `answered` is luna_coarse_nanoseconds() when its answer was there, heard or not.
     """
     return record.suspected and (
-        record.leaving != 0 or luna_now() - record.rare.unlocked_time < PROMPT_SECONDS
+        record.leaving != 0 or answered < record.rare.unlocked_time + PROMPT_NANOSECONDS
     )
 
 
 cdef inline Verdict hear(
-    Record *record, bint granted, bint busy, uint64_t generation, Common *common,
+    Record *record, bint granted, bint busy, uint64_t answered, uint64_t generation, Common *common,
     uint64_t number, uint64_t home, uint64_t share, Seat **seat
 ) noexcept nogil:
     """The lock call's answer is there. It was made by the thread `number` for itself; or, if that
@@ -345,7 +345,7 @@ cdef inline Verdict hear(
         and record.crossed
         and record.owner == 0
         and luna_shared_get(&common.kind) == UNKNOWN
-        and came_promptly(record)
+        and came_promptly(record, answered)
     ):
         luna_shared_set(&common.kind, GIVES_ONCE)
     if not granted:
@@ -561,14 +561,16 @@ cdef void end_moment(Record *record) noexcept nogil:
     luna_guard_unlock(&record.guard)
 
 
-cdef inline bint end_leave(Record *record, uint64_t claims) noexcept nogil:
-    """An unlock call is answered. Whether a turn may be due: a waiter that comes later sees to its own."""
+cdef inline bint end_leave(Record *record, uint64_t claims, uint64_t answered) noexcept nogil:
+    """An unlock call is answered, and that was there at `answered`, in luna_coarse_nanoseconds(). Whether
+    a turn may be due: a waiter that comes later sees to its own.
+    """
     cdef bint due
     luna_guard_lock(&record.guard)
     record.leaving -= 1
     record.unlocked_at = claims
     if record.suspected:
-        record.rare.unlocked_time = luna_now()
+        record.rare.unlocked_time = answered
     due = is_due(record)
     check(record)
     luna_guard_unlock(&record.guard)
