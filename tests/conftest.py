@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import faulthandler
 import gc
+import logging
 import os
 import signal
 import subprocess
@@ -138,6 +139,16 @@ def nothing_is_left_behind(
         left = left_in_the_process(cluster)
     if left:
         pytest.fail(f"{request.node.nodeid} has left something behind: {left}", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """A test, the command and a page's blocks may set up the log; later tests have it as it was."""
+    logger = logging.getLogger("luna_ext")
+    level, handlers = logger.level, logger.handlers[:]
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -89,14 +89,6 @@ def on_alarm():
     signal.signal(signal.SIGALRM, previous)
 
 
-@pytest.fixture
-def own_logger(caplog):
-    """The logger "luna_ext", whose level a test may change."""
-    log = logging.getLogger("luna_ext")
-    yield log
-    log.setLevel(logging.NOTSET)
-
-
 def no_records():
     """No DEBUG records are wanted, and the logger knows it."""
     logging.getLogger("luna_ext").isEnabledFor(logging.DEBUG)
@@ -115,7 +107,6 @@ WAYS = {"nothing told": no_records, "DEBUG": debug_records, "caches emptied": em
 
 
 @pytest.mark.signals
-@pytest.mark.usefixtures("own_logger")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_signal_in_the_last_operation_of_a_block_finds_the_lock_released(
@@ -138,7 +129,6 @@ def test_a_signal_in_the_last_operation_of_a_block_finds_the_lock_released(
 
 
 @pytest.mark.signals
-@pytest.mark.usefixtures("own_logger")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_signal_before_release_finds_the_lock_released(luna, cluster, on_alarm, way):
     def stop(number, frame):
@@ -183,7 +173,6 @@ LOOPS = {"asyncio": in_asyncio, "uvloop": in_uvloop, "a bare loop": in_a_bare_lo
 
 
 @pytest.mark.signals
-@pytest.mark.usefixtures("own_logger")
 @pytest.mark.parametrize("form", ASYNC_FORMS)
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])

@@ -155,13 +155,8 @@ def lines(draw, path, certain):
 
 @pytest.fixture(autouse=True)
 def no_trace(monkeypatch):
-    """A command has its process to itself: it sets up the log and the warnings, and leaves them so."""
-    logger = logging.getLogger("luna_ext")
-    handlers, level = list(logger.handlers), logger.level
+    """A command has its process to itself: it sets up how warnings are shown, and leaves it so."""
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    yield
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
 
 
 class Stream(io.BytesIO):
