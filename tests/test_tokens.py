@@ -1,9 +1,12 @@
 """Finding tokens by their label, and locking them."""
 
 import os
+import signal
+import threading
+import time
 
 import pytest
-from support import DEVICE_ERROR, NO_MORE_THREADS, TOKEN_INFO, assert_stays
+from support import DEVICE_ERROR, NO_MORE_THREADS, TOKEN_INFO, logged, wait_until
 
 import luna_ext
 from luna_ext.stub import Cluster
@@ -173,15 +176,68 @@ def test_tokens_are_read_by_so_many_threads_at_most(luna, cluster, workers):
     assert len(threads) > 1 or workers == 1
 
 
-@pytest.mark.luna_cluster(keyrings=100)
-def test_the_first_error_keeps_the_rest_from_being_read(luna, cluster, calls_of):
-    cluster.latency(0.001, "C_GetTokenInfo")
-    cluster.fault("C_GetTokenInfo", DEVICE_ERROR, every=10, times=1)
-    with pytest.raises(luna_ext.DeviceError) as caught:
+@pytest.fixture
+def signal_the_reader(call, wait_until_inside):
+    """Send a signal to the main thread as soon as tokens are being read for it."""
+
+    def send(number):
+        wait_until_inside(TOKEN_INFO)
+        signal.pthread_kill(threading.main_thread().ident, number)
+
+    return lambda number: call(lambda: send(number))
+
+
+@pytest.fixture
+def rest_stays_unread(cluster, calls_of):
+    """The reads come to an end, and most tokens were not read."""
+
+    def look():
+        cluster.latency(0.01, TOKEN_INFO)
+        before = None
+        while before != (now := calls_of(TOKEN_INFO)):
+            before = now
+            # No event shows that none begins any more.
+            time.sleep(0.3)
+        assert now < 1000
+
+    return look
+
+
+@pytest.mark.signals
+@pytest.mark.luna_cluster(keyrings=1000)
+def test_the_first_error_keeps_the_rest_from_being_read(
+    luna, cluster, signal_the_reader, rest_stays_unread
+):
+    """At once, although the thread that is to raise it is busy."""
+
+    def be_busy(number, frame):
+        cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
+        wait_until(lambda: DEVICE_ERROR in [one.rv for one in logged(cluster, TOKEN_INFO)])
+        rest_stays_unread()
+
+    cluster.latency(0.1, TOKEN_INFO)
+    previous = signal.signal(signal.SIGALRM, be_busy)
+    try:
+        sending = signal_the_reader(signal.SIGALRM)
+        with pytest.raises(luna_ext.DeviceError) as caught:
+            luna.tokens(workers=4)
+        sending.result()
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert caught.value.function == TOKEN_INFO
+
+
+@pytest.mark.signals
+@pytest.mark.luna_cluster(keyrings=1000)
+def test_an_interrupt_keeps_the_rest_from_being_read(
+    luna, cluster, signal_the_reader, rest_stays_unread
+):
+    cluster.latency(0.1, TOKEN_INFO)
+    sending = signal_the_reader(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
         luna.tokens(workers=4)
-    assert caught.value.function == "C_GetTokenInfo"
-    # The others may be at it by then, and each finish what it has begun.
-    assert_stays(lambda: calls_of("C_GetTokenInfo") < 20, 0.3)
+    sending.result()
+    rest_stays_unread()
 
 
 @pytest.mark.luna_cluster(keyrings=3500)

@@ -406,6 +406,8 @@ cdef class Library:
                         errors[index] = bad
             except BaseException as failure:
                 error = failure
+                # The other threads would read on until the caller's thread has its turn.
+                left.clear()
             ends.put(error)
 
         # Imported by the threads themselves, it would make them wait for each other: under gevent's patches
@@ -423,7 +425,7 @@ cdef class Library:
                     hold_back_at_exit()
                     raise error
         finally:
-            # After an error the threads that still read get no further slot.
+            # After an interrupt, too, the threads that still read get no further slot.
             left.clear()
         for slot, bad in zip(slots, errors):
             if bad is not None:
