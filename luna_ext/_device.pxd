@@ -309,6 +309,8 @@ cdef bint names_a_slot(CK_UNASSIGNED_SLOT_INFO *info) noexcept nogil
 # The same, and the answer is the session's handle.
 cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept
 cdef Life ask_canary(Client client) noexcept
+cdef bint canary_is_on(Client client, CK_SLOT_ID slot_id) noexcept nogil
+cdef Life move_canary(Client client, CK_SLOT_ID slot_id, CK_SLOT_ID other) noexcept
 cdef bint close_canary(Client client, CK_SLOT_ID slot_id) noexcept
 cdef void want_canary(Client client) noexcept nogil
 cdef bint is_lost(Client client) noexcept

@@ -432,6 +432,9 @@ cdef class Locks:
     cdef int look_for_canary(self, CK_SLOT_ID slot_id) noexcept
     cdef bint is_finalised(self) noexcept
     cdef Life look_at_canary(self) noexcept
+    cdef Life _heard_of_canary(self, Life life) noexcept
+    cdef bint pass_canary_on(self, SlotMutex mutex) noexcept
+    cdef SlotMutex _held_beside(self, SlotMutex mutex)
     cdef int lose_all(self) except -1
     cdef int learn(self, int kind) noexcept
     cdef int note_doubt(self) noexcept

@@ -1284,7 +1284,7 @@ def test_a_claims_block_leaves_the_turn_to_the_lock_call_that_it_has_crossed(on_
     body = f"""
 another, luna = luna, cluster.library(handover={handover})
 slot = luna.slot(1)
-cluster.latency(0.5, LOCK)
+cluster.latency(1.5, LOCK)
 
 def lock(name):
     with slot:

@@ -58,6 +58,11 @@ def held_slot(luna):
     return next(slot for slot in luna.slots() if slot.locked())
 
 
+def beside(slot):
+    """Another slot: a claim may be given any."""
+    return slot.library.slot(slot.slot_id % 8 + 1)
+
+
 def lock_once(slot):
     with slot.lock(timeout=30):
         return slot.locked()
@@ -145,10 +150,120 @@ def test_what_is_held_beside_a_claim_that_is_given_back_is_not_lost(luna):
     """The library's own session was on the claimed token, and is closed with the claim."""
     claim = luna.claim("cluster-1")
     claimed = claim.__enter__().slot
-    with luna.slot(claimed.slot_id % 8 + 1) as slot:
+    with beside(claimed) as slot:
         claim.__exit__(None, None, None)
         slot.ensure_held()
         time.sleep(LONG_BLOCK)
+
+
+@pytest.mark.parametrize("held_by", ["a lock", "a claim"])
+@pytest.mark.parametrize("end", ["given back", "assigned", "assigned and given back"])
+def test_what_is_held_beside_a_claim_is_watched_when_that_ends(
+    reinitialise, luna, cluster, held_by, end
+):
+    """The library's own session was on the claimed token, from which it has to be gone."""
+    claim = luna.claim("cluster-1")
+    claimed = claim.__enter__()
+    session = logged(cluster, OPEN_SESSION)[-1]
+    assert session.slot_id == claimed.slot.slot_id
+    other = beside(claimed.slot) if held_by == "a lock" else luna.claim("cluster-1")
+    with pytest.raises(luna_ext.LockLostError), other as held:
+        if end != "given back":
+            claimed.assign("payments", so_pin="12345678")
+        if end != "assigned":
+            claim.__exit__(None, None, None)
+        reinitialise()
+        with pytest.raises(luna_ext.LockLostError, match="finalised"):
+            held.ensure_held()
+    if end == "assigned":
+        with pytest.raises(luna_ext.LockLostError):
+            claim.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("end", ["given back", "assigned"])
+def test_a_claim_whose_end_finds_the_connection_lost_says_so(reinitialise, luna, cluster, end):
+    """It asks only because another slot is held, which the library's own session goes on to watch."""
+    claim = luna.claim("cluster-1")
+    claimed = claim.__enter__()
+    with pytest.raises(luna_ext.LockLostError), beside(claimed.slot) as slot:
+        reinitialise()
+        with pytest.raises(luna_ext.LockLostError, match="finalised"):
+            if end == "assigned":
+                claimed.assign("payments", so_pin="12345678")
+            else:
+                claim.__exit__(None, None, None)
+        with pytest.raises(luna_ext.LockLostError, match="finalised"):
+            slot.ensure_held()
+    if end == "assigned":
+        with pytest.raises(luna_ext.LockLostError):
+            claim.__exit__(None, None, None)
+    assert logged(cluster, INIT_TOKEN) == []
+    assert logged(cluster, UNLOCK) == []
+
+
+def test_what_is_held_beside_an_assignment_is_watched_while_that_erases(
+    reinitialise, luna, cluster, call, wait_until_inside
+):
+    def assign():
+        with luna.claim("cluster-1") as token:
+            claimed.append(token.slot)
+            held.wait(30)
+            token.assign("payments", so_pin="12345678")
+
+    claimed, held = [], threading.Event()
+    assigning = call(assign)
+    wait_until(lambda: claimed)
+    cluster.latency(0.5, INIT_TOKEN, after=True)
+    with pytest.raises(luna_ext.LockLostError), beside(claimed[0]) as slot:
+        held.set()
+        wait_until_inside(INIT_TOKEN)
+        reinitialise()
+        with pytest.raises(luna_ext.LunaError):
+            assigning.result(30)
+        with pytest.raises(luna_ext.LockLostError, match="finalised"):
+            slot.ensure_held()
+
+
+def test_a_lost_claim_leaves_the_next_session_on_its_slot_alone(reinitialise, luna, cluster):
+    with pytest.raises(luna_ext.LockLostError), luna.claim("cluster-1") as token:
+        reinitialise()
+        with pytest.raises(luna_ext.LockLostError):
+            token.ensure_held()
+    for _ in range(2):
+        with token.slot:
+            pass
+    assert len(logged(cluster, OPEN_SESSION)) == 2
+
+
+def test_a_claim_that_ends_has_no_session_left_where_it_cannot_be_opened_elsewhere(
+    luna, cluster, succeed
+):
+    claim = luna.claim("cluster-1")
+    claimed = claim.__enter__()
+    with beside(claimed.slot):
+        cluster.fault(OPEN_SESSION, SESSION_COUNT)
+        claim.__exit__(None, None, None)
+        cluster.fault(OPEN_SESSION, 0, times=0)
+        assigning = """
+            with luna.claim("cluster-1") as token:
+                print(token.assign("payments", so_pin="12345678").label)
+        """
+        assert succeed(assigning) == ["payments"]
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_claim_that_is_given_back_while_the_session_is_opened_leaves_it_to_the_next_holder(
+    reinitialise, luna, cluster, wait_until_inside
+):
+    cluster.latency(0.5, OPEN_SESSION, after=True)
+    asyncio.run(cancel_claim_while_session_is_opened(luna, cluster, wait_until_inside))
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
+        wait_until(lambda: have_returned(cluster.log()))
+        cluster.latency(0, OPEN_SESSION, after=True)
+        slot.ensure_held()
+        reinitialise()
+        with pytest.raises(luna_ext.LockLostError, match="finalised"):
+            slot.ensure_held()
 
 
 def test_a_grant_of_an_earlier_connection_is_asked_for_again(luna, cluster, call, owner_of):
@@ -315,24 +430,27 @@ def test_another_program_may_assign_what_a_claim_has_given_back(luna, succeed):
     assert len(succeed(assigning)) == 8
 
 
-@pytest.mark.luna_cluster(keyrings=1)
-def test_another_program_may_assign_what_a_claim_gives_back_while_the_session_is_opened(
-    luna, cluster, succeed, wait_until_inside
-):
+async def cancel_claim_while_session_is_opened(luna, cluster, wait_until_inside):
+    """The claim has its token, and is given back before the library's own session is open."""
+
     async def claim():
         async with luna.claim("cluster-1"):
             pass
 
-    async def main():
-        task = asyncio.create_task(claim())
-        await asyncio.to_thread(wait_until_inside, OPEN_SESSION)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await asyncio.to_thread(wait_until, lambda: logged(cluster, UNLOCK))
+    task = asyncio.create_task(claim())
+    await asyncio.to_thread(wait_until_inside, OPEN_SESSION)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.to_thread(wait_until, lambda: logged(cluster, UNLOCK))
 
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_another_program_may_assign_what_a_claim_gives_back_while_the_session_is_opened(
+    luna, cluster, succeed, wait_until_inside
+):
     cluster.latency(0.5, OPEN_SESSION, after=True)
-    asyncio.run(main())
+    asyncio.run(cancel_claim_while_session_is_opened(luna, cluster, wait_until_inside))
     cluster.latency(0, OPEN_SESSION, after=True)
     wait_until(lambda: have_returned(cluster.log()))
     assigning = """
@@ -836,7 +954,7 @@ def test_a_new_library_beside_a_hung_call_says_that_only_a_restart_helps(cluster
 def test_a_session_that_was_closed_while_it_was_asked_for_shows_no_loss(
     luna, cluster, call, wait_until_inside
 ):
-    """A claim that is given back closes the library's own on its token, and the next lock opens another."""
+    """A claim that is given back closes the library's own on its token: another is open by then."""
 
     def ask(slot):
         with slot:
@@ -844,11 +962,10 @@ def test_a_session_that_was_closed_while_it_was_asked_for_shows_no_loss(
 
     with luna.claim("cluster-1") as token:
         cluster.latency(1, SESSION_INFO)
-        # The claim may be of any slot.
-        asking = call(lambda: ask(luna.slot(4 if token.slot.slot_id == 3 else 3)))
+        other = beside(token.slot)
+        asking = call(lambda: ask(other))
         wait_until_inside(SESSION_INFO)
         cluster.latency(0, SESSION_INFO)
-    with luna.slot(2):
-        pass
     asking.result()
-    assert [each.slot_id for each in logged(cluster, OPEN_SESSION)] == [token.slot.slot_id, 2]
+    opened = [token.slot.slot_id, other.slot_id]
+    assert [each.slot_id for each in logged(cluster, OPEN_SESSION)] == opened

@@ -333,8 +333,10 @@ cdef class Token:
         cdef Backoff backoff
         cdef double pause
         backoff.longest = 0
+        cdef bint had_canary
         # No token with a session can be initialised, and this process's own is the canary.
-        cdef bint had_canary = close_canary(client, self.slot.slot_id)
+        self.slot.mutex.locks.pass_canary_on(self.slot.mutex)
+        had_canary = close_canary(client, self.slot.slot_id)
         try:
             while True:
                 try:

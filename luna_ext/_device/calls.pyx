@@ -187,22 +187,43 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
     """Open the canary on this slot, unless one was asked for in this generation. Returns why there is
     none; CKR_OK also where that is not known yet, or another thread opens it.
     """
-    cdef SessionArguments arguments
-    cdef CK_SESSION_HANDLE[MOST_SESSIONS] sessions
-    cdef uint64_t generation, nanoseconds
-    cdef int count = 0
-    cdef int wanted, index
-    cdef CK_RV rv = CKR_OK
-    cdef CK_RV closed = CKR_OK
+    cdef Canary opened
+    cdef CK_RV rv
     cdef bint due
-    cdef bint made = True
     luna_guard_lock(&client.guard)
-    generation = luna_shared_get64(&client.generation)
-    due = luna_shared_get64(&client.canary.sought_in) != generation
-    luna_shared_set64(&client.canary.sought_in, generation)
+    opened.generation = luna_shared_get64(&client.generation)
+    due = luna_shared_get64(&client.canary.sought_in) != opened.generation
+    luna_shared_set64(&client.canary.sought_in, opened.generation)
     luna_guard_unlock(&client.guard)
     if not due:
         return CKR_OK
+    rv = open_session_to_watch(client, slot_id, &opened)
+    luna_guard_lock(&client.guard)
+    if rv == CKR_OK and luna_shared_get64(&client.generation) == opened.generation:
+        set_canary(client, &opened)
+    elif says_nothing_of_sessions(rv):
+        # The next lock call, perhaps of another slot, tries it again.
+        luna_shared_set64(&client.canary.sought_in, 0)
+        rv = CKR_OK
+    luna_guard_unlock(&client.guard)
+    return rv
+
+
+cdef inline void set_canary(Client client, Canary *opened) noexcept nogil:
+    client.canary.session = opened.session
+    client.canary.slot_id = opened.slot_id
+    client.canary.generation = opened.generation
+
+
+cdef CK_RV open_session_to_watch(Client client, CK_SLOT_ID slot_id, Canary *opened) noexcept:
+    """Open a session on this slot that tells of itself, for a canary."""
+    cdef SessionArguments arguments
+    cdef CK_SESSION_HANDLE[MOST_SESSIONS] sessions
+    cdef uint64_t nanoseconds
+    cdef int count = 0
+    cdef int wanted, index
+    cdef CK_RV rv = CKR_OK
+    cdef bint made = True
     if client.lacks(C_OPEN_SESSION) >= 0 or client.lacks(C_GET_SESSION_INFO) >= 0:
         return CKR_FUNCTION_NOT_SUPPORTED
     wanted = LEAST_SESSIONS + <int> (luna_nanoseconds() // 64 % (MOST_SESSIONS - LEAST_SESSIONS + 1))
@@ -220,27 +241,25 @@ cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept:
             break
     if count > 0:
         # A client that cannot tell of its session now would be taken for one that has lost it.
-        arguments.session = sessions[count - 1]
-        made = tells_of_session(client, arguments.session, slot_id, &rv)
+        opened.session = sessions[count - 1]
+        opened.slot_id = slot_id
+        made = tells_of_session(client, opened.session, slot_id, &rv)
         if made and rv == CKR_OK:
             count -= 1
     for index in range(count):
-        arguments.session = sessions[index]
-        make_call(
-            client, C_CLOSE_SESSION, make_close_session, &arguments, True, &closed, &nanoseconds,
-            NULL, NULL
-        )
-    luna_guard_lock(&client.guard)
-    if made and rv == CKR_OK and luna_shared_get64(&client.generation) == generation:
-        client.canary.session = sessions[count]
-        client.canary.slot_id = slot_id
-        client.canary.generation = generation
-    elif not made or says_nothing_of_sessions(rv):
-        # The next lock call, perhaps of another slot, tries it again.
-        luna_shared_set64(&client.canary.sought_in, 0)
-        rv = CKR_OK
-    luna_guard_unlock(&client.guard)
-    return rv
+        close_session(client, sessions[index])
+    return rv if made else CKR_CRYPTOKI_NOT_INITIALIZED
+
+
+cdef int close_session(Client client, CK_SESSION_HANDLE session) noexcept:
+    cdef SessionArguments arguments
+    cdef uint64_t nanoseconds
+    cdef CK_RV rv = CKR_OK
+    arguments.session = session
+    make_call(
+        client, C_CLOSE_SESSION, make_close_session, &arguments, True, &rv, &nanoseconds, NULL, NULL
+    )
+    return 0
 
 
 cdef bint tells_of_session(
@@ -324,30 +343,66 @@ cdef Life ask_canary(Client client) noexcept:
     return life
 
 
-cdef bint close_canary(Client client, CK_SLOT_ID slot_id) noexcept:
-    """Close the canary if it is on this slot: no token with a session can be initialised. Whether it was;
-    then none is opened before want_canary().
-    """
-    cdef SessionArguments arguments
-    cdef uint64_t nanoseconds
-    cdef CK_RV rv = CKR_OK
+cdef bint canary_is_on(Client client, CK_SLOT_ID slot_id) noexcept nogil:
+    """Whether the canary is there, and on this slot."""
     cdef bint here
     luna_guard_lock(&client.guard)
-    # The handle of an earlier generation's may be that of another program's session by now.
-    here = (
+    here = is_canary_on(client, slot_id)
+    luna_guard_unlock(&client.guard)
+    return here
+
+
+cdef inline bint is_canary_on(Client client, CK_SLOT_ID slot_id) noexcept nogil:
+    return (
+        # The handle of an earlier generation's may be that of another program's session by now.
         client.canary.generation != 0
         and client.canary.generation == luna_shared_get64(&client.generation)
         and client.canary.slot_id == slot_id
     )
-    arguments.session = client.canary.session
+
+
+cdef Life move_canary(Client client, CK_SLOT_ID slot_id, CK_SLOT_ID other) noexcept:
+    """Have the canary on the other slot if it is on this one. What it shows: the one that was there until
+    now is asked when the new one is open, so that no moment goes by unwatched.
+    """
+    cdef Canary opened, left
+    cdef Life life
+    cdef bint moved
+    luna_guard_lock(&client.guard)
+    left = client.canary
+    moved = is_canary_on(client, slot_id)
+    luna_guard_unlock(&client.guard)
+    opened.generation = left.generation
+    if not moved or open_session_to_watch(client, other, &opened) != CKR_OK:
+        return NO_CANARY
+    life = ask_canary(client)
+    luna_guard_lock(&client.guard)
+    moved = (
+        life == ALIVE
+        and is_canary_on(client, slot_id)
+        and client.canary.session == left.session
+    )
+    if moved:
+        set_canary(client, &opened)
+    luna_guard_unlock(&client.guard)
+    close_session(client, left.session if moved else opened.session)
+    return life
+
+
+cdef bint close_canary(Client client, CK_SLOT_ID slot_id) noexcept:
+    """Close the canary if it is on this slot: no token with a session can be initialised. Whether it was;
+    then none is opened before want_canary().
+    """
+    cdef CK_SESSION_HANDLE session
+    cdef bint here
+    luna_guard_lock(&client.guard)
+    here = is_canary_on(client, slot_id)
+    session = client.canary.session
     if here:
         client.canary.generation = 0
     luna_guard_unlock(&client.guard)
     if here:
-        make_call(
-            client, C_CLOSE_SESSION, make_close_session, &arguments, True, &rv, &nanoseconds,
-            NULL, NULL
-        )
+        close_session(client, session)
     return here
 
 

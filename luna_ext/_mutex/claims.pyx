@@ -114,11 +114,37 @@ cdef class Locks:
 
     cdef Life look_at_canary(self) noexcept:
         """What the canary shows; GONE: all holds are lost."""
-        cdef Life life = ask_canary(self.client)
+        return self._heard_of_canary(ask_canary(self.client))
+
+    cdef Life _heard_of_canary(self, Life life) noexcept:
         if life == GONE:
             # Their holders' waiters go on. Not on this thread, which may be in the midst of a release.
             run_on_worker(lose_all_holds, self)
         return life
+
+    cdef bint pass_canary_on(self, SlotMutex mutex) noexcept:
+        """Before the canary is closed, if it is on this slot: it watches over what else this process holds,
+        so it goes to one of these slots. Whether it shows that the library was finalised.
+        """
+        cdef SlotMutex other
+        if luna_shared_get(&self.client.state) != READY or not canary_is_on(self.client, mutex.slot_id):
+            return False
+        other = self._held_beside(mutex)
+        if other is None:
+            return False
+        return self._heard_of_canary(move_canary(self.client, mutex.slot_id, other.slot_id)) == GONE
+
+    cdef SlotMutex _held_beside(self, SlotMutex mutex):
+        """Another slot that this process holds, or None; rather one where the canary may stay."""
+        cdef SlotMutex other
+        cdef SlotMutex found = None
+        for each in self.all():
+            other = <SlotMutex> each
+            if other is not mutex and seen(&other.record).owner != 0:
+                found = other
+                if not luna_is_marked(&other.record.is_unassigned):
+                    break
+        return found
 
     def handed_over(self):
         """How often this process has handed a lock over, at all slots."""
@@ -437,11 +463,13 @@ cdef class Request(Waiter):
         luna_mark(&mutex.record.is_unassigned)
         self.locks.look_for_canary(mutex.slot_id)
         now = seen(&mutex.record)
-        if now.owner == 0 or now.hold != self.seat.hold:
-            # Unless another claim has marked it for itself.
-            if now.owner == 0:
-                luna_shared_set8(&mutex.record.is_unassigned, False)
-            # The unlock may have come while the canary was still being opened.
+        if now.owner != 0 and now.hold == self.seat.hold:
+            return 0
+        # It has ended, perhaps while the canary was still being opened. Where another thread holds the
+        # slot by now, that takes the mark when it leaves.
+        luna_mark(&mutex.record.is_unassigned)
+        if seen(&mutex.record).owner == 0 and luna_take_mark(&mutex.record.is_unassigned):
+            self.locks.pass_canary_on(mutex)
             mutex.leave_unassigned()
         return 0
 

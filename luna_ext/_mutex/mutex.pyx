@@ -739,10 +739,16 @@ cdef class SlotMutex:
             now = 0
         if was_long:
             now = 0
+        # Taken before the next claim may hold the slot, which marks it for itself.
+        unassigned = luna_is_marked(&self.record.is_unassigned) and luna_take_mark(
+            &self.record.is_unassigned
+        )
         if self.generation() != generation:
             # Finalised meanwhile, and the lock dropped with it.
             pass
-        elif was_long and self.locks.is_finalised():
+        elif (was_long and self.locks.is_finalised()) or (
+            unassigned and self.locks.pass_canary_on(self)
+        ):
             # By other code, and another process may have the lock by now.
             rv = CKR_SESSION_HANDLE_INVALID
         elif not unlock_slot(<Client> client, self.slot_id, &rv, &now):
@@ -762,10 +768,6 @@ cdef class SlotMutex:
                 ):
                     # Finalised meanwhile, and the lock dropped with it.
                     rv = CKR_OK
-        # Taken before the next claim may hold the slot, which marks it for itself.
-        unassigned = luna_is_marked(&self.record.is_unassigned) and luna_take_mark(
-            &self.record.is_unassigned
-        )
         note_unlock(self.known_rare())
         if end_leave(&self.record, luna_count_get(&self.locks.claims), now) and (
             passes_turn or unassigned or rv != CKR_OK

@@ -409,6 +409,8 @@ cdef inline Leave leave(Record *record, uint64_t generation, Common *common) noe
         if record.loss == NOT_LOST:
             record.loss = FINALISED
             luna_count_add(&common.losses, 1)
+        # No unlock follows that would take it.
+        luna_shared_set8(&record.is_unassigned, False)
         due = LOST
     else:
         record.leaving += 1
