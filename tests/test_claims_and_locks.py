@@ -33,6 +33,11 @@ def had_effect(function):
 def cluster_calls(function):
     return [entry for entry in cluster.log() if entry.function == function]
 
+def assert_stays(condition, seconds):
+    moment = time.monotonic() + seconds
+    while time.monotonic() < moment:
+        assert condition()
+
 def another_process_can_lock(timeout=0.3):
     program = '''
 import os, luna_ext
@@ -608,9 +613,7 @@ wait_until(lambda: cluster_calls(LOCK)[-1].rv == {AGAIN})
 luna.reconnect()
 before = len(cluster_calls(LOCK))
 # The pause between two calls is not as long as that.
-moment = time.monotonic() + 0.6
-while time.monotonic() < moment:
-    assert len(cluster_calls(LOCK)) == before
+assert_stays(lambda: len(cluster_calls(LOCK)) == before, 0.6)
 cluster.fault(LOCK, 0, times=0)
 with slot:
     inside(slot)
@@ -691,6 +694,9 @@ with luna.claim("cluster-1") as token:
 wait_until(lambda: cluster_calls(LOCK)[0].rv == 0)
 wait_until(lambda: owner() is None)
 assert another_process_can_lock(20)
+# One lock call has taken off what may have been set, and no other follows.
+mine = lambda: [entry.rv for entry in cluster_calls(LOCK) if entry.pid == os.getpid()]
+assert_stays(lambda: mine() == [0, 0], 0.2)
 """
     assert on_device("grants again", body) == []
 
@@ -867,9 +873,7 @@ with luna.slot(2):
     wait_until_inside(CLAIM)
 claiming.join(30)
 wait_until(lambda: all(entry.rv is not None for entry in cluster.log()))
-moment = time.monotonic() + 0.2
-while time.monotonic() < moment:
-    assert (len(unlocks()), owner()) == (before, other.pid)
+assert_stays(lambda: (len(unlocks()), owner()) == (before, other.pid), 0.2)
 other.communicate()
 luna.close()
 """
@@ -1032,6 +1036,29 @@ print(*ends, flush=True)
 os._exit(0)
 """
     assert on_device("waits", body) == ["claimed"]
+
+
+@ONE
+def test_where_unlocks_take_long_they_wait_longer_for_the_answer_that_tells_the_kind(on_device):
+    """Fifty times as long as an unlock takes. A device that is as slow to answer the lock call would be
+    taken for another one.
+    """
+    body = """
+cluster.latency(0.035, UNLOCK)
+for _ in range(3):
+    slot.acquire()
+    slot.release()
+cluster.latency(3600, CLAIM)
+in_thread(luna.claim("cluster-1", timeout=3000).__enter__)
+wait_until_inside(CLAIM)
+slot.acquire()
+cluster.latency(3600, LOCK)
+begin = time.monotonic()
+slot.release()
+assert time.monotonic() - begin >= 50 * 0.035
+os._exit(0)
+"""
+    assert on_device("grants again, and to claims", body) == []
 
 
 @pytest.mark.luna_cluster(keyrings=2)

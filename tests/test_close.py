@@ -923,6 +923,20 @@ def test_a_closed_library_gives_no_slots(cluster):
             luna.slot(number)
     with pytest.raises(luna_ext.LibraryClosedError):
         slot.acquire()
+    with pytest.raises(luna_ext.LibraryClosedError), luna:
+        pass
+
+
+def test_a_list_of_slots_that_close_overtakes_is_read_no_further(cluster, call, wait_until_inside):
+    """It takes two calls, and the second one would begin after close()."""
+    luna = cluster.library()
+    cluster.latency(1.5, "C_GetSlotList")
+    reading = call(luna.slots)
+    wait_until_inside("C_GetSlotList")
+    luna.close()
+    with pytest.raises(luna_ext.LibraryClosedError):
+        reading.result()
+    assert len(logged(cluster, "C_GetSlotList")) == 1
 
 
 def test_a_holder_whose_library_was_closed_hears_of_it_every_time(cluster):
@@ -949,8 +963,10 @@ def test_a_task_whose_library_was_closed_hears_of_the_loss(cluster):
             async with slot.lock():
                 with pytest.warns(ResourceWarning, match="slot 1 was still locked"):
                     luna.close()
-                with pytest.raises(luna_ext.LockLostError):
-                    slot.ensure_held()
+                # Also in a context that does not come from this one.
+                for run in (contextvars.copy_context().run, contextvars.Context().run):
+                    with pytest.raises(luna_ext.LockLostError):
+                        run(slot.ensure_held)
 
     asyncio.run(main())
 

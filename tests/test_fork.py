@@ -879,6 +879,52 @@ def test_a_fork_in_a_signal_handler_while_the_device_is_waited_for(cluster, prog
     assert (done.returncode, done.words, done.stderr) == (0, ["both"], ""), done
 
 
+def test_a_fork_in_a_signal_handler_behind_another_thread_that_waits(succeed):
+    """In the child that thread is not there, and the one that waits behind it waits anew."""
+    body = """
+        child = None
+        held, leave = threading.Event(), threading.Event()
+
+        def fork(number, frame):
+            global child
+            child = os.fork()
+            if child == 0:
+                signal.alarm(30)
+
+        def hold():
+            with slot:
+                held.set()
+                assert leave.wait(20)
+
+        def lock():
+            with slot:
+                pass
+
+        def send():
+            wait_until(lambda: "2 waiting" in repr(slot))
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+            wait_until(lambda: child is not None)
+            leave.set()
+
+        signal.signal(signal.SIGUSR1, fork)
+        threads = [in_thread(hold)]
+        assert held.wait(20)
+        threads.append(in_thread(lock))
+        wait_until(lambda: "1 waiting" in repr(slot))
+        threads.append(in_thread(send))
+        with slot:
+            slot.ensure_held()
+        if child != 0:
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            for thread in threads:
+                thread.join(20)
+        luna.close()
+        if child == 0:
+            os._exit(0)
+    """
+    assert succeed(body, options=MAY_FORK) == ["0"]
+
+
 def test_a_child_that_waits_anew_has_what_is_left_of_its_time(succeed):
     """The handler takes most of it; the parent gets the lock, which the child cannot have in time."""
     body = f"""

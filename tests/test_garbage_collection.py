@@ -245,3 +245,29 @@ def test_nothing_is_left_in_memory(luna, cluster, work):
         work(luna)
     # One block for each of so many would be five times as much.
     wait_until(lambda: used() < before + 100, 10)
+
+
+def test_threads_that_have_ended_leave_nothing_in_memory(succeed):
+    """Those of the library, which a fork ends when they have nothing to do."""
+    body = """
+        import tracemalloc
+
+        def begin_one_and_end_it():
+            assert slot.acquire(timeout=20)
+            slot.release()
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            os.waitpid(child, 0)
+
+        for _ in range(20):
+            begin_one_and_end_it()
+        tracemalloc.start()
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(200):
+            begin_one_and_end_it()
+        print((tracemalloc.get_traced_memory()[0] - before) // 200)
+        luna.close()
+    """
+    (each,) = succeed(body, options=("-W", "ignore:This process:DeprecationWarning"))
+    assert int(each) < 8

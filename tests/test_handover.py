@@ -19,6 +19,7 @@ from support import (
     PATIENCE,
     SESSION_INFO,
     UNLOCK,
+    entry_of,
     let_device_forget_us,
     logged,
     nothing_is_locked,
@@ -413,6 +414,41 @@ def test_a_lock_that_was_dropped_is_not_handed_over(reinitialise, luna, cluster,
     second.leave()
     third.hold().leave()
     assert count() == 1
+
+
+def test_a_lock_whose_loss_another_thread_has_noticed_meanwhile_is_not_handed_over(
+    reinitialise, luna, cluster, queue, count, call, monkeypatch
+):
+    """The answer that the session is there was on its way when other code initialised the library."""
+    ask = ctypes.CDLL(luna.path).C_GetSessionInfo
+    answered, noticed = threading.Event(), threading.Event()
+
+    @ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_ulong, ctypes.c_void_p)
+    def ask_slowly(session, info):
+        rv = ask(ctypes.c_ulong(session), ctypes.c_void_p(info))
+        if not answered.is_set():
+            answered.set()
+            assert noticed.wait(PATIENCE)
+        return rv
+
+    first = WAYS["slot"](luna).hold()
+    other = luna.slot(2)
+    other.acquire()
+    (second,) = queue("slot")
+    time.sleep(LONG_BLOCK)
+    address = ctypes.cast(ask_slowly, ctypes.c_void_p).value
+    # Its place among the functions of the standard.
+    monkeypatch.setattr(entry_of(luna, 15), "value", address)
+    leaving = call(first.leave)
+    assert answered.wait(PATIENCE)
+    reinitialise()
+    with pytest.raises(luna_ext.LockLostError):
+        other.ensure_held()
+    noticed.set()
+    leaving.result()
+    second.hold()
+    assert (count(), calls(cluster)) == (0, [LOCK, LOCK])
+    second.leave()
 
 
 def reconnect(luna, cluster):

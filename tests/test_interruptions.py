@@ -803,6 +803,24 @@ def test_ctrl_c_at_any_moment_of_asyncio_run_leaks_nothing(luna, settled, name):
     assert outcomes == {"interrupted"}
 
 
+def test_ctrl_c_ends_the_first_wait_of_a_process(succeed):
+    """Of whose threads the library knows none before."""
+    program = f"""
+def interrupt():
+    wait_until_inside("{LOCK}")
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+cluster.latency(5, "{LOCK}")
+in_thread(interrupt)
+try:
+    slot.acquire()
+except KeyboardInterrupt:
+    print(*[call.rv for call in cluster.log() if call.function == "{LOCK}"], flush=True)
+os._exit(0)
+"""
+    assert succeed(program) == ["None"], "the call is still out"
+
+
 @pytest.mark.signals
 @pytest.mark.parametrize("behind", [1, 0])
 def test_a_turn_that_comes_while_a_handler_ends_the_wait_goes_to_the_next(succeed, behind):

@@ -687,6 +687,15 @@ def test_a_function_that_the_list_lacks_is_named_when_it_is_needed(
             assert locked_slots(cluster) == [3]
 
 
+def test_a_client_is_asked_once_in_a_process_whether_it_is_the_stand_in(old_client, cluster):
+    library = old_client(*CLUSTER_FUNCTIONS)
+    calls = []
+    for _ in range(2):
+        with luna_ext.Library(library) as luna:
+            calls.append(luna.stats().get("C_GetInfo"))
+    assert calls[0] == calls[1]
+
+
 @pytest.mark.parametrize("user_pin", [None, "user-pin-1"])
 @pytest.mark.parametrize("missing", OF_ASSIGNING)
 def test_a_client_that_cannot_assign_refuses_before_anything_is_erased(

@@ -381,7 +381,7 @@ def test_a_release_without_the_lock_is_no_error_record(luna, caplog):
 
 
 AUDIT = """
-import asyncio, logging, os, sys
+import asyncio, logging, os, sys, threading
 from luna_ext.stub import STATE_VARIABLE, Cluster
 # However slow the machine is, asyncio shall not say so.
 logging.getLogger("asyncio").setLevel(logging.ERROR)
@@ -420,12 +420,28 @@ with cluster.library() as luna:
     luna.slot(1).acquire(timeout=5)
     luna.slot(1).release()
     assert take() == pair, events
+    # A thread that is not the main one makes its lock call itself, from its second one on by a shorter way.
+    def lock_twice():
+        for _ in range(2):
+            with luna.slot(1):
+                pass
+    thread = threading.Thread(target=lock_twice)
+    thread.start()
+    thread.join()
+    assert take() == pair * 2, events
     with luna.claim("cluster-1") as token:
         slot_id = token.slot.slot_id
         token.assign("new", so_pin="12345678")
     assert take() == [
         ("luna_ext.claim", "cluster-1"),
         ("luna_ext.assign", slot_id, "new"),
+        ("luna_ext.unlock", slot_id),
+    ]
+    with luna.token("new") as token:
+        token.change_pin("12345678", "87654321", role="so")
+    assert take() == [
+        ("luna_ext.lock", slot_id),
+        ("luna_ext.change_pin", slot_id, "so"),
         ("luna_ext.unlock", slot_id),
     ]
     asyncio.run(in_task())

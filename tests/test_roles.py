@@ -265,6 +265,26 @@ def test_a_login_whose_reply_is_lost_is_told(cluster, luna, assigned, other, cap
     assert other.try_pin(token.slot.slot_id, SO, PASSWORD) == 0
 
 
+def test_a_login_whose_reply_is_lost_is_told_though_close_has_come_in_between(
+    cluster, luna, assigned, caplog, call, wait_until_inside
+):
+    def work():
+        with luna.token("payments") as token:
+            token.change_pin(PASSWORD, NEW, role="so")
+
+    assigned()
+    cluster.fault("C_Login", DEVICE_ERROR, times=1, lost_reply=True)
+    cluster.latency(0.5, "C_Login")
+    working = call(work)
+    wait_until_inside("C_Login")
+    with pytest.warns(ResourceWarning, match="still locked"):
+        luna.close()
+    with pytest.raises(luna_ext.LunaError) as caught:
+        working.result()
+    assert any("C_Login answered" in note for note in caught.value.__notes__)
+    assert "C_Login answered" in caplog.text
+
+
 def test_a_login_that_has_ended_with_the_library_is_not_said_to_last(
     cluster, luna, other, assigned, caplog, call
 ):
@@ -438,9 +458,9 @@ def test_a_pin_is_not_changed_while_the_other_role_is_logged_in(
     with luna.token("keyring1") as token:
         session = other.open(token.slot.slot_id)
         assert other.log_in(session, logged_in, PASSWORD) == 0
-        with pytest.raises(luna_ext.CryptokiError, match="log out first"):
+        with pytest.raises(luna_ext.CryptokiError, match="log out first") as caught:
             token.change_pin(PASSWORD, NEW, role=role)
-        assert calls_of("C_SetPIN") == 0
+        assert (caught.value.function, calls_of("C_SetPIN")) == ("C_SetPIN", 0)
         assert other.log_out(session) == 0
         # The advice helps.
         token.change_pin(PASSWORD, NEW, role=role)

@@ -57,6 +57,19 @@ def test_the_length_of_calls(succeed):
     """)
 
 
+def test_the_length_of_a_reconnect(luna, cluster, since):
+    """C_Finalize and C_Initialize have a frame of their own."""
+    cluster.latency(0.005, "C_Finalize")
+    cluster.latency(0.005, "C_Initialize")
+    begin = time.perf_counter()
+    luna.reconnect()
+    took = time.perf_counter() - begin
+    both = [since("C_Finalize"), since("C_Initialize")]
+    assert [stats.calls for stats in both] == [1, 1]
+    assert all(stats.total_seconds >= 0.005 for stats in both)
+    assert sum(stats.total_seconds for stats in both) <= took
+
+
 def test_the_histogram_has_powers_of_two(luna, cluster, since):
     """A call of 20 ms takes more than 2**24 ns, and on an idle machine less than 2**25."""
     cluster.latency(0.020, INFO)

@@ -18,6 +18,7 @@ from support import (
     DEVICE_ERROR,
     GIVES_FILES_AWAY,
     TOKEN_INFO,
+    assert_stays,
     logged,
     wait_until,
 )
@@ -223,6 +224,19 @@ def test_a_forked_child_tells_for_itself(directory, program, luna):
     found = {slot_id: holder.pid for slot_id, holder in holders.read(luna.path).items()}
     assert set(found.values()) == set(pids)
     os.kill(found[3], signal.SIGKILL)
+    tell(process)
+
+
+def test_a_process_tells_once_however_often_it_opens_the_library(luna, directory, program):
+    process = program("""
+        with cluster.library() as again, again.slot(2):
+            print("held", flush=True)
+            sys.stdin.readline()
+    """)
+    process.expect("held")
+    wait_until(lambda: set(holders.read(luna.path)) == {2})
+    # Another thread that tells would write a file of its own.
+    assert_stays(lambda: len(list(directory.iterdir())) == 1, 1.5 * holders.INTERVAL)
     tell(process)
 
 
