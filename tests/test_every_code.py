@@ -276,6 +276,11 @@ def held_on_device(cluster):
     return [token.slot_id for token in cluster.tokens() if token.owner is not None]
 
 
+def but_for_sessions(functions):
+    """A block that takes long on a busy machine asks for the session once more."""
+    return [function for function in functions if function != SESSION_INFO]
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_table_has_all_calls_of_an_operation(cluster, luna, name):
     operation, calls = OPERATIONS[name]
@@ -284,11 +289,8 @@ def test_the_table_has_all_calls_of_an_operation(cluster, luna, name):
     operation(given)
     made = [call.function for call in cluster.log()[before:]]
     expected = [function for function, _ in calls]
-    # A block that takes long on a busy machine asks for the session once more.
     assert made.count(SESSION_INFO) >= expected.count(SESSION_INFO)
-    assert [function for function in made if function != SESSION_INFO] == [
-        function for function in expected if function != SESSION_INFO
-    ]
+    assert but_for_sessions(made) == but_for_sessions(expected)
 
 
 @pytest.mark.parametrize(
@@ -463,11 +465,12 @@ def test_a_library_that_cannot_be_initialised_can_be_opened_later(cluster, rv):
     assert (error.rv, error.function, error.slot_id) == (rv, "C_Initialize", None)
     with cluster.library() as luna, luna.slot(1):
         pass
-    assert [call.function for call in cluster.log()] == [
+    made = [call.function for call in cluster.log()]
+    assert made.index(SESSION_INFO) < made.index(LOCK)
+    assert but_for_sessions(made) == [
         "C_Initialize",
         "C_Initialize",
         "C_OpenSession",
-        SESSION_INFO,
         LOCK,
         UNLOCK,
         "C_Finalize",
