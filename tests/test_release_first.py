@@ -316,3 +316,40 @@ def test_no_python_runs_between_the_end_of_a_block_and_the_begin_of_its_release(
         # Else the profile function would have had nothing to see.
         assert audited, (name, form)
         assert seen, (name, form)
+
+
+@pytest.mark.parametrize("beside", ["another lock", "a claim under way"])
+def test_no_collection_begins_between_the_end_of_a_block_and_its_unlock(cluster, succeed, beside):
+    """The library looks through all slots meanwhile: for its own session, or for a doubt."""
+    body = f"""
+import gc
+early = []
+def look(phase, info):
+    owner = cluster.tokens()[slot.slot_id - 1].owner
+    if phase == "start" and owner == os.getpid() and not slot.locked():
+        early.append(phase)
+
+if {beside!r} == "another lock":
+    claim = luna.claim("cluster-1")
+    slot = claim.__enter__().slot
+    end = lambda: claim.__exit__(None, None, None)
+    other = luna.slot(slot.slot_id % 8 + 1)
+    other.acquire()
+else:
+    # So that the kind of the device is wanted.
+    cluster.latency(1, "CA_GetUnassignedSlot")
+    slot = luna.slot(1)
+    slot.acquire()
+    claiming = in_thread(lambda: luna.claim("cluster-1").__enter__())
+    wait_until_inside("CA_GetUnassignedSlot")
+    end = slot.release
+luna.slots()
+gc.callbacks.append(look)
+gc.set_threshold(1)
+kept = [[] for _ in range(100)]
+end()
+gc.set_threshold(0)
+print(early, flush=True)
+os._exit(0)
+"""
+    assert succeed(body) == ["[]"]

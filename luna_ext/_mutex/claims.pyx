@@ -135,11 +135,14 @@ cdef class Locks:
         return self._heard_of_canary(move_canary(self.client, mutex.slot_id, other.slot_id)) == GONE
 
     cdef SlotMutex _held_beside(self, SlotMutex mutex):
-        """Another slot that this process holds, or None; rather one where the canary may stay."""
+        """Another slot that this process holds, or None; rather one where the canary may stay. In the midst
+        of a release: it makes no object, so that no garbage collection may begin.
+        """
+        cdef uint32_t number
         cdef SlotMutex other
         cdef SlotMutex found = None
-        for each in self.all():
-            other = <SlotMutex> each
+        for number in range(luna_shared_get32(&self.table.count)):
+            other = self.mutex(number)
             if other is not mutex and seen(&other.record).owner != 0:
                 found = other
                 if not luna_is_marked(&other.record.is_unassigned):
@@ -201,12 +204,15 @@ cdef class Locks:
     # ---- the kind of the device ----
 
     cdef int learn(self, int kind) noexcept:
-        """The kind of the device is known now: what was in doubt is no longer."""
+        """The kind of the device is known now: what was in doubt is no longer. A lock call has just been
+        answered, and not yet delivered: it makes no object, so that no garbage collection may begin.
+        """
+        cdef uint32_t number
         cdef SlotMutex mutex
         luna_shared_set(&self.common.kind, kind)
         luna_shared_set(&self.in_doubt, False)
-        for each in self.all():
-            mutex = <SlotMutex> each
+        for number in range(luna_shared_get32(&self.table.count)):
+            mutex = self.mutex(number)
             if seen(&mutex.record).doubt and end_doubt(
                 &mutex.record, self.generation(), kind == GIVES_ONCE
             ):
@@ -224,11 +230,14 @@ cdef class Locks:
         return 0
 
     cdef bint is_in_doubt(self) noexcept:
-        """Whether a slot still is. C_Finalize has ended what was in doubt before."""
+        """Whether a slot still is. C_Finalize has ended what was in doubt before. It is asked in the midst
+        of a release, and makes no object either.
+        """
+        cdef uint32_t number
         cdef Record record
         if luna_shared_take(&self.in_doubt):
-            for mutex in self.all():
-                record = seen(&(<SlotMutex> mutex).record)
+            for number in range(luna_shared_get32(&self.table.count)):
+                record = seen(&self.mutex(number).record)
                 if record.doubt and record.doubt_in == self.generation():
                     luna_shared_set(&self.in_doubt, True)
         return luna_shared_get(&self.in_doubt)
