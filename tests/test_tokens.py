@@ -177,14 +177,31 @@ def test_tokens_are_read_by_so_many_threads_at_most(luna, cluster, workers):
 
 
 @pytest.fixture
-def signal_the_reader(call, wait_until_inside):
-    """Send a signal to the main thread as soon as tokens are being read for it."""
+def call_reader(call, wait_until_inside):
+    """Have a function called on the main thread, by a signal, while tokens are being read for it."""
+    heard, senders = threading.Event(), []
+    previous = signal.getsignal(signal.SIGALRM)
 
-    def send(number):
+    def send():
         wait_until_inside(TOKEN_INFO)
-        signal.pthread_kill(threading.main_thread().ident, number)
+        # Of one that comes just before Python waits for a lock, the thread hears after its wait.
+        while not heard.is_set():
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+            heard.wait(0.1)
 
-    return lambda number: call(lambda: send(number))
+    def start(function):
+        def handle(number, frame):
+            if not heard.is_set():
+                heard.set()
+                function()
+
+        signal.signal(signal.SIGALRM, handle)
+        senders.append(call(send))
+
+    yield start
+    for sender in senders:
+        sender.result()
+    signal.signal(signal.SIGALRM, previous)
 
 
 @pytest.fixture
@@ -206,37 +223,29 @@ def rest_stays_unread(cluster, calls_of):
 @pytest.mark.signals
 @pytest.mark.luna_cluster(keyrings=1000)
 def test_the_first_error_keeps_the_rest_from_being_read(
-    luna, cluster, signal_the_reader, rest_stays_unread
+    luna, cluster, call_reader, rest_stays_unread
 ):
     """At once, although the thread that is to raise it is busy."""
 
-    def be_busy(number, frame):
+    def be_busy():
         cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
         wait_until(lambda: DEVICE_ERROR in [one.rv for one in logged(cluster, TOKEN_INFO)])
         rest_stays_unread()
 
     cluster.latency(0.1, TOKEN_INFO)
-    previous = signal.signal(signal.SIGALRM, be_busy)
-    try:
-        sending = signal_the_reader(signal.SIGALRM)
-        with pytest.raises(luna_ext.DeviceError) as caught:
-            luna.tokens(workers=4)
-        sending.result()
-    finally:
-        signal.signal(signal.SIGALRM, previous)
+    call_reader(be_busy)
+    with pytest.raises(luna_ext.DeviceError) as caught:
+        luna.tokens(workers=4)
     assert caught.value.function == TOKEN_INFO
 
 
 @pytest.mark.signals
 @pytest.mark.luna_cluster(keyrings=1000)
-def test_an_interrupt_keeps_the_rest_from_being_read(
-    luna, cluster, signal_the_reader, rest_stays_unread
-):
+def test_an_interrupt_keeps_the_rest_from_being_read(luna, cluster, call_reader, rest_stays_unread):
     cluster.latency(0.1, TOKEN_INFO)
-    sending = signal_the_reader(signal.SIGINT)
+    call_reader(lambda: signal.default_int_handler(signal.SIGINT, None))
     with pytest.raises(KeyboardInterrupt):
         luna.tokens(workers=4)
-    sending.result()
     rest_stays_unread()
 
 
