@@ -20,9 +20,12 @@ from support import (
     LOCK,
     NONE_LEFT,
     ON_BOTH,
+    PATIENCE,
     TOKEN_INFO,
     UNLOCK,
     assert_stays,
+    enter,
+    enter_async,
     finalisations,
     have_returned,
     let_device_forget_us,
@@ -745,6 +748,47 @@ def test_storms_of_open_and_close_with_locks(cluster, call):
         pass
 
 
+@pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")
+def test_a_fast_lock_call_that_close_overtakes_gives_no_lock(cluster, call):
+    """A thread that waits for the GIL gets it while the call is out, and closes the Library."""
+    locked = []
+
+    def lock_again_and_again(luna, slot, begun, closed):
+        with contextlib.suppress(luna_ext.LibraryClosedError, luna_ext.LockLostError):
+            while True:
+                with slot:
+                    begun.set()
+                    if luna.closed:
+                        assert closed.wait(PATIENCE)
+                        locked.append(slot.locked())
+
+    for _ in range(100):
+        luna = cluster.library()
+        begun, closed = threading.Event(), threading.Event()
+        locking = call(lambda: lock_again_and_again(luna, luna.slot(1), begun, closed))  # noqa: B023
+        assert begun.wait(PATIENCE)
+        luna.close()
+        closed.set()
+        locking.result()
+    assert not any(locked)
+
+
+def test_a_close_goes_on_as_soon_as_the_call_that_it_waits_for_is_back(cluster, call):
+    """Of many, one at least: it does not only look for that now and then."""
+    late = []
+    for _ in range(20):
+        luna = cluster.library()
+        cluster.latency(0.02, TOKEN_INFO)
+        slot = luna.slot(1)
+        before = len(logged(cluster, TOKEN_INFO))
+        asking = call(lambda slot=slot: slot.token_info)
+        wait_until(lambda before=before: len(logged(cluster, TOKEN_INFO)) > before)
+        luna.close()
+        asking.result()
+        late.append(time.time() - logged(cluster, TOKEN_INFO)[-1].time)
+    assert min(late) < 0.04
+
+
 def test_a_close_that_is_not_the_first_waits_as_the_first_does(cluster, call, wait_until_inside):
     """Also while the first one is still taking off what is held."""
     luna = cluster.library()
@@ -925,6 +969,11 @@ def test_a_closed_library_gives_no_slots(cluster):
         slot.acquire()
     with pytest.raises(luna_ext.LibraryClosedError), luna:
         pass
+    # Whoever holds the lock.
+    with cluster.library() as other, other.slot(1):
+        for enter_it in (enter, enter_async):
+            with pytest.raises(luna_ext.LibraryClosedError):
+                enter_it(slot.lock(timeout=0))
 
 
 def test_a_list_of_slots_that_close_overtakes_is_read_no_further(cluster, call, wait_until_inside):

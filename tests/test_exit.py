@@ -716,3 +716,17 @@ def test_busy_threads_break_no_exit(run_each, first):
         assert re.sub(r"(.*ResourceWarning: )?slot \d+ was still locked, .*\n", "", said) == "", (
             done
         )
+
+
+def test_no_heartbeat_asks_beside_the_exits_finalisation(cluster, run):
+    body = """
+        cluster.latency(0.5, "C_Finalize")
+        lock = slot.lock(heartbeat=0.1)
+        lock.__enter__()
+        wait_until(lambda: sum(call.function == "C_GetSessionInfo" for call in cluster.log()) > 3)
+    """
+    assert run(body, options=QUIET).returncode == 0
+    functions = [call.function for call in cluster.log()]
+    # If a question was out just then, the exit does not finalise.
+    end = functions.index("C_Finalize") if "C_Finalize" in functions else len(functions)
+    assert "C_GetSessionInfo" not in functions[end:]

@@ -844,3 +844,29 @@ def test_two_copies_of_one_client_library_are_warned_of(succeed):
         print(said.rpartition(". ")[2])
     """
     assert succeed(body) == ["Use", "one", "of", "them"]
+
+
+def test_long_calls_are_watched_while_another_client_library_is_being_loaded(succeed):
+    """The watcher looks once a second, and a handler of the warning of copies takes longer."""
+    body = """
+        import logging, shutil, tempfile, warnings
+        from luna_ext.stub import library_path
+        warnings.simplefilter("ignore")
+        handler = logging.Handler()
+        handler.emit = lambda record: "is a copy" in record.getMessage() and time.sleep(2.5)
+        logging.getLogger("luna_ext").addHandler(handler)
+
+        def lock():
+            with slot:
+                pass
+
+        cluster.latency(3, "CA_LockClusteredSlot")
+        locking = in_thread(lock)
+        wait_until_inside("CA_LockClusteredSlot")
+        with tempfile.TemporaryDirectory() as directory:
+            luna_ext.Library(shutil.copy(library_path(), directory)).close()
+        locking.join(20)
+        assert not locking.is_alive()
+        luna.close()
+    """
+    assert succeed(body) == []

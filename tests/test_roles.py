@@ -695,6 +695,14 @@ def test_provision_and_resume(
         assert other.try_pin(slot_id, SO, officers) == 0
 
 
+def test_a_users_pin_that_is_the_officers_is_not_tried_on_what_is_assigned(provision, calls_of):
+    """With single identity it cannot be another one."""
+    provision(user_pin=PASSWORD)
+    before = calls_of("C_Login")
+    assert list(provision(user_pin=PASSWORD).skipped) == LABELS
+    assert calls_of("C_Login") == before
+
+
 def test_a_pin_that_the_user_has_chosen_is_left_alone(cluster, luna, provision, other):
     provision(user_pin=NEW)
     slot_ids = []

@@ -1,12 +1,14 @@
 """No application uses the stand-in as an HSM by accident."""
 
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
-from support import ANOTHER_USER, GIVES_FILES_AWAY
+from support import ANOTHER_USER, DEVICE_ERROR, GIVES_FILES_AWAY, entry_of, finalisations
 
 import luna_ext
 from luna_ext.info import CLUSTER_FUNCTIONS
@@ -203,6 +205,21 @@ def test_roots_file_forbids_the_stand_in_its_copies_and_what_wraps_it(
         assert "/etc/luna_ext/forbid-stub forbids it" in line
     assert wrapped.startswith("DeviceError C_Initialize: CKR_DEVICE_ERROR")
     assert cluster.log() == []
+
+
+def test_a_wrapper_that_tells_whom_it_wraps_is_closed_where_the_warning_is_an_error(
+    cluster, old_client, monkeypatch
+):
+    """Its maker's name is asked for when it is initialised, and again where that was no answer."""
+    wrapper = str(old_client(*CLUSTER_FUNCTIONS, firmware="10,11,12"))
+    cluster.fault("C_GetInfo", DEVICE_ERROR, times=1)
+    luna_ext.Library(wrapper).close()
+    say = ctypes.cast(ctypes.CDLL(library_path()).C_GetInfo, ctypes.c_void_p)
+    entry = entry_of(types.SimpleNamespace(path=wrapper), 2)
+    monkeypatch.setattr(entry, "value", say.value)
+    with pytest.raises(RuntimeWarning, match="is the stand-in"):
+        luna_ext.Library(wrapper)
+    assert finalisations(cluster) == [0, 0]
 
 
 @GIVES_FILES_AWAY
