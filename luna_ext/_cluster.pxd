@@ -111,6 +111,7 @@ cdef class Departure(Waiter):
 
     cdef int begin(self, object exc_type, object exc_value) except -1
     cdef int finish(self, bint passes_turn) noexcept
+    cdef int tell(self, Leave due) noexcept
 
 
 cdef class Errand(Waiter):

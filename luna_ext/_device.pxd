@@ -86,6 +86,20 @@ cdef extern from "native.h":
 
     int luna_bits(uint64_t number) noexcept nogil
 
+    # Without the GIL too.
+    ctypedef struct luna_bell:
+        pass
+    luna_bell *luna_new_bell() noexcept nogil
+    luna_bell *luna_keep_bell(luna_bell *bell) noexcept nogil
+    void luna_drop_bell(luna_bell *bell) noexcept nogil
+    void luna_ring(luna_bell *bell) noexcept nogil
+    void luna_answer_bell(luna_bell *bell) noexcept nogil
+    int luna_bell_fd(const luna_bell *bell) noexcept nogil
+    ctypedef struct luna_item:
+        luna_item *next
+    void luna_push(luna_item **list, luna_item *item) noexcept nogil
+    luna_item *luna_take_all(luna_item **list) noexcept nogil
+
     struct luna_lengths:
         uint64_t nanoseconds
         uint64_t *durations
@@ -180,6 +194,26 @@ cdef struct Traffic:
     luna_lengths waits                       # of threads and tasks for locks, but for the shortest
     luna_lengths holds                       # of locks, but for the shortest
     uint64_t timeouts                        # waits whose time was up
+
+
+# A device call.
+cdef struct Call:
+    Traffic *traffic        # where it is counted: as in flight,
+    luna_counter *counter   # and by its function
+    bint timed
+    uint64_t began          # luna_coarse_nanoseconds()
+    uint64_t ended
+    uint64_t nanoseconds    # how long it took; 0: it was fast, and not timed
+    CK_RV rv
+
+
+# A lock or unlock call that a thread without the GIL makes.
+cdef struct SlotCall:
+    Call call
+    void *client            # the Client, which lives as long as the process
+    void *make
+    CK_SLOT_ID slot_id
+    uint8_t *back           # a mark: the answer is there; or NULL
 
 
 # A session of our own that shows whether the library was finalised, and with it each lock dropped.
@@ -302,6 +336,12 @@ cdef bint lock_slot(
     Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds, uint8_t *back, uint64_t *clock
 ) noexcept
 cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *clock) noexcept
+cdef bint begin_slot_call(
+    Client client, int function, CK_SLOT_ID slot_id, uint8_t *back, SlotCall *made
+) noexcept nogil
+cdef void make_slot_call(SlotCall *made) noexcept nogil
+cdef void end_slot_call(SlotCall *made) noexcept nogil
+cdef void drop_slot_call(SlotCall *made) noexcept nogil
 cdef bint next_unassigned(
     Client client, const CK_CHAR *cluster_id, CK_UNASSIGNED_SLOT_INFO *info, CK_RV *rv
 ) noexcept

@@ -13,6 +13,8 @@ from luna_ext._device cimport (
     Life,
     PyThread_type_lock,
     Share,
+    SlotCall,
+    luna_bell,
     luna_guard,
 )
 
@@ -69,6 +71,17 @@ cdef enum Arrival:
     CLAIMED         # the claim's own
     RETURNED        # granted truly, and the claim was given up: to be unlocked at once
 
+# How the answer to a call has been heard that a worker has made without the GIL.
+cdef enum Heard:
+    NOT_HEARD       # that may take longer than an event loop can wait: the worker is to do it
+    HEARD
+    TURN_IS_DUE     # the subject is a Waiter, whose mutex's next lock call is due
+
+# What is done with the answer to a call that a worker has made without the GIL. `here`: the bell of the
+# event loop that does it; NULL: a worker does. With `slowly` the call's own worker does it, whatever there
+# is to do; else nothing is done that may take long or run Python code.
+ctypedef Heard (*Hear)(object subject, SlotCall *made, luna_bell *here, bint slowly) noexcept
+
 # Where one thread or task waits: its place in a slot's queue, or in a claim.
 cdef struct Seat:
     Seat *before            # its neighbours in the queue
@@ -82,6 +95,7 @@ cdef struct Seat:
     bint patient            # it makes the call itself if no worker can be had
     bint poll               # an error that may mean contention is tried again
     void *waiter            # the Waiter that it is part of; while it is queued, a reference
+    luna_bell *bell         # of the event loop of a task that waits; NULL: there is none
 
 # What is known of other processes that want the lock of a slot, where that is found out by polling. In
 # microseconds of luna_now(); 0: never.
@@ -167,14 +181,20 @@ cdef struct Wait:
 cdef class TaskMark:
     """What is known of an asyncio task."""
     cdef uint64_t number             # never used again
+    # Weak. A reference that calls, as this does, is dead when the coroutine of the task is closed; since
+    # CPython 3.15, one that does not call outlasts that in a garbage collection.
+    cdef object task
     cdef int waits                   # how many waits for a slot's lock it has begun and not ended
 
 
 cdef class Inbox:
     """What has come in for the tasks of an event loop, which is told once for all that it has not seen."""
+    cdef object __weakref__
     cdef object loop                 # weak: the event loop
     cdef object came_in              # a deque: weak references to futures that are to be settled
-    cdef int told                    # whether the loop is going to look
+    cdef luna_bell *bell             # tells the loop to look; NULL: call_soon_threadsafe() does
+    cdef int told                    # whether the loop is going to look, where there is no bell
+    cdef int hearing                 # whether the loop is about to look, and hears answers before
     cdef uint64_t made_in            # `forks` when it was made
     cdef dict waits                  # Waiter -> None, in order: to be warned of when they become long
     cdef bint watches                # whether the loop is going to look for long ones
@@ -198,6 +218,7 @@ cdef class Waiter:
     cdef int prepare(self, uint64_t number, uint64_t home, Share share) except -1
     cdef int wait_in_thread(self) except -1
     cdef int wait_in_task(self, object future) except -1
+    cdef int be_told_with(self, Waiter other) noexcept
     cdef bint wake(self) except -1
     cdef object failure(self)
 
@@ -307,6 +328,11 @@ cdef class SlotMutex:
     ) except -1
     cdef int leave_unassigned(self) noexcept
     cdef CK_RV take_off(self, bint after_a_moment, uint64_t generation, bint passes_turn) noexcept
+    cdef CK_RV after_unlock(
+        self, CK_RV rv, uint64_t now, uint64_t generation, bint passes_turn, bint unassigned
+    ) noexcept
+    cdef bint unlock_without_gil(self, Waiter departure, Hear hear) noexcept
+    cdef Heard after_plain_unlock(self, SlotCall *made) noexcept
     cdef CK_RV hand_over(self, uint64_t generation, Share share, Leave *due) noexcept
     cdef int give_back(self, uint64_t hold) noexcept
     cdef int pass_turn(self) noexcept
@@ -353,7 +379,9 @@ cdef class SlotMutex:
     cdef int _wake(self, Seat *seat) noexcept
     cdef bint _fail_without_thread(self) noexcept
     cdef int _wait_a_moment(self) noexcept
-    cdef int _lock_for_waiters(self, bint trial) except -1
+    cdef int _lock_for_waiters(self, bint trial, SlotCall *made) except -1
+    cdef bint _lock_without_gil(self) noexcept
+    cdef int _granted(self, Seat *seat, uint64_t now) except -1
     cdef bint _hand_to_first(self) noexcept
     cdef bint _make_trial(self) noexcept
     cdef int _tell_late(self, CK_RV rv) except -1
@@ -450,7 +478,7 @@ ctypedef int (*Work)(object subject) noexcept
 cdef uint64_t forks
 cdef int signal_anew(PyThread_type_lock signal) noexcept
 cdef Heartbeat new_heartbeat(SlotMutex mutex, Share share, double seconds, object on_lost)
-cdef Place note_place(SlotMutex mutex, object task)
+cdef Place note_place(SlotMutex mutex, TaskMark mark)
 cdef Leave begin_leave_of(SlotMutex mutex, uint64_t number, uint64_t share, Loss *loss) noexcept
 cdef bint run_on_worker(Work work, object subject) noexcept
 cdef int call_on_worker(object function) except -1

@@ -6,7 +6,6 @@ import ctypes
 import os
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -126,8 +125,20 @@ async def let_others_run_until(condition: Callable[[], object], seconds: float =
         await asyncio.sleep(0)
 
 
+def look_at_no_files(loop: asyncio.AbstractEventLoop) -> None:
+    """Let the loop have no `add_reader()`, as some of Windows have none. Before its tasks lock."""
+
+    def add_reader(*arguments: object) -> None:
+        raise NotImplementedError
+
+    loop.add_reader = add_reader  # type: ignore[method-assign]
+
+
 def refuse_to_be_told(loop: asyncio.AbstractEventLoop, errors: Iterable[Exception]) -> None:
-    """Let the loop's `call_soon_threadsafe()` raise these, one at each call, and then work."""
+    """Let the loop's `call_soon_threadsafe()` raise these, one at each call, and then work. Before its
+    tasks lock: they are told in no other way.
+    """
+    look_at_no_files(loop)
     tell, left = loop.call_soon_threadsafe, iter(errors)
 
     def refuse(*arguments: Any) -> object:
@@ -141,24 +152,14 @@ def refuse_to_be_told(loop: asyncio.AbstractEventLoop, errors: Iterable[Exceptio
 def hold_loop_until_it_is_told(
     loop: asyncio.AbstractEventLoop, begin: Callable[[], object] = lambda: None
 ) -> None:
-    """Stop the event loop until a thread has called `call_soon_threadsafe()`; a task calls this.
+    """Stop the event loop until another thread has told it to look; a task calls this.
 
     So the task's next step and the thread's callback come in the same turn of the loop. `begin` makes
-    the thread call.
+    the thread tell it.
     """
-    tell, told = loop.call_soon_threadsafe, threading.Event()
-
-    def listen(*arguments: Any, **options: Any) -> asyncio.Handle:
-        handle = tell(*arguments, **options)
-        told.set()
-        return handle
-
-    loop.call_soon_threadsafe = listen  # type: ignore[method-assign]
-    try:
-        begin()
-        assert told.wait(PATIENCE)
-    finally:
-        loop.call_soon_threadsafe = tell  # type: ignore[method-assign]
+    begin()
+    # What it is told by stays readable.
+    assert loop._selector.select(PATIENCE)  # type: ignore[attr-defined]
 
 
 def assert_stays(condition: Callable[[], object], seconds: float = 0.1) -> None:

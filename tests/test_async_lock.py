@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import sysconfig
 import threading
 import weakref
 
@@ -19,6 +20,7 @@ from support import (
     hold_loop_until_it_is_told,
     let_device_forget_us,
     let_others_run_until,
+    look_at_no_files,
     nothing_is_locked,
     refuse_to_be_told,
     wait_until,
@@ -315,7 +317,20 @@ def test_a_task_that_waits_for_the_lock_cannot_wait_once_more(luna, hold_elsewhe
     asyncio.run(main())
 
 
-def test_a_loop_is_told_once_for_all_that_has_come_in(luna):
+@pytest.mark.parametrize(
+    "looks_at_files",
+    [
+        pytest.param(
+            True,
+            marks=pytest.mark.skipif(
+                sys.platform != "linux" or bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+                reason="loops are told by a file where there is a GIL, on Linux",
+            ),
+        ),
+        False,
+    ],
+)
+def test_a_loop_is_told_once_for_all_that_has_come_in(luna, looks_at_files):
     slots = [luna.slot(number) for number in (1, 2, 3, 4)]
 
     async def enter(slot):
@@ -324,22 +339,103 @@ def test_a_loop_is_told_once_for_all_that_has_come_in(luna):
 
     async def main():
         loop = asyncio.get_running_loop()
-        tell, told = loop.call_soon_threadsafe, []
+        told = []
+        tell, add_reader = loop.call_soon_threadsafe, loop.add_reader
 
         def count(*arguments, **options):
             told.append(None)
             return tell(*arguments, **options)
 
+        def add_counting(file, look):
+            def count_and_look():
+                told.append(None)
+                look()
+
+            add_reader(file, count_and_look)
+
         loop.call_soon_threadsafe = count
+        if looks_at_files:
+            loop.add_reader = add_counting
+        else:
+            look_at_no_files(loop)
         tasks = [asyncio.create_task(enter(slot)) for slot in slots]
         await asyncio.sleep(0)
         # The loop stands still meanwhile.
         wait_until(lambda: all(slot.locked() for slot in slots))
-        wait_until(lambda: told)
+        if looks_at_files:
+            assert_stays(lambda: not told)
+            while not told:
+                await asyncio.sleep(0)
+        else:
+            wait_until(lambda: told)
         assert_stays(lambda: len(told) == 1)
         assert await asyncio.gather(*tasks) == [True] * 4
 
     asyncio.run(main())
+
+
+def test_a_loop_that_stands_still_keeps_no_lock_from_a_thread(luna, call):
+    """It is told of the unlock's answer, and does not look; then a worker sees to the next lock call."""
+    slot = luna.slot(1)
+
+    def lock_in_time():
+        with slot.lock(timeout=20):
+            return slot.locked()
+
+    async def main():
+        lock = slot.lock()
+        await lock.__aenter__()
+        end = lock.__aexit__(None, None, None)
+        assert call(lock_in_time).result()
+        await end
+
+    asyncio.run(main())
+
+
+def test_a_task_is_given_the_lock_of_a_loop_that_stands_still(luna, call, wait_until_queued):
+    """The task is another loop's."""
+    slot = luna.slot(1)
+
+    async def enter():
+        async with slot.lock(timeout=20):
+            return slot.locked()
+
+    async def main():
+        lock = slot.lock()
+        await lock.__aenter__()
+        waiting = call(lambda: asyncio.run(enter()))
+        wait_until_queued(slot, 1)
+        end = lock.__aexit__(None, None, None)
+        assert waiting.result()
+        await end
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it counts files in /proc")
+def test_loops_leave_no_file_open(luna):
+    async def enter():
+        async with luna.slot(1).lock():
+            pass
+
+    def count_files():
+        return len(os.listdir("/proc/self/fd"))
+
+    def run_two_in_turns():
+        loops = [asyncio.new_event_loop() for _ in range(2)]
+        for loop in loops * 3:
+            loop.run_until_complete(enter())
+        opened.append(count_files())
+        for loop in loops:
+            loop.close()
+        gc.collect()
+        left.append(count_files())
+
+    opened, left = [], []
+    for _ in range(4):
+        run_two_in_turns()
+    assert opened[2:] == opened[1:2] * 2
+    assert left[2:] == left[1:2] * 2
 
 
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError])

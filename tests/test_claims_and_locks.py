@@ -192,12 +192,19 @@ print(*ends, cluster.tokens()[0].label)
 @ONE
 @pytest.mark.parametrize("device", [*DEVICES])
 @pytest.mark.parametrize("answer", ["first", "second"])
-def test_a_lock_call_and_a_claim_that_cross_each_other_have_one_holder(on_device, device, answer):
+@pytest.mark.parametrize("form", ["thread", "task"])
+def test_a_lock_call_and_a_claim_that_cross_each_other_have_one_holder(
+    on_device, device, answer, form
+):
     """Both are out at a time; the claim's answer comes first, or the lock call's."""
     claim, lock = (0.05, 0.15) if answer == "first" else (0.15, 0.05)
     # The claim begins before the lock call has its effect; on a device that waits, or refuses, the one
     # that comes second is held up or turned down.
     body = f"""
+import asyncio
+# The first lock call makes more calls than the others.
+with slot:
+    pass
 cluster.latency({claim}, CLAIM, after=True)
 cluster.latency({lock}, LOCK, after=True)
 held, most = 0, 0
@@ -233,9 +240,17 @@ def lock():
     except LunaError as error:
         ends.append(type(error).__name__)
 
+async def lock_in_task():
+    try:
+        async with slot.lock(timeout=10):
+            hold(slot)
+        ends.append("locked")
+    except LunaError as error:
+        ends.append(type(error).__name__)
+
 claiming = in_thread(claim)
 wait_until_inside(CLAIM)
-locking = in_thread(lock)
+locking = in_thread(lock if "{form}" == "thread" else lambda: asyncio.run(lock_in_task()))
 for thread in (claiming, locking):
     thread.join(40)
     assert not thread.is_alive()

@@ -30,6 +30,7 @@ from support import (
     have_returned,
     let_device_forget_us,
     logged,
+    look_at_no_files,
     nothing_is_locked,
     wait_until,
 )
@@ -643,6 +644,7 @@ def test_a_close_that_is_interrupted_while_it_tells_an_event_loop_is_finished(
 
         async def wait():
             loops.append(asyncio.get_running_loop())
+            look_at_no_files(loops[0])
             async with slot.lock(timeout=20):
                 pass
 

@@ -16,6 +16,7 @@ from support import (
     LOCK,
     TOKEN_INFO,
     UNLOCK,
+    look_at_no_files,
     nothing_is_locked,
     wait_until,
 )
@@ -239,7 +240,10 @@ def test_an_inherited_async_with_ends_as_a_logged_no_op(luna, caplog, owner_of):
     assert owner_of(1) is None
 
 
-def test_a_loop_goes_on_in_the_child_though_a_thread_of_the_parent_was_to_tell_it(luna, in_child):
+@pytest.mark.parametrize("looks_at_files", [True, False])
+def test_a_loop_goes_on_in_the_child_though_a_thread_of_the_parent_was_to_tell_it(
+    luna, in_child, hold_here, looks_at_files
+):
     loop = asyncio.new_event_loop()
     tell = loop.call_soon_threadsafe
     begun, go = threading.Event(), threading.Event()
@@ -257,10 +261,14 @@ def test_a_loop_goes_on_in_the_child_though_a_thread_of_the_parent_was_to_tell_i
         loop.call_soon_threadsafe = tell
         return loop.run_until_complete(enter(luna.slot(2)))
 
-    loop.call_soon_threadsafe = tell_late
+    if not looks_at_files:
+        look_at_no_files(loop)
+        loop.call_soon_threadsafe = tell_late
+    holder = hold_here(luna.slot(1))
     waiting = loop.create_task(enter(luna.slot(1)))
     loop.run_until_complete(asyncio.sleep(0))
-    assert begun.wait(20)
+    holder.leave()
+    wait_until(lambda: luna.slot(1).locked() if looks_at_files else begun.is_set())
     assert in_child(child) == 0
     go.set()
     assert loop.run_until_complete(waiting)

@@ -81,7 +81,7 @@ cdef class Claim:
                 request = self._request(task_number(task))
                 request.wait_in_task(answered)
                 departure = new_departure(None, request.seat.number, self.share)
-                place = note_place(None, task)
+                place = note_place(None, mark_of_task(task))
                 try:
                     request.queue_up()
                     await self._settled(answered, left_of(self.deadline))

@@ -151,9 +151,10 @@ cdef class Departure:
             # The task is not cancelled for a loss any more.
             self.heartbeat.in_block = False
         if self.due == UNLOCK_DUE or self.due == UNLOCK_DUE_LATER:
-            # If no thread can be had, this thread has to make the unlock call.
-            if not run_on_worker(unlock_for_departure, self):
-                self.finish(True)
+            if self.due != UNLOCK_DUE or not mutex.unlock_without_gil(self, hear_unlock):
+                # If no thread can be had, this thread has to make the unlock call.
+                if not run_on_worker(unlock_for_departure, self):
+                    self.finish(True)
         else:
             luna_shared_set(&self.finished, 1)
             if self.due == LOST:
@@ -192,6 +193,10 @@ cdef class Departure:
             self.rv = self.mutex.hand_over(generation, self.share, &due)
         else:
             self.rv = self.mutex.take_off(due == UNLOCK_DUE_LATER, generation, passes_turn)
+        return self.tell(due)
+
+    cdef int tell(self, Leave due) noexcept:
+        """The lock is off, or not any more the block's, or that has failed: tell the task."""
         try:
             if due == HANDED_OVER:
                 tell_handed_over(self.mutex.slot_id)
@@ -208,21 +213,19 @@ cdef class Departure:
         return 0
 
     def __await__(self):
-        return self._finished().__await__()
-
-    async def _finished(self):
         # A coroutine that is being closed must not wait any more; the worker unlocks all the same.
         if self.exc_type is GeneratorExit:
             if self.heartbeat is not None and self.heartbeat.cancelled:
                 self.heartbeat.uncancel()
             return
         if not luna_shared_get(&self.finished):
-            done = asyncio_loop().create_future()
+            loop = None if self.inbox is None else self.inbox.loop()
+            done = (asyncio_loop() if loop is None else loop).create_future()
             self.wait_in_task(done)
             # The worker may have finished before the future was there to be settled.
             if not luna_shared_get(&self.finished):
                 try:
-                    await done
+                    yield from done
                 except BaseException as error:
                     # This exception leaves the block instead of the unlock's error, so it gets a note
                     # with that error.
@@ -254,6 +257,31 @@ cdef int unlock_for_departure(object departure) noexcept:
     cdef bint passes_turn = debug_may_be_on()
     (<Departure> departure).finish(passes_turn)
     return not passes_turn
+
+
+cdef Heard hear_unlock(object departure, SlotCall *made, luna_bell *here, bint slowly) noexcept:
+    """The unlock call that a worker has made without the GIL is answered."""
+    cdef Departure self = <Departure> departure
+    cdef SlotMutex mutex = self.mutex
+    cdef Heard heard
+    if slowly:
+        end_slot_call(made)
+        self.began = luna_now() - 1e-9 * made.call.nanoseconds
+        self.rv = mutex.after_unlock(
+            made.call.rv, made.call.ended, seen(&mutex.record).generation, True, False
+        )
+        self.tell(UNLOCK_DUE)
+        return HEARD
+    if (
+        (here != NULL and here != self.seat.bell)
+        or luna_shared_get(&self.share.client.state) != READY
+        or debug_may_be_on()
+    ):
+        return NOT_HEARD
+    heard = mutex.after_plain_unlock(made)
+    luna_shared_set(&self.finished, 1)
+    self.wake()
+    return heard
 
 
 cdef int tell_of_abandoned_block(SlotMutex mutex) except -1:
@@ -474,9 +502,10 @@ cdef class SlotLock:
             raise self._timed_out()
         departure = new_departure(self.mutex, waiter.seat.number, self.share)
         departure.heartbeat = self._new_heartbeat()
-        place = note_place(self.mutex, task)
+        place = note_place(self.mutex, mark)
         answered = loop.create_future()
         waiter.wait_in_task(answered)
+        departure.be_told_with(waiter)
         cdef double left = left_of(deadline)
         timer = None
         self.mutex.ask(waiter, NULL)

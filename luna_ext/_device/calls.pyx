@@ -29,42 +29,62 @@ cdef inline bint make_call(
     luna_coarse_nanoseconds() as the call begins, or 0, and afterwards as it has ended: so a caller needs no
     look at the clock of its own.
     """
-    cdef uint64_t now, ended, began
-    cdef luna_counter *counter
-    cdef bint timed
-    if not (cleanup_begins(client) if cleanup else call_begins(client)):
+    cdef Call call
+    if not begin_call(client, function, cleanup, &call):
         return False
-    now = clock[0] if clock != NULL and clock[0] != 0 else luna_coarse_nanoseconds()
-    counter = counter_of(client, function)
-    timed = luna_is_sample(counter, now)
+    call.began = clock[0] if clock != NULL and clock[0] != 0 else luna_coarse_nanoseconds()
+    call.timed = luna_is_sample(call.counter, call.began)
     with nogil:
         luna_calls_device()
-        began = luna_nanoseconds() if timed else 0
-        rv[0] = make(client, arguments)
-        if back != NULL:
-            luna_mark(back)
-        if timed:
-            nanoseconds[0] = luna_nanoseconds() - began
-        ended = luna_coarse_nanoseconds()
+        call_device(client, make, arguments, back, &call)
         luna_comes_back()
     luna_is_back()
-    if not timed and ended - now > LUNA_SURELY_SLOW:
-        # Of fast calls, one that was not.
-        timed = True
-        nanoseconds[0] = ended - now
-    if timed:
-        luna_note_sample(counter, now, nanoseconds[0])
-        luna_count_length(&counter.lengths, nanoseconds[0])
-    else:
-        nanoseconds[0] = 0
-        luna_count_untimed(counter)
-    luna_count_answer(counter, rv[0])
+    rv[0] = call.rv
+    end_call(client, &call)
+    nanoseconds[0] = call.nanoseconds
     if clock != NULL:
-        clock[0] = ended
-    if rv[0] != CKR_OK and says_lost(rv[0]):
-        luna_shared_set(&client.suspect, 1)
-    call_ends(client)
+        clock[0] = call.ended
     return True
+
+
+cdef inline bint begin_call(Client client, int function, bint cleanup, Call *call) noexcept nogil:
+    """Whether a call may begin; then end_call() is due."""
+    if not (cleanup_begins(client) if cleanup else call_begins(client)):
+        return False
+    call.traffic = &client.traffic[luna_shard()]
+    call.counter = &call.traffic.counters[function]
+    return True
+
+
+cdef inline void call_device(
+    Client client, Making make, void *arguments, uint8_t *back, Call *call
+) noexcept nogil:
+    """Without the GIL."""
+    cdef uint64_t began = luna_nanoseconds() if call.timed else 0
+    call.rv = make(client, arguments)
+    if back != NULL:
+        luna_mark(back)
+    if call.timed:
+        call.nanoseconds = luna_nanoseconds() - began
+    call.ended = luna_coarse_nanoseconds()
+
+
+cdef inline void end_call(Client client, Call *call) noexcept nogil:
+    """With the GIL again: count the call and its answer."""
+    if not call.timed and call.ended - call.began > LUNA_SURELY_SLOW:
+        # Of fast calls, one that was not.
+        call.timed = True
+        call.nanoseconds = call.ended - call.began
+    if call.timed:
+        luna_note_sample(call.counter, call.began, call.nanoseconds)
+        luna_count_length(&call.counter.lengths, call.nanoseconds)
+    else:
+        call.nanoseconds = 0
+        luna_count_untimed(call.counter)
+    luna_count_answer(call.counter, call.rv)
+    if call.rv != CKR_OK and says_lost(call.rv):
+        luna_shared_set(&client.suspect, 1)
+    call_ends_in(client, call.traffic)
 
 
 cdef CK_RV answer_of(
@@ -115,6 +135,42 @@ cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *cl
     return make_call(
         client, CA_UNLOCK_CLUSTERED_SLOT, make_unlock, &slot_id, True, rv, &nanoseconds, NULL, clock
     )
+
+
+# The same by a thread that has the GIL neither before the call nor after it: another one, with the GIL,
+# begins the call and ends it.
+
+
+cdef bint begin_slot_call(
+    Client client, int function, CK_SLOT_ID slot_id, uint8_t *back, SlotCall *made
+) noexcept nogil:
+    """Begin a lock or unlock call; whether it may be made. Then make_slot_call() and end_slot_call() are
+    due, or drop_slot_call().
+    """
+    cdef bint is_lock = function == CA_LOCK_CLUSTERED_SLOT
+    if not begin_call(client, function, not is_lock, &made.call):
+        return False
+    made.client = <void *> client
+    made.make = <void *> (make_lock if is_lock else make_unlock)
+    made.slot_id = slot_id
+    made.back = back
+    return True
+
+
+cdef void make_slot_call(SlotCall *made) noexcept nogil:
+    made.call.began = luna_coarse_nanoseconds()
+    # To ask whether it is the one in many that is timed, the GIL would be needed.
+    made.call.timed = True
+    call_device(<Client> made.client, <Making> made.make, &made.slot_id, made.back, &made.call)
+
+
+cdef void end_slot_call(SlotCall *made) noexcept nogil:
+    end_call(<Client> made.client, &made.call)
+
+
+cdef void drop_slot_call(SlotCall *made) noexcept nogil:
+    """It was not made after all."""
+    call_ends_in(<Client> made.client, made.call.traffic)
 
 
 cdef struct ClaimArguments:

@@ -225,7 +225,12 @@ cdef inline bint cleanup_begins(Client client) noexcept nogil:
 
 
 cdef inline void call_ends(Client client) noexcept nogil:
-    luna_shared_add(&client.traffic[luna_shard()].in_flight, -1)
+    call_ends_in(client, &client.traffic[luna_shard()])
+
+
+cdef inline void call_ends_in(Client client, Traffic *traffic) noexcept nogil:
+    """A call ends where it was counted when it began, perhaps by another thread."""
+    luna_shared_add(&traffic.in_flight, -1)
     if luna_shared_get(&client.awaited) and luna_shared_take(&client.awaited):
         # Locked first: no thread may have waited since it was released, and Python 3.15 aborts when a
         # lock is released that is not locked. Under the guard, so that no other call releases it in

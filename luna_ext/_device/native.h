@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "Python.h"
 #include "pythread.h"
@@ -23,6 +24,7 @@
 #include <unistd.h>
 #endif
 #ifdef __linux__
+#include <sys/eventfd.h>
 #include <sys/syscall.h>
 #endif
 
@@ -285,6 +287,103 @@ static inline int luna_shared_take(int *place) {
 /* Of the threads that mark it, also without the GIL. */
 #define luna_is_first(place) (__atomic_exchange_n((place), 1, __ATOMIC_ACQ_REL) == 0)
 #endif
+
+/*
+ * ---- bells ----
+ *
+ * What wakes an event loop, without the GIL: a file descriptor that the loop looks at. It goes with the last
+ * of those that keep the bell, which may be a thread without the GIL.
+ */
+#ifdef __linux__
+typedef struct luna_bell {
+    int fd;
+    int kept;           /* by so many */
+    int rung;           /* and the loop has not looked yet */
+} luna_bell;
+
+/* NULL: there is no memory, or no file descriptor. */
+static inline luna_bell *luna_new_bell(void) {
+    luna_bell *bell = (luna_bell *)calloc(1, sizeof(luna_bell));
+    if (bell != NULL) {
+        bell->kept = 1;
+        bell->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        if (bell->fd < 0) {
+            free(bell);
+            bell = NULL;
+        }
+    }
+    return bell;
+}
+static inline luna_bell *luna_keep_bell(luna_bell *bell) {
+    __atomic_add_fetch(&bell->kept, 1, __ATOMIC_RELAXED);
+    return bell;
+}
+static inline void luna_drop_bell(luna_bell *bell) {
+    if (bell != NULL && __atomic_sub_fetch(&bell->kept, 1, __ATOMIC_ACQ_REL) == 0) {
+        close(bell->fd);
+        free(bell);
+    }
+}
+/* After what the loop is to look for. Many may ring; the loop is woken once. */
+static inline void luna_ring(luna_bell *bell) {
+    uint64_t one = 1;
+    if (__atomic_exchange_n(&bell->rung, 1, __ATOMIC_SEQ_CST) == 0) {
+        (void)!write(bell->fd, &one, sizeof(one));
+    }
+}
+/* Before the loop looks. */
+static inline void luna_answer_bell(luna_bell *bell) {
+    uint64_t times;
+    (void)!read(bell->fd, &times, sizeof(times));
+    (void)__atomic_exchange_n(&bell->rung, 0, __ATOMIC_SEQ_CST);
+}
+static inline int luna_bell_fd(const luna_bell *bell) { return bell->fd; }
+#else
+typedef struct luna_bell luna_bell;
+static inline luna_bell *luna_new_bell(void) { return NULL; }
+static inline luna_bell *luna_keep_bell(luna_bell *bell) { return bell; }
+static inline void luna_drop_bell(luna_bell *bell) { (void)bell; }
+static inline void luna_ring(luna_bell *bell) { (void)bell; }
+static inline void luna_answer_bell(luna_bell *bell) { (void)bell; }
+static inline int luna_bell_fd(const luna_bell *bell) { (void)bell; return -1; }
+#endif
+
+/* ---- a list to which threads without the GIL add ---- */
+
+/* Each of the items begins with its `next`. */
+typedef struct luna_item {
+    struct luna_item *next;
+} luna_item;
+
+#ifdef _MSC_VER
+#define luna_exchange_item(place, item) \
+    ((luna_item *)_InterlockedExchangePointer((void *volatile *)(place), (item)))
+static inline void luna_push(luna_item **list, luna_item *item) {
+    luna_item *first;
+    do {
+        first = *(luna_item *volatile *)list;
+        item->next = first;
+    } while (_InterlockedCompareExchangePointer((void *volatile *)list, item, first) != first);
+}
+#else
+#define luna_exchange_item(place, item) __atomic_exchange_n((place), (item), __ATOMIC_ACQ_REL)
+static inline void luna_push(luna_item **list, luna_item *item) {
+    item->next = __atomic_load_n(list, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(list, &item->next, item, 1, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) {
+    }
+}
+#endif
+/* Take all, in the order in which they were added. */
+static inline luna_item *luna_take_all(luna_item **list) {
+    luna_item *item = luna_exchange_item(list, NULL), *turned = NULL;
+    while (item != NULL) {
+        luna_item *next = item->next;
+        item->next = turned;
+        turned = item;
+        item = next;
+    }
+    return turned;
+}
 
 /* ---- how long something took, each time ---- */
 

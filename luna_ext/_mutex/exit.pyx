@@ -59,6 +59,18 @@ cdef int call_came_back(Locks locks) except -1:
     return 0
 
 
+cdef int plain_call_came_back(Locks locks) noexcept:
+    """The same for an event loop, which had found the client ready just before."""
+    if luna_shared_get(&locks.client.state) == CLOSING:
+        run_on_worker(call_came_back_late, locks)
+    return 0
+
+
+cdef int call_came_back_late(object locks) noexcept:
+    call_came_back(locks)
+    return 0
+
+
 # ---- of a thread ----
 
 

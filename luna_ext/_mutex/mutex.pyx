@@ -33,17 +33,12 @@ cdef uint64_t forks = 0
 
 
 @cython.final
+@cython.no_gc
 cdef class Place:
     pass
 
 
-def is_collected(reference):
-    """Called for a task that has taken a lock. A reference that calls is dead when the coroutine of the
-    task is closed; since CPython 3.15, one that does not call outlasts that in a garbage collection.
-    """
-
-
-cdef Place note_place(SlotMutex mutex, object task):
+cdef Place note_place(SlotMutex mutex, TaskMark mark):
     """The task and the line that ask for a lock, for the messages about a lock that stays set. Noted
     before the lock is asked for, because nothing may be allocated after the grant. A claim does not know
     the SlotMutex yet.
@@ -52,7 +47,7 @@ cdef Place note_place(SlotMutex mutex, object task):
     cdef PyFrameObject *frame = PyEval_GetFrame()
     if mutex is not None:
         mutex.seldom()
-    place.task = None if task is None else weakref.ref(task, is_collected)
+    place.task = None if mark is None else mark.task
     if frame != NULL:
         place.code = <object> PyFrame_GetCode(frame)
         Py_DECREF(place.code)  # PyFrame_GetCode gave a reference of its own
@@ -492,7 +487,7 @@ cdef class SlotMutex:
         while True:
             due = next_turn(&self.record, &seat)
             if due == WORKERS_TURN:
-                if leave_to_worker(lock_for_waiters, self, wake):
+                if self._lock_without_gil() or leave_to_worker(lock_for_waiters, self, wake):
                     return 0
                 # No thread can be had. A thread that waits without a limit makes the call itself.
                 seat = turn_to_patient(&self.record)
@@ -523,9 +518,52 @@ cdef class SlotMutex:
             )
         return seat != NULL
 
-    cdef int _lock_for_waiters(self, bint trial) except -1:
+    cdef bint _lock_without_gil(self) noexcept:
+        """Have a worker make the lock call, without the GIL, if a task waits first, and nothing is to be
+        done before. The caller has the turn, and still has it if not.
+        """
+        cdef SlotCall made
+        cdef bint left = False
+        cdef luna_bell *bell
+        if (
+            luna_shared_get(&self.locks.client.state) != READY
+            or luna_shared_get64(&self.locks.client.canary.sought_in) != self.generation()
+            or is_contended(self.known_rare())
+        ):
+            return False
+        bell = bell_of_first(&self.record)
+        if bell == NULL:
+            return False
+        if begin_slot_call(
+            self.locks.client, CA_LOCK_CLUSTERED_SLOT, self.slot_id, &self.record.back, &made
+        ):
+            if not begin_call(&self.record, self.generation(), True):
+                # The turn is lost.
+                drop_slot_call(&made)
+                self.pass_turn()
+                left = True
+            else:
+                left = leave_call_to_worker(&made, hear_lock, self, bell)
+                if not left:
+                    drop_slot_call(&made)
+                    break_off_call(&self.record)
+        luna_drop_bell(bell)
+        return left
+
+    cdef int _granted(self, Seat *seat, uint64_t now) except -1:
+        """A worker was granted the lock for this waiter, which is out of the queue: wake it."""
+        cdef uint64_t hold = seat.hold
+        self.held_since = now
+        note_grant(self.known_rare())
+        if not wake_unlinked(seat, None):
+            # The loop of the task is closed, or the task is gone.
+            self.give_back(hold)
+        return 0
+
+    cdef int _lock_for_waiters(self, bint trial, SlotCall *made) except -1:
         """On a worker, whose turn it is: get the lock for the waiter that is first when it is granted.
-        `trial`: the first call is on trial, and the Record says already that it is out.
+        `trial`: the first call is on trial, and the Record says already that it is out. `made`: the first
+        call has its answer already; or NULL.
         """
         cdef Seat *seat = NULL
         cdef CK_RV rv = CKR_OK
@@ -535,29 +573,34 @@ cdef class SlotMutex:
         cdef Backoff backoff
         cdef double pause
         cdef double refused_since = 0
-        cdef uint64_t hold, generation
+        cdef uint64_t generation
         cdef int kind
         backoff.longest = 0
-        if is_contended(self.known_rare()) and not trial:
+        if is_contended(self.known_rare()) and not trial and made == NULL:
             self._leave_to_others()
         while True:
-            if luna_shared_get(&self.locks.client.state) != READY and not trial:
-                try:
-                    self.locks.make_ready()
-                except BaseException as error:
-                    self._fail_first(error)
-                    return 0
-            if luna_shared_get64(&self.locks.client.canary.sought_in) != self.generation():
-                self.locks.look_for_canary(self.slot_id)
-            if not trial and not begin_call(&self.record, self.generation(), True):
-                break
-            now = 0
-            if not lock_slot(
-                self.locks.client, self.slot_id, &rv, &nanoseconds, &self.record.back, &now
-            ):
-                break_off_call(&self.record)
-                trial = False
-                continue
+            if made != NULL:
+                rv = made.call.rv
+                now = made.call.ended
+                made = NULL
+            else:
+                if luna_shared_get(&self.locks.client.state) != READY and not trial:
+                    try:
+                        self.locks.make_ready()
+                    except BaseException as error:
+                        self._fail_first(error)
+                        return 0
+                if luna_shared_get64(&self.locks.client.canary.sought_in) != self.generation():
+                    self.locks.look_for_canary(self.slot_id)
+                if not trial and not begin_call(&self.record, self.generation(), True):
+                    break
+                now = 0
+                if not lock_slot(
+                    self.locks.client, self.slot_id, &rv, &nanoseconds, &self.record.back, &now
+                ):
+                    break_off_call(&self.record)
+                    trial = False
+                    continue
             kind = luna_shared_get(&self.locks.common.kind)
             seat = NULL
             generation = self.generation()
@@ -569,13 +612,7 @@ cdef class SlotMutex:
             if kind != luna_shared_get(&self.locks.common.kind):
                 self.locks.learn(luna_shared_get(&self.locks.common.kind))
             if verdict == OWNED:
-                self.held_since = now
-                note_grant(self.known_rare())
-                hold = seat.hold
-                if not wake_unlinked(seat, None):
-                    # The loop of the task is closed, or the task is gone.
-                    self.give_back(hold)
-                return 0
+                return self._granted(seat, now)
             if verdict == UNWANTED:
                 self.held_since = 0
                 self._tell_late(self.take_off(False, generation, True))
@@ -720,9 +757,6 @@ cdef class SlotMutex:
         it has told the holder; unless there is more to do first.
         """
         cdef CK_RV rv = CKR_OK
-        cdef Deadline deadline
-        cdef Backoff backoff
-        cdef double pause
         cdef PyObject *client = <PyObject *> self.locks.client
         cdef uint64_t now = luna_coarse_nanoseconds()
         cdef bint was_long = is_long_hold(self, now)
@@ -753,7 +787,18 @@ cdef class SlotMutex:
             rv = CKR_SESSION_HANDLE_INVALID
         elif not unlock_slot(<Client> client, self.slot_id, &rv, &now):
             rv = CKR_CRYPTOKI_NOT_INITIALIZED
-        elif rv != CKR_OK and says_busy(rv):
+        return self.after_unlock(rv, now, generation, passes_turn, unassigned)
+
+    cdef CK_RV after_unlock(
+        self, CK_RV rv, uint64_t now, uint64_t generation, bint passes_turn, bint unassigned
+    ) noexcept:
+        """The unlock call that was due was answered `now`, in luna_coarse_nanoseconds(), or cannot be made.
+        `unassigned`: of a claim that has not assigned its token. Returns the device's last answer.
+        """
+        cdef Deadline deadline
+        cdef Backoff backoff
+        cdef double pause
+        if rv != CKR_OK and says_busy(rv):
             deadline = deadline_in(BUSY_SECONDS)
             backoff.longest = 0
             pause = next_pause(&backoff)
@@ -776,6 +821,46 @@ cdef class SlotMutex:
         if unassigned:
             self.leave_unassigned()
         return rv
+
+    cdef bint unlock_without_gil(self, Waiter departure, Hear hear) noexcept:
+        """Have a worker make the unlock call that is due, without the GIL, unless more is to be done than
+        that. The event loop of the task that leaves hears the answer. False: take_off() is still due.
+        """
+        cdef SlotCall made
+        cdef uint64_t now = luna_coarse_nanoseconds()
+        cdef uint64_t held_since = self.held_since
+        if (
+            departure.seat.bell == NULL
+            or departure.share.handover != 0
+            or debug_may_be_on()
+            or luna_shared_get(&self.locks.client.state) != READY
+            or seen(&self.record).generation != <uint32_t> self.generation()
+            or is_long_hold(self, now)
+            or luna_is_marked(&self.record.is_unassigned)
+            or (
+                luna_shared_get(&self.locks.common.kind) == UNKNOWN
+                and (luna_shared_get(&self.locks.claims_out) != 0 or luna_shared_get(&self.locks.in_doubt))
+            )
+            or not begin_slot_call(
+                self.locks.client, CA_UNLOCK_CLUSTERED_SLOT, self.slot_id, NULL, &made
+            )
+        ):
+            return False
+        if not leave_call_to_worker(&made, hear, departure, departure.seat.bell):
+            drop_slot_call(&made)
+            return False
+        if now != held_since and held_since != 0:
+            count_hold(self.locks.client, now - held_since)
+        return True
+
+    cdef Heard after_plain_unlock(self, SlotCall *made) noexcept:
+        """The unlock call that was made without the GIL has been answered CKR_OK."""
+        cdef bint due
+        end_slot_call(made)
+        plain_call_came_back(self.locks)
+        note_unlock(self.known_rare())
+        due = end_leave(&self.record, luna_count_get(&self.locks.claims), made.call.ended)
+        return TURN_IS_DUE if due else HEARD
 
     cdef CK_RV hand_over(self, uint64_t generation, Share share, Leave *due) noexcept:
         """In place of the unlock call that is due, give the lock to the next waiter: within the Library's
@@ -967,7 +1052,10 @@ cdef class SlotMutex:
         if owner == number:
             return True
         task = current_task()
-        return task is not None and task in task_marks and owner == task_number(task)
+        if task is None:
+            return False
+        mark = known_mark(task)
+        return mark is not None and owner == (<TaskMark> mark).number
 
     cdef bint is_relied_on(self) except -1:
         """Whether the calling code may rely on the lock: it holds it, or the holder has started it."""
@@ -1374,9 +1462,28 @@ cdef int deliver(object waiter) noexcept:
 
 
 cdef int lock_for_waiters(object mutex) noexcept:
-    (<SlotMutex> mutex)._lock_for_waiters(False)
+    (<SlotMutex> mutex)._lock_for_waiters(False, NULL)
     call_came_back((<SlotMutex> mutex).locks)
     return 0
+
+
+cdef Heard hear_lock(object mutex, SlotCall *made, luna_bell *here, bint slowly) noexcept:
+    """The lock call that a worker has made without the GIL is answered."""
+    cdef SlotMutex self = <SlotMutex> mutex
+    cdef Seat *seat = NULL
+    if slowly:
+        end_slot_call(made)
+        self._lock_for_waiters(False, made)
+        call_came_back(self.locks)
+        return HEARD
+    if luna_shared_get(&self.locks.client.state) != READY or not hear_plainly(
+        &self.record, self.generation(), here, &seat
+    ):
+        return NOT_HEARD
+    end_slot_call(made)
+    self._granted(seat, made.call.ended)
+    plain_call_came_back(self.locks)
+    return HEARD
 
 
 cdef int lock_for_next(object mutex) noexcept:
@@ -1393,7 +1500,7 @@ cdef int lock_for_next(object mutex) noexcept:
 cdef int make_trial(object mutex) noexcept:
     cdef SlotMutex self = <SlotMutex> mutex
     if send_trial(&self.record, self.generation()):
-        self._lock_for_waiters(True)
+        self._lock_for_waiters(True, NULL)
     else:
         self.pass_turn()
     call_came_back(self.locks)

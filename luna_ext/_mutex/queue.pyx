@@ -33,13 +33,15 @@ cdef luna_guard number_guard
 cdef uint64_t last_number = 0
 # Of each thread that has a number: the number -> the thread's ident.
 cdef dict thread_idents = {}
-# Of each task that has a number: the task -> its TaskMark. Weak, so that it keeps no task alive.
-cdef object task_marks = weakref.WeakKeyDictionary()
+# Of each task that has a number: a weak reference to the task -> its TaskMark. A WeakKeyDictionary does the
+# same in Python code.
+cdef dict task_marks = {}
 cdef dict loaded_modules = <dict> PyImport_GetModuleDict()
 cdef str GREENLET = sys.intern("greenlet")
 cdef luna_watch greenlet_watch
 luna_begin_watch(&greenlet_watch, loaded_modules, GREENLET)
 cdef str MARK = "luna_ext"
+cdef object weakref_of = weakref.ref
 
 
 cdef uint64_t new_number() noexcept nogil:
@@ -177,16 +179,28 @@ cdef double patience_here(double seconds) except? -2:
 
 
 @cython.final
+@cython.no_gc
 cdef class TaskMark:
     pass
 
 
+def forget_task(reference):
+    """Called when the task of this weak reference goes."""
+    task_marks.pop(reference, None)
+
+
+cdef TaskMark known_mark(object task):
+    """The mark of a task that has a number; else None."""
+    return task_marks.get(weakref_of(task))
+
+
 cdef TaskMark mark_of_task(object task):
-    cdef TaskMark mark = task_marks.get(task)
+    cdef TaskMark mark = known_mark(task)
     if mark is None:
         mark = TaskMark.__new__(TaskMark)
         mark.number = new_number()
-        mark = task_marks.setdefault(task, mark)
+        mark.task = weakref_of(task, forget_task)
+        mark = task_marks.setdefault(mark.task, mark)
     return mark
 
 
@@ -205,6 +219,7 @@ cdef int LONGEST_LINEAGE = 16
 
 
 @cython.final
+@cython.no_gc
 cdef class Lineage:
     pass
 
@@ -404,6 +419,9 @@ cdef int tell_of_deaf_loop(str error) noexcept:
 @cython.final
 cdef class Inbox:
 
+    def __dealloc__(self):
+        luna_drop_bell(self.bell)
+
     cdef bint put(self, object future) except -1:
         """Have the future that the weak reference `future` refers to settled. False: the loop is closed."""
         loop = self.loop()
@@ -411,7 +429,12 @@ cdef class Inbox:
             return False
         # In this order: the loop first notes that it was told, and then looks.
         self.came_in.append(future)
-        if not luna_shared_set_once(&self.told):
+        if self.bell != NULL:
+            if luna_shared_get(&self.hearing):
+                # It looks next. No Python code may run while it hears answers.
+                return True
+            luna_ring(self.bell)
+        if self.bell != NULL or not luna_shared_set_once(&self.told):
             # A closed loop never looks.
             return not loop.is_closed()
         try:
@@ -426,14 +449,23 @@ cdef class Inbox:
 
     def look(self):
         """In the event loop: settle what has come in."""
+        # In a forked child, where the loop may go on, the bell is still the parent's.
+        if self.bell != NULL and self.made_in == forks:
+            luna_answer_bell(self.bell)
+            luna_shared_set(&self.hearing, 1)
+            hear_answers(self.bell)
+            luna_shared_set(&self.hearing, 0)
         luna_shared_set(&self.told, 0)
         try:
             while self.came_in:
-                settle(self.came_in.popleft())
+                settle_now(self.came_in.popleft())
         finally:
             # A signal handler has raised: the others have to be settled anyway.
-            if self.came_in and luna_shared_set_once(&self.told):
-                self.loop().call_soon(self.look)
+            if self.came_in:
+                if self.bell != NULL:
+                    luna_ring(self.bell)
+                elif luna_shared_set_once(&self.told):
+                    self.loop().call_soon(self.look)
 
     cdef int watch(self, Waiter waiter) except -1:
         """Have a wait that now begins warned of when it becomes long, unless it is taken out of `waits`.
@@ -461,19 +493,43 @@ cdef class Inbox:
             self.loop().call_soon(warn_of_lock, waiter, (<Waiter> waiter).mutex)
 
 
+# Of each event loop that has one: the loop -> its Inbox. Both are weak; the loop keeps the Inbox.
+cdef object inboxes = weakref.WeakKeyDictionary()
+
+
 cdef Inbox inbox_of(object loop):
     """For the tasks of the event loop that this thread runs: what all of them share."""
     cdef ThreadMark mark = (<dict> PyThreadState_GetDict()).get(MARK)
     cdef Inbox inbox = None if mark is None else mark.inbox
+    if inbox is None or inbox.loop() is not loop:
+        reference = inboxes.get(loop)
+        inbox = None if reference is None else reference()
     # In a forked child, the thread that was to tell the loop may exist in the parent only.
-    if inbox is None or inbox.loop() is not loop or inbox.made_in != forks:
-        inbox = Inbox.__new__(Inbox)
-        inbox.loop = weakref.ref(loop)
-        inbox.came_in = deque()
-        inbox.waits = {}
-        inbox.made_in = forks
-        if mark is not None:
-            mark.inbox = inbox
+    if inbox is None or inbox.made_in != forks:
+        inbox = new_inbox(loop, inbox is None)
+        inboxes[loop] = weakref.ref(inbox)
+    if mark is not None:
+        mark.inbox = inbox
+    return inbox
+
+
+cdef Inbox new_inbox(object loop, bint with_bell):
+    """Without a bell in a forked child, for a loop that shares its selector with the parent's; and where
+    there is no GIL that a worker could do without.
+    """
+    cdef Inbox inbox = Inbox.__new__(Inbox)
+    inbox.loop = weakref.ref(loop)
+    inbox.came_in = deque()
+    inbox.waits = {}
+    inbox.made_in = forks
+    inbox.bell = luna_new_bell() if with_bell and LUNA_GIL else NULL
+    if inbox.bell != NULL:
+        try:
+            loop.add_reader(luna_bell_fd(inbox.bell), inbox.look)
+        except Exception:
+            # It does not look at file descriptors, or not at one more.
+            luna_drop_bell(inbox.bell)
+            inbox.bell = NULL
     return inbox
 
 
@@ -504,14 +560,21 @@ cdef class Waiter:
         """A task of this thread's event loop awaits the future, which is kept weakly: a task that nothing
         else keeps can never run again, and has to be collected.
         """
-        cdef Inbox inbox = inbox_of(future.get_loop())
-        cdef object reference = weakref.ref(future)
-        # The thread that ends the wait may look at them just now. None is freed under the guard: they were
-        # None before.
+        cdef Inbox earlier = self.inbox
+        cdef Inbox inbox = earlier if earlier is not None else inbox_of(future.get_loop())
+        cdef object reference = weakref_of(future)
+        # The thread that ends the wait may look at them just now. None is freed under the guard.
         luna_guard_lock(&self.guard)
         self.inbox = inbox
         self.future = reference
         luna_guard_unlock(&self.guard)
+        self.seat.bell = inbox.bell
+        return 0
+
+    cdef int be_told_with(self, Waiter other) noexcept:
+        """What is to be told is told to the event loop of this other one's task, which may wait later."""
+        self.inbox = other.inbox
+        self.seat.bell = other.seat.bell
         return 0
 
     cdef bint wake(self) except -1:
@@ -561,9 +624,14 @@ cdef int sit_out(
 
 def settle(future):
     """In the event loop: give the future that the weak reference `future` refers to its result."""
-    future = future()
+    settle_now(future)
+
+
+cdef int settle_now(object reference) except -1:
+    future = reference()
     if future is not None and not future.done():
         future.set_result(None)
+    return 0
 
 
 cdef int wake_unlinked(Seat *seat, object error) except -1:

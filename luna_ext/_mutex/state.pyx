@@ -390,6 +390,46 @@ cdef inline Verdict hear(
     return verdict
 
 
+cdef inline bint hear_plainly(
+    Record *record, uint64_t generation, luna_bell *here, Seat **seat
+) noexcept nogil:
+    """hear(), for CKR_OK that a worker was answered, where the first waiter holds the lock then and nothing
+    else follows. It is a task of the event loop with this bell; NULL: of any. Else nothing is done.
+    """
+    cdef bint plain
+    luna_guard_lock(&record.guard)
+    plain = (
+        record.first != NULL
+        and record.first.bell != NULL
+        and (here == NULL or record.first.bell == here)
+        and record.owner == 0
+        and not record.on_trial
+        and not record.crossed
+        and record.asked_in == <uint32_t> generation
+    )
+    if plain:
+        come_back(record)
+        seat[0] = record.first
+        own(record, record.first.number, record.first.home, record.first.share, generation)
+        record.first.hold = record.hold
+        unlink(record, record.first, GRANTED)
+        record.turn = False
+        record.caller = 0
+    check(record)
+    luna_guard_unlock(&record.guard)
+    return plain
+
+
+cdef luna_bell *bell_of_first(Record *record) noexcept nogil:
+    """That of the event loop of the task that waits first, to be dropped; NULL: no such task does."""
+    cdef luna_bell *bell = NULL
+    luna_guard_lock(&record.guard)
+    if record.first != NULL and record.first.bell != NULL:
+        bell = luna_keep_bell(record.first.bell)
+    luna_guard_unlock(&record.guard)
+    return bell
+
+
 # ---- the way out ----
 
 

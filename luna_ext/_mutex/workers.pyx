@@ -18,10 +18,35 @@ cdef double DISMISSAL_SECONDS = 0.1
 # vain for a worker that is in a device call.
 cdef double LAST_STEP_SECONDS = 0.005
 
+# In microseconds: how long a worker waits until its answer is heard by the event loop that it has told,
+# before it asks for the GIL itself; and how long if another worker is just doing that.
+cdef long long HEARD_WITHIN = 1000
+cdef long long HEARD_BY_ANOTHER_WITHIN = 100000
+
+cdef enum Job:
+    NO_JOB
+    WORK_IS_DUE     # work(subject), with the GIL
+    CALL_IS_DUE     # a device call, without the GIL
+    ANSWER_IS_DUE   # to hear the answer to it, which may take long
+    DISMISSED
+
+# For what a worker needs the GIL.
+cdef enum Need:
+    FOR_JOB
+    FOR_ANSWERS     # no event loop has heard its answer in time
+    TO_LEAVE        # it has waited long enough for a job
+
 cdef struct Worker:
+    luna_item link              # first: the next one whose answer is to be heard
     PyThread_type_lock wake     # released when there is a job
+    Job job
     Work work                   # the job
     void *subject               # its argument, with a reference
+    SlotCall made               # the call
+    Hear hear                   # what is to be done with its answer
+    luna_bell *bell             # of the event loop that is told of the answer
+    uint8_t heard               # a mark: the answer was heard, and the worker has nothing to do
+    bint for_good               # marked before: it is not to end by itself
     Worker *behind              # the next idle worker
     long thread_id              # the operating system's ID of its thread
 
@@ -32,6 +57,12 @@ cdef int idle_count = 0
 cdef int beginning = 0
 # Threads that have a job.
 cdef int at_work = 0
+# The workers whose calls have come back: those that no thread with the GIL has seen yet,
+cdef luna_item *back = NULL
+# and those that one has.
+cdef luna_item *to_be_heard = NULL
+# A mark: one of these workers may ask for the GIL.
+cdef uint8_t may_ask = 1
 # The interpreter is about to end; no thread could begin any more.
 cdef int ended = 0
 
@@ -49,6 +80,56 @@ cdef bint leave_to_worker(Work work, object subject, PyThread_type_lock *wake) n
     """The same. If `wake` is not NULL, the caller may have to wake the worker, by releasing what `wake`
     points to then: at once, but it may give the GIL up before, so that the worker need not wait for it.
     """
+    cdef Worker *worker = take_idle_worker()
+    cdef bint is_new = worker == NULL
+    if is_new:
+        worker = new_worker()
+        if worker == NULL:
+            return False
+    Py_INCREF(subject)
+    worker.subject = <void *> subject
+    worker.work = work
+    worker.job = WORK_IS_DUE
+    if is_new:
+        return start_worker(worker)
+    if wake != NULL:
+        wake[0] = worker.wake
+    else:
+        PyThread_release_lock(worker.wake)
+    return True
+
+
+cdef bint leave_call_to_worker(
+    SlotCall *made, Hear hear, object subject, luna_bell *bell
+) noexcept:
+    """Have a worker make a device call that has begun, without the GIL. The event loop with this bell hears
+    its answer: it calls hear(subject, ...). False: no thread can be had.
+    """
+    cdef Worker *worker = take_idle_worker()
+    cdef bint is_new = worker == NULL
+    if is_new:
+        worker = new_worker()
+        if worker == NULL:
+            return False
+    Py_INCREF(subject)
+    worker.subject = <void *> subject
+    worker.made = made[0]
+    worker.hear = hear
+    worker.bell = luna_keep_bell(bell)
+    worker.job = CALL_IS_DUE
+    if is_new:
+        return start_worker(worker)
+    PyThread_release_lock(worker.wake)
+    return True
+
+
+cdef int hear_of_fork_quietly() noexcept:
+    hear_of_fork()
+    return 0
+
+
+cdef Worker *take_idle_worker() noexcept:
+    """An idle worker, which is at work from now on; NULL: there is none."""
     global idle_workers, idle_count
     cdef Worker *worker
     if luna_number() == 0:
@@ -57,99 +138,148 @@ cdef bint leave_to_worker(Work work, object subject, PyThread_type_lock *wake) n
     luna_guard_lock(&pool_guard)
     worker = idle_workers
     if worker != NULL:
-        Py_INCREF(subject)
-        worker.work = work
-        worker.subject = <void *> subject
         idle_workers = worker.behind
         idle_count -= 1
     luna_guard_unlock(&pool_guard)
     if worker != NULL:
         luna_shared_add(&at_work, 1)
-        if wake != NULL:
-            wake[0] = worker.wake
-        else:
-            PyThread_release_lock(worker.wake)
-        return True
-    return start_worker(work, subject)
+    return worker
 
 
-cdef int hear_of_fork_quietly() noexcept:
-    hear_of_fork()
-    return 0
-
-
-cdef bint start_worker(Work work, object subject) noexcept:
+cdef Worker *new_worker() noexcept:
+    """A worker without a thread; NULL: there can be none."""
     cdef Worker *worker
     if luna_shared_get(&ended):
-        return False
+        return NULL
     worker = <Worker *> calloc(1, sizeof(Worker))
     if worker == NULL:
-        return False
+        return NULL
     worker.wake = PyThread_allocate_lock()
     if worker.wake == NULL:
         free(worker)
-        return False
+        return NULL
     PyThread_acquire_lock(worker.wake, NOWAIT_LOCK)
-    Py_INCREF(subject)
-    worker.work = work
-    worker.subject = <void *> subject
+    return worker
+
+
+cdef int free_worker(Worker *worker) noexcept:
+    PyThread_free_lock(worker.wake)
+    free(worker)
+    return 0
+
+
+cdef bint start_worker(Worker *worker) noexcept:
+    """Start the thread of a new worker that has a job; if there can be none, the worker goes."""
     luna_shared_add(&beginning, 1)
     luna_shared_add(&at_work, 1)
     if PyThread_start_new_thread(live, worker) == PYTHREAD_INVALID_THREAD_ID:
         luna_shared_add(&beginning, -1)
         luna_shared_add(&at_work, -1)
-        Py_DECREF(subject)
-        PyThread_free_lock(worker.wake)
-        free(worker)
+        luna_drop_bell(worker.bell)
+        Py_DECREF(<object> worker.subject)
+        free_worker(worker)
         return False
     return True
 
 
 cdef void live(void *argument) noexcept with gil:
     """What a worker's thread does: one job after the other, until it is dismissed."""
-    global idle_workers, idle_count
     cdef Worker *worker = <Worker *> argument
-    cdef bint kept = True
-    cdef bint for_good
+    # It begins with a job.
+    cdef Need need = FOR_JOB
+    cdef bint has_call
     become_worker()
     luna_shared_add(&beginning, -1)
     worker.thread_id = luna_thread_id()
-    while kept:
-        do_job(worker)
-        luna_guard_lock(&pool_guard)
-        kept = idle_count < MOST_IDLE
-        for_good = idle_count < KEEP_IDLE
-        if kept:
-            worker.behind = idle_workers
-            idle_workers = worker
-            idle_count += 1
-        luna_guard_unlock(&pool_guard)
-        luna_shared_add(&at_work, -1)
-        if kept:
-            rest(worker, for_good)
-            # Woken without a job: it is dismissed.
-            luna_guard_lock(&pool_guard)
-            kept = worker.work != NULL
-            luna_guard_unlock(&pool_guard)
-    PyThread_free_lock(worker.wake)
-    free(worker)
-
-
-cdef int rest(Worker *worker, bint for_good) noexcept:
-    """Wait for a job, or to be dismissed. One that is not kept for good dismisses itself after a while."""
-    cdef bint woken = True
-    with nogil:
-        gives_way()
-        if for_good:
-            PyThread_acquire_lock(worker.wake, WAIT_LOCK)
-        else:
-            woken = PyThread_acquire_lock_timed(
-                worker.wake, <long long> (1e6 * IDLE_SECONDS), 0
-            ) == PY_LOCK_ACQUIRED
-    if not woken and not leave_pool(worker):
-        # Another thread has taken it out of the pool, and wakes it next.
+    while True:
+        # Whoever gives it a job next also releases `wake`, so the job is not looked at before that.
+        has_call = need == FOR_JOB and worker.job == CALL_IS_DUE
+        if need == FOR_ANSWERS:
+            # In this order: who has found it not marked has its answer heard here.
+            luna_mark(&may_ask)
+            hear_answers(NULL)
+        elif need == TO_LEAVE:
+            if leave_pool(worker):
+                break
+        elif worker.job == DISMISSED:
+            break
+        elif worker.job == WORK_IS_DUE:
+            do_job(worker)
+            back_to_pool(worker)
+        elif worker.job == ANSWER_IS_DUE:
+            hear_own_answer(worker)
+            back_to_pool(worker)
         with nogil:
-            PyThread_acquire_lock(worker.wake, WAIT_LOCK)
+            gives_way()
+            need = make_calls(worker, has_call)
+    free_worker(worker)
+
+
+cdef Need make_calls(Worker *worker, bint has_call) noexcept nogil:
+    """Make device calls, and wait for the next job, until the worker needs the GIL."""
+    cdef luna_bell *bell
+    cdef Need need
+    while True:
+        if has_call:
+            make_slot_call(&worker.made)
+            bell = worker.bell
+            worker.bell = NULL
+            if worker.made.call.rv != CKR_OK:
+                luna_drop_bell(bell)
+                worker.job = ANSWER_IS_DUE
+                return FOR_JOB
+            luna_shared_set8(&worker.heard, 0)
+            luna_push(&back, &worker.link)
+            # From here on, the worker is that of the thread that hears its answer.
+            luna_ring(bell)
+            luna_drop_bell(bell)
+        need = await_job(worker)
+        has_call = need == FOR_JOB and worker.job == CALL_IS_DUE
+        if not has_call:
+            return need
+
+
+cdef Need await_job(Worker *worker) noexcept nogil:
+    """Wait for a job, or to be dismissed. One that is not kept for good ends by itself after a while."""
+    cdef long long patience = HEARD_WITHIN
+    while not luna_is_marked(&worker.heard):
+        if PyThread_acquire_lock_timed(worker.wake, patience, 0) == PY_LOCK_ACQUIRED:
+            return FOR_JOB
+        if not luna_is_marked(&worker.heard) and luna_take_mark(&may_ask):
+            return FOR_ANSWERS
+        patience = HEARD_BY_ANOTHER_WITHIN
+    if worker.for_good:
+        PyThread_acquire_lock(worker.wake, WAIT_LOCK)
+        return FOR_JOB
+    if (
+        PyThread_acquire_lock_timed(worker.wake, <long long> (1e6 * IDLE_SECONDS), 0)
+        == PY_LOCK_ACQUIRED
+    ):
+        return FOR_JOB
+    # If another thread has taken it out of the pool, that wakes it next.
+    return TO_LEAVE
+
+
+cdef int back_to_pool(Worker *worker) noexcept:
+    """The worker has nothing to do any more: it is kept for the next job, or dismissed."""
+    global idle_workers, idle_count
+    cdef bint kept
+    worker.subject = NULL
+    worker.job = NO_JOB
+    luna_shared_add(&at_work, -1)
+    luna_guard_lock(&pool_guard)
+    kept = idle_count < MOST_IDLE
+    worker.for_good = not kept or idle_count < KEEP_IDLE
+    if not kept:
+        worker.job = DISMISSED
+    luna_mark(&worker.heard)
+    if kept:
+        worker.behind = idle_workers
+        idle_workers = worker
+        idle_count += 1
+    luna_guard_unlock(&pool_guard)
+    if not kept:
+        PyThread_release_lock(worker.wake)
     return 0
 
 
@@ -177,7 +307,58 @@ cdef int do_job(Worker *worker) noexcept:
         # Nor is it while the lock call lasts: only the mutex is.
         subject = (<Waiter> subject).mutex
         lock_for_next(subject)
-    worker.work = NULL
+    return 0
+
+
+# ---- the answers to calls that were made without the GIL ----
+
+
+cdef int hear_answers(luna_bell *here) noexcept:
+    """Hear the answers of all calls that have come back. `here` is the bell of the event loop that does it;
+    NULL: a worker does.
+    """
+    global to_be_heard
+    cdef luna_item **end = &to_be_heard
+    cdef luna_item *first
+    if luna_number() == 0:
+        # In a child whose fork Python has not heard of, they are the parent's.
+        hear_of_fork_quietly()
+    luna_guard_lock(&pool_guard)
+    while end[0] != NULL:
+        end = &end[0].next
+    end[0] = luna_take_all(&back)
+    luna_guard_unlock(&pool_guard)
+    # A finalizer may run in between, and wait for an answer that is among these: each is taken alone.
+    while True:
+        luna_guard_lock(&pool_guard)
+        first = to_be_heard
+        if first != NULL:
+            to_be_heard = first.next
+        luna_guard_unlock(&pool_guard)
+        if first == NULL:
+            return 0
+        hear_answer(<Worker *> first, here)
+
+
+cdef int hear_answer(Worker *worker, luna_bell *here) noexcept:
+    subject = <object> worker.subject
+    cdef Heard heard = worker.hear(subject, &worker.made, here, False)
+    if heard == NOT_HEARD:
+        worker.job = ANSWER_IS_DUE
+        PyThread_release_lock(worker.wake)
+        return 0
+    Py_DECREF(subject)
+    back_to_pool(worker)
+    if heard == TURN_IS_DUE:
+        # Most often the same worker makes the next call.
+        (<Waiter> subject).mutex.pass_turn()
+    return 0
+
+
+cdef int hear_own_answer(Worker *worker) noexcept:
+    subject = <object> worker.subject
+    Py_DECREF(subject)
+    worker.hear(subject, &worker.made, NULL, True)
     return 0
 
 
@@ -201,6 +382,7 @@ cdef int dismiss_idle_workers() noexcept:
         count += 1
         # Read first: the worker frees itself when it ends.
         behind = worker.behind
+        worker.job = DISMISSED
         PyThread_release_lock(worker.wake)
         worker = behind
     with nogil:
@@ -238,8 +420,11 @@ cdef int end_workers(Deadline deadline) except -1:
 
 cdef int forget_workers() except -1:
     """In a forked child: the workers exist only in the parent."""
-    global idle_workers, idle_count, beginning, at_work
+    global idle_workers, idle_count, beginning, at_work, back, to_be_heard
     idle_workers = NULL
+    back = NULL
+    to_be_heard = NULL
+    luna_mark(&may_ask)
     idle_count = 0
     beginning = 0
     at_work = 0
