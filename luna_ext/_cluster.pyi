@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Awaitable, Callable, Generator, Iterable
+from queue import SimpleQueue
 from types import GenericAlias, TracebackType
 from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, final
 
@@ -9,6 +10,7 @@ from .errors import CryptokiError, LockLostError
 from .info import FunctionStats, LibraryInfo, LockStats, SlotInfo, TokenInfo
 from .pin_pad import PinPad
 
+_T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
 
 @final
@@ -764,6 +766,9 @@ def copied_pins(
     user_pin: str | bytes | bytearray | memoryview | PinPad | None,
 ) -> tuple[Pin, Pin | None]:
     """Copies of both that no Python code can read. Raises as `Token.assign()` does for these PINs."""
+
+def next_of(queue: SimpleQueue[_T]) -> _T:
+    """What other threads put into the queue next; signals are heard while it waits."""
 
 def same_pin(one: Pin, other: Pin | None) -> bool:
     """Whether the two are known to be the same."""

@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 import weakref
-from _queue import SimpleQueue
+from _queue import Empty, SimpleQueue
 from collections import deque
 from types import GenericAlias
 
@@ -40,9 +40,11 @@ from luna_ext._device cimport (
     Pin,
     PyThread_free_lock,
     Deadline,
+    PyErr_CheckSignals,
     PyThread_get_thread_ident,
     PyThread_release_lock,
     LONG_WAIT_SECONDS,
+    SIGNAL_SECONDS,
     Share,
     SlotCall,
     as_pin,
@@ -66,6 +68,7 @@ from luna_ext._device cimport (
     luna_guard_unlock,
     luna_make_immortal,
     luna_now,
+    luna_raise_pending,
     luna_shared_add,
     luna_shared_get,
     luna_shared_set,

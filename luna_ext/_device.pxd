@@ -320,6 +320,8 @@ cdef list loaded_clients()
 cdef void become_worker() noexcept nogil
 cdef void introduce(uint64_t number, bint is_main) noexcept nogil
 cdef bint on_main_thread() noexcept nogil
+# How long a wait of the main thread lasts until it looks for signals.
+cdef double SIGNAL_SECONDS
 cdef bint wait_on(PyThread_type_lock signal, double seconds) except -1
 cdef bint release_and_wait_on(
     PyThread_type_lock first, PyThread_type_lock signal, double seconds

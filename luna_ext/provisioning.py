@@ -19,6 +19,7 @@ from ._cluster import (
     copied_pins,
     has_single_identity,
     is_pad,
+    next_of,
     same_pin,
     was_initialised,
 )
@@ -371,7 +372,7 @@ class _Run:
                 thread.start()
                 working += 1
             while working:
-                end = ended.get()
+                end = next_of(ended)
                 if end is None:
                     working -= 1
                 else:
@@ -380,7 +381,7 @@ class _Run:
             # Workers finish the labels that they have begun, and get no others.
             left.clear()
             while working:
-                working -= ended.get() is None
+                working -= next_of(ended) is None
             raise
         finally:
             # Not earlier: a token that failed for one label must not be claimed for another one.

@@ -275,8 +275,9 @@ assert another_process_can_lock(20)
         assert ends == ["claimed", "locked"]
 
 
+# Not strict: on a busy machine the unlock may come too late to cross the claim.
 IN_DOUBT = pytest.mark.xfail(
-    strict=True,
+    strict=False,
     reason="an error answer does not tell the kind of the device: the token stays in doubt for good",
 )
 

@@ -56,6 +56,18 @@ def test_many_closes_wait_for_the_calls_of_many_threads(
     luna = cluster.library()
     slots = [luna.slot(slot_id) for slot_id in range(1, 9)]
     token = luna.token("keyring8")
+
+    def claim():
+        with luna.claim("cluster-1"):
+            pass
+
+    # The device shows its kind, so that the claim below waits for no unlock.
+    cluster.latency(0.3, CLAIM)
+    claiming = call(claim)
+    wait_until_inside(CLAIM)
+    with slots[0]:
+        pass
+    claiming.result(30)
     slots[7].acquire(timeout=10)
     holding = threading.Event()
     unlock = threading.Event()

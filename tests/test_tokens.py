@@ -184,16 +184,14 @@ def call_reader(call, wait_until_inside):
 
     def send():
         wait_until_inside(TOKEN_INFO)
-        # Of one that comes just before Python waits for a lock, the thread hears after its wait.
-        while not heard.is_set():
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
-            heard.wait(0.1)
+        # To this thread: the main thread is not woken, as by one that comes just before its wait.
+        signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
+        assert heard.wait(10)
 
     def start(function):
         def handle(number, frame):
-            if not heard.is_set():
-                heard.set()
-                function()
+            heard.set()
+            function()
 
         signal.signal(signal.SIGALRM, handle)
         senders.append(call(send))

@@ -15,6 +15,17 @@ cdef tell_of_other_users(path):
     tell_once(path)
 
 
+def next_of(queue):
+    """What other threads put into the queue next; signals are heard while it waits."""
+    # A wait does not hear of a signal that comes just before it, or that another thread gets.
+    while True:
+        try:
+            return queue.get(timeout=SIGNAL_SECONDS)
+        except Empty:
+            if PyErr_CheckSignals() != 0:
+                luna_raise_pending()
+
+
 @cython.final
 cdef class Library:
     """Library(path=None, *, contention="block", handover=0.0)\n--\n
@@ -420,7 +431,7 @@ cdef class Library:
             for _ in range(threads):
                 call_on_worker(read)
             for _ in range(threads):
-                error = ends.get()
+                error = next_of(ends)
                 if error is not None:
                     hold_back_at_exit()
                     raise error
