@@ -81,6 +81,8 @@ cdef extern from "native.h":
     bint luna_shared_set_once(int *place) noexcept nogil
     void luna_mark(uint8_t *place) noexcept nogil
     bint luna_is_marked(uint8_t *place) noexcept nogil
+    void luna_mark_as(uint8_t *place, int value) noexcept nogil
+    uint8_t luna_marked_as(uint8_t *place) noexcept nogil
     bint luna_take_mark(uint8_t *place) noexcept nogil
     bint luna_is_first(int *place) noexcept nogil
 

@@ -105,6 +105,8 @@ from luna_ext._device cimport (
     luna_keep_bell,
     luna_leads_process,
     luna_look_up,
+    luna_mark_as,
+    luna_marked_as,
     luna_nanoseconds,
     luna_new_bell,
     luna_note_joined,

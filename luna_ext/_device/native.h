@@ -278,11 +278,16 @@ static inline int luna_shared_take(int *place) {
 #ifdef _MSC_VER
 #define luna_mark(place) ((void)(*(volatile uint8_t *)(place) = 1))
 #define luna_is_marked(place) (*(volatile uint8_t *)(place))
+#define luna_mark_as(place, value) ((void)(*(volatile uint8_t *)(place) = (uint8_t)(value)))
+#define luna_marked_as(place) (*(volatile uint8_t *)(place))
 #define luna_take_mark(place) (_InterlockedExchange8((volatile char *)(place), 0) != 0)
 #define luna_is_first(place) (_InterlockedExchange((volatile long *)(place), 1) == 0)
 #else
 #define luna_mark(place) __atomic_store_n((place), 1, __ATOMIC_RELEASE)
 #define luna_is_marked(place) __atomic_load_n((place), __ATOMIC_ACQUIRE)
+/* A mark of several values. A thread that sees one sees what was written before it. */
+#define luna_mark_as(place, value) __atomic_store_n((place), (uint8_t)(value), __ATOMIC_RELEASE)
+#define luna_marked_as(place) __atomic_load_n((place), __ATOMIC_ACQUIRE)
 #define luna_take_mark(place) (__atomic_exchange_n((place), 0, __ATOMIC_ACQ_REL) != 0)
 /* Of the threads that mark it, also without the GIL. */
 #define luna_is_first(place) (__atomic_exchange_n((place), 1, __ATOMIC_ACQ_REL) == 0)

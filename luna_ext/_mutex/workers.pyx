@@ -39,7 +39,7 @@ cdef enum Need:
 cdef struct Worker:
     luna_item link              # first: the next one whose answer is to be heard
     PyThread_type_lock wake     # released when there is a job
-    Job job
+    uint8_t job                 # a Job, as a mark: a worker that sees it sees the rest of it
     Work work                   # the job
     void *subject               # its argument, with a reference
     SlotCall made               # the call
@@ -89,7 +89,7 @@ cdef bint leave_to_worker(Work work, object subject, PyThread_type_lock *wake) n
     Py_INCREF(subject)
     worker.subject = <void *> subject
     worker.work = work
-    worker.job = WORK_IS_DUE
+    luna_mark_as(&worker.job, WORK_IS_DUE)
     if is_new:
         return start_worker(worker)
     if wake != NULL:
@@ -116,7 +116,7 @@ cdef bint leave_call_to_worker(
     worker.made = made[0]
     worker.hear = hear
     worker.bell = luna_keep_bell(bell)
-    worker.job = CALL_IS_DUE
+    luna_mark_as(&worker.job, CALL_IS_DUE)
     if is_new:
         return start_worker(worker)
     PyThread_release_lock(worker.wake)
@@ -193,7 +193,7 @@ cdef void live(void *argument) noexcept with gil:
     worker.thread_id = luna_thread_id()
     while True:
         # Whoever gives it a job next also releases `wake`, so the job is not looked at before that.
-        has_call = need == FOR_JOB and worker.job == CALL_IS_DUE
+        has_call = need == FOR_JOB and luna_marked_as(&worker.job) == CALL_IS_DUE
         if need == FOR_ANSWERS:
             # In this order: who has found it not marked has its answer heard here.
             luna_mark(&may_ask)
@@ -201,12 +201,12 @@ cdef void live(void *argument) noexcept with gil:
         elif need == TO_LEAVE:
             if leave_pool(worker):
                 break
-        elif worker.job == DISMISSED:
+        elif luna_marked_as(&worker.job) == DISMISSED:
             break
-        elif worker.job == WORK_IS_DUE:
+        elif luna_marked_as(&worker.job) == WORK_IS_DUE:
             do_job(worker)
             back_to_pool(worker)
-        elif worker.job == ANSWER_IS_DUE:
+        elif luna_marked_as(&worker.job) == ANSWER_IS_DUE:
             hear_own_answer(worker)
             back_to_pool(worker)
         with nogil:
@@ -226,7 +226,7 @@ cdef Need make_calls(Worker *worker, bint has_call) noexcept nogil:
             worker.bell = NULL
             if worker.made.call.rv != CKR_OK:
                 luna_drop_bell(bell)
-                worker.job = ANSWER_IS_DUE
+                luna_mark_as(&worker.job, ANSWER_IS_DUE)
                 return FOR_JOB
             luna_shared_set8(&worker.heard, 0)
             luna_push(&back, &worker.link)
@@ -234,7 +234,7 @@ cdef Need make_calls(Worker *worker, bint has_call) noexcept nogil:
             luna_ring(bell)
             luna_drop_bell(bell)
         need = await_job(worker)
-        has_call = need == FOR_JOB and worker.job == CALL_IS_DUE
+        has_call = need == FOR_JOB and luna_marked_as(&worker.job) == CALL_IS_DUE
         if not has_call:
             return need
 
@@ -265,13 +265,13 @@ cdef int back_to_pool(Worker *worker) noexcept:
     global idle_workers, idle_count
     cdef bint kept
     worker.subject = NULL
-    worker.job = NO_JOB
+    luna_mark_as(&worker.job, NO_JOB)
     luna_shared_add(&at_work, -1)
     luna_guard_lock(&pool_guard)
     kept = idle_count < MOST_IDLE
     worker.for_good = not kept or idle_count < KEEP_IDLE
     if not kept:
-        worker.job = DISMISSED
+        luna_mark_as(&worker.job, DISMISSED)
     luna_mark(&worker.heard)
     if kept:
         worker.behind = idle_workers
@@ -344,7 +344,7 @@ cdef int hear_answer(Worker *worker, luna_bell *here) noexcept:
     subject = <object> worker.subject
     cdef Heard heard = worker.hear(subject, &worker.made, here, False)
     if heard == NOT_HEARD:
-        worker.job = ANSWER_IS_DUE
+        luna_mark_as(&worker.job, ANSWER_IS_DUE)
         PyThread_release_lock(worker.wake)
         return 0
     Py_DECREF(subject)
@@ -382,7 +382,7 @@ cdef int dismiss_idle_workers() noexcept:
         count += 1
         # Read first: the worker frees itself when it ends.
         behind = worker.behind
-        worker.job = DISMISSED
+        luna_mark_as(&worker.job, DISMISSED)
         PyThread_release_lock(worker.wake)
         worker = behind
     with nogil:
