@@ -16,6 +16,11 @@ from luna_ext._device cimport (
 from luna_ext._mutex cimport Heartbeat, Leave, Locks, Loss, Request, SlotMutex, Wait, Waiter
 
 
+cdef class Ends:
+    cdef object queue                # a SimpleQueue: the ends that were not taken yet
+    cdef uint64_t made_in            # `forks` when it was made
+
+
 cdef class Library:
     cdef object __weakref__
     cdef Client client               # shared with every other Library on this file

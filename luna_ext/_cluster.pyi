@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Awaitable, Callable, Generator, Iterable
-from queue import SimpleQueue
 from types import GenericAlias, TracebackType
 from typing import Any, Generic, Literal, NoReturn, Self, TypeVar, final
 
@@ -207,6 +206,8 @@ class Library:
             any token. A slot or token that is gone by then is no error: it is left out.
         TypeError, ValueError
             `workers` is not an integer, or less than 1; `on_error` is no function.
+        RuntimeError
+            No thread can be had; or a signal handler has forked meanwhile, and this is the child.
         """
     def claim(
         self,
@@ -767,8 +768,17 @@ def copied_pins(
 ) -> tuple[Pin, Pin | None]:
     """Copies of both that no Python code can read. Raises as `Token.assign()` does for these PINs."""
 
-def next_of(queue: SimpleQueue[_T]) -> _T:
-    """What other threads put into the queue next; signals are heard while it waits."""
+@final
+class Ends(Generic[_T]):
+    """What threads of this process tell the thread that waits until they have come to their ends."""
+
+    def put(self, end: _T) -> None:
+        """Tell it that there is this end."""
+    def next(self) -> _T:
+        """The next end; signals are heard while it waits. RuntimeError: in a child, none comes any more."""
+    @property
+    def left_behind(self) -> bool:
+        """Whether this is a child that was forked meanwhile: the threads exist in the parent only."""
 
 def same_pin(one: Pin, other: Pin | None) -> bool:
     """Whether the two are known to be the same."""

@@ -202,19 +202,19 @@ cdef struct Traffic:
 cdef struct Call:
     Traffic *traffic        # where it is counted: as in flight,
     luna_counter *counter   # and by its function
-    bint timed
+    bint timed              # whether its length is measured
     uint64_t began          # luna_coarse_nanoseconds()
-    uint64_t ended
+    uint64_t ended          # the same, when its answer was there
     uint64_t nanoseconds    # how long it took; 0: it was fast, and not timed
-    CK_RV rv
+    CK_RV rv                # the answer
 
 
 # A lock or unlock call that a thread without the GIL makes.
 cdef struct SlotCall:
     Call call
     void *client            # the Client, which lives as long as the process
-    void *make
-    CK_SLOT_ID slot_id
+    void *make              # the Making: lock or unlock
+    CK_SLOT_ID slot_id      # its argument
     uint8_t *back           # a mark: the answer is there; or NULL
 
 
@@ -350,7 +350,7 @@ cdef bint next_unassigned(
     Client client, const CK_CHAR *cluster_id, CK_UNASSIGNED_SLOT_INFO *info, CK_RV *rv
 ) noexcept
 cdef bint names_a_slot(CK_UNASSIGNED_SLOT_INFO *info) noexcept nogil
-# The same, and the answer is the session's handle.
+# Of the canary. These cannot raise either.
 cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept
 cdef Life ask_canary(Client client) noexcept
 cdef bint canary_is_on(Client client, CK_SLOT_ID slot_id) noexcept nogil

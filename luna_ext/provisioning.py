@@ -8,18 +8,17 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 from ._cluster import (
     Claim,
     ClusterSlot,
+    Ends,
     Library,
     Token,
     copied_pins,
     has_single_identity,
     is_pad,
-    next_of,
     same_pin,
     was_initialised,
 )
@@ -156,6 +155,8 @@ def provision(
         The client library lacks one of the functions.
     LibraryClosedError
         The Library is closed.
+    RuntimeError
+        A signal handler has forked meanwhile, and this is the child. The parent goes on.
     TokenChangedError, LockLostError, LockReleaseError, CryptokiError
         From the lock of `guard`.
 
@@ -335,7 +336,7 @@ class _Run:
     def each(self, step: _Step, labels: list[str], workers: int) -> None:
         """Call `step` with each label, on so many threads, and note its outcome."""
         left = deque(labels)
-        ended: SimpleQueue[_End | None] = SimpleQueue()
+        ended: Ends[_End | None] = Ends()
         over = threading.Event()
 
         def work() -> None:
@@ -372,7 +373,7 @@ class _Run:
                 thread.start()
                 working += 1
             while working:
-                end = next_of(ended)
+                end = ended.next()
                 if end is None:
                     working -= 1
                 else:
@@ -380,14 +381,14 @@ class _Run:
         except BaseException:
             # Workers finish the labels that they have begun, and get no others.
             left.clear()
-            while working:
-                working -= next_of(ended) is None
+            while working and not ended.left_behind:
+                working -= ended.next() is None
             raise
         finally:
             # Not earlier: a token that failed for one label must not be claimed for another one.
             over.set()
             for thread in threads:
-                if thread.ident is not None:
+                if thread.ident is not None and not ended.left_behind:
                     thread.join()
 
     def _note(self, end: _End) -> None:

@@ -983,7 +983,7 @@ def test_a_closed_library_gives_no_slots(cluster):
         slot.acquire()
     with pytest.raises(luna_ext.LibraryClosedError), luna:
         pass
-    # Whoever holds the lock.
+    # Another Library holds the lock, which is not what these are told.
     with cluster.library() as other, other.slot(1):
         for enter_it in (enter, enter_async):
             with pytest.raises(luna_ext.LibraryClosedError):

@@ -979,3 +979,43 @@ def test_a_fork_in_a_signal_handler_while_another_process_holds_the_lock(
     holder.release()
     done = running.ended()
     assert (done.returncode, done.words, done.stderr) == (0, ["both"], ""), done
+
+
+GATHERING = {
+    "tokens": "luna.tokens(workers=2)",
+    "provision": (
+        "luna_ext.provision(luna, 'cluster-1', ['a', 'b', 'c', 'd'], so_pin='12345678', workers=2)"
+    ),
+}
+
+
+@pytest.mark.parametrize("call", GATHERING.values(), ids=GATHERING)
+def test_a_child_that_a_signal_handler_forks_does_not_wait_for_threads_of_the_parent(succeed, call):
+    """The parent's call goes on; the child's ends with an error that says so, and it may call anew."""
+    body = f"""
+children = []
+
+def handler(*_):
+    children.append(os.fork())
+    if children == [0]:
+        signal.alarm(40)
+
+signal.signal(signal.SIGUSR1, handler)
+
+def send():
+    wait_until_inside("C_GetTokenInfo")
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+cluster.latency(0.5, "C_GetTokenInfo")
+in_thread(send)
+try:
+    {call}
+    print("done", flush=True)
+except RuntimeError as error:
+    assert "this is the child" in str(error)
+    print("child", len(luna.tokens()), flush=True)
+if children == [0]:
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
+"""
+    assert sorted(succeed(body, options=MAY_FORK)) == sorted(["done", "child", "8", "0"])

@@ -15,15 +15,39 @@ cdef tell_of_other_users(path):
     tell_once(path)
 
 
-def next_of(queue):
-    """What other threads put into the queue next; signals are heard while it waits."""
-    # A wait does not hear of a signal that comes just before it, or that another thread gets.
-    while True:
-        try:
-            return queue.get(timeout=SIGNAL_SECONDS)
-        except Empty:
-            if PyErr_CheckSignals() != 0:
-                luna_raise_pending()
+@cython.final
+cdef class Ends:
+    """What threads of this process tell the thread that waits until they have come to their ends."""
+
+    def __cinit__(self):
+        self.queue = SimpleQueue()
+        self.made_in = forks
+
+    __class_getitem__ = classmethod(GenericAlias)
+
+    def put(self, end):
+        """Tell it that there is this end."""
+        self.queue.put(end)
+
+    def next(self):
+        """The next end; signals are heard while it waits. RuntimeError: in a child, none comes any more."""
+        # A wait does not hear of a signal that comes just before it, or that another thread gets.
+        while not self.left_behind:
+            try:
+                return self.queue.get(timeout=SIGNAL_SECONDS)
+            except Empty:
+                if PyErr_CheckSignals() != 0:
+                    luna_raise_pending()
+        raise RuntimeError(
+            "a signal handler has forked meanwhile, and this is the child: what was begun goes on in the "
+            "parent, not here; call it again"
+        )
+
+    @property
+    def left_behind(self):
+        """Whether this is a child that was forked meanwhile: the threads exist in the parent only."""
+        hear_of_fork()
+        return self.made_in != forks
 
 
 @cython.final
@@ -389,6 +413,8 @@ cdef class Library:
             any token. A slot or token that is gone by then is no error: it is left out.
         TypeError, ValueError
             `workers` is not an integer, or less than 1; `on_error` is no function.
+        RuntimeError
+            No thread can be had; or a signal handler has forked meanwhile, and this is the child.
         """
         if operator.index(workers) < 1:
             raise ValueError(f"workers is at least 1, not {workers}")
@@ -398,7 +424,7 @@ cdef class Library:
         found = [None] * len(slots)
         errors = [None] * len(slots)
         left = deque(range(len(slots)))
-        ends = SimpleQueue()
+        ends = Ends()
 
         def read():
             error = None
@@ -431,7 +457,7 @@ cdef class Library:
             for _ in range(threads):
                 call_on_worker(read)
             for _ in range(threads):
-                error = next_of(ends)
+                error = ends.next()
                 if error is not None:
                     hold_back_at_exit()
                     raise error

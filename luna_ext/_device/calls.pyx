@@ -30,7 +30,7 @@ cdef inline bint make_call(
     look at the clock of its own.
     """
     cdef Call call
-    if not begin_call(client, function, cleanup, &call):
+    if not enter_call(client, function, cleanup, &call):
         return False
     call.began = clock[0] if clock != NULL and clock[0] != 0 else luna_coarse_nanoseconds()
     call.timed = luna_is_sample(call.counter, call.began)
@@ -40,15 +40,15 @@ cdef inline bint make_call(
         luna_comes_back()
     luna_is_back()
     rv[0] = call.rv
-    end_call(client, &call)
+    leave_call(client, &call)
     nanoseconds[0] = call.nanoseconds
     if clock != NULL:
         clock[0] = call.ended
     return True
 
 
-cdef inline bint begin_call(Client client, int function, bint cleanup, Call *call) noexcept nogil:
-    """Whether a call may begin; then end_call() is due."""
+cdef inline bint enter_call(Client client, int function, bint cleanup, Call *call) noexcept nogil:
+    """Whether a call may begin; then leave_call() is due."""
     if not (cleanup_begins(client) if cleanup else call_begins(client)):
         return False
     call.traffic = &client.traffic[luna_shard()]
@@ -69,7 +69,7 @@ cdef inline void call_device(
     call.ended = luna_coarse_nanoseconds()
 
 
-cdef inline void end_call(Client client, Call *call) noexcept nogil:
+cdef inline void leave_call(Client client, Call *call) noexcept nogil:
     """With the GIL again: count the call and its answer."""
     if not call.timed and call.ended - call.began > LUNA_SURELY_SLOW:
         # Of fast calls, one that was not.
@@ -148,7 +148,7 @@ cdef bint begin_slot_call(
     due, or drop_slot_call().
     """
     cdef bint is_lock = function == CA_LOCK_CLUSTERED_SLOT
-    if not begin_call(client, function, not is_lock, &made.call):
+    if not enter_call(client, function, not is_lock, &made.call):
         return False
     made.client = <void *> client
     made.make = <void *> (make_lock if is_lock else make_unlock)
@@ -165,7 +165,7 @@ cdef void make_slot_call(SlotCall *made) noexcept nogil:
 
 
 cdef void end_slot_call(SlotCall *made) noexcept nogil:
-    end_call(<Client> made.client, &made.call)
+    leave_call(<Client> made.client, &made.call)
 
 
 cdef void drop_slot_call(SlotCall *made) noexcept nogil:

@@ -42,7 +42,7 @@ cdef struct Worker:
     uint8_t job                 # a Job, as a mark: a worker that sees it sees the rest of it
     Work work                   # the job
     void *subject               # its argument, with a reference
-    SlotCall made               # the call
+    SlotCall made               # the call that it makes, or has made
     Hear hear                   # what is to be done with its answer
     luna_bell *bell             # of the event loop that is told of the answer
     uint8_t heard               # a mark: the answer was heard, and the worker has nothing to do
@@ -80,14 +80,10 @@ cdef bint leave_to_worker(Work work, object subject, PyThread_type_lock *wake) n
     """The same. If `wake` is not NULL, the caller may have to wake the worker, by releasing what `wake`
     points to then: at once, but it may give the GIL up before, so that the worker need not wait for it.
     """
-    cdef Worker *worker = take_idle_worker()
-    cdef bint is_new = worker == NULL
-    if is_new:
-        worker = new_worker()
-        if worker == NULL:
-            return False
-    Py_INCREF(subject)
-    worker.subject = <void *> subject
+    cdef bint is_new
+    cdef Worker *worker = worker_for(subject, &is_new)
+    if worker == NULL:
+        return False
     worker.work = work
     luna_mark_as(&worker.job, WORK_IS_DUE)
     if is_new:
@@ -105,14 +101,10 @@ cdef bint leave_call_to_worker(
     """Have a worker make a device call that has begun, without the GIL. The event loop with this bell hears
     its answer: it calls hear(subject, ...). False: no thread can be had.
     """
-    cdef Worker *worker = take_idle_worker()
-    cdef bint is_new = worker == NULL
-    if is_new:
-        worker = new_worker()
-        if worker == NULL:
-            return False
-    Py_INCREF(subject)
-    worker.subject = <void *> subject
+    cdef bint is_new
+    cdef Worker *worker = worker_for(subject, &is_new)
+    if worker == NULL:
+        return False
     worker.made = made[0]
     worker.hear = hear
     worker.bell = luna_keep_bell(bell)
@@ -126,6 +118,20 @@ cdef bint leave_call_to_worker(
 cdef int hear_of_fork_quietly() noexcept:
     hear_of_fork()
     return 0
+
+
+cdef Worker *worker_for(object subject, bint *is_new) noexcept:
+    """A worker that has this subject, and no job yet: an idle one, or a new one, whose thread is still to
+    be started. NULL: there is none.
+    """
+    cdef Worker *worker = take_idle_worker()
+    is_new[0] = worker == NULL
+    if worker == NULL:
+        worker = new_worker()
+    if worker != NULL:
+        Py_INCREF(subject)
+        worker.subject = <void *> subject
+    return worker
 
 
 cdef Worker *take_idle_worker() noexcept:
@@ -192,10 +198,10 @@ cdef void live(void *argument) noexcept with gil:
     luna_shared_add(&beginning, -1)
     worker.thread_id = luna_thread_id()
     while True:
-        # Whoever gives it a job next also releases `wake`, so the job is not looked at before that.
+        # The thread that gives it a job next also releases `wake`, so the job is not looked at before that.
         has_call = need == FOR_JOB and luna_marked_as(&worker.job) == CALL_IS_DUE
         if need == FOR_ANSWERS:
-            # In this order: who has found it not marked has its answer heard here.
+            # In this order: a worker that has found it not marked has its answer heard here.
             luna_mark(&may_ask)
             hear_answers(NULL)
         elif need == TO_LEAVE:
