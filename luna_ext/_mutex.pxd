@@ -286,7 +286,7 @@ cdef class Heartbeat:
 cdef class Seldom:
     """What only few locks ever need. Made when that becomes so, and kept."""
     cdef Rare rare                   # the part of the Record
-    cdef dict evictions              # (owner, Share) -> the Loss that took its lock off; or None
+    cdef dict evictions              # (owner, Share) -> why its lock was taken off; the newest, or None
     cdef Place noted                 # where the newest noted hold was taken, or None
     cdef LostEvent lost              # of the newest hold whose event was asked for; or None
 

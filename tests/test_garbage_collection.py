@@ -248,9 +248,12 @@ def test_nothing_is_left_in_memory(luna, cluster, work):
     wait_until(lambda: used() < before + 100, 10)
 
 
-@pytest.mark.skipif(
+HEAP = pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library does not tell what is used"
 )
+
+
+@HEAP
 def test_threads_that_have_ended_leave_nothing_in_memory(succeed):
     """Those of the library, which a fork ends when they have nothing to do."""
     body = """
@@ -281,3 +284,119 @@ def test_threads_that_have_ended_leave_nothing_in_memory(succeed):
     """
     (each,) = succeed(body, options=("-W", "ignore:This process:DeprecationWarning"))
     assert int(each) < 16
+
+
+USES = """
+import asyncio, contextlib, ctypes, gc
+
+class Info(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Info
+# One for all: a loop that is made anew leaves something of asyncio's each time.
+loop = asyncio.new_event_loop()
+refused = contextlib.suppress(luna_ext.LunaError)
+
+def another_library():
+    with cluster.library() as other, other.slot(2):
+        pass
+
+def closed_while_it_holds():
+    with cluster.library() as other:
+        other.slot(2).acquire()
+
+def opened_anew():
+    global luna
+    luna.close()
+    luna = cluster.library()
+    with luna.slot(1):
+        pass
+
+def on_a_thread():
+    in_thread(lambda: (luna.slot(1).acquire(), luna.slot(1).release())).join()
+
+def timed():
+    with luna.slot(1).lock(timeout=20, heartbeat=60):
+        pass
+
+def given_up():
+    def wait():
+        with refused, luna.slot(1).lock(timeout=1e-4):
+            pass
+
+    with luna.slot(1):
+        in_thread(wait).join()
+
+def several():
+    with luna.lock_all([luna.slot(1), luna.slot(2)], timeout=20):
+        pass
+
+def claims():
+    for timeout in (0, 20):
+        with luna.claim("cluster-1", timeout=timeout):
+            pass
+    with refused, luna.claim("no-such", timeout=0):
+        pass
+
+def tokens():
+    luna.tokens()
+    luna.find("keyring1")
+    with luna.token("keyring1").lock():
+        pass
+
+def failures():
+    for function in ("CA_LockClusteredSlot", "CA_UnlockClusteredSlot"):
+        cluster.fault(function, 0x30, times=1)
+        with refused, luna.slot(1):
+            pass
+    with luna.slot(1):
+        pass
+
+def in_tasks():
+    async def enter(slot_id):
+        async with luna.slot(slot_id).lock():
+            pass
+        async with luna.claim("cluster-1"):
+            pass
+        with refused:
+            async with luna.slot(slot_id).lock(timeout=1e-4):
+                await asyncio.sleep(0)
+
+    async def main():
+        await asyncio.gather(*(enter(1 + index % 2) for index in range(4)))
+
+    loop.run_until_complete(main())
+
+def used():
+    gc.collect()
+    return mallinfo().uordblks, sys.getallocatedblocks()
+
+logging.getLogger("luna_ext").setLevel(logging.CRITICAL + 1)
+cluster.switch("log", "off")
+for use in (
+    another_library, closed_while_it_holds, opened_anew, on_a_thread, timed, given_up, several, claims,
+    tokens, failures, in_tasks,
+):
+    for _ in range(70):
+        use()
+    sizes = [used()]
+    for _ in range(6):
+        for _ in range(50):
+            use()
+        sizes.append(used())
+    # A cache grows now and then; what is lost with each use is lost in all periods.
+    heap, blocks = ([after - before for before, after in zip(each, each[1:])] for each in zip(*sizes))
+    if min(heap) >= 16 * 50 or min(blocks) >= 50:
+        print(use.__name__, heap, blocks)
+loop.close()
+luna.close()
+"""
+
+
+@HEAP
+def test_no_use_leaves_anything_in_the_heap(succeed):
+    # What the allocator keeps for itself would count as used.
+    exact = {"MALLOC_ARENA_MAX": "1", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+    assert succeed(USES, options=(), **exact) == []

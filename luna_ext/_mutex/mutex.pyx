@@ -27,6 +27,9 @@ cdef uint64_t LONG_WAIT_NANOSECONDS = LONG_WAIT_SECONDS * 1000000000ULL
 # How often a lock call is made only to find out the device's kind, anew when a slot comes to be in
 # doubt. An error does not show the kind.
 cdef int MOST_TRIALS = 3
+# So many holds that were taken off are kept for a slot, for their holders to be told of: a thread that has
+# ended, and one that drops its closed Library, never ask.
+cdef int MOST_EVICTIONS = 64
 
 # How often this process has come out of a fork as the child.
 cdef uint64_t forks = 0
@@ -1316,6 +1319,8 @@ cdef class SlotMutex:
             seldom.evictions = made
         luna_guard_unlock(&self.record.guard)
         seldom.evictions[owner, share] = <int> loss
+        if len(seldom.evictions) > MOST_EVICTIONS:
+            seldom.evictions.pop(list(seldom.evictions)[0], None)
         return 0
 
     cdef object close_share(self, Share share):
