@@ -400,6 +400,57 @@ def test_a_handler_of_atexit_that_comes_too_late_hears_it_at_once(cluster, state
     assert done.stdout.split() == ["closed", "True"]
 
 
+@pytest.mark.parametrize("used", ["with slot: pass", ""], ids=["used before", "never used"])
+@pytest.mark.parametrize("kind", ["acquire", "timed", "claim", "timed claim", "tokens"])
+def test_a_finalizer_that_comes_after_the_exit_hears_at_once_that_the_library_is_closed(
+    cluster, kind, used
+):
+    """No other thread runs any more by then, and none could be waited for."""
+    body = f"""
+        import os, time, luna_ext
+        from luna_ext.stub import STATE_VARIABLE, Cluster
+
+        class Late:
+            def __del__(self, slot, luna, luna_ext, clock, write):
+                begin = clock()
+                try:
+                    {LATE[kind]}
+                except luna_ext.LibraryClosedError:
+                    write(1, b"closed ")
+                write(1, str(clock() - begin < 1).encode())
+
+        luna = Cluster(os.environ[STATE_VARIABLE]).library()
+        slot = luna.slot(1)
+        # If it was used, there is a worker.
+        {used}
+        # Kept, for the names of the module are gone when it is called.
+        Late.__del__.__defaults__ = slot, luna, luna_ext, time.monotonic, os.write
+        late = Late()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(body)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.stdout.split() == ["closed", "True"]
+
+
+def test_a_handler_of_atexit_that_comes_too_late_can_open_the_library_anew(cluster):
+    body = """
+        import atexit, os
+
+        def late():
+            with cluster.library() as again:
+                print(len(again.slots()))
+
+        atexit.register(late)
+        from luna_ext.stub import STATE_VARIABLE, Cluster
+
+        cluster = Cluster(os.environ[STATE_VARIABLE])
+        luna = cluster.library()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(body)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert int(done.stdout) == len(cluster.tokens())
+
+
 def test_a_child_that_is_forked_during_the_exit_is_not_held_back_by_it(cluster):
     """It has no exit of its own under way, and nothing that would end the wait."""
     body = f"""

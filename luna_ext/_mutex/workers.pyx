@@ -63,7 +63,7 @@ cdef luna_item *back = NULL
 cdef luna_item *to_be_heard = NULL
 # A mark: one of these workers may ask for the GIL.
 cdef uint8_t may_ask = 1
-# The interpreter is about to end; no thread could begin any more.
+# The interpreter is about to end; no thread could begin any more, or get the GIL.
 cdef int ended = 0
 
 
@@ -124,7 +124,11 @@ cdef Worker *worker_for(object subject, bint *is_new) noexcept:
     """A worker that has this subject, and no job yet: an idle one, or a new one, whose thread is still to
     be started. NULL: there is none.
     """
-    cdef Worker *worker = take_idle_worker()
+    cdef Worker *worker
+    if luna_shared_get(&ended):
+        # Nor would an idle one get the GIL any more, once the interpreter has taken it for its end.
+        return NULL
+    worker = take_idle_worker()
     is_new[0] = worker == NULL
     if worker == NULL:
         worker = new_worker()
@@ -154,10 +158,7 @@ cdef Worker *take_idle_worker() noexcept:
 
 cdef Worker *new_worker() noexcept:
     """A worker without a thread; NULL: there can be none."""
-    cdef Worker *worker
-    if luna_shared_get(&ended):
-        return NULL
-    worker = <Worker *> calloc(1, sizeof(Worker))
+    cdef Worker *worker = <Worker *> calloc(1, sizeof(Worker))
     if worker == NULL:
         return NULL
     worker.wake = PyThread_allocate_lock()
@@ -417,7 +418,7 @@ def start_thread(function):
 
 
 cdef int end_workers(Deadline deadline) except -1:
-    """Start no more workers. A thread that was created already needs the interpreter when it begins,
+    """Give no worker a job any more. A thread that was created already needs the interpreter when it begins,
     so it is waited for, until the deadline.
     """
     luna_shared_set(&ended, 1)
