@@ -585,9 +585,15 @@ def test_what_is_not_known_of_a_claim_beside_a_hanging_unlock_is_taken_off_after
     on_device, busy
 ):
     """While the unlock is not answered, no lock call can tell; one is due afterwards, and is repeated
-    where the device is busy.
+    where the device is busy. Nothing of it is left in memory.
     """
     body = f"""
+import gc
+
+def kept():
+    gc.collect()
+    return sum(str(type(one).__module__).startswith("luna_ext") for one in gc.get_objects())
+
 cluster.latency(0.5, CLAIM)
 cluster.latency(3.5, UNLOCK, after=True)
 def claim():
@@ -599,6 +605,7 @@ def claim():
         ends.append(type(error).__name__)
 
 slot.acquire()
+before = kept()
 claiming = in_thread(claim)
 wait_until_inside(CLAIM)
 slot.release()
@@ -608,6 +615,7 @@ assert not claiming.is_alive()
 wait_until(lambda: owner() is None)
 print(*ends, len(cluster_calls(CLAIM)))
 assert another_process_can_lock(20)
+wait_until(lambda: kept() <= before)
 """
     assert on_device("grants again", body) == ["NoUnassignedTokenError", "2"]
 

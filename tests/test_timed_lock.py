@@ -1,6 +1,7 @@
 """Timeouts, and locks that another process holds; `slot.lock()` with `with`."""
 
 import _thread
+import gc
 import os
 import sys
 import textwrap
@@ -183,6 +184,20 @@ def test_a_late_grant_is_unlocked_though_the_device_is_busy(
     wait_until(lambda: nothing_is_locked(cluster))
 
 
+def test_a_waiter_that_comes_while_a_late_grant_is_taken_off_gets_the_lock(
+    luna, cluster, hold_elsewhere, call, wait_until_inside
+):
+    holder, slot = hold_elsewhere(1), luna.slot(1)
+    assert slot.acquire(timeout=0.05) is False
+    cluster.latency(0.3, UNLOCK)
+    # Its own unlock would meet the latency as well.
+    holder.kill()
+    wait_until_inside(UNLOCK)
+    waiting = call(lambda: slot.acquire(timeout=20) and slot.release())
+    cluster.latency(0, UNLOCK)
+    waiting.result()
+
+
 def test_a_worker_in_a_call_that_was_given_up_gets_no_other_call_to_make(luna, hold_elsewhere):
     hold_elsewhere(1)
     assert luna.slot(1).acquire(timeout=0.05) is False
@@ -236,6 +251,30 @@ threading.stack_size(0)
 use()
 """
     assert " ".join(succeed(program)) == "can't start new thread"
+
+
+def test_a_task_that_gets_no_thread_for_its_lock_call_keeps_no_close_waiting(succeed):
+    body = f"""
+        import asyncio
+
+        async def enter():
+            async with slot.lock():
+                pass
+
+        def use():
+            with slot:
+                pass
+
+        # Not by the main thread, for which a worker would make the call, and be there for the task.
+        in_thread(use).join()
+        {NO_MORE_THREADS}
+        try:
+            asyncio.run(enter())
+        except RuntimeError as error:
+            print(error)
+        luna.close()
+    """
+    assert " ".join(succeed(body)) == "can't start new thread"
 
 
 def test_a_waiter_without_a_worker_thread_does_not_block_the_next_one(succeed, owner_of):
@@ -320,6 +359,21 @@ def test_a_thread_that_threading_does_not_know_is_named_by_its_ident(luna, monke
     finally:
         leave.set()
         assert left.wait(20)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_an_error_that_names_the_holder_leaves_garbage_collection_as_it_was(
+    luna, hold_here, collects
+):
+    hold_here(luna.slot(1))
+    if not collects:
+        gc.disable()
+    try:
+        with pytest.raises(luna_ext.LockTimeoutError, match=", now at "):
+            luna.slot(1).lock(timeout=0).__enter__()
+        assert gc.isenabled() is collects
+    finally:
+        gc.enable()
 
 
 def test_a_task_whose_release_gets_no_thread_makes_it_itself(succeed):
