@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -214,6 +215,79 @@ def test_nothing_runs_at_import():
     threads, asyncio_is_loaded = done.stdout.rsplit(maxsplit=1)
     assert threads.count(",") == 0
     assert asyncio_is_loaded == "False"
+
+
+class WatchedLoop(asyncio.SelectorEventLoop):
+    """Keeps its timers."""
+
+    def __init__(self):
+        super().__init__()
+        self.timers = []
+
+    def call_at(self, *arguments, **options):
+        self.timers.append(super().call_at(*arguments, **options))
+        return self.timers[-1]
+
+    def due_later(self):
+        return [each for each in self.timers if not each.cancelled() and each.when() > self.time()]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        lambda luna: luna.slot(1).lock(timeout=20),
+        lambda luna: luna.token("keyring1").lock(timeout=20),
+        lambda luna: luna.claim("cluster-1", timeout=20),
+    ],
+    ids=["slot", "token", "claim"],
+)
+def test_waits_that_are_over_leave_no_timers_to_the_loop(luna, cluster, target):
+    cluster.latency(0.005)
+    loop = WatchedLoop()
+
+    async def main():
+        for _ in range(10):
+            async with target(luna):
+                pass
+        # All waits for slots have one, which looks after them.
+        assert len(loop.due_later()) <= 1
+
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+
+
+def test_the_record_of_an_unlock_keeps_no_task_waiting(luna, log_as_before):
+    """A log handler that waits until the next task has the lock."""
+    has_lock = threading.Event()
+    heard = []
+
+    def wait(record):
+        if "unlocked in" in record.getMessage() and not heard:
+            heard.append(has_lock.wait(20))
+        return True
+
+    logger = logging.getLogger("luna_ext")
+    logger.setLevel(logging.DEBUG)
+    logger.addFilter(wait)
+
+    async def main():
+        async with luna.slot(1).lock():
+            follower = asyncio.create_task(follow())
+            while "1 waiting" not in repr(luna.slot(1)):
+                await asyncio.sleep(0)
+        await follower
+
+    async def follow():
+        async with luna.slot(1).lock(timeout=20):
+            has_lock.set()
+
+    try:
+        asyncio.run(main())
+    finally:
+        logger.removeFilter(wait)
+    assert heard == [True]
 
 
 def test_async_timeout(luna, hold_elsewhere):
