@@ -340,6 +340,9 @@ def claims():
     with refused, luna.claim("no-such", timeout=0):
         pass
 
+def claims_on_a_thread():
+    in_thread(claims).join()
+
 def tokens():
     luna.tokens()
     luna.find("keyring1")
@@ -377,7 +380,7 @@ logging.getLogger("luna_ext").setLevel(logging.CRITICAL + 1)
 cluster.switch("log", "off")
 for use in (
     another_library, closed_while_it_holds, opened_anew, on_a_thread, timed, given_up, several, claims,
-    tokens, failures, in_tasks,
+    claims_on_a_thread, tokens, failures, in_tasks,
 ):
     for _ in range(70):
         use()

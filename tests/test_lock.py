@@ -5,6 +5,7 @@ import gc
 import itertools
 import os
 import signal
+import statistics
 import threading
 import time
 import warnings
@@ -522,7 +523,11 @@ def test_a_polling_process_leaves_the_lock_to_others_that_want_it(
         holder.release()
         waiting.result()
         run(lock_again_and_again)
-        assert sum(pause >= 0.025 for pause in pauses(cluster)[alone:]) >= 3
+        contended = pauses(cluster)[alone:]
+        left = [index for index, pause in enumerate(contended) if pause >= 0.025]
+        assert len(left) >= 3
+        # In between it has the lock again and again.
+        assert statistics.median(contended[left[1] :]) < 0.025
 
 
 def test_a_polling_process_that_comes_back_later_has_left_the_lock_for_long_enough(
