@@ -185,7 +185,7 @@ cdef enum State:
     CLOSING         # the last Library was closed, calls may still be in flight
     DUE             # C_Initialize is: in a forked child, or after one that failed
     FORKED          # a child, and nothing was done for that yet: C code has forked
-    RECONNECTING    # calls wait until the library is finalised and initialised anew
+    RECONNECTING    # calls wait until the library is initialised anew
 
 
 # What the threads of one shard count of their calls. Without the GIL threads are spread over several
@@ -288,12 +288,14 @@ cdef class Client:
     cdef int part(self, Share share) except -1
     cdef int _begin_change(self) except -1
     cdef CK_RV _initialise(self) noexcept
+    cdef int _note_failure(self, CK_RV rv) noexcept
     cdef bint _is_parents(self) noexcept
     cdef int _raise_initialising(self, CK_RV rv) except -1
     cdef int _drain(self, Deadline deadline) noexcept
     cdef CK_RV _call_finalize(self) noexcept
     cdef int _drop_canary(self) noexcept
     cdef int _end_change(self) noexcept
+    cdef int wait_for_change(self) except -1
 
 
 cdef class Pin:

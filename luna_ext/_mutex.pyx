@@ -40,6 +40,7 @@ from luna_ext._device cimport (
     PY_LOCK_ACQUIRED,
     PYTHREAD_INVALID_THREAD_ID,
     READY,
+    RECONNECTING,
     WAIT_LOCK,
     CA_UnlockClusteredSlot_t,
     ALIVE,

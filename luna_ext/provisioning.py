@@ -342,11 +342,10 @@ class _Run:
         def work() -> None:
             kept: _Kept = []
             try:
-                while left:
+                while True:
                     try:
                         label = left.popleft()
                     except IndexError:
-                        # Another thread has taken the last one.
                         break
                     try:
                         end = step(label, kept)

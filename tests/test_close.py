@@ -451,6 +451,60 @@ def test_a_library_that_opens_while_others_wait_to_finalise_is_not_finalised(clu
         assert finalisations(cluster) == [0]
 
 
+@pytest.mark.parametrize("function", ["C_Finalize", "C_Initialize"])
+def test_a_library_that_is_closed_while_a_reconnect_lasts_is_finalised(
+    cluster, call, wait_until_inside, function
+):
+    luna = cluster.library()
+    cluster.latency(0.3, function)
+    reconnecting = call(luna.reconnect)
+    wait_until_inside(function)
+    luna.close()
+    assert [entry.rv for entry in logged(cluster, "C_Finalize")] == [0, 0]
+    reconnecting.result()
+
+
+def test_a_library_that_is_closed_while_a_reconnect_waits_for_calls_is_finalised(
+    cluster, hold_elsewhere, call, wait_until_inside
+):
+    luna = cluster.library()
+    holder = hold_elsewhere(1)
+    locking = call(lambda: enter(luna.slot(1)))
+    wait_until_inside(LOCK)
+    reconnecting = call(luna.reconnect)
+
+    def calls_wait():
+        asking = call(luna.slots)
+        asking.join(0.05)
+        return asking.is_alive()
+
+    wait_until(calls_wait)
+    closing = call(luna.close)
+    with pytest.raises(luna_ext.DeviceError, match="initialised anew"):
+        reconnecting.result()
+    holder.release()
+    closing.result()
+    assert [entry.rv for entry in logged(cluster, "C_Finalize")] == [0]
+    with pytest.raises(luna_ext.LibraryClosedError):
+        locking.result()
+
+
+def test_a_library_that_is_closed_while_a_child_initialises_it_is_finalised(
+    cluster, call, in_child, wait_until_inside
+):
+    def child():
+        cluster.latency(0.3, "C_Initialize")
+        asking = call(luna.slots)
+        wait_until_inside("C_Initialize")
+        luna.close()
+        with pytest.raises(luna_ext.LibraryClosedError):
+            asking.result()
+        return [entry.rv for entry in logged(cluster, "C_Finalize")] == [0]
+
+    with cluster.library() as luna:
+        assert in_child(child) == 0
+
+
 # ---- a device that is busy when the library is closed ----
 
 

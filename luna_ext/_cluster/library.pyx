@@ -429,11 +429,10 @@ cdef class Library:
         def read():
             error = None
             try:
-                while left:
+                while True:
                     try:
                         index = left.popleft()
                     except IndexError:
-                        # Another thread has taken the last one.
                         break
                     try:
                         found[index] = read_token(slots[index])

@@ -482,7 +482,9 @@ cdef class Client:
         if state == DUE or state == RECONNECTING:
             self._begin_change()
             if luna_shared_get(&self.state) == DUE:
+                luna_shared_set(&self.state, RECONNECTING)
                 rv = self._initialise()
+                self._note_failure(rv)
             self._end_change()
             if rv != CKR_OK:
                 self._raise_initialising(rv)
@@ -500,7 +502,18 @@ cdef class Client:
         return 0
 
     cdef int _end_change(self) noexcept:
+        luna_guard_lock(&self.guard)
+        if luna_shared_get(&self.state) == READY and not self.shares:
+            # The last Library was closed meanwhile.
+            luna_shared_set(&self.state, CLOSING)
+        luna_guard_unlock(&self.guard)
         PyThread_release_lock(self.transition)
+        return 0
+
+    cdef int wait_for_change(self) except -1:
+        """Wait while another thread initialises or finalises."""
+        self._begin_change()
+        self._end_change()
         return 0
 
     cdef CK_RV _initialise(self) noexcept:
@@ -532,6 +545,14 @@ cdef class Client:
         luna_shared_set(&self.initialised, 1)
         luna_shared_set(&self.state, READY)
         return CKR_OK
+
+    cdef int _note_failure(self, CK_RV rv) noexcept:
+        """After _initialise(): if it has failed, the next call tries it again."""
+        if rv != CKR_OK:
+            luna_guard_lock(&self.guard)
+            luna_shared_set(&self.state, DUE if self.shares else CLOSED)
+            luna_guard_unlock(&self.guard)
+        return 0
 
     cdef bint _is_parents(self) noexcept:
         """In a forked child, where C_Initialize says that it was called before: whether that was in the
@@ -583,8 +604,9 @@ cdef class Client:
         self._begin_change()
         before = luna_shared_get(&self.state)
         out = 0
-        if before == READY or before == CLOSING:
+        if before != CLOSED:
             luna_shared_set(&self.state, RECONNECTING)
+        if before == READY or before == CLOSING:
             out = self._drain(deadline)
             if out == 0:
                 luna_shared_set(&self.initialised, 0)
@@ -602,12 +624,7 @@ cdef class Client:
                 luna_guard_unlock(&self.guard)
         if out == 0 and before != CLOSED:
             rv = self._initialise()
-            luna_guard_lock(&self.guard)
-            if rv != CKR_OK:
-                luna_shared_set(&self.state, DUE if self.shares else CLOSED)
-            elif not self.shares:
-                luna_shared_set(&self.state, CLOSING)
-            luna_guard_unlock(&self.guard)
+            self._note_failure(rv)
         self._end_change()
         if before == CLOSED:
             self.refuse()
