@@ -100,6 +100,20 @@ def test_a_claim_can_be_used_again_but_not_twice_at_once(luna):
         token.ensure_held()
 
 
+def test_a_claim_that_is_interrupted_before_it_asks_can_be_used_again(luna, caplog, monkeypatch):
+    def interrupt(level):
+        raise KeyboardInterrupt
+
+    claim = luna.claim("cluster-1")
+    caplog.set_level(logging.DEBUG, "luna_ext")
+    with monkeypatch.context() as patched:
+        patched.setattr(logging.getLogger("luna_ext"), "isEnabledFor", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            claim.__enter__()
+    with claim as token:
+        token.ensure_held()
+
+
 def test_a_claims_block_is_entered_once_and_left_once(luna, cluster, call):
     claim = luna.claim("cluster-1")
     with pytest.raises(luna_ext.LockNotOwnedError):

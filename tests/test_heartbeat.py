@@ -536,6 +536,11 @@ def test_all_that_wait_for_a_loss_hear_of_it(luna, call):
         slot.release()
 
 
+def test_a_thread_that_looks_for_a_loss_does_not_wait_for_it(luna, call):
+    with luna.slot(1) as slot:
+        assert call(lambda: slot.lost.wait(0)).result() is False
+
+
 def test_the_end_of_a_hold_is_no_loss(luna):
     with luna.slot(1) as slot:
         lost = slot.lost

@@ -110,6 +110,16 @@ def test_python_pkcs11_says_that_the_library_is_closed(luna):
             call()
 
 
+def test_python_pkcs11_of_a_closed_library_does_not_use_another_one(luna, cluster):
+    closed = cluster.library()
+    lib = closed.pkcs11()
+    closed.close()
+    for call in (lib.get_slots, closed.pkcs11):
+        with pytest.raises(luna_ext.LibraryClosedError):
+            call()
+    assert len(luna.pkcs11().get_slots()) == 8
+
+
 def test_a_slot_that_is_gone_has_no_token_of_python_pkcs11(luna, mine):
     token = luna.token("mine")
     luna.close()

@@ -356,18 +356,21 @@ def test_a_user_pin_is_not_set_where_the_lock_is_lost(luna, cluster, provision, 
     luna.reconnect()
 
 
-@DUAL_IDENTITY
+@pytest.mark.parametrize(("identity", "function"), [("dual", INIT_PIN), ("single", "C_SetPIN")])
 def test_close_does_not_unlock_while_a_user_pin_is_set(
-    luna, cluster, provision, without_user_pin, call, wait_until_inside
+    luna, cluster, provision, call, wait_until_inside, identity, function
 ):
-    cluster.latency(0.4, INIT_PIN)
+    cluster.switch("identity", identity)
+    with luna.claim("cluster-1") as token:
+        token.assign(LABELS[0], so_pin=SO_PIN)
+    cluster.latency(0.4, function)
     running = call(lambda: provision(LABELS[:1], user_pin=USER_PIN))
-    wait_until_inside(INIT_PIN)
+    wait_until_inside(function)
     with pytest.warns(ResourceWarning, match="still locked"):
         luna.close()
     with contextlib.suppress(luna_ext.LunaError):
         running.result()
-    (setting,) = logged(cluster, INIT_PIN)
+    (setting,) = logged(cluster, function)
     # Where the last call is back before the unlock is made, C_Finalize drops the lock.
     freed = [
         call

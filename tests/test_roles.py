@@ -610,6 +610,13 @@ def test_a_ped_gets_no_pins(cluster, luna, ped, assigned, provision, identity, u
     assert list(provision(so_pin=PIN_PAD, user_pin=user_pin).skipped) == LABELS
 
 
+def test_at_a_ped_a_pin_that_is_there_is_not_asked_for(ped, provision, calls_of):
+    provision(so_pin=PIN_PAD, user_pin=PIN_PAD)
+    before = calls_of("C_Login")
+    assert list(provision(so_pin=PIN_PAD, user_pin=PIN_PAD).skipped) == LABELS
+    assert calls_of("C_Login") == before
+
+
 def test_at_a_ped_one_token_is_assigned_at_a_time(cluster, ped, provision):
     cluster.latency(0.01, INIT_TOKEN)
     provision(so_pin=PIN_PAD, workers=4)

@@ -1,5 +1,6 @@
 """stats(): the counters of the device's functions."""
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -108,6 +109,22 @@ def test_a_slow_call_among_fast_ones_is_timed(luna, hold_elsewhere, call):
     stop.set()
     caller.result()
     assert luna.stats()["CA_LockClusteredSlot"].max_seconds > 0.08
+
+
+def test_each_call_for_a_task_is_timed(luna, cluster, since):
+    cluster.latency(0.001, LOCK)
+
+    async def use():
+        async with luna.slot(1).lock():
+            pass
+
+    async def main():
+        await asyncio.gather(*(use() for _ in range(8)))
+
+    asyncio.run(main())
+    stats = since(LOCK)
+    assert stats.timed == stats.calls == 8
+    assert stats.total_seconds >= 0.008
 
 
 def test_calls_are_timed_again_when_they_become_slow(luna, cluster, since):

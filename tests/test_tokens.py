@@ -1,12 +1,13 @@
 """Finding tokens by their label, and locking them."""
 
+import ctypes
 import os
 import signal
 import threading
 import time
 
 import pytest
-from support import DEVICE_ERROR, NO_MORE_THREADS, TOKEN_INFO, logged, wait_until
+from support import DEVICE_ERROR, NO_MORE_THREADS, TOKEN_INFO, entry_of, logged, wait_until
 
 import luna_ext
 from luna_ext.stub import Cluster
@@ -258,6 +259,26 @@ def test_slots_of_a_large_cluster():
         assert [slot.slot_id for slot in luna.slots()] == list(range(1, 3501))
         assert luna.slots(token_present=False) == luna.slots()
         assert luna.token("keyring3500").slot.slot_id == 3500
+
+
+@pytest.mark.parametrize("token_present", [True, False])
+def test_the_client_is_told_whether_slots_without_a_token_are_wanted(
+    luna, monkeypatch, token_present
+):
+    word, told = ctypes.c_ulong, []
+
+    @ctypes.CFUNCTYPE(word, ctypes.c_ubyte, ctypes.c_void_p, ctypes.POINTER(word))
+    def list_one_slot(wanted, slots, count):
+        told.append(wanted)
+        count[0] = 1
+        if slots:
+            word.from_address(slots).value = 1
+        return 0
+
+    address = ctypes.cast(list_one_slot, ctypes.c_void_p).value
+    monkeypatch.setattr(entry_of(luna, 4), "value", address)
+    assert luna.slots(token_present=token_present) == [luna.slot(1)]
+    assert told == [token_present, token_present]
 
 
 # ---- one token that cannot be read ----
