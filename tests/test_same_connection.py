@@ -5,7 +5,6 @@ initialised again by other code of the process, or by `reconnect()`.
 import asyncio
 import contextlib
 import ctypes
-import itertools
 import logging
 import os
 import textwrap
@@ -317,42 +316,72 @@ def test_a_device_without_a_free_session_is_told_of_once(luna, cluster, caplog):
     assert len(logged(cluster, OPEN_SESSION)) == 1
 
 
-def test_sessions_that_are_counted_anew_are_told_apart(luna, monkeypatch):
-    """Some modules count them from 1 after each C_Initialize; another user has opened three by then."""
+class CountedSessions:
+    """Sessions of a module that counts them from 1, as some do after each C_Initialize."""
+
+    functions = ()
+    """Its C functions, which stay alive as long as it."""
+
+    def __init__(self):
+        self.begin_anew()
+
+    def begin_anew(self):
+        self.opened, self.open = 0, {}
+
+
+@pytest.fixture
+def counted(luna, monkeypatch):
     word = ctypes.c_ulong
-    sessions, handles = {}, itertools.count(1)
+    counted = CountedSessions()
 
     @ctypes.CFUNCTYPE(word, word, word, ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(word))
     def open_session(slot_id, flags, application, notify, handle):
-        handle[0] = next(handles)
-        sessions[handle[0]] = (slot_id, 2, flags, 0)
+        counted.opened += 1
+        handle[0] = counted.opened
+        counted.open[counted.opened] = (slot_id, 2, flags, 0)
         return 0
 
     @ctypes.CFUNCTYPE(word, word)
     def close_session(handle):
-        return 0 if sessions.pop(handle, None) else SESSION_HANDLE_INVALID
+        return 0 if counted.open.pop(handle, None) else SESSION_HANDLE_INVALID
 
     @ctypes.CFUNCTYPE(word, word, ctypes.POINTER(word))
     def get_session_info(handle, info):
-        if handle not in sessions:
+        if handle not in counted.open:
             return SESSION_HANDLE_INVALID
-        for index, value in enumerate(sessions[handle]):
+        for index, value in enumerate(counted.open[handle]):
             info[index] = value
         return 0
 
-    for index, function in {12: open_session, 13: close_session, 15: get_session_info}.items():
+    functions = {12: open_session, 13: close_session, 15: get_session_info}
+    for index, function in functions.items():
         address = ctypes.cast(function, ctypes.c_void_p).value
         monkeypatch.setattr(entry_of(luna, index), "value", address)
+    counted.functions = functions
+    return counted
+
+
+def test_sessions_that_are_counted_anew_are_told_apart(luna, counted):
+    """Another user has opened three by then."""
     with pytest.raises(luna_ext.LockLostError), luna.slot(2) as slot:
         slot.ensure_held()
-        assert len(sessions) == 1
-        sessions.clear()
-        handles = itertools.count(1)
-        for _ in range(3):
-            assert open_session(2, 6, None, None, ctypes.byref(word())) == 0
+        assert len(counted.open) == 1
+        counted.begin_anew()
+        counted.opened = 3
+        counted.open = dict.fromkeys((1, 2, 3), (2, 2, 6, 0))
         with pytest.raises(luna_ext.LockLostError):
             slot.ensure_held()
     luna.reconnect()
+
+
+def test_four_to_twelve_sessions_are_opened_to_tell_them_apart(luna, counted):
+    """A random number, and one of them stays open."""
+    for _ in range(100):
+        counted.begin_anew()
+        with luna.slot(1):
+            assert len(counted.open) == 1
+        assert 4 <= counted.opened <= 12
+        luna.reconnect()
 
 
 FUNCTION_NOT_SUPPORTED = 0x54
