@@ -404,6 +404,32 @@ def test_a_task_whose_release_gets_no_thread_makes_it_itself(succeed):
     assert succeed(body) == ["None", "False"]
 
 
+def test_a_task_whose_release_just_after_the_grant_gets_no_thread_makes_it_itself(succeed):
+    """It is made without the GIL by a worker, if there is one; and no close waits for the call that was not."""
+    body = f"""
+        import asyncio
+
+        async def enter(number):
+            async with luna.slot(number).lock():
+                pass
+
+        async def main():
+            # The first lock makes more calls.
+            await enter(1)
+            async with slot.lock():
+                cluster.latency(0.3, {LOCK!r})
+                {NO_MORE_THREADS}
+                others = [asyncio.create_task(enter(number)) for number in range(2, 9)]
+                await asyncio.sleep(0)
+            print(cluster.tokens()[0].owner, slot.locked())
+            await asyncio.gather(*others, return_exceptions=True)
+            luna.close()
+
+        asyncio.run(main())
+    """
+    assert succeed(body) == ["None", "False"]
+
+
 def test_a_lock_while_another_thread_imports_asyncio(luna, monkeypatch, owner_of):
     """A module is in sys.modules before it has any of its names."""
     monkeypatch.setitem(sys.modules, "asyncio", types.ModuleType("asyncio"))
