@@ -325,7 +325,8 @@ def test_a_cancelled_waiter_leaks_nothing(luna, hold_elsewhere, owner_of, calls_
     assert calls_of(LOCK) == calls_of(UNLOCK) == 1
 
 
-def test_a_loop_that_is_gone_gets_no_lock(luna, hold_elsewhere, owner_of):
+@pytest.mark.parametrize("looks_at_files", [True, False])
+def test_a_loop_that_is_gone_gets_no_lock(luna, hold_elsewhere, owner_of, looks_at_files):
     """The task still exists, but its closed loop will never run it again."""
     holder = hold_elsewhere(1)
     slot = luna.slot(1)
@@ -335,6 +336,8 @@ def test_a_loop_that_is_gone_gets_no_lock(luna, hold_elsewhere, owner_of):
             pass
 
     loop = asyncio.new_event_loop()
+    if not looks_at_files:
+        look_at_no_files(loop)
     task = loop.create_task(enter())
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
@@ -548,7 +551,8 @@ def test_a_loop_that_can_never_be_told_is_not_kept(luna):
         pass
 
 
-def test_what_has_come_in_outlasts_an_exception_in_the_loop(luna):
+@pytest.mark.parametrize("looks_at_files", [True, False])
+def test_what_has_come_in_outlasts_an_exception_in_the_loop(luna, looks_at_files):
     """As a signal handler's, while the first of several tasks is woken."""
 
     class Loop(asyncio.SelectorEventLoop):
@@ -574,6 +578,8 @@ def test_what_has_come_in_outlasts_an_exception_in_the_loop(luna):
         await asyncio.sleep(10)
 
     loop = Loop()
+    if not looks_at_files:
+        look_at_no_files(loop)
     tasks = [loop.create_task(enter(slot)) for slot in slots]
     still = loop.create_task(stand_still())
     with pytest.raises(KeyboardInterrupt):

@@ -318,7 +318,10 @@ cluster.latency(0.4, UNLOCK, after=True)
 locking = in_thread(lock_safely)
 wait_until_inside(UNLOCK)
 assert luna.stats()["CA_LockClusteredSlot"].calls == 1
+began = time.monotonic()
 with luna.claim("cluster-1") as token:
+    # No longer than the unlock has lasted.
+    assert time.monotonic() - began < 1.5
     # It has asked for no lock to make sure.
     assert luna.stats()["CA_LockClusteredSlot"].calls == 1
     inside(token)
@@ -439,6 +442,54 @@ claim_across_an_unlock(lock)
 print(*ends)
 """
     assert on_device("grants again, and to claims", body) == ["claimed", "claimed", "locked"]
+
+
+@pytest.mark.luna_cluster(keyrings=2)
+def test_a_claim_that_has_made_sure_leaves_the_next_holder_what_was_lost_meanwhile(on_device):
+    """Other code initialises the library anew while the answer is on its way that tells the label."""
+    body = """
+import ctypes
+# So that no claim is given that one.
+luna.slot(2).acquire()
+claim_across_an_unlock()
+ends.clear()
+
+client, functions = ctypes.CDLL(luna.path), ctypes.c_void_p()
+client.C_GetFunctionList(ctypes.byref(functions))
+# Behind the version, in the standard's order.
+entry = ctypes.c_void_p.from_address(functions.value + 7 * ctypes.sizeof(functions))
+answered, locked = threading.Event(), threading.Event()
+
+@ctypes.CFUNCTYPE(ctypes.c_ulong, ctypes.c_ulong, ctypes.c_void_p)
+def tell_late(slot_id, info):
+    rv = client.C_GetTokenInfo(ctypes.c_ulong(slot_id), ctypes.c_void_p(info))
+    if not answered.is_set():
+        answered.set()
+        locked.wait(20)
+    return rv
+
+def lock():
+    wait_until_inside(LOCK)
+    entry.value = ctypes.cast(tell_late, ctypes.c_void_p).value
+    assert answered.wait(20)
+    client.C_Finalize(None)
+    client.C_Initialize(None)
+    try:
+        # It has held for long, and looks.
+        luna.slot(2).release()
+    except luna_ext.LockLostError:
+        ends.append("lost")
+    wait_until(lambda: not slot.locked())
+    slot.acquire()
+    locked.set()
+
+claim_safely = claim_if_it_can
+cluster.latency(0.2, LOCK)
+claim_across_an_unlock(lock)
+slot.release()
+print(*ends)
+"""
+    assert on_device("grants again, and to claims", body) == ["lost", "claimed"]
 
 
 @ONE

@@ -816,6 +816,23 @@ def test_a_release_while_a_reconnect_lasts_says_what_has_become_of_the_lock(
     assert logged(cluster, UNLOCK) == []
 
 
+def test_a_holder_that_asks_while_a_reconnect_lasts_hears_of_its_loss_at_once(
+    luna, cluster, call, wait_until_inside
+):
+    slot, losses = luna.slot(1), luna.lock_stats().losses
+    slot.acquire()
+    cluster.latency(1, "C_Initialize")
+    connecting = call(luna.reconnect)
+    wait_until_inside("C_Initialize")
+    with pytest.raises(luna_ext.LockLostError, match="finalised"):
+        slot.ensure_held()
+    assert not have_returned(logged(cluster, "C_Initialize"))
+    assert luna.lock_stats().losses == losses + 1
+    connecting.result()
+    with pytest.raises(luna_ext.LockLostError):
+        slot.release()
+
+
 def test_reconnect_beside_a_call_at_the_device_does_nothing(luna, cluster, call, wait_until_inside):
     cluster.latency(2, TOKEN_INFO)
     slot = luna.slot(2)

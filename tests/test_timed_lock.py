@@ -405,7 +405,7 @@ def test_a_task_whose_release_gets_no_thread_makes_it_itself(succeed):
 
 
 def test_a_task_whose_release_just_after_the_grant_gets_no_thread_makes_it_itself(succeed):
-    """It is made without the GIL by a worker, if there is one; and no close waits for the call that was not."""
+    """A worker makes it, if there is one, without the GIL. No close waits for a call that was not made."""
     body = f"""
         import asyncio
 
