@@ -47,6 +47,13 @@ def test_where_others_may_put_a_configuration(client, tmp_path, monkeypatch):
     assert said(client) == [(str(directory), says)]
 
 
+def test_nothing_is_said_where_files_have_no_owners(client, monkeypatch):
+    """Windows has no user IDs."""
+    client.chmod(0o777)
+    monkeypatch.delattr(os, "geteuid")
+    assert said(client) == []
+
+
 @GIVES_FILES_AWAY
 def test_a_group_without_other_members(client):
     client.chmod(0o775)
@@ -126,6 +133,19 @@ def test_a_link_of_another_user(client, tmp_path):
     link.symlink_to(client)
     os.lchown(link, ANOTHER_USER, ANOTHER_USER)
     assert said(link) == [(str(link), f"belongs to the user with the UID {ANOTHER_USER}")]
+
+
+def test_as_many_links_as_linux_follows_are_looked_at(client, tmp_path):
+    links = tmp_path / "links"
+    links.mkdir(mode=0o755)
+    path = client
+    for number in range(40):
+        link = links / str(number)
+        link.symlink_to(path)
+        path = link
+    assert path.samefile(client)
+    client.chmod(0o777)
+    assert said(path) == [(str(client), "is writable by all users (mode 0777)")]
 
 
 def test_links_that_lead_nowhere(tmp_path):
