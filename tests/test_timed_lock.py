@@ -184,6 +184,13 @@ def test_a_late_grant_is_unlocked_though_the_device_is_busy(
     wait_until(lambda: nothing_is_locked(cluster))
 
 
+def test_a_device_that_stays_busy_is_asked_less_and_less_often(luna, cluster, calls_of):
+    """It would be asked more than 40 times if the pauses stayed as short as the first one."""
+    cluster.fault(LOCK, AGAIN)
+    assert luna.slot(1).acquire(timeout=0.7) is False
+    assert calls_of(LOCK) < 30
+
+
 def test_a_waiter_that_comes_while_a_late_grant_is_taken_off_gets_the_lock(
     luna, cluster, hold_elsewhere, call, wait_until_inside
 ):
