@@ -190,6 +190,12 @@ def test_a_pin_that_is_refused_at_first_is_tried_once(cluster, provision, labell
     assert labelled() == {}
 
 
+def test_no_token_is_claimed_for_a_pin_that_was_refused(cluster, provision, calls_of):
+    cluster.fault(INIT_TOKEN, PIN_INCORRECT, times=1)
+    assert list(provision(workers=1).failed) == LABELS
+    assert calls_of(CLAIM) == 1
+
+
 def test_a_user_pin_of_a_wrong_length_spoils_no_token(provision, labelled):
     report = provision(user_pin="1")
     assert list(report.failed) == LABELS
