@@ -540,12 +540,12 @@ cdef class SlotMutex:
         if begin_slot_call(
             self.locks.client, CA_LOCK_CLUSTERED_SLOT, self.slot_id, &self.record.back, &made
         ):
-            # It goes out: the GIL was held since the turn was taken, and the task still waits.
-            begin_call(&self.record, self.generation(), True)
-            left = leave_call_to_worker(&made, hear_lock, self, bell)
+            if begin_call(&self.record, self.generation(), True):
+                left = leave_call_to_worker(&made, hear_lock, self, bell)
+                if not left:
+                    break_off_call(&self.record)
             if not left:
                 drop_slot_call(&made)
-                break_off_call(&self.record)
         luna_drop_bell(bell)
         return left
 
