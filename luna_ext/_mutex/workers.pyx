@@ -418,8 +418,8 @@ def start_thread(function):
 
 
 cdef int end_workers(Deadline deadline) except -1:
-    """Give no worker a job any more. A thread that was created already needs the interpreter when it begins,
-    so it is waited for, until the deadline.
+    """Give no worker a job any more. A thread that was created already needs the interpreter when it
+    begins, so it is waited for, until the deadline.
     """
     luna_shared_set(&ended, 1)
     return wait_for_none(&beginning, deadline)
