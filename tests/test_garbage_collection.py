@@ -253,41 +253,9 @@ HEAP = pytest.mark.skipif(
 )
 
 
-@HEAP
-def test_threads_that_have_ended_leave_nothing_in_memory(succeed):
-    """Those of the library, which a fork ends when they have nothing to do."""
-    body = """
-        import ctypes
-
-        class Info(ctypes.Structure):
-            names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
-            _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
-
-        mallinfo = ctypes.CDLL(None).mallinfo2
-        mallinfo.restype = Info
-
-        def begin_one_and_end_it():
-            assert slot.acquire(timeout=20)
-            slot.release()
-            child = os.fork()
-            if child == 0:
-                os._exit(0)
-            os.waitpid(child, 0)
-
-        for _ in range(20):
-            begin_one_and_end_it()
-        before = mallinfo().uordblks
-        for _ in range(200):
-            begin_one_and_end_it()
-        print((mallinfo().uordblks - before) // 200)
-        luna.close()
-    """
-    (each,) = succeed(body, options=("-W", "ignore:This process:DeprecationWarning"))
-    assert int(each) < 16
-
-
-USES = """
-import asyncio, contextlib, ctypes, gc
+# How much of C's heap is used: mallinfo().uordblks.
+C_HEAP = """
+import ctypes
 
 class Info(ctypes.Structure):
     names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
@@ -295,6 +263,36 @@ class Info(ctypes.Structure):
 
 mallinfo = ctypes.CDLL(None).mallinfo2
 mallinfo.restype = Info
+"""
+
+
+@HEAP
+def test_threads_that_have_ended_leave_nothing_in_memory(succeed):
+    """Those of the library, which a fork ends when they have nothing to do."""
+    body = f"""{C_HEAP}
+def begin_one_and_end_it():
+    assert slot.acquire(timeout=20)
+    slot.release()
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+for _ in range(20):
+    begin_one_and_end_it()
+before = mallinfo().uordblks
+for _ in range(200):
+    begin_one_and_end_it()
+print((mallinfo().uordblks - before) // 200)
+luna.close()
+"""
+    (each,) = succeed(body, options=("-W", "ignore:This process:DeprecationWarning"))
+    assert int(each) < 16
+
+
+USES = f"""{C_HEAP}
+import asyncio, contextlib, gc
+
 # One for all: a loop that is made anew leaves something of asyncio's each time.
 loop = asyncio.new_event_loop()
 refused = contextlib.suppress(luna_ext.LunaError)
