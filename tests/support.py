@@ -125,6 +125,19 @@ async def let_others_run_until(condition: Callable[[], object], seconds: float =
         await asyncio.sleep(0)
 
 
+def of_session(number: int) -> list[int]:
+    """The processes of the session with this number that have not ended."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            state, _, _, session = (
+                Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
+            )
+            if int(session) == number and state not in "ZX":
+                found.append(int(pid))
+    return found
+
+
 def look_at_no_files(loop: asyncio.AbstractEventLoop) -> None:
     """Let the loop have no `add_reader()`, as some of Windows have none. Before its tasks lock."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -41,10 +42,13 @@ NO_CLUSTER = (
     "--state FILE` make a cluster, and put what it prints into the environment"
 )
 
+PR_SET_PDEATHSIG = 1
+
 Tell = Callable[..., None]
 
 
 def main() -> None:
+    end_with_parent()
     # The client library may write to what it takes for the terminal.
     results = os.dup(1)
     os.dup2(2, 1)
@@ -56,6 +60,12 @@ def main() -> None:
     warnings.simplefilter("ignore")
     TASKS[task](tell, path)
     tell(end="ends")
+
+
+def end_with_parent() -> None:
+    """A client library that hangs would keep this process for ever, were doctor killed by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
 
 
 def _finding(
@@ -345,6 +355,7 @@ def examine_fork(tell: Tell, path: str) -> None:
         tell(step=FORK)
         child = os.fork()
         if child == 0:
+            end_with_parent()
             try:
                 luna.slots()
                 tell(answered=True)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import LOCK, wait_until
+from support import LOCK, of_session, wait_until
 
 from luna_ext.commands import apart, doctoring
 from luna_ext.commands.console import Settings
@@ -333,6 +333,23 @@ def test_it_leaves_no_process_when_it_is_ended(start, client, cluster, number):
     assert doctor.returncode == (130 if number == signal.SIGINT else 143)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process ends with its parent")
+def test_it_leaves_no_process_when_it_is_killed(start, client, cluster):
+    client(*CLUSTER_FUNCTIONS, in_child="HANGS")
+    doctor = start("doctor")
+
+    def examining():
+        """Those of the newest session: doctor begins one for each task."""
+        pids = [call.pid for call in cluster.log() if call.function == "C_Initialize"]
+        return of_session(pids[-1]) if pids else []
+
+    # The other one is its forked child.
+    wait_until(lambda: len(examining()) == 2)
+    doctor.kill()
+    doctor.communicate(timeout=30)
+    wait_until(lambda: not examining())
 
 
 def test_json(command, client, read_json):

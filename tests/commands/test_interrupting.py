@@ -1,14 +1,19 @@
 """Ctrl-C and SIGTERM while a call of the client library does not return, and nothing is locked."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from support import PATIENCE, assert_stays, but_for_the_warning, nothing_is_locked, wait_until
+from support import (
+    PATIENCE,
+    assert_stays,
+    but_for_the_warning,
+    nothing_is_locked,
+    of_session,
+    wait_until,
+)
 
 from luna_ext.commands import screen
 
@@ -116,19 +121,6 @@ def test_a_signal_just_before_the_library_closes_ends_that_as_well(
 # ---- what starts processes, and makes clusters of its own ----
 
 
-def in_group(process):
-    """The processes of its session that have not ended."""
-    found = []
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            state, _, _, session = (
-                Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
-            )
-            if int(session) == process.pid and state not in "ZX":
-                found.append(int(pid))
-    return found
-
-
 @pytest.mark.parametrize("whom", ["it alone", "all of its processes"])
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 @pytest.mark.parametrize("line", ["demo", "bench --seconds 60 --latency 10000", "probe --slot 1"])
@@ -145,23 +137,23 @@ def test_nothing_is_left(start, cluster, tmp_path, line, number, code, whom):
         wait_until(lambda: list(directory.glob("luna_stub-*/cluster")))
     if line == "demo":
         # The two are there, though they may not have begun.
-        wait_until(lambda: len(in_group(process)) >= 3)
+        wait_until(lambda: len(of_session(process.pid)) >= 3)
     send = os.kill if whom == "it alone" else os.killpg
     send(process.pid, getattr(signal, number))
     _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     said = but_for_the_warning(stderr)
     assert said == (["luna-ext: interrupted"] if number == "SIGINT" else [])
-    wait_until(lambda: not in_group(process))
+    wait_until(lambda: not of_session(process.pid))
     assert list(directory.glob("luna_stub-*")) == []
 
 
 def test_a_process_of_the_demo_that_is_killed_is_told_of(start):
     process = start("demo", start_new_session=True)
     process.stdout.readline()
-    wait_until(lambda: len(in_group(process)) >= 4)
+    wait_until(lambda: len(of_session(process.pid)) >= 4)
     # The latest.
-    os.kill(max(in_group(process)), signal.SIGKILL)
+    os.kill(max(of_session(process.pid)), signal.SIGKILL)
     _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert stderr == "luna-ext: one of the two processes has ended with -9; run it again\n"
