@@ -21,6 +21,7 @@ import configparser
 import contextlib
 import doctest
 import inspect
+import itertools
 import os
 import re
 import shlex
@@ -37,6 +38,8 @@ import sequence
 import yaml
 from markdown_it import MarkdownIt
 from support import but_for_the_warning
+
+from luna_ext.commands.cli import luna_ext as top
 
 TREE = Path(__file__).parents[2]
 PAGES = [
@@ -196,8 +199,14 @@ def read(block: Block) -> None:
         case "python":
             compiled(block)
         case "sh" | "console":
-            done = subprocess.run(["bash", "-n", "-c", block.text], capture_output=True, text=True)
+            text = block.text
+            if block.language == "console":
+                text = "\n".join(command for command, _ in examples_of(block))
+            done = subprocess.run(["bash", "-n", "-c", text], capture_output=True, text=True)
             assert done.returncode == 0, f"{block.place}: {done.stderr}"
+            for line in command_lines(text):
+                if line.startswith("luna-ext "):
+                    read_command_line(line, block.place)
         case "ini":
             unit = configparser.ConfigParser(strict=False, interpolation=None)
             unit.optionxform = str  # type: ignore[assignment,method-assign]
@@ -217,6 +226,11 @@ def read(block: Block) -> None:
             )
         case "mermaid":
             sequence.draw(block.text)
+        case "text":
+            # docs/make_command_output.py runs those of its page.
+            assert block.page == "docs/command.md" or not block.text.startswith("$ "), (
+                f"{block.place}: a command, and no test runs it: make it a block of `console`"
+            )
         case "":
             for line in command_lines(block.text):
                 read_command_line(line, block.place)
@@ -238,9 +252,14 @@ def command_lines(text: str) -> list[str]:
     return [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
+def is_argument(word: str) -> bool:
+    """Not a pipe or a redirection, which the shell keeps, with what follows; or the next command's."""
+    return re.match(r"\||\d?[<>]", word) is None and not word.endswith(";")
+
+
 def read_command_line(line: str, place: str) -> None:
     """Whether the command of a line, and what it names, is there."""
-    words = shlex.split(line, comments=True)
+    words = [*itertools.takewhile(is_argument, shlex.split(line, comments=True))]
     while words and re.match(r"[A-Z_]+=", words[0]):
         read_variable(words.pop(0), place)
     match words:
@@ -248,7 +267,7 @@ def read_command_line(line: str, place: str) -> None:
             pass
         case ["eval", text] if text.startswith("$("):
             read_command_line(text[2:-1], place)
-        case ["luna-ext", *arguments, ">", _] | ["luna-ext", *arguments]:
+        case ["luna-ext", *arguments]:
             read_arguments(arguments, place)
         case ["make", *targets]:
             for target in targets:
@@ -272,20 +291,16 @@ def read_command_line(line: str, place: str) -> None:
 
 def read_arguments(arguments: list[str], place: str) -> None:
     """Whether luna-ext would take these."""
-    from luna_ext.commands.cli import luna_ext
-
     try:
-        context = luna_ext.make_context("luna-ext", [*arguments])
-        name, command, rest = luna_ext.resolve_command(
-            context, [*context._protected_args, *context.args]
-        )
-        while isinstance(command, click.Group):
-            context = command.make_context(name, rest, parent=context)
-            name, command, rest = command.resolve_command(
+        context = top.make_context("luna-ext", [*arguments])
+        name, one, rest = top.resolve_command(context, [*context._protected_args, *context.args])
+        while isinstance(one, click.Group):
+            context = one.make_context(name, rest, parent=context)
+            name, one, rest = one.resolve_command(
                 context, [*context._protected_args, *context.args]
             )
-        assert command is not None
-        command.make_context(name, rest, parent=context)
+        assert one is not None
+        one.make_context(name, rest, parent=context).close()
     except click.UsageError as error:
         raise AssertionError(
             f"{place}: {shlex.join(arguments)}: {error.format_message()}"
@@ -300,12 +315,33 @@ def read_variable(assignment: str, place: str) -> None:
 # ---- what there is ----
 
 
-def make_targets() -> set[str]:
+def every_command(
+    group: click.Group = top, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Each subcommand of luna-ext, by the words that call it; those of a group after it."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        one = group.get_command(context, name)
+        assert one is not None
+        yield (*path, name), one
+        if isinstance(one, click.Group):
+            yield from every_command(one, (*path, name))
+
+
+def rules_of_make() -> str:
     text = "".join((TREE / name).read_text() for name in ("Makefile", "tests/c/sanitizers.mk"))
-    text = text.replace("\\\n", " ")
-    return {
-        name for line in re.findall(r"^\.PHONY:(.*)", text, re.MULTILINE) for name in line.split()
-    }
+    return text.replace("\\\n", " ")
+
+
+def make_targets() -> set[str]:
+    """Those of all rules but for the ones that make a file, whose name has a dot or a slash."""
+    heads = re.findall(r"^([a-zA-Z][\w -]*):(?!=)", rules_of_make(), re.MULTILINE)
+    return {name for line in heads for name in line.split()} | phony_targets()
+
+
+def phony_targets() -> set[str]:
+    lines = re.findall(r"^\.PHONY:(.*)", rules_of_make(), re.MULTILINE)
+    return {name for line in lines for name in line.split()}
 
 
 def extras() -> list[str]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import re
 import shutil
 import sys
 from importlib.util import find_spec
@@ -21,8 +22,10 @@ from blocks import (
     blocks_of,
     call_test,
     compiled,
+    every_command,
     functions_to_test,
     read,
+    read_command_line,
     run_python,
     takes,
     verify_unit,
@@ -170,8 +173,29 @@ def test_units_are_right_for_systemd():
         verify_unit(unit)
 
 
+@pytest.fixture
+def files_of_a_reader(tmp_path, monkeypatch):
+    """What command lines that are only read name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LUNA_STUB_STATE", "cluster")
+    Path("labels.txt").write_text("orders\n")
+
+
+@pytest.mark.parametrize(
+    "name", [" ".join(path) for path, _ in every_command()], ids=lambda name: name.replace(" ", "-")
+)
+def test_examples_of_a_help_are_read(name, files_of_a_reader):
+    help_of = {" ".join(path): one for path, one in every_command()}
+    lines = re.findall(
+        r"(?:[A-Z_]+=\S+ )?luna-ext .*?(?=\)\"|$)", help_of[name].epilog, re.MULTILINE
+    )
+    assert lines
+    for line in lines:
+        read_command_line(line, f"luna-ext {name} --help")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_blocks_that_are_not_run_are_read(page):
+def test_blocks_that_are_not_run_are_read(page, files_of_a_reader):
     for block in blocks_of(page):
         assert block.language in RUN or block.language in PARSED, (
             f"{block.place}: no test knows what to do with {block.language!r}"

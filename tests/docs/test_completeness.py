@@ -10,7 +10,16 @@ import tomllib
 import click
 import pytest
 import yaml
-from blocks import PAGES, TREE, blocks_of, documented_variables, extras, make_targets
+from blocks import (
+    PAGES,
+    TREE,
+    blocks_of,
+    documented_variables,
+    every_command,
+    extras,
+    make_targets,
+    phony_targets,
+)
 
 from luna_ext.commands.cli import luna_ext as command
 
@@ -22,9 +31,9 @@ REFERENCE = "".join(
 
 
 def sources():
-    yield from ((TREE / "luna_ext").rglob("*.py*"))
-    yield from ((TREE / "stub_lib").glob("*.c"))
-    yield from ((TREE / "tests" / "stress").glob("*.py"))
+    folders = [TREE / "luna_ext", TREE / "stub_lib", TREE / "tests" / "stress"]
+    kinds = {".py", ".pyx", ".pxd", ".pyi", ".c", ".h"}
+    yield from (file for folder in folders for file in folder.rglob("*") if file.suffix in kinds)
     yield TREE / "setup.py"
     yield TREE / "Makefile"
 
@@ -37,25 +46,44 @@ def variables_of_the_sources():
     return {
         name
         for file in sources()
-        if file.suffix != ".pyc"
         for names in named.findall(file.read_text())
         for name in names
         if name
     }
 
 
-def every_command(group=command, path=()):
-    context = click.Context(group)
-    for name in group.list_commands(context):
-        one = group.get_command(context, name)
-        yield (*path, name), one
-        if isinstance(one, click.Group):
-            yield from every_command(one, (*path, name))
+OF_OTHERS = {
+    "CFLAGS": "every compiler's",
+    "COMP_LINE": "of bash, while it completes",
+    "LC_ALL": "the system's: setup.py lets the compiler speak English",
+    "PYTHONSAFEPATH": "Python's: `luna-ext demo` sets it for its processes",
+    "SOURCE_DATE_EPOCH": "of all that builds packages",
+    "TERM": "every terminal's",
+    "_LUNA_EXT_COMPLETE": "between the shell and what `luna-ext completion` prints",
+}
+"""The variables that Python code reads or sets, which are no option of luna_ext, and why."""
+
+
+def variables_that_python_reads():
+    """In quotes, or by the name of a constant, which is the same in all files or may be any of them."""
+    texts = [file.read_text() for file in sources()]
+    constant = re.compile(r'^(\w+)(?:: \w+)? = "(\w+)"$', re.MULTILINE)
+    constants = [pair for text in texts for pair in constant.findall(text)]
+    used = re.compile(
+        r'environ(?:\.\w+\(|\[)([\w."]+)|getenv\(([\w."]+)|([\w."]+) (?:not )?in os\.environ\b'
+    )
+    for word in {word for text in texts for words in used.findall(text) for word in words if word}:
+        if word.startswith('"'):
+            yield word.strip('"')
+        else:
+            last = word.rpartition(".")[2]
+            yield from (value for name, value in constants if name == last)
 
 
 def test_every_environment_variable_is_documented_and_no_other():
     told = {name for name in documented_variables() if name.startswith("LUNA_")}
     assert variables_of_the_sources() == told
+    assert {*variables_that_python_reads()} - documented_variables() == {*OF_OTHERS}
 
 
 def test_every_environment_variable_has_a_test():
@@ -114,6 +142,26 @@ def test_every_extra_is_documented():
         for name in names.split(",")
     }
     assert said == {*extras()}
+
+
+TESTS_OF_EXTRAS = {
+    "cli": "commands/test_cli.py",
+    "prometheus": "test_metrics.py",
+    "pkcs11": "test_neighbours.py",
+    "pykcs11": "test_neighbours.py",
+}
+"""Where each is used, and where it is missing."""
+
+
+def test_every_extra_has_a_test():
+    assert {*TESTS_OF_EXTRAS} == {*extras()}
+    packages = tomllib.loads((TREE / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for extra, file in TESTS_OF_EXTRAS.items():
+        tests = (TREE / "tests" / file).read_text()
+        for package in packages[extra]:
+            assert re.match(r"[\w-]+", package)[0] in tests, (extra, file)
 
 
 def test_tests_have_what_every_extra_installs():
@@ -176,6 +224,26 @@ def targets_that_are_run():
     return {*re.findall(r"\bmake ([a-z][\w-]*)", text)} & make_targets()
 
 
+def test_every_switch_of_the_stand_in_is_documented_and_has_a_test():
+    source = (TREE / "stub_lib" / "control.c").read_text()
+    values = {}
+    for name, value in re.findall(r'\{"(\w+)", "(\w+)", SWITCH_', source):
+        values.setdefault(name, []).append(value)
+    assert len(values) > 10
+    page = (TREE / "docs" / "stand_in.md").read_text()
+    docstring = " ".join(importlib.import_module("luna_ext.stub").Cluster.switch.__doc__.split())
+    tests = "".join(
+        file.read_text()
+        for file in (TREE / "tests").rglob("*.py")
+        if "docs" not in file.relative_to(TREE).parts
+    )
+    for name, settings in values.items():
+        shown = ", ".join(f"`{value}`" for value in settings)
+        assert f"| `{name}` | {shown} |" in page, name
+        assert f" {name} {', '.join(settings)} " in docstring, name
+        assert re.search(rf'"{name}"', tests), name
+
+
 def test_every_target_of_make_is_run_by_ci_or_says_why_not():
     # Steps of others.
     steps = {target for target in make_targets() if target.endswith("-tools")} | {"model"}
@@ -198,6 +266,11 @@ def test_recipe_of_a_target_names_files_that_are_there(target):
     assert [name for name in named if not (TREE / name).exists()] == []
 
 
+def test_every_target_of_make_is_phony():
+    """What is not would never be made where a file or folder has its name, as docs and tests have."""
+    assert make_targets() - phony_targets() == set()
+
+
 def test_every_target_of_make_is_documented():
     # That of a sanitizer's programs is a step of another target.
     targets = {target for target in make_targets() if not target.endswith("-tools")}
@@ -212,6 +285,43 @@ def test_no_page_and_no_help_has_a_fixed_name_in_a_directory_that_all_users_shar
     helps = (f"{one.help} {one.epilog}" for _, one in every_command())
     shared = r"(?:/tmp|/var/tmp|/dev/shm)/\w[^\s'\"]*"
     assert re.findall(shared, DOCS + "".join(helps)) == []
+
+
+def code_of(page):
+    """What a page has in backticks."""
+    return re.findall(r"`([^`\n]+)`", (TREE / "docs" / page).read_text())
+
+
+def test_every_file_of_the_package_has_a_place_in_the_architecture():
+    """By its name or its folder's; a layer's own files are known by the layer's name."""
+    package = TREE / "luna_ext"
+    named = {*code_of("architecture.md")}
+    unsaid = [
+        path
+        for path in (file.relative_to(package) for file in package.rglob("*"))
+        if path.suffix in {".py", ".pyx", ".pxd", ".h"}
+        and not named & {path.name, path.stem, f"{path.parent}/"}
+    ]
+    assert unsaid == []
+    named = {*code_of("stand_in.md")}
+    system = re.compile("platform_|exports_")
+    files = [file.name for file in (TREE / "stub_lib").glob("*.c")]
+    assert [name for name in files if name not in named and not system.match(name)] == []
+
+
+def test_what_the_architecture_names_is_there():
+    files = [
+        file
+        for folder in ("luna_ext", "tests", "benchmarks", "docs", "stub_lib")
+        for file in (TREE / folder).rglob("*")
+        if file.suffix in {".py", ".pyi", ".pyx", ".pxd", ".c", ".h", ".mk"}
+    ]
+    texts = [(TREE / "Makefile").read_text(), *(file.read_text() for file in files)]
+    texts += [" ".join(file.parts) for file in files]
+    there = {*re.findall(r"\w+", " ".join(texts))}
+    words = {word for code in code_of("architecture.md") for word in re.findall(r"\w{2,}", code)}
+    gone = {word for word in words - there if not any(one.startswith(word) for one in there)}
+    assert gone == set()
 
 
 def test_every_subcommand_is_documented():
