@@ -129,6 +129,12 @@ class BuildExt(build_ext):
                 f"luna_ext cannot be built on {sys.platform}: it is for Linux and Windows, as Luna's "
                 "client is. Build it there"
             )
+        if sys.implementation.name != "cpython" or sys.maxsize < 2**32:
+            python = "32 bits" if sys.implementation.name == "cpython" else sys.implementation.name
+            raise SystemExit(
+                f"luna_ext cannot be built for {python}: it is for CPython on 64 bits. Build it with the "
+                "pip of such a Python"
+            )
         if problem := self.complaint("int probe;"):
             raise SystemExit(
                 f"luna_ext is built by a C compiler, and there is none that works: {problem}. Install "

@@ -592,10 +592,10 @@ done
 exec gcc {option} "$@"
 """
 # What Python was built with is in a file that is named after the platform.
-ON_ANOTHER_PLATFORM = """
+ON_ANOTHER = """
 import runpy, sys, sysconfig
 sysconfig.get_config_vars()
-sys.platform = "haiku1"
+sys.{name} = {value!r}
 runpy.run_path("setup.py")
 """
 
@@ -616,18 +616,34 @@ def no_headers_of_c(directory):
     return variables, "with the headers of the C library, and they are missing: ", "libc6-dev"
 
 
+def on_another(name, value):
+    return {"setup": ("-c", ON_ANOTHER.format(name=name, value=value))}
+
+
 def another_platform(directory):
-    return (
-        {"setup": ("-c", ON_ANOTHER_PLATFORM)},
-        "cannot be built on haiku1: ",
-        "Linux and Windows",
-    )
+    return on_another("platform", "haiku1"), "cannot be built on haiku1: ", "Linux and Windows"
+
+
+def another_python(directory):
+    return on_another("implementation.name", "pypy"), "cannot be built for pypy: ", "CPython"
+
+
+def a_python_of_32_bits(directory):
+    return on_another("maxsize", 2**31 - 1), "cannot be built for 32 bits: ", "64 bits"
 
 
 @BUILDS
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 @pytest.mark.parametrize(
-    "lacking", [no_compiler, no_headers_of_python, no_headers_of_c, another_platform]
+    "lacking",
+    [
+        no_compiler,
+        no_headers_of_python,
+        no_headers_of_c,
+        another_platform,
+        another_python,
+        a_python_of_32_bits,
+    ],
 )
 def test_build_that_lacks_something_is_one_line_that_says_what_to_install(
     build, tmp_path, monkeypatch, lacking
