@@ -110,6 +110,15 @@ def test_every_exception_is_in_the_troubleshooting():
     assert [name for name in names if f"`{name}`" not in page] == []
 
 
+def test_every_audit_event_is_documented_and_no_other():
+    sources = "".join(
+        file.read_text() for file in (TREE / "luna_ext").rglob("*.py*") if file.suffix != ".pyc"
+    )
+    raised = re.findall(r'\b(?:PySys_Audit|audit)\("(luna_ext\.\w+)"', sources)
+    page = (TREE / "docs" / "lock.md").read_text()
+    assert {*raised} == {*re.findall(r"^\| `(luna_ext\.\w+)` \|", page, re.MULTILINE)}
+
+
 def test_every_fixture_for_pytest_is_in_the_reference():
     source = (TREE / "luna_ext" / "pytest_plugin.py").read_text()
     fixtures = re.findall(r"^@pytest\.fixture.*\ndef (\w+)", source, re.MULTILINE)
