@@ -174,6 +174,26 @@ def test_ctrl_c_while_the_main_thread_waits(luna, cluster, hold_elsewhere, call,
     wait_until(lambda: logged(cluster, UNLOCK))
 
 
+def test_ctrl_c_while_a_task_waits(luna, cluster, hold_elsewhere, call, wait_until_inside):
+    """Ctrl-C while a task waits in the event loop."""
+    holder = hold_elsewhere(1)
+
+    async def lock():
+        async with luna.slot(1).lock():
+            pass
+
+    def interrupt():
+        wait_until_inside(LOCK)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    interrupter = call(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(lock())
+    interrupter.result()
+    holder.release()
+    wait_until(lambda: logged(cluster, UNLOCK))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("greenlet") is None, reason="no greenlet installed")
 def test_another_greenlet_wants_the_slot(luna):
     """Another greenlet wants the slot."""
@@ -399,6 +419,42 @@ def test_a_claim_gives_what_this_process_holds(luna, cluster, call):
     cluster.switch("regrant", "on")
     with luna.slot(1), pytest.raises(luna_ext.NoUnassignedTokenError):
         call(lambda: enter(luna.claim(cluster.cluster_id))).result()
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_claim_gives_the_slot_for_which_a_lock_call_is_under_way(
+    luna, cluster, call, wait_until_inside
+):
+    """A claim gives the slot for which a lock call is under way."""
+    cluster.latency(0.5, LOCK)
+    locking = call(lambda: enter(luna.slot(1)))
+    wait_until_inside(LOCK)
+    cluster.latency(0, LOCK)
+    with luna.claim(cluster.cluster_id):
+        wait_until(lambda: have_returned(logged(cluster, LOCK)))
+    locking.result()
+
+
+# In a process of its own, which does not know its device yet.
+CROSSING = f"""
+cluster.latency(0.5, "{CLAIM}", after=True)
+def claim():
+    with luna.claim("cluster-1"):
+        pass
+slot.acquire()
+claiming = threading.Thread(target=claim)
+claiming.start()
+wait_until_inside("{CLAIM}")
+slot.release()
+claiming.join()
+"""
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_claim_crosses_an_unlock_of_the_same_slot(succeed, cluster):
+    """A claim crosses an unlock of the same slot."""
+    cluster.switch("regrant", "on")
+    succeed(CROSSING)
 
 
 def test_no_unassigned_token_is_left(luna, cluster):
