@@ -343,6 +343,7 @@ cdef class SlotMutex:
     cdef int check_mine(self, str function) except -1
     cdef int check_not_evicted(self, Share share, str function) except -1
     cdef bint task_is_gone(self) except -1
+    cdef bint is_over(self, uint64_t hold) noexcept
     cdef int ensure_held(self, Share share, CK_TOKEN_INFO *info) except -1
     cdef int _read_while_held(self, uint64_t hold, CK_TOKEN_INFO *info) except -1
     cdef int begin_work(self) noexcept

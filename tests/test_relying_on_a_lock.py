@@ -209,6 +209,47 @@ def test_a_waiter_is_told_of_an_assignment_that_the_block_has_left(
     running.result()
 
 
+@pytest.mark.luna_cluster(keyrings=2)
+def test_what_the_block_has_left_does_not_keep_the_claim(luna, cluster, call, wait_until_inside):
+    cluster.latency(1, INIT_TOKEN)
+    claim = luna.claim("cluster-1")
+    with claim as token:
+        context = contextvars.copy_context()
+        running = call(lambda: context.run(lambda: token.assign("payments", so_pin=SO_PIN)))
+        wait_until_inside(INIT_TOKEN)
+    with claim as other:
+        assert other.slot is not token.slot
+    running.result()
+
+
+@pytest.mark.parametrize("function", [INIT_TOKEN, "C_SetPIN"])
+def test_no_heartbeat_asks_for_what_the_block_has_left(
+    luna, cluster, call, wait_until_inside, function
+):
+    def rely(token):
+        if function == INIT_TOKEN:
+            token.assign("new", so_pin=SO_PIN)
+        else:
+            token.change_pin(SO_PIN, "87654321", role="so")
+
+    with luna.claim("cluster-1") as token:
+        assigned = token.assign("payments", so_pin=SO_PIN)
+    cluster.latency(0.5, function)
+    beats = {"heartbeat": 0.02}
+    block = luna.claim("cluster-1", **beats) if function == INIT_TOKEN else assigned.lock(**beats)
+    with block as token:
+        context = contextvars.copy_context()
+        running = call(lambda: context.run(rely, token))
+        wait_until_inside(function)
+    left = len(cluster.log())
+    running.result()
+    at_work = logged(cluster, function)[-1]
+    end = at_work.time + at_work.duration
+    asking = [call for call in cluster.log()[left:] if call.function == TOKEN_INFO]
+    # One was on its way when the block ended.
+    assert len([call for call in asking if call.time < end]) <= 1
+
+
 @pytest.fixture
 def asking(luna, cluster, call, wait_until_inside):
     """What a holder of slot 1 has started asks the device whether the lock is held; the call."""

@@ -62,7 +62,7 @@ cdef class Claim:
             end_block(token.slot.mutex, token.slot.share, token.claimed, exc_type, exc_value)
         finally:
             # If another thread has called this, the block goes on.
-            if token.slot.mutex.holds() != token.claimed:
+            if token.slot.mutex.is_over(token.claimed):
                 if self.heartbeat is not None:
                     self.heartbeat.end()
                     self.heartbeat = None

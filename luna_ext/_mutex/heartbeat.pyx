@@ -140,9 +140,7 @@ cdef class Heartbeat:
         return 0
 
     cdef bint is_over(self) noexcept:
-        """Whether the hold has ended."""
-        cdef Record now = seen(&self.mutex.record)
-        return now.owner == 0 or now.hold != self.hold
+        return self.mutex.is_over(self.hold)
 
     cdef bint take(self, double now) noexcept:
         """Whether the calling worker is to ask for this hold now."""

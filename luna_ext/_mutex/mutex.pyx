@@ -1244,6 +1244,11 @@ cdef class SlotMutex:
         cdef Place noted = None if seldom is None else seldom.noted
         return noted is not None and noted.task is not None and noted.task() is None
 
+    cdef bint is_over(self, uint64_t hold) noexcept:
+        """Whether the block of this hold has ended. Calls may still rely on its lock."""
+        cdef Record now = seen(&self.record)
+        return now.owner == 0 or now.owner == WORK or now.hold != hold
+
     def holds(self):
         """The number of the present hold; 0 if there is none."""
         hear_of_fork()
