@@ -67,6 +67,7 @@ def test_release_is_announced_by_its_section_of_the_changelog(tree):
         ("CITATION.cff", f"version: {VERSION}", "version: 9.8", "CITATION.cff: version 9.8 is not"),
         ("CHANGELOG.md", f"## [{VERSION}] - 2026-12-01", "", "CHANGELOG.md: there is no section"),
         ("CHANGELOG.md", " - 2026-12-01", "", "CHANGELOG.md: there is no section"),
+        ("CHANGELOG.md", f"[{VERSION}]: https:", "https:", "CHANGELOG.md: the heading ["),
         ("CHANGELOG.md", "[Unreleased]\n", "[Unreleased]\n\n- More.\n", "CHANGELOG.md: [Unrel"),
     ],
 )
