@@ -158,8 +158,10 @@ wheels: $(VENV)/with-test $(VENV)/with-wheel
 	$(BIN)/check-wheel-contents build/wheels/wheels
 	$(BIN)/twine check --strict build/wheels/wheels/*.whl build/wheels/*.tar.gz
 
-# The stand-in for Windows: cross-compiled, and used by two programs that Wine runs.
+# The stand-in for Windows: cross-compiled, and used by two programs that Wine runs. The modules are compiled
+# alone, for there is no Python for Windows to link them to.
 windows: windows-tools $(VENV)/built $(VENV)/with-test
+	$(BIN)/python tests/compile_for_windows.py build/windows
 	$(BIN)/pytest tests/stub/test_windows.py $(PYTEST_ARGS)
 
 windows-tools:

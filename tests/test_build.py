@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from check_wheel import LARGEST, faults, weaknesses
+from compile_for_windows import MINGW, complaints, headers_of_python
 
 import luna_ext
 from luna_ext.stub import library_path
@@ -22,7 +23,6 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = Path(luna_ext.__file__).parent
 LAYOUT = ROOT / "luna_ext" / "_device" / "layout.h"
 STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-MINGW = "x86_64-w64-mingw32-gcc"
 
 # The functions of v2.40 in the order of CK_FUNCTION_LIST.
 NAMES = """
@@ -319,6 +319,15 @@ def test_header_that_is_not_packed_does_not_compile_on_windows(tmp_path):
 
     assert finished.returncode != 0
     assert re.search(r"cryptoki_v2\.h: .*\bCK_INFO\b", finished.stderr)
+
+
+@FOR_WINDOWS
+def test_own_c_of_the_layers_compiles_for_windows(tmp_path):
+    """What Cython makes takes longer: `make windows` compiles that too."""
+    source = tmp_path / "own.c"
+    names = ("Python.h", "native.h", "secret.h", "layout.h")
+    source.write_text("".join(f'#include "{name}"\n' for name in names))
+    assert complaints(headers_of_python(tmp_path), source, "-Wno-unused-function") == ""
 
 
 def test_packing_ends_with_the_header():

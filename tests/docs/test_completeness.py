@@ -212,7 +212,7 @@ BY_HAND = {
     "stress": "minutes; `make test` runs the short form of its tests",
     "tsan-freethreaded": "it builds a CPython for that",
     "wheels": "the workflow builds each by cibuildwheel",
-    "windows": "tests/stub/test_windows.py, which `make test` runs as well",
+    "windows": "tests/stub/test_windows.py, which `make test` runs as well, and a compilation",
 }
 """The targets of make that neither .ci/run nor a workflow runs, and why."""
 
