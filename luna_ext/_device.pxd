@@ -355,6 +355,7 @@ cdef bint names_a_slot(CK_UNASSIGNED_SLOT_INFO *info) noexcept nogil
 # Of the canary. These cannot raise either.
 cdef CK_RV open_canary(Client client, CK_SLOT_ID slot_id) noexcept
 cdef Life ask_canary(Client client) noexcept
+cdef bint shows_loss(CK_FUNCTION_LIST *functions, Canary *canary) noexcept nogil
 cdef bint canary_is_on(Client client, CK_SLOT_ID slot_id) noexcept nogil
 cdef Life move_canary(Client client, CK_SLOT_ID slot_id, CK_SLOT_ID other) noexcept
 cdef bint close_canary(Client client, CK_SLOT_ID slot_id) noexcept

@@ -7,7 +7,18 @@ import sys
 import textwrap
 
 import pytest
-from support import AGAIN, UNLOCK, finalisations, logged, nothing_is_locked
+from support import (
+    AGAIN,
+    DEVICE_ERROR,
+    HOST_MEMORY,
+    LOCK,
+    SESSION_INFO,
+    UNLOCK,
+    finalisations,
+    logged,
+    nothing_is_locked,
+    wait_until,
+)
 
 from luna_ext.stub import Cluster
 
@@ -172,6 +183,55 @@ def test_a_lock_that_was_lost_is_not_unlocked_at_exit(cluster, program, hold_els
     check(losing.ended())
     assert logged(cluster, UNLOCK, losing.process.pid) == []
     assert owner_of(1) == holder.pid
+
+
+HOLDING_ON = """
+    slot.acquire()
+    print("held", flush=True)
+    sys.stdin.readline()
+    leaving()
+"""
+
+
+def test_a_lock_that_the_exit_finds_lost_is_not_unlocked(
+    cluster, program, hold_elsewhere, owner_of
+):
+    """Other code has initialised the library anew, and goes on with it."""
+    losing = program(HOLDING_ON, options=QUIET)
+    losing.expect("held")
+    cluster.reinitialise(losing.process.pid)
+    holder = hold_elsewhere(1)
+    check(losing.ended(), warnings=1)
+    made = {one.function for one in cluster.log() if one.pid == losing.process.pid}
+    assert not made & {UNLOCK, "C_Finalize"}
+    assert owner_of(1) == holder.pid
+
+
+def test_a_lock_that_is_lost_while_the_exits_unlock_is_repeated_is_not_unlocked(
+    cluster, program, call, hold_elsewhere, owner_of
+):
+    losing = program(HOLDING_ON, options=QUIET)
+    losing.expect("held")
+    pid = losing.process.pid
+    elsewhere = call(lambda: hold_elsewhere(1))
+    wait_until(lambda: [one.pid for one in cluster.log() if one.function == LOCK][1:])
+    cluster.fault(UNLOCK, AGAIN)
+    losing.process.stdin.write("\n")
+    losing.process.stdin.flush()
+    wait_until(lambda: logged(cluster, UNLOCK, pid))
+    cluster.reinitialise(pid)
+    holder = elsewhere.result()
+    cluster.fault(UNLOCK, AGAIN, times=0)
+    check(losing.ended(), warnings=1)
+    assert owner_of(1) == holder.pid
+
+
+@pytest.mark.parametrize("rv", [HOST_MEMORY, AGAIN, DEVICE_ERROR], ids=hex)
+def test_one_passing_error_at_exit_is_no_loss(cluster, run, rv):
+    cluster.fault(SESSION_INFO, rv, every=2, times=1)
+    check(run("slot.acquire(); leaving()", options=QUIET), warnings=1)
+    assert [one.rv for one in cluster.log() if one.function == SESSION_INFO][1] == rv
+    assert len([one for one in cluster.log() if one.function == UNLOCK]) == 1
 
 
 def test_a_warning_that_is_an_error_keeps_no_other_from_being_said(cluster, run):

@@ -13,8 +13,10 @@ import time
 
 import pytest
 from support import (
+    AGAIN,
     DEVICE_ERROR,
     GENERAL_ERROR,
+    HOST_MEMORY,
     INIT_TOKEN,
     LOCK,
     PATIENCE,
@@ -554,6 +556,38 @@ def test_one_passing_error_is_no_loss(luna, cluster):
         cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=1)
         slot.ensure_held()
     assert len(logged(cluster, UNLOCK)) == 1
+
+
+@pytest.mark.parametrize("rv", [HOST_MEMORY, GENERAL_ERROR, 0x8000BEEF], ids=hex)
+def test_one_passing_error_of_the_librarys_own_session_is_no_loss(luna, cluster, rv):
+    """It says nothing of the session. Two in a row, and the worst is taken for true."""
+    with luna.slot(1) as slot, luna.slot(2):
+        cluster.fault(SESSION_INFO, rv, times=1)
+        slot.ensure_held()
+        time.sleep(LONG_BLOCK)
+        cluster.fault(SESSION_INFO, rv, times=1)
+    assert len(logged(cluster, UNLOCK)) == 2
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
+        cluster.fault(SESSION_INFO, rv, times=2)
+        slot.ensure_held()
+    luna.reconnect()
+
+
+def test_a_lock_that_is_lost_while_its_unlock_is_repeated_is_not_unlocked(
+    reinitialise, luna, cluster, hold_here, call, hold_elsewhere, owner_of
+):
+    """Another process may have it by then."""
+    holder = hold_here(luna.slot(1))
+    elsewhere = call(lambda: hold_elsewhere(1))
+    wait_until(lambda: len([one for one in cluster.log() if one.function == LOCK]) == 2)
+    cluster.fault(UNLOCK, AGAIN)
+    releasing = call(holder.leave)
+    wait_until(lambda: logged(cluster, UNLOCK))
+    reinitialise()
+    next_holder = elsewhere.result()
+    cluster.fault(UNLOCK, AGAIN, times=0)
+    releasing.result()
+    assert owner_of(1) == next_holder.pid
 
 
 def test_a_token_that_goes_with_the_librarys_own_session_is_no_loss_of_others(

@@ -213,6 +213,8 @@ cdef enum:
     MOST_SESSIONS = 12
     # How many slots are asked whether the device still knows this application.
     SLOTS_TO_ASK = 3
+    # How often the canary is asked for before an error is believed that need not speak of it.
+    QUESTIONS = 2
 
 
 cdef struct SessionArguments:
@@ -332,11 +334,34 @@ cdef bint tells_of_session(
         client, C_GET_SESSION_INFO, make_get_session_info, &arguments, True, rv, &nanoseconds, NULL, NULL
     ):
         return False
-    if rv[0] == CKR_OK and (
-        arguments.info.slotID != slot_id or arguments.info.flags != SESSION_FLAGS
-    ):
-        rv[0] = CKR_FUNCTION_FAILED
+    rv[0] = compared(rv[0], &arguments.info, slot_id)
     return True
+
+
+cdef inline CK_RV compared(CK_RV rv, CK_SESSION_INFO *info, CK_SLOT_ID slot_id) noexcept nogil:
+    """The answer to C_GetSessionInfo; CKR_FUNCTION_FAILED: what it tells is not true of our session."""
+    if rv == CKR_OK and (info.slotID != slot_id or info.flags != SESSION_FLAGS):
+        return CKR_FUNCTION_FAILED
+    return rv
+
+
+cdef Life life_by(CK_RV rv) noexcept nogil:
+    """What this answer to C_GetSessionInfo shows of the session."""
+    if rv == CKR_OK:
+        return ALIVE
+    # A device that does not answer at all says nothing of the session.
+    if says_busy(rv) or (says_lost(rv) and rv != CKR_CRYPTOKI_NOT_INITIALIZED):
+        return NO_CANARY
+    return GONE
+
+
+cdef bint speaks_of_session(CK_RV rv) noexcept nogil:
+    """Whether it surely means that there is no such session. Any other error may be a passing one."""
+    return (
+        rv == CKR_SESSION_HANDLE_INVALID
+        or rv == CKR_SESSION_CLOSED
+        or rv == CKR_CRYPTOKI_NOT_INITIALIZED
+    )
 
 
 cdef bint says_nothing_of_sessions(CK_RV rv) noexcept nogil:
@@ -366,13 +391,14 @@ cdef Life ask_canary(Client client) noexcept:
     luna_guard_unlock(&client.guard)
     if canary.generation == 0 or canary.generation != luna_shared_get64(&client.generation):
         return NO_CANARY
-    if not tells_of_session(client, canary.session, canary.slot_id, &rv) or says_busy(rv):
-        return NO_CANARY
-    if rv != CKR_OK and says_lost(rv) and rv != CKR_CRYPTOKI_NOT_INITIALIZED:
-        # The device does not answer at all, which says nothing of the session.
-        return NO_CANARY
-    if rv == CKR_OK:
-        return ALIVE
+    for _ in range(QUESTIONS):
+        if not tells_of_session(client, canary.session, canary.slot_id, &rv):
+            return NO_CANARY
+        life = life_by(rv)
+        if life != GONE:
+            return life
+        if speaks_of_session(rv):
+            break
     about.slot_id = canary.slot_id
     about.info = &info
     if make_call(
@@ -397,6 +423,23 @@ cdef Life ask_canary(Client client) noexcept:
             client.initialised_here = False
     luna_guard_unlock(&client.guard)
     return life
+
+
+cdef bint shows_loss(CK_FUNCTION_LIST *functions, Canary *canary) noexcept nogil:
+    """The same at the interpreter's exit, for a thread that Python does not know: nothing is counted, and
+    no generation begins. Whether the library has been finalised.
+    """
+    cdef CK_SESSION_INFO info
+    cdef CK_TOKEN_INFO token
+    cdef CK_RV rv
+    for _ in range(QUESTIONS):
+        memset(&info, 0, sizeof(info))
+        rv = compared(functions.C_GetSessionInfo(canary.session, &info), &info, canary.slot_id)
+        if life_by(rv) != GONE:
+            return False
+        if speaks_of_session(rv):
+            break
+    return not is_no_token(functions.C_GetTokenInfo(canary.slot_id, &token))
 
 
 cdef bint canary_is_on(Client client, CK_SLOT_ID slot_id) noexcept nogil:

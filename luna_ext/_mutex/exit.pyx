@@ -102,11 +102,12 @@ def take_after_a_while(SlotMutex mutex not None, number):
 # The device calls are made by a thread that Python does not know and so does not wait for: a call may
 # never return.
 
-ctypedef CK_RV (*C_Finalize_t)(void *pReserved) noexcept nogil
-
 cdef struct LastCalls:
+    CK_FUNCTION_LIST *functions
     CA_UnlockClusteredSlot_t unlock     # called for each of the slots
-    C_Finalize_t finalize               # called last, unless NULL
+    Canary canary                       # asked for before; of generation 0: there is none
+    bint lost                           # the canary is gone, and nothing is unlocked any more
+    bint finalises                      # C_Finalize is called last
     size_t count
     CK_SLOT_ID *slots
     PyThread_type_lock done             # released at the end
@@ -144,40 +145,52 @@ cdef list shut_down(Client client, Deadline deadline):
     for each in locks.all():
         mutex = <SlotMutex> each
         hold = mutex.holds()
+        generation = seen(&mutex.record).generation
         if hold and lose(&mutex.record, hold, EXITING, &locks.common):
-            slot_ids.append(mutex.slot_id)
+            if generation == <uint32_t> locks.generation():
+                slot_ids.append(mutex.slot_id)
             messages.append(
                 f"slot {mutex.slot_id} was still locked, {mutex.place()}, when the interpreter "
                 "exited"
             )
-    if not slot_ids or unlock_until(client.unlock_clustered_slot, slot_ids, deadline):
+    if not slot_ids or unlock_until(client, slot_ids, deadline):
         # A call that was given up is not waited for. It may take for ever, and while one is in
         # flight the library cannot be finalised.
         while client.in_flight() > locks.calls_given_up() and left_of(deadline) != 0:
             client.wait_for_calls(left_of(deadline), locks.calls_given_up())
         # Checked only now: a close() that waits for the same calls may have finalised meanwhile.
-        if client.take_finalising() and finalize_until(client.functions.C_Finalize, deadline):
+        if client.take_finalising() and finalize_until(client, deadline):
             client.note_finalised()
     return messages
 
 
-cdef bint unlock_until(CA_UnlockClusteredSlot_t unlock, list slot_ids, Deadline deadline) except -1:
-    """Unlock the slots; whether that was done by the deadline."""
-    cdef LastCalls *calls = new_calls(len(slot_ids))
-    calls.unlock = unlock
+cdef bint unlock_until(Client client, list slot_ids, Deadline deadline) except -1:
+    """Unlock the slots, unless the library turns out to be finalised; whether that was done in time."""
+    cdef LastCalls *calls = new_calls(client, len(slot_ids))
+    cdef bint lost = False
+    cdef bint done
+    luna_guard_lock(&client.guard)
+    if client.canary.generation == luna_shared_get64(&client.generation):
+        calls.canary = client.canary
+    luna_guard_unlock(&client.guard)
     for index, slot_id in enumerate(slot_ids):
         calls.slots[index] = slot_id
-    return make_until(calls, deadline)
+    done = make_until(calls, deadline, &lost)
+    if lost:
+        # Other code has initialised the library anew, and finalises it.
+        client.initialised_here = False
+    return done
 
 
-cdef bint finalize_until(C_Finalize_t finalize, Deadline deadline) except -1:
+cdef bint finalize_until(Client client, Deadline deadline) except -1:
     """Finalise the client library; whether that was done by the deadline."""
-    cdef LastCalls *calls = new_calls(0)
-    calls.finalize = finalize
-    return make_until(calls, deadline)
+    cdef LastCalls *calls = new_calls(client, 0)
+    cdef bint lost
+    calls.finalises = True
+    return make_until(calls, deadline, &lost)
 
 
-cdef LastCalls *new_calls(size_t count) except NULL:
+cdef LastCalls *new_calls(Client client, size_t count) except NULL:
     cdef LastCalls *calls = <LastCalls *> calloc(1, sizeof(LastCalls) + count * sizeof(CK_SLOT_ID))
     if calls == NULL:
         raise MemoryError()
@@ -185,6 +198,8 @@ cdef LastCalls *new_calls(size_t count) except NULL:
     if calls.done == NULL:
         free(calls)
         raise MemoryError()
+    calls.functions = client.functions
+    calls.unlock = client.unlock_clustered_slot
     calls.count = count
     calls.slots = <CK_SLOT_ID *> (calls + 1)
     return calls
@@ -194,17 +209,28 @@ cdef void make_last_calls(void *argument) noexcept nogil:
     cdef LastCalls *calls = <LastCalls *> argument
     cdef size_t index
     cdef Backoff backoff
+    if calls.count != 0:
+        look_for_loss(calls)
     for index in range(calls.count):
         backoff.longest = 0
-        while says_busy(calls.unlock(calls.slots[index])):
+        while not calls.lost and says_busy(calls.unlock(calls.slots[index])):
             luna_pause(next_pause(&backoff))
-    if calls.finalize != NULL:
-        calls.finalize(NULL)
+            look_for_loss(calls)
+    if calls.finalises:
+        calls.functions.C_Finalize(NULL)
     PyThread_release_lock(calls.done)
 
 
-cdef bint make_until(LastCalls *calls, Deadline deadline) except -1:
-    """Make the calls; whether that was done by the deadline. If not, their thread keeps them."""
+cdef void look_for_loss(LastCalls *calls) noexcept nogil:
+    """Before an unlock: another process may have the lock by now."""
+    if calls.canary.generation != 0 and shows_loss(calls.functions, &calls.canary):
+        calls.lost = True
+
+
+cdef bint make_until(LastCalls *calls, Deadline deadline, bint *lost) except -1:
+    """Make the calls; whether that was done by the deadline. If not, their thread keeps them. `lost`: what
+    they have found.
+    """
     cdef bint done
     PyThread_acquire_lock(calls.done, NOWAIT_LOCK)
     if PyThread_start_new_thread(make_last_calls, calls) == PYTHREAD_INVALID_THREAD_ID:
@@ -216,6 +242,7 @@ cdef bint make_until(LastCalls *calls, Deadline deadline) except -1:
             luna_pause(0.0005)
             done = PyThread_acquire_lock(calls.done, NOWAIT_LOCK)
     if done:
+        lost[0] = calls.lost
         PyThread_release_lock(calls.done)
         PyThread_free_lock(calls.done)
         free(calls)

@@ -807,10 +807,12 @@ cdef class SlotMutex:
                     luna_pause(pause)
                 pause = next_pause(&backoff)
                 now = 0
-                if self.generation() != generation or not unlock_slot(
-                    self.locks.client, self.slot_id, &rv, &now
+                # Finalised meanwhile, and the lock dropped with it; another process may have it.
+                if (
+                    self.generation() != generation
+                    or self.locks.is_finalised()
+                    or not unlock_slot(self.locks.client, self.slot_id, &rv, &now)
                 ):
-                    # Finalised meanwhile, and the lock dropped with it.
                     rv = CKR_OK
         note_unlock(self.known_rare())
         if end_leave(&self.record, luna_count_get(&self.locks.claims), now) and (
