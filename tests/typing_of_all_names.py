@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, assert_type
+from typing import Any, Literal, assert_type
 
 from prometheus_client import REGISTRY
+from prometheus_client.metrics_core import Metric
 
 import luna_ext
 from luna_ext.metrics import PrometheusCollector
@@ -49,8 +50,12 @@ def library() -> None:
             assert_type(token, luna_ext.Token)
             assert_type(token.assign("new", so_pin="1", user_pin=b"2"), luna_ext.Token)
             token.assign("new")  # type: ignore[call-arg]
-            token.assign("new", so_pin=bytearray(b"1"))
+            token.assign("new", so_pin=bytearray(b"1"), unique=False)
+            token.assign("new", so_pin=memoryview(b"1"), erase=False)
+            token.assign("new", so_pin=luna_ext.PIN_PAD, user_pin=luna_ext.PIN_PAD)
         assert_type(luna.claim("cluster-1"), luna_ext.Claim)
+        assert_type(luna.pkcs11(), Any)
+        assert_type(luna.pykcs11(), Any)
         assert_type(luna.close(), None)
 
 
@@ -95,6 +100,12 @@ def token(token: luna_ext.Token) -> None:
     assert_type(token.info.flags, luna_ext.TokenFlag)
     assert_type(token.info.session_count, int | None)
     assert_type(token.ensure_held(), None)
+    assert_type(token.pkcs11(), Any)
+    assert_type(token.change_pin("old", b"new"), None)
+    token.change_pin(luna_ext.PIN_PAD, luna_ext.PIN_PAD, role="so")
+    token.change_pin("old", "new", role="auditor")  # type: ignore[arg-type]
+    pad: luna_ext.PinPad = luna_ext.PIN_PAD
+    print(pad)
     with token as entered:
         assert_type(entered, luna_ext.Token)
     with token.lock(timeout=5) as entered:
@@ -123,8 +134,11 @@ def fleet(luna: luna_ext.Library) -> None:
     assert_type(report.assigned, dict[str, int])
     assert_type(report.skipped, dict[str, int])
     assert_type(report.failed, dict[str, Exception])
+    assert_type(report.fresh, dict[str, int])
     luna_ext.provision(luna, "cluster-1", ["x"])  # type: ignore[call-arg]
-    REGISTRY.register(PrometheusCollector(luna))
+    collector = PrometheusCollector(luna)
+    REGISTRY.register(collector)
+    assert_type([*collector.collect()], list[Metric])
 
 
 def errors(error: luna_ext.LunaError) -> None:
@@ -141,6 +155,7 @@ def errors(error: luna_ext.LunaError) -> None:
     ]
     os_error: OSError = luna_ext.LibraryLoadError("")
     timeout: TimeoutError = luna_ext.LockTimeoutError("")
+    assert_type(luna_ext.LockTimeoutError("").timeout, float)
     missing: NotImplementedError = luna_ext.UnsupportedFunctionError("")
     runtime_errors: list[RuntimeError] = [
         luna_ext.NotInitializedError(""),
@@ -185,8 +200,10 @@ def stand_in() -> None:
         cluster.unlock_keyring(1)
         cluster.pin_lengths(8, 255)
         cluster.disconnect(1)
+        cluster.reinitialise(1)
         assert_type(cluster.log(), list[LoggedCall])
         for call in cluster.log():
             assert_type(call.rv, int | None)
             assert_type(call.rv_name, str | None)
             assert_type(call.duration, float | None)
+    assert_type(cluster.destroy(), None)

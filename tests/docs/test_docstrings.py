@@ -7,6 +7,7 @@ import ast
 import importlib
 import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,16 @@ def server(tmp_path):
 def test_every_public_name_has_a_docstring():
     assert len(NAMES) > 80
     assert [name for name, says in NAMES.items() if not says] == []
+
+
+def test_every_public_name_has_its_types_checked():
+    """Outside of stubs, as an application uses it."""
+    used = (TREE / "tests" / "typing_of_all_names.py").read_text()
+    names = {
+        *(name for module in MODULES for name in importlib.import_module(module).__all__),
+        *(name.rpartition(".")[2] for name in NAMES),
+    }
+    assert sorted(name for name in names if not re.search(rf"\b{name}\b", used)) == []
 
 
 @pytest.mark.skipif(SERVER is None, reason="basedpyright is not installed (PyPI: basedpyright)")
