@@ -9,8 +9,9 @@ The first word of a block's info string is its language, which says how it is tr
   how it has to end, `file=NAME` writes it to a file.
 - `console` is a terminal: what follows a `$` is run, the rest is what it prints. `...` stands for
   anything.
-- A block that is indented has command lines, which are read: the subcommand and its options are there,
-  and so are the target of make, the extra of pip, the package of Debian and the variable of export.
+- A block that is indented has command lines. Those of luna-ext are run one by one, but for a few
+  subcommands; all are read: the subcommand and its options are there, and so are the target of make, the
+  extra of pip, the package of Debian and the variable of export.
 - PARSED has the languages that are only read, and why.
 - `not-run="REASON"` keeps one from being run; Python is compiled all the same.
 """

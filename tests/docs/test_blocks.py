@@ -21,6 +21,7 @@ from blocks import (
     Shell,
     blocks_of,
     call_test,
+    command_lines,
     compiled,
     every_command,
     functions_to_test,
@@ -70,9 +71,7 @@ def shell(luna_cluster, tmp_path, monkeypatch):
     programs.mkdir()
     install_command(programs / "luna-ext")
     # A reader's own program.
-    backup = tmp_path / "backup"
-    backup.write_text("#!/bin/sh\n")
-    backup.chmod(0o755)
+    make_programs(tmp_path, "backup")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv(
         "PATH",
@@ -158,6 +157,49 @@ def test_blocks_can_be_run(page, luna_cluster, names, shell, tmp_path):
     # What a block has left open is told of as a part of this page's test, and not of a later one.
     names.clear()
     gc.collect()
+
+
+NOT_RUN = {
+    "bench": "it takes ten seconds; tests/commands/test_bench.py has it",
+    "doctor": "it finds the stand-in to be a problem; docs/command.md shows what it prints",
+    "probe": "it takes seconds; docs/command.md shows what it prints",
+    "provision": "it asks for a PIN on the terminal; tests/commands/test_pins.py does so",
+}
+"""The subcommands whose lines in indented blocks are read alone."""
+
+
+def command_lines_of(page):
+    """Those of luna-ext in its indented blocks."""
+    blocks = [block for block in blocks_of(page) if not block.language]
+    return [
+        line.strip()
+        for block in blocks
+        for line in command_lines(block.text)
+        if line.split()[0] == "luna-ext" and line.split()[1] not in NOT_RUN
+    ]
+
+
+def make_programs(directory, *programs):
+    for name in programs:
+        (directory / name).write_text("#!/bin/sh\n")
+        (directory / name).chmod(0o755)
+
+
+@pytest.mark.luna_cluster(keyrings=50)
+@STAND_IN_IS_MEANT
+@pytest.mark.parametrize("page", [*filter(command_lines_of, PAGES)], ids=name_of)
+def test_command_lines_of_indented_blocks_can_be_run(page, luna_cluster, names, shell, tmp_path):
+    """Where a second host holds the lock that they ask for is not here."""
+    with luna_cluster.library() as luna, luna.claim(luna_cluster.cluster_id) as token:
+        token.assign("payments-02", so_pin=SO_PIN)
+    make_programs(tmp_path, "rotate-keys", "initialise")
+    make_programs(tmp_path / ".bin", "rotate", "copy", "initialise", "sleep")
+    pin = tmp_path / "so.pin"
+    pin.write_text(SO_PIN)
+    pin.chmod(0o600)
+    for line in command_lines_of(page):
+        code, printed = shell.run(line)
+        assert code == 0, f"{name_of(page)}: {line}\n{printed}"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
