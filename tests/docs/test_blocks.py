@@ -1,5 +1,6 @@
 """README and docs/ are true: their code blocks are run on the stand-in, or at least read."""
 
+import ast
 import asyncio
 import contextlib
 import gc
@@ -7,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from blocks import (
     takes,
     verify_unit,
 )
+from prometheus_client import CollectorRegistry
 from support import STAND_IN_IS_MEANT, install_command
 
 import luna_ext
@@ -155,6 +158,34 @@ def test_blocks_can_be_run(page, luna_cluster, names, shell, tmp_path):
         else:
             shell.run_console(block)
     # What a block has left open is told of as a part of this page's test, and not of a later one.
+    names.clear()
+    gc.collect()
+
+
+def examples_of_docstrings():
+    """The reference has them as well. Each with the name that it describes; `...` is a PIN in it."""
+    package = TREE / "luna_ext"
+    for file in sorted(
+        [package / "_cluster.pyi", *package.glob("*.py"), *package.glob("stub/*.py")]
+    ):
+        for part in ast.walk(ast.parse(file.read_text())):
+            if isinstance(part, ast.Module | ast.ClassDef | ast.FunctionDef):
+                docstring = ast.get_docstring(part) or ""
+                for text in re.findall(r"::\n\n((?:(?: {4}.*)?(?:\n|$))+)", docstring):
+                    yield getattr(part, "name", file.stem), textwrap.dedent(text)
+
+
+@pytest.mark.luna_cluster(keyrings=50)
+@STAND_IN_IS_MEANT
+@pytest.mark.skipif(find_spec("pkcs11") is None, reason="python-pkcs11 is not installed")
+@pytest.mark.parametrize("name", sorted({name for name, _ in examples_of_docstrings()}))
+def test_examples_of_docstrings_can_be_run(name, luna_cluster, names, monkeypatch):
+    monkeypatch.setattr("prometheus_client.REGISTRY", CollectorRegistry())
+    for described, text in examples_of_docstrings():
+        if described == name:
+            text = text.replace("so_pin=...", "so_pin=SO_PIN")
+            text = text.replace("user_pin=...", "user_pin=USER_PIN")
+            run_with_library(Block(name, 1, "python", {}, text), names, luna_cluster)
     names.clear()
     gc.collect()
 
