@@ -457,6 +457,27 @@ def test_a_claim_crosses_an_unlock_of_the_same_slot(succeed, cluster):
     succeed(CROSSING)
 
 
+def test_the_block_ends_while_the_token_is_still_being_assigned(luna, cluster, wait_until_inside):
+    """The block ends while the token is still being assigned."""
+    cluster.latency(0.3, "C_InitToken")
+
+    async def claim():
+        async with luna.claim(cluster.cluster_id) as token:
+            await asyncio.to_thread(token.assign, "payments-01", so_pin="so-pin-1")
+
+    async def main():
+        task = asyncio.create_task(claim())
+        await asyncio.to_thread(wait_until_inside, "C_InitToken")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    wait_until(lambda: logged(cluster, UNLOCK))
+    (erasure,), (unlock,) = logged(cluster, "C_InitToken"), logged(cluster, UNLOCK)
+    assert unlock.time >= erasure.time + erasure.duration
+
+
 def test_no_unassigned_token_is_left(luna, cluster):
     """No unassigned token is left."""
     cluster.fault(CLAIM, NONE_LEFT, times=1)
