@@ -192,6 +192,37 @@ def test_of_several_unlocks_that_fail_the_first_is_raised_and_names_the_others(
     luna.reconnect()
 
 
+@pytest.mark.parametrize("form", ["threads", "tasks"])
+def test_an_audit_hook_that_raises_at_the_end_does_not_keep_the_others_locked(succeed, form):
+    """In a process of its own: an audit hook cannot be taken off."""
+    body = f"""
+import asyncio
+
+def hook(event, arguments):
+    if event == "luna_ext.unlock":
+        raise RuntimeError(f"no {{arguments[0]}}")
+
+def all_three():
+    return luna.lock_all(map(luna.slot, (1, 2, 3)))
+
+def threads():
+    with all_three():
+        pass
+
+async def tasks():
+    async with all_three():
+        pass
+
+sys.addaudithook(hook)
+try:
+    threads() if {form == "threads"} else asyncio.run(tasks())
+except RuntimeError as error:
+    print(*str(error).split(), *[word for note in error.__notes__ for word in note.split()])
+wait_until(lambda: all(token.owner is None for token in cluster.tokens()))
+"""
+    assert succeed(body) == ["no", "3", "luna_ext:", "no", "2", "luna_ext:", "no", "1"]
+
+
 def test_an_exception_of_the_body_goes_on(luna, cluster):
     with pytest.raises(ValueError, match="body"), luna.lock_all(luna.slots()):
         raise ValueError("body")

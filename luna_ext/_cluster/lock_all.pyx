@@ -83,7 +83,9 @@ cdef class LockAll:
             return self.targets
         except BaseException as error:
             # The releases are begun at once. An error of theirs is a note of this one.
-            for departure in leave_all(locks, count, type(error), error):
+            departures = []
+            leave_all(locks, count, type(error), error, departures)
+            for departure in departures:
                 await departure
             raise
 
@@ -92,10 +94,11 @@ cdef class LockAll:
         # The task is looked for only where there is a choice: that is Python code, which lets signal
         # handlers in.
         cdef list locks = self._entered(present_task_number() if len(self.held) > 1 else 0)
-        return self._departed(locks, leave_all(locks, len(locks), exc_type, exc_value))
+        cdef list departures = []
+        failure = leave_all(locks, len(locks), exc_type, exc_value, departures)
+        return self._departed(locks, departures, failure)
 
-    async def _departed(self, locks, departures):
-        failure = None
+    async def _departed(self, locks, departures, failure):
         for departure in departures:
             try:
                 await departure
@@ -175,9 +178,17 @@ cdef object first_of(object failure, object error):
     return failure
 
 
-cdef list leave_all(list locks, Py_ssize_t count, object exc_type, object exc_value):
-    """Begin the release of the first `count` of these, in reverse; what is to be awaited for each."""
-    cdef list departures = [None] * count
-    for index in range(count):
-        departures[index] = (<SlotLock> locks[count - 1 - index]).__aexit__(exc_type, exc_value, None)
-    return departures
+cdef object leave_all(
+    list locks, Py_ssize_t count, object exc_type, object exc_value, list departures
+):
+    """Begin the release of the first `count` of these, in reverse. `departures` gets what is to be awaited for
+    each. Returns the error if an audit hook, or a log or signal handler, raised: the others are begun anyway.
+    """
+    failure = None
+    while count > 0:
+        count -= 1
+        try:
+            departures.append((<SlotLock> locks[count]).__aexit__(exc_type, exc_value, None))
+        except BaseException as error:
+            failure = first_of(failure, error)
+    return failure
