@@ -396,6 +396,7 @@ cdef class Request(Waiter):
     cdef Locks locks                   # of the client
     cdef CK_UNASSIGNED_SLOT_INFO info  # the slot ID and label that the device has given
     cdef bint calling                  # whether the claim is at the device
+    cdef uint64_t asked_in             # the generation of C_Initialize in which it was sent there
     cdef bint abandoned                # whether its caller gave it up; then it is counted in `locks`
     cdef bint in_own_call              # whether the thread that waits makes the call itself
 

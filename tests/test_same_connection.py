@@ -14,6 +14,7 @@ import time
 import pytest
 from support import (
     AGAIN,
+    CLAIM,
     DEVICE_ERROR,
     GENERAL_ERROR,
     HOST_MEMORY,
@@ -91,6 +92,23 @@ def test_the_end_of_a_long_block_tells_and_leaves_the_next_holder_alone(
         time.sleep(LONG_BLOCK)
     assert logged(cluster, UNLOCK) == []
     assert cluster.tokens()[slot.slot_id - 1].owner == other.pid
+
+
+def test_long_blocks_that_end_at_the_same_time_leave_the_next_holders_alone(
+    reinitialise, luna, cluster, hold_here, hold_elsewhere, call, wait_until_inside
+):
+    """The threads ask for the session at the same time, and only one of them finds out that it is gone."""
+    holders = [hold_here(luna.slot(slot_id)) for slot_id in (1, 2)]
+    reinitialise()
+    others = [hold_elsewhere(slot_id).pid for slot_id in (1, 2)]
+    cluster.latency(0.2, SESSION_INFO)
+    ends = [call(holder.leave) for holder in holders]
+    wait_until_inside(SESSION_INFO, 2)
+    for end in ends:
+        with pytest.raises(luna_ext.LockLostError, match="finalised"):
+            end.result()
+    assert logged(cluster, UNLOCK) == []
+    assert [token.owner for token in cluster.tokens()[:2]] == others
 
 
 @pytest.mark.parametrize("claims", [False, True])
@@ -280,6 +298,30 @@ def test_a_grant_of_an_earlier_connection_is_asked_for_again(luna, cluster, call
         assert locking.result(30)
     assert [one.rv for one in logged(cluster, LOCK) if one.slot_id == 2] == [0, 0]
     # The stand-in still has the first lock.
+    luna.reconnect()
+
+
+def test_a_claim_of_an_earlier_connection_is_made_sure_of(luna, cluster, call, owner_of):
+    """Its answer is on its way when another thread finds out that the connection is another one."""
+    claimed, done = [], threading.Event()
+
+    def claim():
+        with luna.claim("cluster-1") as token:
+            claimed.append(token.slot.slot_id)
+            assert done.wait(PATIENCE)
+
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
+        cluster.latency(0.3, CLAIM, after=True)
+        claiming = call(claim)
+        wait_until(lambda: sum(token.owner is not None for token in cluster.tokens()) == 2)
+        cluster.reinitialise(os.getpid())
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+    wait_until(lambda: claimed)
+    owners = [owner_of(slot_id) for slot_id in claimed]
+    done.set()
+    claiming.result()
+    assert owners == [os.getpid()]
     luna.reconnect()
 
 

@@ -413,14 +413,16 @@ cdef Life ask_canary(Client client) noexcept:
         return NO_CANARY
     life = NO_CANARY
     luna_guard_lock(&client.guard)
+    if luna_shared_get64(&client.generation) != canary.generation:
+        # Another thread has found that out meanwhile.
+        life = GONE
     # Unless it was closed by close_canary() meanwhile.
-    if client.canary.generation == canary.generation and client.canary.session == canary.session:
+    elif client.canary.generation == canary.generation and client.canary.session == canary.session:
         life = GONE
         client.canary.generation = 0
-        if luna_shared_get64(&client.generation) == canary.generation:
-            luna_shared_add64(&client.generation, 1)
-            # Another user of the process has initialised the library, and finalises it.
-            client.initialised_here = False
+        luna_shared_add64(&client.generation, 1)
+        # Another user of the process has initialised the library, and finalises it.
+        client.initialised_here = False
     luna_guard_unlock(&client.guard)
     return life
 

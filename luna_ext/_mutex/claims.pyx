@@ -410,7 +410,7 @@ cdef class Request(Waiter):
                 generation = self.mutex.generation()
                 luna_guard_lock(&self.locks.guard)
                 arrival = arrive(
-                    &self.mutex.record, &self.seat, claim, generation, &self.locks.common
+                    &self.mutex.record, &self.seat, claim, self.asked_in, generation, &self.locks.common
                 )
                 luna_guard_unlock(&self.locks.guard)
             self._end()
@@ -516,6 +516,7 @@ cdef class Request(Waiter):
         luna_guard_lock(&self.locks.guard)
         if self.seat.outcome == WAITING:
             self.calling = True
+            self.asked_in = self.locks.generation()
             luna_count_add(&self.locks.claims, 1)
             claim = luna_count_get(&self.locks.claims)
         luna_guard_unlock(&self.locks.guard)
@@ -583,12 +584,16 @@ cdef class Request(Waiter):
             return self.outcome() != WAITING
         if luna_shared_get(&self.locks.common.kind) == GIVES_ONCE and self._own_after_all():
             return True
-        if begin_doubt(
-            &mutex.record, mutex.generation(), asked != seen(&mutex.record).calls
-        ) and luna_shared_get(&self.locks.common.kind) != GRANTS_AGAIN:
+        if begin_doubt(&mutex.record, self.asked_in, asked != seen(&mutex.record).calls):
+            kind = luna_shared_get(&self.locks.common.kind)
+            if kind == UNKNOWN:
+                self.locks.note_doubt()
+            else:
+                # Another thread may have found it out just now, and not have seen this doubt.
+                self.locks.learn(kind)
             # On a device that grants again, what was not granted was not this process's.
-            self.locks.note_doubt()
-            mutex._tell_of_doubt(failure)
+            if kind == UNKNOWN or (kind == GIVES_ONCE and self.asked_in != mutex.generation()):
+                mutex._tell_of_doubt(failure)
         return False
 
     cdef bint _own_after_all(self) except -1:
@@ -596,7 +601,9 @@ cdef class Request(Waiter):
         cdef Arrival arrival
         cdef uint64_t generation = self.mutex.generation()
         luna_guard_lock(&self.locks.guard)
-        arrival = arrive(&self.mutex.record, &self.seat, 0, generation, &self.locks.common)
+        arrival = arrive(
+            &self.mutex.record, &self.seat, 0, self.asked_in, generation, &self.locks.common
+        )
         luna_guard_unlock(&self.locks.guard)
         if arrival == RETURNED:
             self.mutex.held_since = 0

@@ -776,14 +776,16 @@ cdef class SlotMutex:
         unassigned = luna_is_marked(&self.record.is_unassigned) and luna_take_mark(
             &self.record.is_unassigned
         )
-        if self.generation() != generation:
-            # Finalised meanwhile, and the lock dropped with it.
-            pass
-        elif (was_long and self.locks.is_finalised()) or (
-            unassigned and self.locks.pass_canary_on(self)
+        if (was_long or unassigned) and self.generation() == generation and (
+            (was_long and self.locks.is_finalised())
+            or (unassigned and self.locks.pass_canary_on(self))
         ):
             # By other code, and another process may have the lock by now.
             rv = CKR_SESSION_HANDLE_INVALID
+        elif self.generation() != generation:
+            # Finalised meanwhile, and the lock dropped with it. Other threads may have found it out while
+            # this one asked.
+            pass
         elif not unlock_slot(<Client> client, self.slot_id, &rv, &now):
             rv = CKR_CRYPTOKI_NOT_INITIALIZED
         return self.after_unlock(rv, now, generation, passes_turn, unassigned)
@@ -985,9 +987,9 @@ cdef class SlotMutex:
             # C_Finalize drops what may be set.
             return 0
         log.error(
-            "slot %d: it was granted while this process unlocked it, and whether this process holds "
-            "its lock could not be made sure (%s). It is left alone; the lock may stay set until this "
-            "process disconnects",
+            "slot %d: it was granted while this process unlocked it, or while its library was finalised, and "
+            "whether this process holds its lock could not be made sure (%s). It is left alone; the lock may "
+            "stay set until this process disconnects",
             self.slot_id,
             why or f"no answer within {LONGEST_MOMENT:g} s",
         )

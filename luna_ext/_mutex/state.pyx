@@ -623,17 +623,18 @@ cdef inline bint end_leave(Record *record, uint64_t claims, uint64_t answered) n
 
 
 cdef Arrival arrive(
-    Record *record, Seat *seat, uint64_t claim, uint64_t generation, Common *common
+    Record *record, Seat *seat, uint64_t claim, uint64_t asked_in, uint64_t generation, Common *common
 ) noexcept nogil:
-    """The claim number `claim` has come back with this slot."""
+    """The claim number `claim`, which began in the generation `asked_in`, has come back with this slot."""
     cdef Arrival arrival
     luna_guard_lock(&record.guard)
     if record.owner != 0:
         arrival = HELD
-    elif luna_shared_get(&common.kind) != GIVES_ONCE and (
-        record.leaving != 0 or record.unlocked_at >= claim
+    elif asked_in != generation or (
+        luna_shared_get(&common.kind) != GIVES_ONCE
+        and (record.leaving != 0 or record.unlocked_at >= claim)
     ):
-        # The grant may be that of a lock which an unlock has taken off since.
+        # The grant may be that of a lock which C_Finalize, or an unlock, has taken off since.
         arrival = UNPROVEN
     elif seat.outcome == WAITING:
         own(record, seat.number, seat.home, seat.share, generation)
