@@ -42,6 +42,12 @@ cdef enum Loss:
     EXITING         # the interpreter's exit has taken it off
     HOLDER_ENDED    # the holder's thread had ended
 
+# Whether a grant proves nothing, so that it is not known whether the lock is on.
+cdef enum Doubt:
+    NO_DOUBT
+    FROM_LOCK       # that of a lock call; it is told of if it lasts
+    FROM_CLAIM      # that of a claim, which tells of it itself
+
 # What follows from the answer to a lock call.
 cdef enum Verdict:
     REFUSED         # the answer is an error
@@ -116,6 +122,7 @@ cdef struct Rare:
     double watched_since    # when the watcher saw it first, in seconds of luna_now()
     uint64_t let_pass       # number of the newest unlock that a claim has waited for in vain
     int doubted             # whether a worker is to tell of a doubt, if it lasts
+    int doubts              # how many there were of which a worker was to tell
 
 # The state of one slot's lock in this process. Only the transitions in state.pyx write it, but for the
 # marks. A process may have thousands of them, so it is small.
@@ -130,7 +137,7 @@ cdef struct Record:
     uint8_t owed_since      # `owed` was made so by a doubt since the newest lock call began
     uint8_t on_trial        # the lock call was made while the lock was surely on, and its moment lasts
     uint8_t unsent          # a worker is to make it, and has not come to that
-    uint8_t doubt           # a grant proves nothing: whether the lock is on is not known
+    uint8_t doubt           # a Doubt
     uint8_t owed            # a lock call is due even without a waiter: to take off what may be set
     uint8_t inherited       # the lock was held in the parent process, at the fork
     uint8_t eviction_due    # the hold is over, or its Library closed, while such calls are under way

@@ -1243,6 +1243,37 @@ slot.release()
 
 
 @pytest.mark.luna_cluster(keyrings=2)
+def test_a_doubt_that_a_reconnect_has_ended_is_not_logged(on_device):
+    """A call on trial is granted long after the unlock, and the next one is refused."""
+    body = """
+records = []
+class Handler(logging.Handler):
+    def emit(self, record):
+        records.append(record)
+logging.getLogger("luna_ext").addHandler(Handler(logging.ERROR))
+# An unlock is timed, so that the moment is as short as it can be.
+with slot:
+    pass
+slot.acquire()
+cluster.latency(1, CLAIM)
+claiming = in_thread(claim_if_it_can)
+wait_until_inside(CLAIM)
+cluster.latency(1.2, LOCK)
+slot.release()
+cluster.latency(0, LOCK)
+wait_until(lambda: [entry.rv for entry in cluster_calls(LOCK)][2:] == [0, 0x30])
+claiming.join(20)
+assert owner() == os.getpid()
+luna.reconnect()
+assert owner() is None
+# It would be logged two seconds after it began.
+time.sleep(2.2)
+print(len(records))
+"""
+    assert on_device("refuses", body) == ["0"]
+
+
+@pytest.mark.luna_cluster(keyrings=2)
 def test_no_lock_call_is_made_on_trial_for_a_doubt_of_an_earlier_connection(on_device):
     body = f"""
 import subprocess

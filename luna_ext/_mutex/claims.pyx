@@ -550,6 +550,7 @@ cdef class Request(Waiter):
         cdef object failure = None
         cdef Outcome outcome
         cdef uint64_t hold
+        cdef int kind
         cdef uint32_t asked = seen(&mutex.record).calls
         # With a number of its own: a claimer that gives up may lock the slot while this waits.
         waiter.prepare(new_number(), 0, self.share)

@@ -978,8 +978,10 @@ cdef class SlotMutex:
         if luna_shared_get(&self.locks.common.kind) == UNKNOWN and seen(&self.record).doubt:
             self.locks.note_doubt()
             rare = self.rare()
-            if rare != NULL and not luna_shared_get(&rare.doubted):
-                luna_shared_set(&rare.doubted, run_on_worker(tell_of_doubt, self))
+            if rare != NULL:
+                luna_shared_add(&rare.doubts, 1)
+                if not luna_shared_get(&rare.doubted):
+                    luna_shared_set(&rare.doubted, run_on_worker(tell_of_doubt, self))
         return 0
 
     cdef int _tell_of_doubt(self, object why) except -1:
@@ -1519,10 +1521,18 @@ cdef int make_trial(object mutex) noexcept:
 
 cdef int tell_of_doubt(object mutex) noexcept:
     cdef SlotMutex self = <SlotMutex> mutex
-    with nogil:
-        luna_pause(LONGEST_MOMENT)
-    luna_shared_set(&self.known_rare().doubted, False)
-    if seen(&self.record).doubt:
+    cdef Rare *rare = self.known_rare()
+    cdef Record now
+    cdef int doubts = -1
+    # Another doubt, which came when the first one had ended, may be as short.
+    while doubts != luna_shared_get(&rare.doubts):
+        doubts = luna_shared_get(&rare.doubts)
+        with nogil:
+            luna_pause(LONGEST_MOMENT)
+    luna_shared_set(&rare.doubted, False)
+    now = seen(&self.record)
+    # C_Finalize has ended one of an earlier generation.
+    if now.doubt == FROM_LOCK and now.doubt_in == <uint32_t> self.generation():
         self._tell_of_doubt(None)
     return 0
 

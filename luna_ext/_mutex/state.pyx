@@ -291,7 +291,7 @@ cdef inline void own(
     record.share = <uint32_t> share
     record.generation = <uint32_t> generation
     record.hold += 1
-    record.doubt = False
+    record.doubt = NO_DOUBT
     record.owed = False
     record.inherited = False
 
@@ -367,7 +367,7 @@ cdef inline Verdict hear(
         record.owed = True
         record.owed_in = <uint32_t> generation
         if luna_shared_get(&common.kind) == UNKNOWN:
-            record.doubt = True
+            record.doubt = FROM_LOCK
             record.doubt_in = <uint32_t> generation
         verdict = IGNORED
     elif number != 0:
@@ -439,7 +439,7 @@ cdef inline void begin_unlock(Record *record, uint64_t generation) noexcept nogi
     record.leaving += 1
     record.unlocks += 1
     record.crossed = True
-    record.doubt = False
+    record.doubt = NO_DOUBT
     record.owed = False
 
 
@@ -674,7 +674,7 @@ cdef bint begin_doubt(Record *record, uint64_t generation, bint asked) noexcept 
     luna_guard_lock(&record.guard)
     doubt = record.owner == 0
     if doubt:
-        record.doubt = True
+        record.doubt = FROM_CLAIM
         record.doubt_in = <uint32_t> generation
         if not asked:
             record.owed = True
@@ -689,7 +689,7 @@ cdef bint end_doubt(Record *record, uint64_t generation, bint held) noexcept nog
     cdef bint due
     luna_guard_lock(&record.guard)
     due = record.doubt and held and record.owner == 0 and record.doubt_in == <uint32_t> generation
-    record.doubt = False
+    record.doubt = NO_DOUBT
     if due:
         begin_unlock(record, generation)
     check(record)
