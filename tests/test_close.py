@@ -464,6 +464,11 @@ def test_a_library_that_is_closed_while_a_reconnect_lasts_is_finalised(
     reconnecting.result()
 
 
+def has_ended_within(thread, seconds):
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
 def test_a_library_that_is_closed_while_a_reconnect_waits_for_calls_is_finalised(
     cluster, hold_elsewhere, call, wait_until_inside
 ):
@@ -472,13 +477,8 @@ def test_a_library_that_is_closed_while_a_reconnect_waits_for_calls_is_finalised
     locking = call(lambda: enter(luna.slot(1)))
     wait_until_inside(LOCK)
     reconnecting = call(luna.reconnect)
-
-    def calls_wait():
-        asking = call(luna.slots)
-        asking.join(0.05)
-        return asking.is_alive()
-
-    wait_until(calls_wait)
+    # Calls wait for it.
+    wait_until(lambda: not has_ended_within(call(luna.slots), 0.05))
     closing = call(luna.close)
     with pytest.raises(luna_ext.DeviceError, match="initialised anew"):
         reconnecting.result()
@@ -487,6 +487,31 @@ def test_a_library_that_is_closed_while_a_reconnect_waits_for_calls_is_finalised
     assert [entry.rv for entry in logged(cluster, "C_Finalize")] == [0]
     with pytest.raises(luna_ext.LibraryClosedError):
         locking.result()
+
+
+def test_a_reconnect_behind_another_one_is_refused_once_the_library_is_closed(
+    cluster, hold_elsewhere, call, on_alarm
+):
+    """Else it would initialise the library anew when close() has looked for the last time."""
+    luna = cluster.library()
+    holder = hold_elsewhere(1)
+    give_up_a_lock_call(luna, cluster)
+    first = call(luna.reconnect)
+    wait_until(lambda: not has_ended_within(call(luna.slots), 0.05))
+
+    def close():
+        luna.close()
+        closed.append(call(holder.release))
+
+    closed = []
+    # While this thread waits for the first one, which waits for the call.
+    on_alarm(close)
+    with pytest.raises(luna_ext.LibraryClosedError):
+        luna.reconnect()
+    with pytest.raises(luna_ext.DeviceError, match="initialised anew"):
+        first.result()
+    closed[0].result()
+    wait_until(lambda: [entry.rv for entry in logged(cluster, "C_Finalize")] == [0])
 
 
 def test_a_library_that_is_closed_while_a_child_initialises_it_is_finalised(

@@ -273,7 +273,7 @@ cdef class Library:
             The Library is closed, or what C_Initialize answers. The next call tries it again.
         """
         self._check_open()
-        self.locks.reconnect(DRAIN_SECONDS)
+        self.locks.reconnect(DRAIN_SECONDS, self.share)
 
     def slot(self, slot_id):
         """The slot with this ID: always the same object. Does not ask the device.

@@ -592,9 +592,10 @@ cdef class Client:
             )
         raise error
 
-    cdef int reconnect(self, double seconds) except -1:
+    cdef int reconnect(self, double seconds, Share share) except -1:
         """Call C_Finalize, even if other code has initialised the library, and C_Initialize. All locks are
-        dropped by that. The calls that are out have so many seconds to come back.
+        dropped by that. The calls that are out have so many seconds to come back. `share`: that of the
+        Library that asks for it; None: one that is being opened does.
         """
         cdef Deadline deadline = deadline_in(seconds)
         cdef CK_RV finalized = CKR_OK
@@ -602,10 +603,15 @@ cdef class Client:
         cdef int before, out
         hear_of_fork()
         self._begin_change()
-        before = luna_shared_get(&self.state)
         out = 0
+        luna_guard_lock(&self.guard)
+        before = luna_shared_get(&self.state)
+        if share is not None and not luna_shared_get(&share.open):
+            # Closed while another thread was at it. One that begins here, close() sees and waits for.
+            before = CLOSED
         if before != CLOSED:
             luna_shared_set(&self.state, RECONNECTING)
+        luna_guard_unlock(&self.guard)
         if before == READY or before == CLOSING:
             out = self._drain(deadline)
             if out == 0:

@@ -194,10 +194,12 @@ cdef class Locks:
                 mutex.end_lost(now.owner, now.share, now.hold, FINALISED)
         return 0
 
-    def reconnect(self, seconds):
-        """Initialise the library anew; all holds are lost, also where C_Initialize fails."""
+    def reconnect(self, seconds, Share share=None):
+        """Initialise the library anew; all holds are lost, also where C_Initialize fails. `share`: that of
+        the Library that asks for it; None: one that is being opened does.
+        """
         try:
-            self.client.reconnect(seconds)
+            self.client.reconnect(seconds, share)
         finally:
             self.lose_all()
 
