@@ -61,6 +61,7 @@ from luna_ext._device cimport (
     init_token,
     is_lost,
     left_of,
+    left_of_exit,
     library_info,
     load_client,
     luna_bell,

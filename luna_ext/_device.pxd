@@ -335,6 +335,7 @@ cdef PyThread_type_lock new_signal() except NULL
 cdef void gives_way() noexcept nogil
 cdef int begin_exit(Deadline deadline) noexcept
 cdef bint exit_has_begun() noexcept
+cdef double left_of_exit() noexcept nogil
 cdef int hold_back_at_exit() except -1
 
 # These say whether the call was made (if not, the client is not ready, or does not answer any

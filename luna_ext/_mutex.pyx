@@ -80,6 +80,7 @@ from luna_ext._device cimport (
     exit_has_begun,
     gives_way,
     left_of,
+    left_of_exit,
     move_canary,
     open_canary,
     wait_for_none,

@@ -492,6 +492,58 @@ def test_a_finalizer_that_comes_after_the_exit_hears_at_once_that_the_library_is
     assert done.stdout.split() == ["closed", "True"]
 
 
+LEFT = {
+    "a worker's call": "assert not slot.acquire(timeout=0.05)",
+    "a thread's call": 'in_thread(slot.acquire); wait_until_inside("CA_LockClusteredSlot")',
+    # No function of the program, whose names would not go then.
+    "a thread's hold": (
+        "in_thread(list, map(operator.call, (free.acquire, threading.Event().wait))); "
+        "wait_until(free.locked)"
+    ),
+    "a thread that initialises": 'in_thread(luna.reconnect); wait_until_inside("C_Initialize")',
+}
+
+
+@pytest.mark.parametrize(
+    ("left", "statement"),
+    [
+        ("a worker's call", "slot.acquire()"),
+        ("a worker's call", "slot.acquire(timeout=40)"),
+        ("a thread's call", "slot.acquire()"),
+        ("a thread's call", "luna.close()"),
+        ("a thread's hold", "free.acquire()"),
+        ("a thread that initialises", "slot.acquire()"),
+        ("a thread that initialises", "luna.close()"),
+    ],
+)
+def test_what_a_thread_that_runs_no_more_has_left_keeps_no_finalizer_after_the_exit(
+    cluster, run, hold_elsewhere, left, statement
+):
+    """Neither its device call, which never comes back, nor its hold."""
+    hold_elsewhere(1)
+    # But for that of this program.
+    body = f"""
+        import operator
+
+        class Late:
+            def __del__(self, slot, free, luna, luna_ext, write):
+                try:
+                    {statement}
+                except luna_ext.LibraryClosedError:
+                    write(1, b"closed")
+
+        free = luna.slot(2)
+        cluster.latency(40, "C_Initialize")
+        {LEFT[left]}
+        Late.__del__.__defaults__ = slot, free, luna, luna_ext, os.write
+        late = Late()
+    """
+    ended = run(body, timeout=20, options=())
+    cluster.latency(0, "C_Initialize")
+    assert ended.returncode == 0
+    assert ended.words == ([] if "close" in statement else ["closed"]), ended.stderr
+
+
 def test_a_handler_of_atexit_that_comes_too_late_can_open_the_library_anew(cluster):
     body = """
         import atexit, os

@@ -162,8 +162,8 @@ cdef class Library:
         # Not for a close() that the present signal handler has interrupted, nor for one that another
         # thread of the parent process was in at the fork: neither would ever end.
         if self.closer != PyThread_get_thread_ident() and self.closing_pid == os.getpid():
-            wait_on(self.closing, -1)
-            PyThread_release_lock(self.closing)
+            if wait_on(self.closing, left_of_exit()):
+                PyThread_release_lock(self.closing)
 
     def _close(self, bint wait):
         hear_of_fork()

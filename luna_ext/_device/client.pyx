@@ -496,9 +496,15 @@ cdef class Client:
         hold_back_at_exit()
         raise LibraryClosedError(f"the library {self.path!r} is closed; open a new one to go on")
 
+    cdef bint _may_change(self) except -1:
+        """One thread at a time initialises or finalises. No Python code runs until it has. False: the exit
+        is over, and the thread that does it may never run again.
+        """
+        return wait_on(self.transition, left_of_exit())
+
     cdef int _begin_change(self) except -1:
-        """One thread at a time initialises or finalises. No Python code runs until it has."""
-        wait_on(self.transition, -1)
+        if not self._may_change():
+            self.refuse()
         return 0
 
     cdef int _end_change(self) noexcept:
@@ -512,8 +518,8 @@ cdef class Client:
 
     cdef int wait_for_change(self) except -1:
         """Wait while another thread initialises or finalises."""
-        self._begin_change()
-        self._end_change()
+        if self._may_change():
+            self._end_change()
         return 0
 
     cdef CK_RV _initialise(self) noexcept:
@@ -685,7 +691,8 @@ cdef class Client:
         cdef CK_RV rv = CKR_OK
         if luna_shared_get(&self.state) != CLOSING or self.shares or self.in_flight() != 0:
             return CKR_OK
-        self._begin_change()
+        if not self._may_change():
+            return CKR_OK
         if luna_shared_get(&self.state) == CLOSING and not self.shares and self.in_flight() == 0:
             if self.initialised_here:
                 self.initialised_here = False
@@ -884,6 +891,13 @@ cdef int begin_exit(Deadline deadline) noexcept:
 
 cdef bint exit_has_begun() noexcept:
     return exit_deadline.end != INFINITY
+
+
+cdef double left_of_exit() noexcept nogil:
+    """Seconds for which the exit, which has begun, may still wait for other threads; 0: it is over, and they
+    may never run again. -1: it has not begun.
+    """
+    return left_of(exit_deadline)
 
 
 cdef int hold_back_at_exit() except -1:

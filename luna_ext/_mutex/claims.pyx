@@ -339,6 +339,8 @@ cdef class Locks:
             request = <Request> each
             if request.share is share and request.step_aside(FAILED, True):
                 request.error = closed_to_claims(share)
+                # Its server, where one comes to it at all, finds that the wait has ended.
+                self.requests.discard(request)
                 request.wake()
 
     def after_fork(self):
@@ -625,7 +627,7 @@ cdef class Request(Waiter):
         """Have the claim made by a worker."""
         self.locks.requests.add(self)
         self.locks.queue.append(self)
-        if self.locks.serve_next() < 0:
+        if luna_shared_get(&ended) or self.locks.serve_next() < 0:
             if exit_has_begun():
                 raise closed_to_claims(self.share)
             raise RuntimeError("can't start new thread")

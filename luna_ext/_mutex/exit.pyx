@@ -32,10 +32,12 @@ cdef int finish_closing(Locks locks) except -1:
     """
     cdef Client client = locks.client
     cdef Deadline deadline = deadline_in(WORK_SECONDS)
-    while luna_shared_get(&client.state) == RECONNECTING and not client.shares:
+    while (
+        luna_shared_get(&client.state) == RECONNECTING and not client.shares and left_of_exit() != 0
+    ):
         # The thread that initialises it anew does not finalise it.
         client.wait_for_change()
-    while luna_shared_get(&client.state) == CLOSING and not client.shares:
+    while luna_shared_get(&client.state) == CLOSING and not client.shares and left_of_exit() != 0:
         client.wait_for_calls(-1, locks.calls_given_up())
         if locks.are_relied_on() and left_of(deadline) > 0:
             # Its logout may be still to come, and the login is that of other processes as well where they

@@ -205,6 +205,10 @@ cdef class SlotMutex:
         Py_INCREF(waiter)
         line_up(&self.record, &waiter.seat, False)
         self.pass_turn_by(wake)
+        if luna_shared_get(&ended) and outcome_of(&self.record, &waiter.seat) == WAITING:
+            # What it waits for may never come: a worker's call, or the end of another thread's hold.
+            self.withdraw(waiter)
+            raise closed_error(self.slot_id, waiter.share.path)
         return 0
 
     cdef int withdraw(self, Waiter waiter) except -1:
