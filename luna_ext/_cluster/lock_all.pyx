@@ -181,8 +181,9 @@ cdef object first_of(object failure, object error):
 cdef object leave_all(
     list locks, Py_ssize_t count, object exc_type, object exc_value, list departures
 ):
-    """Begin the release of the first `count` of these, in reverse. `departures` gets what is to be awaited for
-    each. Returns the error if an audit hook, or a log or signal handler, raised: the others are begun anyway.
+    """Begin the release of the first `count` of these, in reverse. `departures` gets what is to be awaited
+    for each. Returns the error if an audit hook, or a log or signal handler, raised: the others are begun
+    anyway.
     """
     failure = None
     while count > 0:

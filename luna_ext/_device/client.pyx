@@ -894,8 +894,8 @@ cdef bint exit_has_begun() noexcept:
 
 
 cdef double left_of_exit() noexcept nogil:
-    """Seconds for which the exit, which has begun, may still wait for other threads; 0: it is over, and they
-    may never run again. -1: it has not begun.
+    """Seconds for which the exit, which has begun, may still wait for other threads; 0: it is over, and
+    they may never run again. -1: it has not begun.
     """
     return left_of(exit_deadline)
 

@@ -993,9 +993,9 @@ cdef class SlotMutex:
             # C_Finalize drops what may be set.
             return 0
         log.error(
-            "slot %d: it was granted while this process unlocked it, or while its library was finalised, and "
-            "whether this process holds its lock could not be made sure (%s). It is left alone; the lock may "
-            "stay set until this process disconnects",
+            "slot %d: it was granted while this process unlocked it, or while its library was finalised, "
+            "and whether this process holds its lock could not be made sure (%s). It is left alone; the "
+            "lock may stay set until this process disconnects",
             self.slot_id,
             why or f"no answer within {LONGEST_MOMENT:g} s",
         )
