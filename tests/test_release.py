@@ -1,4 +1,4 @@
-"""The version is in one place, the changelog in its form, and both agree before a release."""
+"""A release: one version, one changelog in its form, and the same Pythons everywhere."""
 
 import re
 import shutil
@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 import luna_ext
@@ -96,6 +97,29 @@ def test_what_a_release_is_built_with_is_pinned_and_new_enough():
     needed = map(Requirement, build_system["requires"])
 
     assert all(one.specifier.contains(pinned[one.name.lower()]) for one in needed)
+
+
+def test_every_python_is_named_tested_and_built_for():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = settings["project"]
+    named = re.findall(r"Python :: (3\.\d+)$", "\n".join(project["classifiers"]), re.MULTILINE)
+    jobs = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())["jobs"]
+    tested = {
+        name: job["strategy"]["matrix"].get("python")
+        for name, job in jobs.items()
+        if "strategy" in job
+    }
+    (minors,) = re.findall(r"^cp31\{(.*)\}-\*$", settings["tool"]["cibuildwheel"]["build"])
+    built = [f"3.1{minor}" for minor in minors.split(",")]
+
+    assert project["requires-python"] == f">={named[0]}"
+    assert tested["linux"] == tested["windows"] == named
+    assert [python for python in built if not python.endswith("t")] == named
+    # That of 3.13 is not built for any more.
+    without_gil = [python for python in built if python.endswith("t")]
+    assert tested["free-threaded"] == ["3.13t", *without_gil]
+    page = (ROOT / "docs/platforms.md").read_text()
+    assert f"CPython {named[0]} to {named[-1]}" in page
 
 
 def test_changelog_has_the_form_of_keep_a_changelog():
