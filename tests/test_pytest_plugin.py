@@ -230,6 +230,13 @@ def test_fixtures_and_marker_are_listed(pytester):
     )
 
 
+def test_plugin_can_be_left_out(pytester):
+    result = run(pytester, "def test(luna): pass", "-p", "no:luna_ext")
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*fixture 'luna' not found"])
+
+
 def test_a_lock_that_is_left_fails_the_test_unless_it_is_marked(pytester):
     result = run(
         pytester,
