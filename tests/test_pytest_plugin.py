@@ -193,6 +193,32 @@ def test_a_luna_beside_that_of_the_module_is_one_line(pytester):
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
+@pytest.mark.parametrize(("scope", "keyrings"), [("module", 3), ("session", 8)])
+def test_cluster_of_a_module_or_a_session_lasts_so_long(pytester, scope, keyrings):
+    """The module's marker says nothing of a session's. A lock that is left is found at the end."""
+    result = run(
+        pytester,
+        f"""
+        import pytest
+
+        pytestmark = pytest.mark.luna_cluster(keyrings=3)
+
+        def test_first({scope}_luna, {scope}_luna_cluster):
+            assert len({scope}_luna_cluster.tokens()) == {keyrings}
+            {scope}_luna.slot(1).acquire()
+
+        def test_second({scope}_luna, {scope}_luna_cluster):
+            assert {scope}_luna.slot(1).locked()
+            assert len([call for call in {scope}_luna_cluster.log() if call.slot_id == 1]) > 0
+        """,
+    )
+
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(
+        ["*ERROR at teardown of test_second*", "slot 1 was still locked, at *"], consecutive=True
+    )
+
+
 @pytest.mark.skipif(not SOFTHSM.exists(), reason="SoftHSM2 is not installed (Debian: softhsm2)")
 def test_backend_of_one_test_is_not_that_of_the_next(pytester):
     result = run(
