@@ -37,6 +37,7 @@ from prometheus_client import CollectorRegistry
 from support import STAND_IN_IS_MEANT, install_command
 
 import luna_ext
+from luna_ext.commands.cli import luna_ext as command
 from luna_ext.stub import library_path
 
 SOFTHSM = "/usr/lib/softhsm/libsofthsm2.so"
@@ -254,17 +255,19 @@ def files_of_a_reader(tmp_path, monkeypatch):
     Path("labels.txt").write_text("orders\n")
 
 
-@pytest.mark.parametrize(
-    "name", [" ".join(path) for path, _ in every_command()], ids=lambda name: name.replace(" ", "-")
-)
+COMMANDS = {"luna-ext": command} | {
+    " ".join(("luna-ext", *path)): one for path, one in every_command()
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS, ids=lambda name: name.replace(" ", "-"))
 def test_examples_of_a_help_are_read(name, files_of_a_reader):
-    help_of = {" ".join(path): one for path, one in every_command()}
     lines = re.findall(
-        r"(?:[A-Z_]+=\S+ )?luna-ext .*?(?=\)\"|$)", help_of[name].epilog, re.MULTILINE
+        r"(?:[A-Z_]+=\S+ )?luna-ext .*?(?=\)\"|$)", COMMANDS[name].epilog, re.MULTILINE
     )
     assert lines
     for line in lines:
-        read_command_line(line, f"luna-ext {name} --help")
+        read_command_line(line, f"{name} --help")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
