@@ -378,7 +378,7 @@ cdef class SlotMutex:
     cdef int _wait_for_turn(
         self, uint64_t number, Share share, Wait *wait, bint before_all
     ) except -1
-    cdef int _fail_first(self, object error) except -1
+    cdef int _fail_first(self, object error, bint may_call) except -1
     cdef int _pause(self, CK_RV rv, Share share, Wait *wait, Backoff *backoff) except -1
     cdef int _leave_to_others(self) noexcept
     cdef int _conclude_own_call(

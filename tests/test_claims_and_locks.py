@@ -1242,6 +1242,40 @@ slot.release()
     assert on_device("waits", body) == []
 
 
+@ONE
+def test_a_lock_call_that_is_owed_when_the_library_closes_keeps_no_worker_busy(on_device):
+    """It cannot be made any more, and no thread waits for it."""
+    body = """
+def lock():
+    try:
+        with slot:
+            pass
+    except luna_ext.LibraryClosedError:
+        ends.append("closed")
+
+# A lock call is granted while a claim has the slot: so the device grants again.
+cluster.latency(0.3, LOCK)
+locking = in_thread(lock)
+wait_until_inside(LOCK)
+with luna.claim("cluster-1"):
+    wait_until(lambda: cluster_calls(LOCK)[0].rv == 0)
+locking.join(20)
+# The claim's unlock takes off what the lock call was granted, whose answer is on its way.
+cluster.latency(0, LOCK)
+cluster.latency(0.6, LOCK, after=True)
+locking = in_thread(lock)
+wait_until(lambda: owner() == os.getpid())
+with luna.claim("cluster-1"):
+    pass
+luna.close()
+locking.join(20)
+before = time.process_time()
+time.sleep(0.3)
+print(time.process_time() - before < 0.1, *ends)
+"""
+    assert on_device("grants again, and to claims", body) == ["True", "closed"]
+
+
 @pytest.mark.luna_cluster(keyrings=2)
 def test_a_doubt_that_a_reconnect_has_ended_is_not_logged(on_device):
     """A call on trial is granted long after the unlock, and the next one is refused."""

@@ -492,6 +492,24 @@ def test_a_finalizer_that_comes_after_the_exit_hears_at_once_that_the_library_is
     assert done.stdout.split() == ["closed", "True"]
 
 
+def test_a_token_that_a_thread_still_assigns_at_the_exit_is_not_unlocked_before(cluster, run):
+    """Another program would claim it, and have it erased."""
+    body = """
+        def assign():
+            with luna.claim("cluster-1") as token:
+                token.assign("payments", so_pin="12345678")
+
+        print(os.getpid())
+        cluster.latency(40, "C_InitToken")
+        in_thread(assign)
+        wait_until_inside("C_InitToken")
+    """
+    ended = run(body, options=())
+    cluster.latency(0, "C_InitToken")
+    assert "was still locked" in ended.stderr
+    assert logged(cluster, UNLOCK, int(ended.words[0])) == []
+
+
 LEFT = {
     "a worker's call": "assert not slot.acquire(timeout=0.05)",
     "a thread's call": 'in_thread(slot.acquire); wait_until_inside("CA_LockClusteredSlot")',

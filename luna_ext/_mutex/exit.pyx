@@ -137,6 +137,7 @@ cdef list shut_down(Client client, Deadline deadline):
     """Unlock what is held and finalise, if the device answers. Returns the warnings' messages."""
     cdef SlotMutex mutex
     cdef Locks locks
+    cdef Record now
     cdef int state = luna_shared_get(&client.state)
     if state != READY and state != CLOSING:
         return []
@@ -147,9 +148,11 @@ cdef list shut_down(Client client, Deadline deadline):
     for each in locks.all():
         mutex = <SlotMutex> each
         hold = mutex.holds()
-        generation = seen(&mutex.record).generation
+        now = seen(&mutex.record)
         if hold and lose(&mutex.record, hold, EXITING, &locks.common):
-            if generation == <uint32_t> locks.generation():
+            # While a call is at work that may erase the token, no other program may have it: C_Finalize, or
+            # the end of the process, drops its lock.
+            if now.generation == <uint32_t> locks.generation() and now.working == 0:
                 slot_ids.append(mutex.slot_id)
             messages.append(
                 f"slot {mutex.slot_id} was still locked, {mutex.place()}, when the interpreter "

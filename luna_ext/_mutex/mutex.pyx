@@ -591,7 +591,7 @@ cdef class SlotMutex:
                     try:
                         self.locks.make_ready()
                     except BaseException as error:
-                        self._fail_first(error)
+                        self._fail_first(error, False)
                         return 0
                 if luna_shared_get64(&self.locks.client.canary.sought_in) != self.generation():
                     self.locks.look_for_canary(self.slot_id)
@@ -628,7 +628,7 @@ cdef class SlotMutex:
                 continue
             if verdict == REFUSED:
                 if not may_try_again(&self.record, says_busy(rv), rv == CKR_DEVICE_ERROR):
-                    self._fail_first(error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id))
+                    self._fail_first(error_of(rv, CA_LOCK_CLUSTERED_SLOT, self.slot_id), True)
                     return 0
                 if says_busy(rv):
                     pause = next_pause(&backoff)
@@ -642,9 +642,10 @@ cdef class SlotMutex:
         self.pass_turn()
         return 0
 
-    cdef int _fail_first(self, object error) except -1:
+    cdef int _fail_first(self, object error, bint may_call) except -1:
         """The turn has failed: give it up, and fail the first waiter with this error. A waiter that
-        makes its own lock call stays in the queue, and gets its own error.
+        makes its own lock call stays in the queue, and gets its own error. Unless calls may be made, what
+        is owed stays so: the worker would come here again at once.
         """
         cdef Seat *seat = take_first(&self.record, FAILED, True)
         give_turn_back(&self.record)
@@ -652,7 +653,8 @@ cdef class SlotMutex:
             if seat != NULL:
                 wake_unlinked(seat, error)
         finally:
-            self.pass_turn()
+            if may_call or seen(&self.record).waiting != 0:
+                self.pass_turn()
         return 0
 
     # ---- the ways out ----
