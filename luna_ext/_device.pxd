@@ -351,7 +351,7 @@ cdef void make_slot_call(SlotCall *made) noexcept nogil
 cdef void end_slot_call(SlotCall *made) noexcept nogil
 cdef void drop_slot_call(SlotCall *made) noexcept nogil
 cdef bint next_unassigned(
-    Client client, const CK_CHAR *cluster_id, CK_UNASSIGNED_SLOT_INFO *info, CK_RV *rv
+    Client client, const CK_CHAR *cluster_id, CK_UNASSIGNED_SLOT_INFO *info, CK_RV *rv, uint64_t *made_in
 ) noexcept
 cdef bint names_a_slot(CK_UNASSIGNED_SLOT_INFO *info) noexcept nogil
 # Of the canary. These cannot raise either.

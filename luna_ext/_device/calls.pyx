@@ -176,26 +176,35 @@ cdef void drop_slot_call(SlotCall *made) noexcept nogil:
 cdef struct ClaimArguments:
     const CK_CHAR *cluster_id
     CK_UNASSIGNED_SLOT_INFO *info
+    uint64_t made_in
 
 
 cdef CK_RV make_claim(Client client, void *arguments) noexcept nogil:
     cdef ClaimArguments *claim = <ClaimArguments *> arguments
+    # Once the call is counted, no reconnect() comes in between.
+    claim.made_in = luna_shared_get64(&client.generation)
     return client.get_unassigned_slot(claim.cluster_id, claim.info)
 
 
 cdef bint next_unassigned(
-    Client client, const CK_CHAR *cluster_id, CK_UNASSIGNED_SLOT_INFO *info, CK_RV *rv
+    Client client, const CK_CHAR *cluster_id, CK_UNASSIGNED_SLOT_INFO *info, CK_RV *rv, uint64_t *made_in
 ) noexcept:
-    """CA_GetUnassignedSlot: fills in the slot ID, whose lock is set now, and its label."""
+    """CA_GetUnassignedSlot: fills in the slot ID, whose lock is set now, and its label. `made_in`: the
+    generation in which the call went out.
+    """
     cdef uint64_t nanoseconds
     cdef ClaimArguments arguments
     arguments.cluster_id = cluster_id
     arguments.info = info
     memset(info, 0, sizeof(CK_UNASSIGNED_SLOT_INFO))
     info.slotID = NO_SLOT
-    return make_call(
+    arguments.made_in = 0
+    if not make_call(
         client, CA_GET_UNASSIGNED_SLOT, make_claim, &arguments, False, rv, &nanoseconds, NULL, NULL
-    )
+    ):
+        return False
+    made_in[0] = arguments.made_in
+    return True
 
 
 cdef bint names_a_slot(CK_UNASSIGNED_SLOT_INFO *info) noexcept nogil:

@@ -402,7 +402,7 @@ cdef class Request(Waiter):
             claim = self._begin()
             if claim == 0:
                 return 0
-            if not next_unassigned(client, self.cluster_id, &self.info, &rv):
+            if not next_unassigned(client, self.cluster_id, &self.info, &rv, &self.asked_in):
                 self._end()
                 continue
             if rv == CKR_OK and not names_a_slot(&self.info):
@@ -520,7 +520,6 @@ cdef class Request(Waiter):
         luna_guard_lock(&self.locks.guard)
         if self.seat.outcome == WAITING:
             self.calling = True
-            self.asked_in = self.locks.generation()
             luna_count_add(&self.locks.claims, 1)
             claim = luna_count_get(&self.locks.claims)
         luna_guard_unlock(&self.locks.guard)
