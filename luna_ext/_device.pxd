@@ -307,7 +307,7 @@ cdef class Pin:
     cdef bint is_wiped(self) noexcept
     cdef bint is_pad(self) noexcept
     cdef int _reserve(self, Py_ssize_t size) except -1
-    cdef bint _encode(self, str pin) except -1
+    cdef bint _encode(self, pin) except -1
 
 
 # Until when something may last.

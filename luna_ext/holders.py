@@ -47,7 +47,9 @@ def publish(
     start_thread: Callable[[Callable[[], object]], None],
 ) -> None:
     """Write, from now on, what `holds()` returns: held slots, each with the number of its hold."""
-    start_thread(functools.partial(_publish, os.environ[VARIABLE], library, holds))
+    # The same directory also when the process goes to another one, where a daemon does that.
+    directory = os.path.abspath(os.environ[VARIABLE])
+    start_thread(functools.partial(_publish, directory, library, holds))
 
 
 def _publish(directory: str, library: str, holds: Callable[[], dict[int, int]]) -> None:

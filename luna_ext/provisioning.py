@@ -197,7 +197,6 @@ def provision(
         wanted[label] = None
     if operator.index(workers) < 1:
         raise ValueError(f"workers is at least 1, not {workers}")
-    pins = _Pins(*copied_pins(so_pin, user_pin))
     if not isinstance(guard, ClusterSlot | Token | None):
         raise TypeError(f"guard is a ClusterSlot or a Token, not {type(guard).__name__}")
     library.claim(cluster_id)  # checks the argument, and nothing else
@@ -208,17 +207,21 @@ def provision(
                 "Luna client 10.6 and newer have it",
                 function=function,
             )
+    # Only now: the traceback of an error above would keep them.
+    pins = _Pins(*copied_pins(so_pin, user_pin))
     run = _Run(library, cluster_id, list(wanted), pins, on_progress)
-    with nullcontext() if guard is None else guard.lock():
-        run.each(run.provide, run.labels, workers)
-        # One by one: that others have accepted the PINs says nothing of the one that a user has chosen.
-        run.each(run.settle_user_pin, run.doubtful, 1)
-        run.each(run.look_for_others, list(run.assigned), workers)
-    report = run.report()
-    # The tracebacks in it would keep the copies of the PINs, which are wiped when they go.
-    pins.forget()
-    _empty_frames(report.failed.values())
-    return report
+    try:
+        with nullcontext() if guard is None else guard.lock():
+            run.each(run.provide, run.labels, workers)
+            # One by one: that others have accepted the PINs says nothing of the one that a user has chosen.
+            run.each(run.settle_user_pin, run.doubtful, 1)
+            run.each(run.look_for_others, list(run.assigned), workers)
+        return run.report()
+    finally:
+        # Tracebacks, of what ends the call too, would keep the copies of the PINs, which are wiped when
+        # they go.
+        pins.forget()
+        _empty_frames(run.failed.values())
 
 
 class _Pins:
@@ -307,7 +310,7 @@ class _Run:
         self.labels = labels
         self.assigned: dict[str, int] = {}
         self._skipped: dict[str, int] = {}
-        self._failed: dict[str, Exception] = {}
+        self.failed: dict[str, Exception] = {}
         self._fresh: set[str] = set()
         self.doubtful: list[str] = []
         """Labels of tokens whose user has a PIN, which may be the SO's."""
@@ -325,7 +328,7 @@ class _Run:
         return ProvisionReport(
             in_order(self.assigned),
             in_order(self._skipped),
-            in_order(self._failed),
+            in_order(self.failed),
             {
                 label: self.assigned[label]
                 for label in in_order(self.assigned)
@@ -394,11 +397,11 @@ class _Run:
         label, outcome, slot_id, error = end
         self.assigned.pop(label, None)
         if error is not None:
-            self._failed[label] = error
+            self.failed[label] = error
         elif slot_id is not None:
             (self.assigned if outcome == "assigned" else self._skipped)[label] = slot_id
         if self._on_progress is not None:
-            done = len(self.assigned) + len(self._skipped) + len(self._failed)
+            done = len(self.assigned) + len(self._skipped) + len(self.failed)
             self._on_progress(ProvisionProgress(*end, done, len(self.labels)))
 
     # ---- the steps, on any thread ----

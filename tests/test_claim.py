@@ -238,12 +238,18 @@ def test_assign_gives_the_label_and_the_pins(luna, cluster, owner_of):
     assert [token.label for token in assigned] == ["payments-01"]
 
 
+class TextOfAnotherKind(str):
+    """As configuration libraries have them."""
+
+
 ENDS_OF_UTF_8 = "\x7f\x80\u07ff\u0800\ud7ff\ue000\uffff\U00010000\U0010ffff"
 """The last characters of each length, and the first of the next; and those beside the surrogates."""
 
 
 @DUAL_IDENTITY
-@pytest.mark.parametrize("kind", [str, str.encode, lambda pin: bytearray(pin, "utf-8")])
+@pytest.mark.parametrize(
+    "kind", [str, TextOfAnotherKind, str.encode, lambda pin: bytearray(pin, "utf-8")]
+)
 def test_pins_of_every_kind(luna, kind):
     with luna.claim("cluster-1") as token:
         so_pin, user_pin = kind("sö-pin-1"), kind(f"ü€😀-{ENDS_OF_UTF_8}")
@@ -294,6 +300,7 @@ def test_without_a_user_pin_no_session_is_opened(luna, calls_of):
         ({"so_pin": "12345678\0never"}, ValueError),
         ({"so_pin": SO_PIN, "user_pin": b"12345678\0never"}, ValueError),
         ({"so_pin": "\ud800 never shown"}, ValueError),
+        ({"so_pin": memoryview(b"n-e-v-e-r-  shown")[::2]}, ValueError),
         ({"so_pin": SO_PIN, "user_pin": b""}, ValueError),
         ({"so_pin": SO_PIN, "user_pin": 1}, TypeError),
         ({}, TypeError),

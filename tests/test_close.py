@@ -758,6 +758,40 @@ def test_a_close_that_is_interrupted_while_it_tells_an_event_loop_is_finished(
             holder.leave()
 
 
+@pytest.mark.luna_cluster(keyrings=32)
+def test_a_close_that_is_interrupted_while_it_fails_claims_is_finished(
+    cluster, call, wait_until_inside
+):
+    """A claim more than workers make at a time is told by close() itself."""
+    luna = cluster.library()
+    loops = []
+
+    async def claim():
+        async with luna.claim("cluster-1", timeout=20):
+            pass
+
+    async def claim_many():
+        loops.append(asyncio.get_running_loop())
+        look_at_no_files(loops[0])
+        return await asyncio.gather(*(claim() for _ in range(17)), return_exceptions=True)
+
+    cluster.latency(0.5, CLAIM)
+    claiming = call(lambda: asyncio.run(claim_many()))
+    wait_until_inside(CLAIM, 16)
+    (loop,) = loops
+    tell = loop.call_soon_threadsafe
+
+    def be_interrupted(*arguments, **options):
+        loop.call_soon_threadsafe = tell
+        raise KeyboardInterrupt
+
+    loop.call_soon_threadsafe = be_interrupted
+    with pytest.raises(KeyboardInterrupt):
+        luna.close()
+    assert finalisations(cluster) == [0]
+    assert {type(error) for error in claiming.result()} == {luna_ext.LibraryClosedError}
+
+
 def test_who_hears_of_a_failed_finalisation_may_open_the_library(cluster, succeed):
     """Nothing is held while the record is written; in a process of its own, for it could hang."""
     body = """

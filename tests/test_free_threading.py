@@ -8,7 +8,7 @@ import threading
 from functools import partial
 
 import pytest
-from support import LOCK, UNLOCK, nothing_is_locked
+from support import LOCK, UNLOCK, finalisations, nothing_is_locked
 
 import luna_ext
 
@@ -102,6 +102,14 @@ def test_libraries_that_open_and_close_at_once(cluster, together):
 
     together(use)
     assert nothing_is_locked(cluster)
+
+
+def test_threads_that_close_a_library_at_once(cluster, together):
+    for _ in range(20):
+        luna = cluster.library()
+        luna.slots()
+        together(lambda number, luna=luna: luna.close())
+    assert finalisations(cluster) == [0] * 20
 
 
 @pytest.mark.luna_cluster(keyrings=THREADS)

@@ -244,7 +244,9 @@ def test_handover_is_a_number_of_seconds(cluster, handover):
         assert locked_slots(cluster) == [1]
 
 
-@pytest.mark.parametrize("handover", [-1, -0.001, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "handover", [-1, -0.001, float("nan"), float("inf"), -float("inf"), 10**400]
+)
 def test_handover_is_no_other_number(cluster, handover):
     with pytest.raises(ValueError, match=f"0 or more, not {re.escape(repr(handover))}"):
         luna_ext.Library(library_path(), handover=handover)

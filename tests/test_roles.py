@@ -14,10 +14,12 @@ import pytest
 from support import (
     CLAIM,
     DEVICE_ERROR,
+    GENERAL_ERROR,
     INIT_PIN,
     INIT_TOKEN,
     SESSION_INFO,
     TOKEN_INFO,
+    UNLOCK,
     entry_of,
     logged,
     wait_until,
@@ -25,6 +27,7 @@ from support import (
 
 import luna_ext
 from luna_ext import PIN_PAD, TokenFlag
+from luna_ext.info import CLUSTER_FUNCTIONS
 from luna_ext.stub import library_path
 
 PASSWORD, NEW = "keyring-password", "user-password"
@@ -326,6 +329,58 @@ def test_a_pin_that_has_to_be_changed_is_changed(cluster, luna, other, assigned)
         token.change_pin(NEW, "chosen-by-the-user")
     assert other.try_pin(slot_id, USER, "chosen-by-the-user") == 0
     assert TokenFlag.USER_PIN_TO_BE_CHANGED not in luna.slot(slot_id).token_info.flags
+
+
+def test_an_officer_that_is_let_in_to_change_its_pin_changes_it(luna, cluster, other, caplog):
+    """CKR_PIN_EXPIRED of C_Login does not say whether the role is logged in."""
+    cluster.fault("C_Login", PIN_EXPIRED, times=1, lost_reply=True)
+    with luna.token("keyring1") as token:
+        token.change_pin(PASSWORD, NEW, role="so")
+    assert caplog.records == []
+    assert other.try_pin(1, SO, NEW) == 0
+
+
+def test_an_officer_that_is_not_let_in_to_change_its_pin_has_another_way(luna, cluster, other):
+    cluster.fault("C_Login", PIN_EXPIRED)
+    with luna.token("keyring1") as token:
+        with pytest.raises(luna_ext.PinError) as caught:
+            token.change_pin(PASSWORD, NEW, role="so")
+        assert "token.change_pin(old, new), without role, changes both" in caught.value.__notes__[0]
+        token.change_pin(PASSWORD, NEW)
+    cluster.fault("C_Login", 0, times=0)
+    assert other.try_pin(1, SO, NEW) == 0
+
+
+def test_no_login_is_left_of_an_officer_whose_pin_has_to_be_changed(luna, cluster, other):
+    cluster.switch("change_label", "on")
+    with luna.claim("cluster-1") as token:
+        # With the last session of a token its login ends.
+        session = other.open(token.slot.slot_id)
+        cluster.fault("C_Login", PIN_EXPIRED, times=1, lost_reply=True)
+        with pytest.raises(luna_ext.PinError):
+            token.assign("payments", so_pin=PASSWORD, erase=False)
+        assert other.log_in(session, SO, PASSWORD) == 0
+        other.log_out(session)
+        other.close(session)
+
+
+def test_a_login_that_fails_in_a_client_that_does_not_tell_of_sessions(
+    cluster, old_client, in_child
+):
+    """Nothing says then whether the role is logged in all the same."""
+    client = old_client(*CLUSTER_FUNCTIONS, without="C_GetSessionInfo")
+    cluster.fault("C_Login", 0x5, times=1)
+
+    def fails():
+        with (
+            luna_ext.Library(client) as luna,
+            luna.claim("cluster-1") as token,
+            pytest.raises(luna_ext.CryptokiError) as caught,
+        ):
+            token.assign("payments", so_pin=PASSWORD, user_pin=NEW)
+        return caught.value.function == "C_Login"
+
+    assert in_child(fails) == 0
 
 
 def test_change_pin_needs_the_lock(luna, assigned, calls_of):
@@ -820,13 +875,46 @@ def test_no_traceback_leads_to_a_pin(cluster, provision):
     report = provision(so_pin=so_pin, user_pin=user_pin)
     assert list(report.failed) == LABELS
     secrets = (so_pin, user_pin, so_pin.encode(), user_pin.encode())
-    seen, left, frames = set(), list(report.failed.values()), []
-    for error in report.failed.values():
+    frames = frames_of(report.failed.values())
+    assert frames
+    assert not any(frame.f_locals for frame in frames)
+    for thing in what_is_left_by(frames):
+        assert thing not in secrets
+
+
+@pytest.mark.parametrize("ended_by", ["a callback", "the guard", "an argument", "the client"])
+def test_what_ends_provision_leads_to_no_copy_of_a_pin(cluster, luna, ended_by):
+    def end(progress):
+        if ended_by == "a callback":
+            raise ValueError
+        if progress.done == progress.total:
+            cluster.fault(UNLOCK, GENERAL_ERROR)
+
+    cluster.fault(INIT_PIN, DEVICE_ERROR, times=1)
+    options = {"on_progress": end, "guard": 6 if ended_by == "an argument" else luna.slot(6)}
+    cluster_id = "" if ended_by == "the client" else "cluster-1"
+    with pytest.raises((ValueError, TypeError, luna_ext.LockReleaseError)) as caught:
+        luna_ext.provision(luna, cluster_id, LABELS, so_pin=PASSWORD, user_pin=NEW, **options)
+    frames = frames_of([caught.value])
+    assert "provision" in [frame.f_code.co_name for frame in frames]
+    assert list(what_is_left_by(frames))
+    cluster.fault(UNLOCK, 0, times=0)
+    luna.reconnect()
+
+
+def frames_of(errors):
+    """Those of the tracebacks of these errors, and of the errors that they came from."""
+    frames = []
+    for error in errors:
         while error is not None:
             frames += [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
             error = error.__cause__ or error.__context__
-    assert frames
-    assert not any(frame.f_locals for frame in frames)
+    return frames
+
+
+def what_is_left_by(frames):
+    """All that these frames keep alive; no copy of a PIN is among it."""
+    seen, left = set(), [frame.f_locals for frame in frames if frame.f_globals is not globals()]
     for thing in gc.get_referents(*frames):
         # What a frame's function refers to from outside outlives the frame's locals.
         left += getattr(thing, "__closure__", None) or ()
@@ -837,6 +925,6 @@ def test_no_traceback_leads_to_a_pin(cluster, provision):
         if id(thing) in seen or isinstance(thing, types.ModuleType | type | types.FunctionType):
             continue
         seen.add(id(thing))
-        assert thing not in secrets
+        yield thing
         # Not into the frames that run at this moment, those of this test among them.
         left += [each for each in gc.get_referents(thing) if not isinstance(each, types.FrameType)]

@@ -39,6 +39,7 @@ import luna_ext
 from luna_ext.stub import library_path
 
 SLOT_ID_INVALID = 0x3
+DEVICE_MEMORY = 0x31
 SESSION_COUNT = 0xB1
 SESSION_EXISTS = 0xB6
 
@@ -1005,6 +1006,23 @@ def test_a_new_library_leaves_a_connection_alone_that_works(luna, cluster):
         cluster.library().close()
         slot.ensure_held()
     assert len(logged(cluster, UNLOCK)) == 1
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("rv", [DEVICE_ERROR, DEVICE_MEMORY], ids=hex)
+def test_a_new_library_leaves_a_connection_alone_that_fails_once_to_list_the_slots(
+    luna, cluster, rv, nth
+):
+    with luna.slot(1) as slot:
+        # Where CKR_DEVICE_ERROR means that the lock is not free, each refusal raises such doubts.
+        cluster.fault(LOCK, DEVICE_ERROR, times=1)
+        with cluster.library(contention="poll") as polling, polling.slot(2):
+            pass
+        cluster.fault("C_GetSlotList", rv, every=nth, times=1)
+        cluster.library().close()
+        assert rv in [one.rv for one in logged(cluster, "C_GetSlotList")]
+        slot.ensure_held()
+    assert len(logged(cluster, UNLOCK)) == 2
 
 
 def test_a_new_library_leaves_a_connection_alone_on_which_there_is_no_token(

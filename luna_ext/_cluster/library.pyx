@@ -151,9 +151,7 @@ cdef class Library:
         process still uses the client library, or other code has initialised it. If C_Finalize
         fails, a WARNING record says so.
         """
-        if self.opened:
-            self._close(True)
-        else:
+        if not self.opened or not self._close(True):
             self._wait_for_close()
             finish_closing(self.locks)
 
@@ -166,34 +164,54 @@ cdef class Library:
                 PyThread_release_lock(self.closing)
 
     def _close(self, bint wait):
+        """Whether this is the first thread that does."""
+        cdef PyThread_type_lock closing
+        cdef bint is_first
         hear_of_fork()
-        self.closing = new_signal()
-        self.closer = PyThread_get_thread_ident()
-        self.closing_pid = os.getpid()
-        self.opened = False
+        closing = new_signal()
+        closing_pid = os.getpid()
+        with cython.critical_section(self):
+            is_first = self.opened
+            if is_first:
+                self.closing = closing
+                self.closer = PyThread_get_thread_ident()
+                self.closing_pid = closing_pid
+                self.opened = False
+        if not is_first:
+            PyThread_free_lock(closing)
+            return False
         try:
             self._release_all(wait)
         finally:
-            PyThread_release_lock(self.closing)
+            PyThread_release_lock(closing)
+        return True
 
     def _release_all(self, bint wait):
         cdef ClusterSlot slot
         luna_shared_set(&self.share.open, False)
         failure = None
         places = []
-        for each in list(self.slots_by_number):
-            if each is None:
-                continue
-            slot = <ClusterSlot> each
+        try:
+            for each in list(self.slots_by_number):
+                if each is None:
+                    continue
+                slot = <ClusterSlot> each
+                try:
+                    place = slot.mutex.close_share(self.share)
+                except BaseException as error:
+                    # A signal handler raised inside it; close_share() can be repeated.
+                    failure = error
+                    place = slot.mutex.close_share(self.share)
+                places.append((slot, place))
             try:
-                place = slot.mutex.close_share(self.share)
+                self.locks.fail_claims(self.share)
             except BaseException as error:
-                # A signal handler raised inside it; close_share() can be repeated.
+                # Likewise.
                 failure = error
-                place = slot.mutex.close_share(self.share)
-            places.append((slot, place))
-        self.locks.fail_claims(self.share)
-        close_client(self.locks, self.share, wait)
+                self.locks.fail_claims(self.share)
+        finally:
+            # Else no later call would end the share.
+            close_client(self.locks, self.share, wait)
         if failure is not None:
             raise failure
         # Last: a warning, or a log handler, may raise, and then nothing may stay locked.
@@ -628,7 +646,8 @@ cdef double handover_of(object handover) except -1:
     """The `handover` of a Library in seconds."""
     if isinstance(handover, bool) or not isinstance(handover, (int, float)):
         raise TypeError(f"handover is a number of seconds, not {type(handover).__name__}")
-    if not 0 <= handover < float("inf"):
+    # An int may be larger than any float.
+    if not 0 <= handover <= sys.float_info.max:
         raise ValueError(f"handover is a number of seconds, 0 or more, not {handover!r}")
     return handover
 

@@ -535,6 +535,9 @@ cdef bint is_lost(Client client) noexcept:
     cdef int count, index
     luna_shared_set(&client.suspect, 0)
     count = some_slots(client, slots, &rv)
+    if says_lost(rv) and rv != CKR_CRYPTOKI_NOT_INITIALIZED:
+        # One passing error is no loss: to initialise anew would drop all locks.
+        count = some_slots(client, slots, &rv)
     if says_lost(rv):
         return True
     # If it is gone, other code has initialised the library anew, and it works.

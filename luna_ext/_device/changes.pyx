@@ -104,6 +104,13 @@ cdef CK_RV make_change_label(Client client, void *arguments) noexcept nogil:
     return client.change_label(role.session, role.slot_id, role.text, role.length)
 
 
+# Where the SO's PIN has to be changed, and the device refuses the login that C_SetPIN needs.
+cdef str NOT_LET_IN = (
+    "the device does not let the SO in to change this PIN. With single identity it is the user's as well: "
+    "token.change_pin(old, new), without role, changes both"
+)
+
+
 @cython.final
 cdef class RoleSession:
     """A session on a token, and a login in it. A login belongs to the whole process: that of other code is
@@ -141,7 +148,8 @@ cdef class RoleSession:
         self.arguments.role = role
         self.use_pin(pin)
         rv = answer_of(self.client, C_LOGIN, make_login, &self.arguments)
-        self.logged_in = rv == CKR_OK
+        # A device may let a role in whose PIN has to be changed.
+        self.logged_in = rv == CKR_OK or (rv == CKR_PIN_EXPIRED and self.is_in_role())
         self.refusal = CKR_OK if self.logged_in or changes_no_login(rv) else rv
         return rv
 
@@ -150,6 +158,18 @@ cdef class RoleSession:
         cdef CK_RV rv = self.log_in(role, pin)
         if rv != CKR_OK and rv != CKR_USER_ALREADY_LOGGED_IN:
             raise error_of(rv, C_LOGIN, self.slot_id)
+        return 0
+
+    cdef int require_login_to_change(self, CK_USER_TYPE role, Pin old) except -1:
+        """The same, to change the role's PIN, which may have to be changed."""
+        try:
+            self.require_login(role, old)
+        except PinError as error:
+            if error.rv == CKR_PIN_EXPIRED:
+                if self.logged_in:
+                    return 0
+                error.add_note(f"luna_ext: {NOT_LET_IN}")
+            raise
         return 0
 
     cdef int init_pin(self, Pin user_pin) except -1:
@@ -186,25 +206,31 @@ cdef class RoleSession:
         self.require(C_GET_SESSION_INFO, make_get_role)
         return self.arguments.info.state
 
+    cdef bint is_in_role(self) noexcept:
+        """Whether a role is logged in, as far as the client says it; also when no new call may begin."""
+        cdef CK_RV rv = CKR_OK
+        cdef uint64_t nanoseconds
+        return (
+            self.client.exports(C_GET_SESSION_INFO)
+            and make_call(
+                self.client, C_GET_SESSION_INFO, make_get_role, &self.arguments, True, &rv, &nanoseconds,
+                NULL, NULL
+            )
+            and rv == CKR_OK
+            and self.arguments.info.state in (CKS_RW_SO_FUNCTIONS, CKS_RW_USER_FUNCTIONS)
+        )
+
     cdef int close(self, error) except -1:
         """Log out and close the session. What fails is an ERROR record, and a note of the error that
         ended the work; None: it was done.
         """
         cdef CK_RV logged_out = CKR_OK
         cdef CK_RV closed = CKR_OK
-        cdef CK_RV told = CKR_OK
         cdef bint unexpected = False
         cdef uint64_t nanoseconds
         # All before a word of it: the log handlers are Python.
         if self.refusal != CKR_OK:
-            unexpected = (
-                make_call(
-                    self.client, C_GET_SESSION_INFO, make_get_role, &self.arguments, True, &told,
-                    &nanoseconds, NULL, NULL
-                )
-                and told == CKR_OK
-                and self.arguments.info.state in (CKS_RW_SO_FUNCTIONS, CKS_RW_USER_FUNCTIONS)
-            )
+            unexpected = self.is_in_role()
         if self.logged_in:
             make_call(
                 self.client, C_LOGOUT, make_logout, &self.arguments, True, &logged_out, &nanoseconds,
@@ -293,7 +319,7 @@ cdef int set_pin(
         if state == (CKS_RW_SO_FUNCTIONS if role == CKU_USER else CKS_RW_USER_FUNCTIONS):
             raise error_of(CKR_USER_ANOTHER_ALREADY_LOGGED_IN, C_SET_PIN, slot_id)
         if role == CKU_SO:
-            session.require_login(CKU_SO, old)
+            session.require_login_to_change(CKU_SO, old)
         session.set_pin(old, new)
     except BaseException as error:
         session.close(error)

@@ -25,7 +25,10 @@ cdef class Pin:
         if isinstance(pin, str):
             encoded = self._encode(pin)
         elif isinstance(pin, (bytes, bytearray, memoryview)):
-            PyObject_GetBuffer(pin, &view, PyBUF_SIMPLE)
+            try:
+                PyObject_GetBuffer(pin, &view, PyBUF_SIMPLE)
+            except BufferError:
+                raise ValueError(f"{name} is not in one piece in memory; give a copy of it") from None
             try:
                 self._reserve(view.len)
                 memcpy(self.bytes, view.buf, <size_t> view.len)
@@ -59,7 +62,7 @@ cdef class Pin:
             raise MemoryError()
         return 0
 
-    cdef bint _encode(self, str pin) except -1:
+    cdef bint _encode(self, pin) except -1:
         """As UTF-8, character by character.
 
         Python's encoder would leave the PIN behind in a bytes object, in the str, or in the

@@ -86,7 +86,7 @@ cdef class Locks:
 
     def publish(self):
         """Begin to tell who holds locks, if the environment asks for it; once in a process."""
-        if not self.publishes and "LUNA_EXT_WATCH" in os.environ:
+        if not self.publishes and os.environ.get("LUNA_EXT_WATCH"):
             from . import holders
 
             self.publishes = True

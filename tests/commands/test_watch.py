@@ -252,6 +252,41 @@ def test_without_the_variable_nothing_is_told(luna, tmp_path, monkeypatch):
     assert holders.read(luna.path) == {}
 
 
+def test_an_empty_variable_is_none(program, tmp_path):
+    process = program(
+        """
+        os.chdir(os.environ["PLACE"])
+        with cluster.library() as again, again.slot(2):
+            print("held", flush=True)
+            sys.stdin.readline()
+    """,
+        PLACE=str(tmp_path),
+        **{holders.VARIABLE: ""},
+    )
+    process.expect("held")
+    assert_stays(lambda: list(tmp_path.iterdir()) == [], 1.5 * holders.INTERVAL)
+    tell(process)
+
+
+def test_a_process_tells_in_the_directory_that_was_named_wherever_it_goes(
+    cluster, program, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "told").mkdir()
+    process = program(
+        """
+        os.chdir("/")
+        with slot:
+            print("held", flush=True)
+            sys.stdin.readline()
+        """,
+        **{holders.VARIABLE: "told"},
+    )
+    process.expect("held")
+    wait_until(lambda: list((tmp_path / "told").iterdir()))
+    tell(process)
+
+
 # ---- the command ----
 
 
