@@ -67,7 +67,7 @@ def with_streams(streams: str, *command: object, of: object = "sh") -> list[str]
     return ["sh", "-c", f'exec "$@" {streams}', str(of), *map(str, command)]
 
 
-NO_MORE_THREADS = "threading.stack_size(1 << 46)"
+NO_MORE_THREADS = "threading.stack_size(1 << 60)"
 """A program's line after which no thread can be started, for there is no room for its stack.
 
 Only in a process of its own: a thread that a Library has used once is kept for the next.

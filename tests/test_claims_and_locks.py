@@ -75,13 +75,13 @@ def lock_safely():
         inside(slot)
         ends.append("locked")
 
-def claim_across_an_unlock(then=lambda: None):
+def claim_across_an_unlock(then=lambda: None, claim=claim_safely):
     # Its grant is that of a lock which the unlock takes off again.
     cluster.latency(0, CLAIM)
     cluster.latency(0.3, CLAIM, after=True)
     slot.acquire()
     before = len(cluster_calls(CLAIM))
-    claiming = in_thread(claim_safely)
+    claiming = in_thread(claim)
     wait_until(lambda: len(cluster_calls(CLAIM)) > before)
     time.sleep(0.1)
     slot.release()
@@ -538,6 +538,18 @@ claim_across_an_unlock(lambda: cluster.fault(LOCK, {DEVICE_ERROR}))
 print(*ends, sum(entry.rv == {DEVICE_ERROR} for entry in cluster_calls(LOCK)))
 """
     assert on_device("grants again, and to claims", body) == ["claimed", "claimed", "1"]
+
+
+@ONE
+def test_a_claim_that_makes_sure_keeps_nothing_if_the_label_cannot_be_read(on_device):
+    """Its lock call is granted, and then it cannot be seen whether the token is the same still."""
+    body = f"""
+cluster.fault("C_GetTokenInfo", {DEVICE_ERROR})
+claim_across_an_unlock(claim=claim_if_it_can)
+wait_until(lambda: owner() is None)
+print(*ends, len(cluster_calls(UNLOCK)))
+"""
+    assert on_device("grants again, and to claims", body) == ["DeviceError", "2"]
 
 
 FOUND_OUT_MEANWHILE = f"""

@@ -291,6 +291,17 @@ def test_a_close_in_an_assignment_logs_the_so_out(cluster, call, wait_until_insi
     assert [one.rv for one in logged(cluster, "C_Logout")] == [0]
 
 
+@pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")
+def test_the_newest_of_many_holders_of_closed_libraries_is_told_of_it(cluster):
+    for _ in range(70):
+        luna = cluster.library()
+        slot = luna.slot(1)
+        slot.acquire()
+        luna.close()
+    with pytest.raises(luna_ext.LockLostError):
+        slot.release()
+
+
 @pytest.mark.usefixtures("luna")  # stays open, so that the assignment's calls still go through
 def test_what_a_close_has_put_off_for_an_assignment_is_over_for_the_next_holder(
     cluster, call, owner_of, wait_until_inside
@@ -642,6 +653,25 @@ def test_a_signal_handler_may_close_while_main_waits_for_a_lock(cluster, call, t
     done.set()
     holding.result()
     assert finalisations(cluster) == [0]
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.signals
+def test_a_signal_handler_may_close_while_main_assigns(cluster, on_alarm):
+    """close() waits for an assignment, and this one waits for the handler."""
+    luna = cluster.library()
+    cluster.latency(0.3, INIT_TOKEN)
+    # The error is made in Python, where the handler runs.
+    cluster.fault(INIT_TOKEN, DEVICE_ERROR)
+
+    def close():
+        with pytest.warns(ResourceWarning, match="still locked"):
+            luna.close()
+
+    with pytest.raises(luna_ext.DeviceError), luna.claim("cluster-1") as token:
+        on_alarm(close)
+        token.assign("new", so_pin="12345678")
+    assert luna.closed
     assert nothing_is_locked(cluster)
 
 

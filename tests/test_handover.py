@@ -1,6 +1,7 @@
 """`Library(handover=s)`: the end of a block hands the lock over to the next waiter of this process."""
 
 import asyncio
+import contextlib
 import contextvars
 import ctypes
 import logging
@@ -473,6 +474,23 @@ def test_a_lock_that_is_known_to_be_lost_is_not_handed_over(luna, cluster, queue
     second.leave()
     third.hold().leave()
     assert count() == 1
+
+
+@BOTH
+def test_a_lock_that_is_just_being_lost_is_not_handed_over(
+    luna, cluster, queue, count, call, wait_until_inside, way
+):
+    first = WAYS[way](luna).hold()
+    (second,) = queue("slot")
+    cluster.latency(0.5, "C_Finalize")
+    reconnecting = call(luna.reconnect)
+    wait_until_inside("C_Finalize")
+    with contextlib.suppress(luna_ext.LockLostError):
+        first.leave()
+    reconnecting.result()
+    second.hold()
+    assert count() == 0
+    second.leave()
 
 
 @pytest.mark.luna_cluster(keyrings=1)

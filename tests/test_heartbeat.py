@@ -296,6 +296,20 @@ def test_an_error_that_stays_is_told_of_once_while_the_session_lives(luna, clust
     assert "CKR_DEVICE_ERROR" in record.getMessage()
 
 
+def test_an_error_that_comes_again_is_told_of_again(luna, cluster, caplog):
+    def some_questions():
+        before = questions(cluster)
+        wait_until(lambda: questions(cluster) > before + 2)
+
+    # Each question is put twice before it counts as not answered.
+    with luna.slot(1).lock(heartbeat=0.02):
+        cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=2)
+        wait_until(lambda: len(caplog.records) == 1)
+        some_questions()
+        cluster.fault(TOKEN_INFO, DEVICE_ERROR, times=2)
+        wait_until(lambda: len(caplog.records) == 2)
+
+
 def test_an_error_is_told_of_once_by_a_log_that_takes_long(luna, cluster, monkeypatch):
     release, told = threading.Event(), []
 
@@ -689,6 +703,29 @@ def test_a_loss_at_the_very_end_of_the_block(luna):
     asyncio.run(main())
 
 
+def test_a_loss_that_is_still_being_told_does_not_cancel_what_follows_the_block(luna):
+    told, go_on = threading.Event(), threading.Event()
+
+    def on_lost(error):
+        told.set()
+        assert go_on.wait(PATIENCE)
+
+    async def main():
+        with pytest.raises(luna_ext.LockLostError):
+            async with luna.slot(1).lock(heartbeat=60, on_lost=on_lost):
+                luna.reconnect()
+                # The event loop does not come to anything else meanwhile.
+                assert told.wait(PATIENCE)
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+        assert asyncio.current_task().cancelling() == 0
+
+    try:
+        asyncio.run(main())
+    finally:
+        go_on.set()
+
+
 def test_a_loss_before_the_block_is_told_in_it(luna, hold_here):
     """The lock is granted and lost while the event loop is busy."""
     heard = threading.Event()
@@ -763,6 +800,8 @@ def test_a_cancellation_by_others_stays_one(luna):
 
 
 def test_a_cancellation_before_the_block_is_not_taken_for_that_of_the_loss(luna):
+    counts = []
+
     async def clean_up():
         try:
             await asyncio.Event().wait()
@@ -771,7 +810,7 @@ def test_a_cancellation_before_the_block_is_not_taken_for_that_of_the_loss(luna)
                 async with luna.slot(1).lock(heartbeat=60):
                     luna.reconnect()
                     await asyncio.sleep(PATIENCE)
-            assert asyncio.current_task().cancelling() == 1
+            counts.append(asyncio.current_task().cancelling())
 
     async def main():
         task = asyncio.create_task(clean_up())
@@ -781,6 +820,7 @@ def test_a_cancellation_before_the_block_is_not_taken_for_that_of_the_loss(luna)
             await task
 
     asyncio.run(main())
+    assert counts == [1]
 
 
 def test_a_generators_block_takes_its_cancellation_back(luna):

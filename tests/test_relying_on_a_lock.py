@@ -195,6 +195,28 @@ def test_a_token_that_is_being_assigned_stays_locked_though_the_block_has_ended(
 
 
 @pytest.mark.luna_cluster(keyrings=1)
+def test_the_last_one_of_the_calls_that_the_block_has_left_unlocks(
+    luna, cluster, call, wait_until_inside
+):
+    cluster.latency(0.8, INIT_TOKEN)
+    with luna.claim("cluster-1") as token:
+        contexts = [contextvars.copy_context() for _ in range(2)]
+        assigning = call(lambda: contexts[0].run(lambda: token.assign("payments", so_pin=SO_PIN)))
+        wait_until_inside(INIT_TOKEN)
+        cluster.latency(0.2, TOKEN_INFO)
+        looking = call(lambda: contexts[1].run(lambda: token.assign("other", so_pin=SO_PIN)))
+        wait_until_inside(TOKEN_INFO)
+    with pytest.raises(luna_ext.LunaError):
+        looking.result()
+    assert luna.slot(1).locked()
+    assigning.result()
+    wait_until(lambda: nothing_is_locked(cluster))
+    (assigned,) = logged(cluster, INIT_TOKEN)
+    (unlocking,) = logged(cluster, "CA_UnlockClusteredSlot")
+    assert unlocking.time >= assigned.time + assigned.duration
+
+
+@pytest.mark.luna_cluster(keyrings=1)
 def test_a_waiter_is_told_of_an_assignment_that_the_block_has_left(
     luna, cluster, call, wait_until_inside
 ):

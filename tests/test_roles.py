@@ -237,14 +237,16 @@ def test_a_login_that_cannot_be_ended_is_told(cluster, luna, assigned, caplog, f
     assert token.slot.token_info.session_count == 0
 
 
-@pytest.mark.parametrize("function", ["C_Logout", "C_CloseSession"])
-def test_a_login_that_has_ended_with_the_connection_is_nothing_to_tell_of(
-    cluster, luna, assigned, caplog, function
+@pytest.mark.parametrize(
+    ("function", "rv"), [("C_Logout", 0x190), ("C_CloseSession", 0x190), ("C_Logout", 0x101)]
+)
+def test_a_login_that_has_ended_before_is_nothing_to_tell_of(
+    cluster, luna, assigned, caplog, function, rv
 ):
-    """C_Finalize ends logins and sessions."""
+    """C_Finalize ends logins and sessions, and a C_Logout of other code ends a login."""
     cluster.switch("regrant", "off")
     with luna.slot(6):
-        cluster.fault(function, 0x190, times=1)
+        cluster.fault(function, rv, times=1)
         assigned(user_pin=NEW)
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
     luna.reconnect()
