@@ -552,6 +552,27 @@ print(*ends, len(cluster_calls(UNLOCK)))
     assert on_device("grants again, and to claims", body) == ["DeviceError", "2"]
 
 
+def test_a_claim_waits_for_a_hung_unlock_only_once(on_device):
+    """While the kind of the device is not known, it lets the unlocks pass that are out."""
+    body = """
+cluster.latency(3600, UNLOCK)
+def hang():
+    with slot:
+        pass
+in_thread(hang)
+wait_until_inside(UNLOCK)
+cluster.latency(0, UNLOCK)
+def seconds():
+    began = time.monotonic()
+    with luna.claim("cluster-1"):
+        return time.monotonic() - began
+first, second = seconds(), seconds()
+print(first > 1.9, second < 1.5, flush=True)
+os._exit(0)
+"""
+    assert on_device("grants again", body) == ["True", "True"]
+
+
 FOUND_OUT_MEANWHILE = f"""
 def claim_until_the_kind_is_known(claim):
     # It makes sure, for an unlock has crossed it and the call on trial has failed. Its lock call waits, for

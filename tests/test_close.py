@@ -601,6 +601,42 @@ def of_others(cluster):
     return [entry for entry in cluster.log() if entry.pid != os.getpid()]
 
 
+def test_close_wakes_a_waiter_behind_that_of_another_library(
+    cluster, hold_elsewhere, call, wait_until_queued
+):
+    holder = hold_elsewhere(1)
+
+    def wait_through(luna, number):
+        slot = luna.slot(1)
+        waiting = call(lambda: slot.acquire(timeout=PATIENCE) and slot.release() is None)
+        wait_until_queued(slot, number)
+        return waiting
+
+    with cluster.library() as luna:
+        first = wait_through(luna, 1)
+        closed = cluster.library()
+        second = wait_through(closed, 2)
+        closed.close()
+        with pytest.raises(luna_ext.LibraryClosedError):
+            second.result(PATIENCE / 2)
+        holder.release()
+        assert first.result()
+
+
+@pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")
+def test_a_holder_hears_of_the_close_before_its_lock_is_off(cluster, call, wait_until_inside):
+    luna = cluster.library()
+    slot = luna.slot(1)
+    slot.acquire()
+    lost = slot.lost
+    cluster.latency(0.5, UNLOCK)
+    closing = call(luna.close)
+    wait_until_inside(UNLOCK)
+    assert lost
+    assert nothing_is_locked(cluster) is False
+    closing.result()
+
+
 @pytest.mark.signals
 def test_a_signal_handler_may_close_while_main_waits_in_close(cluster, call, wait_until_inside):
     """close() in close(), and both wait for the same call."""

@@ -384,6 +384,18 @@ def test_a_library_that_only_answers_slowly_is_waited_for(cluster, run):
     assert (answers["CA_UnlockClusteredSlot"], answers["C_Finalize"]) == (0, 0)
 
 
+def test_a_call_that_is_out_is_waited_for(cluster, run):
+    body = """
+        cluster.latency(0.5, "C_GetSlotList")
+        in_thread(luna.slots)
+        wait_until_inside("C_GetSlotList")
+        leaving()
+    """
+    check(run(textwrap.dedent(body)))
+    assert [call.rv for call in cluster.log() if call.function == "C_GetSlotList"][-1] == 0
+    assert finalisations(cluster) == [0]
+
+
 def test_a_device_that_is_busy_at_exit_is_asked_to_unlock_again(cluster, run):
     done = run(
         f"cluster.fault({UNLOCK!r}, {AGAIN}, times=2); slot.acquire(); leaving()", options=QUIET

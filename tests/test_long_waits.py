@@ -15,6 +15,7 @@ from support import (
     LOCK,
     NO_MORE_THREADS,
     NONE_LEFT,
+    PATIENCE,
     TOKEN_INFO,
     logged,
     wait_until,
@@ -387,6 +388,41 @@ def test_each_task_of_a_loop_is_told_of_its_long_wait_when_it_is_long(luna, hold
 
     asyncio.run(main())
     assert [message[:7] for message in told(caplog)] == ["slot 2:", "slot 3:"]
+
+
+def test_a_task_is_told_of_its_long_wait_though_the_loop_had_looked_in_vain(
+    luna, hold_elsewhere, caplog
+):
+    holders = [hold_elsewhere(number) for number in (1, 2)]
+
+    async def wait(number):
+        async with luna.slot(number).lock():
+            pass
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        call_later, timers = loop.call_later, []
+
+        def call_soon(delay, *call):
+            """So it looks early, and in vain."""
+            timers.append(call_later(0.2, *call))
+
+        loop.call_later = call_soon
+        short = asyncio.create_task(wait(1))
+        await asyncio.sleep(0)
+        del loop.call_later
+        holders[0].release()
+        await short
+        while loop.time() < timers[-1].when() + 0.1:
+            await asyncio.sleep(0.01)
+        long = asyncio.create_task(wait(2))
+        while not told(caplog):
+            await asyncio.sleep(0.01)
+        holders[1].release()
+        await long
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+    assert [message[:7] for message in told(caplog)] == ["slot 2:"]
 
 
 def test_a_long_wait_that_no_thread_can_look_after_is_told_of_at_its_end(succeed):
