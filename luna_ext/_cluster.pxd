@@ -94,10 +94,11 @@ cdef class LockAll:
     cdef tuple targets                # as the caller has named them: ClusterSlots and Tokens
     cdef tuple in_order               # the same by their slot IDs, the order in which they are locked
     cdef double timeout               # seconds, for all together; -1: none
-    cdef dict held                    # number of a thread or task -> the SlotLocks of its block
+    cdef dict held                    # number of a thread or task -> the SlotLocks of each of its blocks
 
     cdef list _new_locks(self)
     cdef int _set_timeout(self, SlotLock lock, Deadline deadline) except -1
+    cdef int _keep(self, uint64_t number, list locks) except -1
     cdef list _entered(self, uint64_t number)
     cdef int _end(self, list locks, object failure) except -1
 

@@ -17,6 +17,7 @@ from support import (
     UNLOCK,
     enter,
     enter_async,
+    let_others_run_until,
     logged,
     nothing_is_locked,
 )
@@ -253,6 +254,9 @@ def test_a_slot_of_another_library_is_refused(luna, cluster):
 def test_none_at_all_is_no_lock(luna, cluster):
     with luna.lock_all([]) as held:
         assert held == ()
+    none = luna.lock_all([])
+    with none, none:
+        pass
     assert logged(cluster, LOCK) == []
 
 
@@ -370,3 +374,30 @@ def test_a_task_that_holds_nothing_ends_none_of_two_blocks(luna, cluster):
 
     both = luna.lock_all([luna.slot(1), luna.slot(2)])
     asyncio.run(main())
+
+
+def test_a_block_whose_task_is_cancelled_at_its_end_is_over(luna, cluster, call):
+    """Else it would count beside the one of a generator that another thread closes."""
+    locks = luna.lock_all([luna.slot(1)])
+
+    def generate():
+        with locks:
+            yield
+
+    async def hold():
+        async with locks:
+            cluster.latency(0.2, UNLOCK)
+
+    async def main():
+        task = asyncio.create_task(hold())
+        await let_others_run_until(lambda: logged(cluster, UNLOCK))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    cluster.latency(0, UNLOCK)
+    generator = generate()
+    next(generator)
+    call(generator.close).result()
+    assert nothing_is_locked(cluster)

@@ -737,6 +737,28 @@ EACH_SHARED = pytest.mark.parametrize("make", SHARED.values(), ids=SHARED)
 
 
 @EACH_SHARED
+def test_a_lost_block_hears_of_it_after_another_of_the_same_object_within_it(luna, cluster, make):
+    shared = make(luna)
+
+    def nest():
+        with shared:
+            luna.reconnect()
+            enter(shared)
+
+    async def nest_in_task():
+        async with shared:
+            luna.reconnect()
+            async with shared:
+                pass
+
+    with pytest.raises(luna_ext.LockLostError):
+        nest()
+    with pytest.raises(luna_ext.LockLostError):
+        asyncio.run(nest_in_task())
+    assert nothing_is_locked(cluster)
+
+
+@EACH_SHARED
 def test_a_lost_block_that_ends_leaves_the_next_holder_of_the_same_object_alone(
     luna, cluster, make, call
 ):

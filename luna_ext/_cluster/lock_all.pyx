@@ -53,7 +53,7 @@ cdef class LockAll:
                     (<SlotLock> lock).__enter__()
                     count += 1
                 if forks == began_in:
-                    self.held[number] = locks
+                    self._keep(number, locks)
                     return self.targets
             except BaseException as error:
                 release_all(locks, count, type(error), error)
@@ -79,7 +79,7 @@ cdef class LockAll:
                 self._set_timeout(<SlotLock> lock, deadline)
                 await lock.__aenter__()
                 count += 1
-            self.held[number] = locks
+            self._keep(number, locks)
             return self.targets
         except BaseException as error:
             # The releases are begun at once. An error of theirs is a note of this one.
@@ -99,12 +99,15 @@ cdef class LockAll:
         return self._departed(locks, departures, failure)
 
     async def _departed(self, locks, departures, failure):
-        for departure in departures:
-            try:
-                await departure
-            except LunaError as error:
-                failure = first_of(failure, error)
-        self._end(locks, failure)
+        try:
+            for departure in departures:
+                try:
+                    await departure
+                except LunaError as error:
+                    failure = first_of(failure, error)
+        finally:
+            # The task may be cancelled while it waits.
+            self._end(locks, failure)
         if failure is not None:
             raise failure
 
@@ -128,28 +131,36 @@ cdef class LockAll:
             raise lock._timed_out()
         return 0
 
+    cdef int _keep(self, uint64_t number, list locks) except -1:
+        """The block begins. That of lost locks of the same thread or task may run around it."""
+        self.held.setdefault(number, []).append(locks)
+        return 0
+
     cdef list _entered(self, uint64_t number):
-        """The locks of the block that this thread or task runs. The block of lost locks runs on, beside
-        that of the next holder.
+        """The locks of the block that this thread or task runs, the innermost. The block of lost locks runs
+        on, beside that of the next holder.
         """
-        cdef list locks = self.held.get(number)
-        if locks is None:
+        cdef list blocks = self.held.get(number)
+        if blocks is None:
             # A generator's block may be closed by another thread.
-            blocks = list(self.held.values())
-            if len(blocks) != 1:
+            others = list(self.held.values())
+            if len(others) != 1:
                 raise LockNotOwnedError(
                     "these locks are not held by the caller; there is nothing to release",
                     function=UNLOCK,
                 )
-            locks = blocks[0]
-        return locks
+            blocks = others[0]
+        return blocks[-1]
 
     cdef int _end(self, list locks, object failure) except -1:
         # Not if another thread has called this, whose block it is not.
         if not isinstance(failure, LockNotOwnedError):
-            for number, block in list(self.held.items()):
-                if block is locks:
-                    self.held.pop(number, None)
+            for number, blocks in list(self.held.items()):
+                ended = [index for index, block in enumerate(blocks) if block is locks]
+                if ended:
+                    del blocks[ended[0]]
+                    if not blocks:
+                        self.held.pop(number, None)
         return 0
 
     def __reduce__(self):
