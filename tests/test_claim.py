@@ -298,6 +298,7 @@ def test_without_a_user_pin_no_session_is_opened(luna, calls_of):
         ({"so_pin": ""}, ValueError),
         ({"so_pin": [49, 50, 51, 52]}, TypeError),
         ({"so_pin": "12345678\0never"}, ValueError),
+        ({"so_pin": b"12345678\0"}, ValueError),
         ({"so_pin": SO_PIN, "user_pin": b"12345678\0never"}, ValueError),
         ({"so_pin": "\ud800 never shown"}, ValueError),
         ({"so_pin": memoryview(b"n-e-v-e-r-  shown")[::2]}, ValueError),
@@ -416,12 +417,14 @@ def test_a_token_that_was_assigned_behind_the_lock_is_left_alone(luna, cluster, 
     with luna.claim("cluster-1") as token:
         token.assign("elsewhere", so_pin=SO_PIN)
     with luna.claim("cluster-1") as token:
+        assert token.info.label == token.label
         rv = vendor_tool.C_InitToken(
             ctypes.c_ulong(token.slot.slot_id), b"12345678", ctypes.c_ulong(8), b"other".ljust(32)
         )
         assert rv == 0
         with pytest.raises(luna_ext.AssignmentConflictError, match="'other'"):
             token.assign("new", so_pin=SO_PIN)
+        assert token.info.label == "other"
     assert calls_of("C_InitToken") == 1
     assert luna.token("other").slot is token.slot
 

@@ -560,6 +560,19 @@ def test_a_release_that_close_overtakes_unlocks_nothing_afterwards(cluster, hold
     releasing.result()
 
 
+def test_a_busy_unlock_is_not_repeated_beside_the_finalisation(cluster, hold_here, call):
+    luna = cluster.library()
+    holder = hold_here(luna.slot(1))
+    cluster.fault(UNLOCK, AGAIN)
+    # Longer than the pauses between the first tries.
+    cluster.latency(0.3, "C_Finalize")
+    releasing = call(holder.leave)
+    wait_until(lambda: is_told_to_ask_again(cluster))
+    luna.close()
+    releasing.result()
+    assert cluster.log()[-1].function == "C_Finalize"
+
+
 def test_a_busy_unlock_is_not_repeated_after_the_next_initialise(
     cluster, hold_here, call, hold_elsewhere, owner_of
 ):

@@ -193,6 +193,16 @@ def test_link_has_the_same_locks_as_its_target(cluster, luna, tmp_path):
         assert not other.slot(4).locked()
 
 
+def test_what_is_loaded_gives_its_functions_to_no_other_library(succeed):
+    """Two clients, and an OpenSSL inside one, have functions of the same names."""
+    succeed("""
+        import ctypes
+        everything = ctypes.CDLL(None)
+        assert hasattr(everything, "printf")
+        assert not hasattr(everything, "C_GetFunctionList")
+    """)
+
+
 # ---- what a Library says about itself ----
 
 

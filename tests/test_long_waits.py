@@ -248,11 +248,12 @@ def test_a_call_that_a_thread_makes_itself_is_not_told_of_before_it_is_long(
     assert told(caplog) == []
 
 
-def test_a_task_that_has_its_lock_is_not_told_of(luna, caplog):
+def test_a_task_that_has_its_lock_or_claim_is_not_told_of(luna, caplog):
     """Its event loop looks for waits when they would have become long."""
 
     async def main():
-        async with luna.slot(1).lock():
+        claim = luna.claim("cluster-1", timeout=20)
+        async with claim as token, luna.slot(token.slot.slot_id % 8 + 1).lock():
             await asyncio.sleep(5.5)
 
     asyncio.run(main())

@@ -12,6 +12,8 @@ import warnings
 
 import pytest
 from support import (
+    AGAIN,
+    BUSY,
     CLAIM,
     DEVICE_ERROR,
     DUAL_IDENTITY,
@@ -171,8 +173,8 @@ def test_a_token_that_fails_is_met_by_one_label_alone(cluster, provision, labell
     assert labelled() == {}
 
 
-@pytest.mark.parametrize("rv", [SLOT_ID_INVALID, TOKEN_NOT_PRESENT], ids=hex)
-def test_a_token_that_vanishes_under_the_first_call_says_nothing_of_the_pins(
+@pytest.mark.parametrize("rv", [SLOT_ID_INVALID, TOKEN_NOT_PRESENT, AGAIN, BUSY], ids=hex)
+def test_a_token_that_vanishes_or_is_busy_at_the_first_call_says_nothing_of_the_pins(
     cluster, provision, rv
 ):
     cluster.fault(INIT_TOKEN, rv, times=1)

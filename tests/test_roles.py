@@ -545,6 +545,13 @@ def test_a_new_pin_of_a_wrong_length_changes_nothing(cluster, luna, calls_of, pi
         assert (calls_of(INIT_TOKEN), calls_of("C_SetPIN")) == (0, 0)
 
 
+@pytest.mark.parametrize("length", [8, 255])
+def test_a_new_pin_of_the_least_or_the_greatest_length_is_taken(assigned, other, length):
+    pin = "x" * length
+    new = assigned(user_pin=pin)
+    assert other.try_pin(new.slot.slot_id, USER, pin) == 0
+
+
 @pytest.mark.parametrize("lengths", [(0, 0), (4, 8)], ids=["none", "swapped"])
 def test_lengths_that_are_of_no_use_refuse_no_pin(luna, other, monkeypatch, lengths):
     """What a client tells as the longest and the shortest PIN."""

@@ -271,6 +271,19 @@ def test_a_claim_that_ends_has_no_session_left_where_it_cannot_be_opened_elsewhe
         assert succeed(assigning) == ["payments"]
 
 
+def test_a_claim_that_ends_while_the_device_is_busy_leaves_no_session_on_another_slot(
+    luna, cluster
+):
+    claim = luna.claim("cluster-1")
+    claimed = claim.__enter__()
+    with beside(claimed.slot) as slot:
+        # The answer about the session that was there, after that about the one that was opened.
+        cluster.fault(SESSION_INFO, AGAIN, every=2, times=1)
+        claim.__exit__(None, None, None)
+        assert [one.rv for one in logged(cluster, SESSION_INFO)][-2:] == [0, AGAIN]
+        assert slot.token_info.session_count == 0
+
+
 @pytest.mark.luna_cluster(keyrings=1)
 def test_a_claim_that_is_given_back_while_the_session_is_opened_leaves_it_to_the_next_holder(
     reinitialise, luna, cluster, wait_until_inside

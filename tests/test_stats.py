@@ -50,11 +50,14 @@ def test_the_length_of_calls(succeed):
         for _ in range(4):
             slot.info
         took = time.perf_counter() - begin
+        slot.token_info
         stats = luna.stats()["C_GetSlotInfo"]
         assert stats.calls == 4
         assert 0.020 <= stats.total_seconds <= took
         assert stats.total_seconds / 4 <= stats.max_seconds <= stats.total_seconds
         assert stats.timed == 4
+        for each in luna.stats().values():
+            assert each.max_seconds <= each.total_seconds
     """)
 
 
@@ -140,6 +143,15 @@ def test_calls_are_timed_again_when_they_become_slow(luna, cluster, since):
     assert stats.calls - before.calls == 40
     assert stats.timed - before.timed >= 30
     assert stats.total_seconds - before.total_seconds >= 0.030
+
+
+def test_fast_calls_stay_fast_when_a_slow_one_follows(luna, cluster, since):
+    slot = luna.slot(1)
+    for _ in range(2000):
+        _ = slot.info
+    cluster.latency(0.05, INFO)
+    _ = slot.info
+    assert 0.02 < since(INFO).total_seconds < 5
 
 
 def test_errors_by_their_code(luna, cluster, in_child):
