@@ -93,7 +93,8 @@ class ProvisionReport:
         Those of `assigned` that were not initialised before. Such a token takes any `so_pin` and keeps
         it: if it was mistyped, these are the tokens that have it.
     failed : dict of str to Exception
-        Why a label has no token, or more than one; also an unlock that failed.
+        Why a label has no token, or more than one; also an unlock that failed, and a label of which that
+        could not be looked up at the end.
     """
 
     assigned: dict[str, int]
@@ -453,7 +454,16 @@ class _Run:
 
     def look_for_others(self, label: str, kept: _Kept) -> None:
         """Another host may have assigned the same label meanwhile."""
-        self._with_label(label)
+        try:
+            self._with_label(label)
+        except LunaError as error:
+            if not isinstance(error, AssignmentConflictError):
+                error.add_note(
+                    f"luna_ext: the token in slot {self.assigned[label]} has been given the label "
+                    f"{label!r}; whether another one has it too could not be looked up. provision() with "
+                    "this label looks again"
+                )
+            raise
 
     def _with_label(self, label: str) -> list[Token]:
         """The one token with this label, or none."""

@@ -17,6 +17,7 @@ from support import (
     CLAIM,
     DEVICE_ERROR,
     DUAL_IDENTITY,
+    FIND,
     GENERAL_ERROR,
     INIT_PIN,
     INIT_TOKEN,
@@ -323,6 +324,17 @@ def test_an_unlock_that_fails_is_told(luna, cluster, provision):
     assert isinstance(error, luna_ext.LockReleaseError)
     assert len(luna.find(label)) == 1
     assert len(report.assigned) == 5
+
+
+def test_a_label_that_cannot_be_looked_up_at_the_end_is_said_to_be_assigned(
+    luna, cluster, provision
+):
+    cluster.fault(FIND, GENERAL_ERROR, every=2, times=1)
+    (error,) = provision(["payments"]).failed.values()
+    (slot_id,) = [token.slot.slot_id for token in luna.find("payments")]
+    assert f"the token in slot {slot_id} has been given the label 'payments'" in error.__notes__[0]
+    # As the note says.
+    assert provision(["payments"]).skipped == {"payments": slot_id}
 
 
 def test_a_label_that_is_there_twice_is_a_conflict(luna, provision):
