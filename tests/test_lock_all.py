@@ -224,6 +224,27 @@ wait_until(lambda: all(token.owner is None for token in cluster.tokens()))
     assert succeed(body) == ["no", "3", "luna_ext:", "no", "2", "luna_ext:", "no", "1"]
 
 
+def test_a_ctrl_c_behind_an_unlock_that_fails_is_not_swallowed(succeed):
+    """In a process of its own, as above: the hook stands for a handler that raises within a release."""
+    body = f"""
+def hook(event, arguments):
+    if (event, arguments) == ("luna_ext.unlock", (1,)):
+        raise KeyboardInterrupt
+
+logging.disable()
+sys.addaudithook(hook)
+cluster.fault({UNLOCK!r}, {DEVICE_ERROR}, times=1)
+try:
+    with luna.lock_all(map(luna.slot, (1, 2, 3))):
+        pass
+except KeyboardInterrupt as error:
+    print("slot 3" in error.__notes__[0])
+print([token.slot_id for token in cluster.tokens() if token.owner is not None] == [3])
+luna.reconnect()
+"""
+    assert succeed(body) == ["True", "True"]
+
+
 def test_an_exception_of_the_body_goes_on(luna, cluster):
     with pytest.raises(ValueError, match="body"), luna.lock_all(luna.slots()):
         raise ValueError("body")

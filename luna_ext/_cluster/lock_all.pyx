@@ -182,9 +182,13 @@ cdef object release_all(list locks, Py_ssize_t count, object exc_type, object ex
 
 
 cdef object first_of(object failure, object error):
-    """The first of two errors, with the other one as a note."""
+    """The first of two errors, with the other one as a note; but one that is to end the program, such as
+    KeyboardInterrupt, goes before.
+    """
     if failure is None:
         return error
+    if isinstance(failure, Exception) and not isinstance(error, Exception):
+        failure, error = error, failure
     failure.add_note(f"luna_ext: {error}")
     return failure
 
