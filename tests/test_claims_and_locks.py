@@ -1235,6 +1235,31 @@ assert any(entry.rv == 0x30 for entry in cluster_calls(LOCK))
 
 
 @pytest.mark.luna_cluster(keyrings=2)
+@pytest.mark.parametrize("form", ["thread", "task"])
+def test_a_release_beside_a_claim_is_preceded_by_a_call_on_trial(on_device, form):
+    body = f"""
+import asyncio
+
+def thread():
+    with slot:
+        pass
+
+async def task():
+    async with slot.lock():
+        pass
+
+cluster.latency(3600, CLAIM)
+in_thread(claim_if_it_can)
+wait_until_inside(CLAIM)
+thread() if {form == "thread"} else asyncio.run(task())
+print(*[entry.function for entry in cluster.log() if entry.function in (LOCK, UNLOCK)], flush=True)
+os._exit(0)
+"""
+    lock, unlock = "CA_LockClusteredSlot", "CA_UnlockClusteredSlot"
+    assert on_device("grants again", body) == [lock, lock, unlock]
+
+
+@pytest.mark.luna_cluster(keyrings=2)
 def test_a_lock_call_that_leaves_a_slot_in_doubt_is_logged_and_the_next_unlock_settles_it(
     on_device,
 ):
