@@ -1235,6 +1235,29 @@ assert any(entry.rv == 0x30 for entry in cluster_calls(LOCK))
 
 
 @pytest.mark.luna_cluster(keyrings=2)
+@pytest.mark.parametrize("handover", [0, 5])
+def test_no_call_on_trial_takes_a_lock_that_an_earlier_connection_had(on_device, handover):
+    """It would be granted, and what is lost is not unlocked: it would stay set."""
+    body = f"""
+luna.close()
+luna = cluster.library(handover={handover})
+slot = luna.slot(1)
+cluster.latency(3600, CLAIM)
+in_thread(claim_if_it_can)
+wait_until_inside(CLAIM)
+try:
+    with slot:
+        cluster.reinitialise(os.getpid())
+        time.sleep(0.1)
+except luna_ext.LockLostError:
+    print("lost")
+print(owner(), flush=True)
+os._exit(0)
+"""
+    assert on_device("grants again", body) == ["lost", "None"]
+
+
+@pytest.mark.luna_cluster(keyrings=2)
 @pytest.mark.parametrize("form", ["thread", "task"])
 def test_a_release_beside_a_claim_is_preceded_by_a_call_on_trial(on_device, form):
     body = f"""

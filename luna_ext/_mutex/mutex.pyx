@@ -765,26 +765,35 @@ cdef class SlotMutex:
         cdef PyObject *client = <PyObject *> self.locks.client
         cdef uint64_t now = luna_coarse_nanoseconds()
         cdef bint was_long = is_long_hold(self, now)
+        cdef bint gone = False
         cdef bint unassigned
         # Most holds end in the tick in which they have begun, and are counted by their unlocks alone.
         if now != self.held_since and self.held_since != 0:
             count_hold(self.locks.client, now - self.held_since)
         if luna_shared_get(&self.locks.common.kind) == UNKNOWN and (
             after_a_moment
-            or ((luna_shared_get(&self.locks.claims_out) != 0 or luna_shared_get(&self.locks.in_doubt))
-                and self._make_trial())
+            or luna_shared_get(&self.locks.claims_out) != 0
+            or luna_shared_get(&self.locks.in_doubt)
         ):
-            self._wait_a_moment()
-            now = 0
+            # Asked before a lock call is made on trial, too: where the lock is lost, that call would be
+            # granted, and no unlock would follow that takes it off.
+            gone = was_long and self.generation() == generation and self.locks.is_finalised()
+            if self.generation() == generation and (after_a_moment or self._make_trial()):
+                self._wait_a_moment()
+                now = 0
         if was_long:
             now = 0
         # Taken before the next claim may hold the slot, which marks it for itself.
         unassigned = luna_is_marked(&self.record.is_unassigned) and luna_take_mark(
             &self.record.is_unassigned
         )
-        if (was_long or unassigned) and self.generation() == generation and (
-            (was_long and self.locks.is_finalised())
-            or (unassigned and self.locks.pass_canary_on(self))
+        if gone or (
+            (was_long or unassigned)
+            and self.generation() == generation
+            and (
+                (was_long and self.locks.is_finalised())
+                or (unassigned and self.locks.pass_canary_on(self))
+            )
         ):
             # By other code, and another process may have the lock by now.
             rv = CKR_SESSION_HANDLE_INVALID
