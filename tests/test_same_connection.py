@@ -339,6 +339,40 @@ def test_a_claim_of_an_earlier_connection_is_made_sure_of(luna, cluster, call, o
     luna.reconnect()
 
 
+def test_a_grant_of_an_earlier_connection_that_no_thread_waits_for_comes_off(
+    luna, cluster, hold_elsewhere, wait_until_inside, owner_of
+):
+    """The call went out when the connection was another one already, so that the lock is set."""
+    holder = hold_elsewhere(2)
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1) as slot:
+        assert not luna.slot(2).acquire(timeout=0.05)
+        wait_until_inside(LOCK)
+        cluster.reinitialise(os.getpid())
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+    holder.release()
+    wait_until(lambda: have_returned(logged(cluster, LOCK)))
+    wait_until(lambda: owner_of(2) is None, 5)
+    luna.reconnect()
+
+
+@pytest.mark.luna_cluster(keyrings=1)
+def test_a_claim_is_given_the_token_whose_lock_another_claim_has_lost(luna, cluster, call):
+    """The device has dropped that lock, and gives the token anew: it would stay locked."""
+
+    def claim():
+        with luna.claim("cluster-1") as token:
+            token.ensure_held()
+            return token.slot.slot_id
+
+    with pytest.raises(luna_ext.LockLostError), luna.claim("cluster-1"):
+        cluster.reinitialise(os.getpid())
+        time.sleep(LONG_BLOCK)
+        assert call(claim).result() == 1
+    assert nothing_is_locked(cluster)
+    luna.reconnect()
+
+
 def test_a_short_block_costs_no_call_more(luna, cluster):
     with luna.slot(1):
         pass

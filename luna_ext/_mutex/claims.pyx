@@ -427,6 +427,14 @@ cdef class Request(Waiter):
                 self.mutex.held_since = 0
                 self.mutex._tell_late(self.mutex.take_off(True, generation, True))
                 return 0
+            if (
+                arrival == HELD
+                and is_long_hold(self.mutex, luna_coarse_nanoseconds())
+                and self.locks.is_finalised()
+            ):
+                # What the holder has is lost, and no unlock follows that would take off this grant.
+                self.locks.lose_all()
+                arrival = UNPROVEN
             if arrival == UNPROVEN and self.make_sure():
                 return self._hold_begins()
             # What this process holds is its holder's, whatever the device says; to unlock it here

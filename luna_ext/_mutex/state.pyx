@@ -359,7 +359,11 @@ cdef inline Verdict hear(
         luna_shared_set(&common.kind, GRANTS_AGAIN)
         verdict = IGNORED
     elif record.asked_in != <uint32_t> generation:
-        # C_Finalize has undone it.
+        # C_Finalize has undone it, unless that came before the call. Then the lock is set, and has to come
+        # off even if no waiter asks again.
+        if luna_shared_get(&common.kind) != GIVES_ONCE:
+            record.owed = True
+            record.owed_in = <uint32_t> generation
         verdict = IGNORED
     elif record.crossed and luna_shared_get(&common.kind) != GIVES_ONCE:
         # The unlock of a claim that was granted the same lock may have undone it. If not, the lock
