@@ -366,11 +366,7 @@ cdef Life life_by(CK_RV rv) noexcept nogil:
 
 cdef bint speaks_of_session(CK_RV rv) noexcept nogil:
     """Whether it surely means that there is no such session. Any other error may be a passing one."""
-    return (
-        rv == CKR_SESSION_HANDLE_INVALID
-        or rv == CKR_SESSION_CLOSED
-        or rv == CKR_CRYPTOKI_NOT_INITIALIZED
-    )
+    return rv == CKR_SESSION_HANDLE_INVALID or rv == CKR_CRYPTOKI_NOT_INITIALIZED
 
 
 cdef bint says_nothing_of_sessions(CK_RV rv) noexcept nogil:

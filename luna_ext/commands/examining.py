@@ -68,6 +68,13 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
 
 
+def end_with_doctor() -> None:
+    """The same for a forked child, whose parent the client library may end as well: by doctor's pipe."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _finding(
     tell: Tell, what: str, says: str, advice: str = "", *, note: bool = False, **values: object
 ) -> None:
@@ -355,7 +362,7 @@ def examine_fork(tell: Tell, path: str) -> None:
         tell(step=FORK)
         child = os.fork()
         if child == 0:
-            end_with_parent()
+            threading.Thread(target=end_with_doctor, daemon=True).start()
             try:
                 luna.slots()
                 tell(answered=True)
