@@ -476,6 +476,7 @@ cdef class Locks:
     cdef int learn(self, int kind) noexcept
     cdef int note_doubt(self) noexcept
     cdef bint is_in_doubt(self) noexcept
+    cdef int make_owed_calls(self) noexcept
     cdef bint are_relied_on(self) noexcept
     cdef double moment_seconds(self) noexcept
     cdef int calls_given_up(self) except -1

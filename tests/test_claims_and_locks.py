@@ -1323,10 +1323,7 @@ slot.release()
     assert on_device("waits", body) == []
 
 
-@ONE
-def test_a_lock_call_that_is_owed_when_the_library_closes_keeps_no_worker_busy(on_device):
-    """It cannot be made any more, and no thread waits for it."""
-    body = """
+OWED_AT_CLOSE = """
 def lock():
     try:
         with slot:
@@ -1339,10 +1336,11 @@ cluster.latency(0.3, LOCK)
 locking = in_thread(lock)
 wait_until_inside(LOCK)
 with luna.claim("cluster-1"):
-    wait_until(lambda: cluster_calls(LOCK)[0].rv == 0)
+    wait_until(lambda: cluster_calls(LOCK)[-1].rv == 0)
 locking.join(20)
-# The claim's unlock takes off what the lock call was granted, whose answer is on its way.
 cluster.latency(0, LOCK)
+give_a_call_up()
+# The claim's unlock takes off what the lock call was granted, whose answer is on its way.
 cluster.latency(0.6, LOCK, after=True)
 locking = in_thread(lock)
 wait_until(lambda: owner() == os.getpid())
@@ -1350,11 +1348,39 @@ with luna.claim("cluster-1"):
     pass
 luna.close()
 locking.join(20)
+"""
+
+
+@ONE
+def test_a_lock_call_that_is_owed_when_the_library_closes_keeps_no_worker_busy(on_device):
+    """It cannot be made any more, and no thread waits for it."""
+    body = f"""
+def give_a_call_up():
+    "None here, so that the client is finalised."
+{OWED_AT_CLOSE}
 before = time.process_time()
 time.sleep(0.3)
 print(time.process_time() - before < 0.1, *ends)
 """
     assert on_device("grants again, and to claims", body) == ["True", "closed"]
+
+
+@pytest.mark.luna_cluster(keyrings=2)
+def test_a_lock_call_that_was_owed_is_made_when_a_library_opens_again(on_device, hold_elsewhere):
+    """A call that was given up has kept the client from being finalised, so what may be set is still so."""
+    hold_elsewhere(2)
+    body = f"""
+def give_a_call_up():
+    assert not luna.slot(2).acquire(timeout=0.05)
+{OWED_AT_CLOSE}
+cluster.latency(0, LOCK)
+made = len(cluster_calls(LOCK))
+again = cluster.library()
+wait_until(lambda: len(cluster_calls(LOCK)) == made + 1)
+print(*ends, flush=True)
+os._exit(0)
+"""
+    assert on_device("grants again, and to claims", body) == ["closed"]
 
 
 @pytest.mark.luna_cluster(keyrings=2)

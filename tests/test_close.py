@@ -841,7 +841,7 @@ def test_a_close_that_is_interrupted_while_it_tells_an_event_loop_is_finished(
 def test_a_close_that_is_interrupted_while_it_fails_claims_is_finished(
     cluster, call, wait_until_inside
 ):
-    """A claim more than workers make at a time is told by close() itself."""
+    """More claims than workers make at a time; close() itself tells the others."""
     luna = cluster.library()
     loops = []
 
@@ -852,7 +852,7 @@ def test_a_close_that_is_interrupted_while_it_fails_claims_is_finished(
     async def claim_many():
         loops.append(asyncio.get_running_loop())
         look_at_no_files(loops[0])
-        return await asyncio.gather(*(claim() for _ in range(17)), return_exceptions=True)
+        return await asyncio.gather(*(claim() for _ in range(24)), return_exceptions=True)
 
     cluster.latency(0.5, CLAIM)
     claiming = call(lambda: asyncio.run(claim_many()))
@@ -869,6 +869,50 @@ def test_a_close_that_is_interrupted_while_it_fails_claims_is_finished(
         luna.close()
     assert finalisations(cluster) == [0]
     assert {type(error) for error in claiming.result()} == {luna_ext.LibraryClosedError}
+
+
+@pytest.mark.luna_cluster(keyrings=32)
+@pytest.mark.parametrize("wants", ["a lock", "a claim"])
+def test_a_close_that_is_interrupted_while_it_makes_an_error_leaves_no_waiter(
+    cluster, call, monkeypatch, wait_until_inside, wait_until_queued, wants
+):
+    """An error is made in Python, where a signal handler may run and raise."""
+    luna = cluster.library()
+    closing_thread = threading.get_ident()
+    make = luna_ext.LibraryClosedError.__init__
+
+    def be_interrupted(error, *arguments, **options):
+        if threading.get_ident() == closing_thread:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        make(error, *arguments, **options)
+
+    async def claim():
+        async with luna.claim("cluster-1", timeout=20):
+            pass
+
+    async def claim_many():
+        # More than workers make at a time.
+        return await asyncio.gather(*(claim() for _ in range(24)), return_exceptions=True)
+
+    def lock():
+        try:
+            luna.slot(1).acquire()
+        except luna_ext.LunaError as error:
+            return [error]
+
+    with cluster.library() as other, other.slot(1):
+        if wants == "a lock":
+            waiting = call(lock)
+            wait_until_queued(other.slot(1), 1)
+        else:
+            cluster.latency(0.5, CLAIM)
+            waiting = call(lambda: asyncio.run(claim_many()))
+            wait_until_inside(CLAIM, 16)
+        monkeypatch.setattr(luna_ext.LibraryClosedError, "__init__", be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            luna.close()
+        assert {type(error) for error in waiting.result(5)} == {luna_ext.LibraryClosedError}
 
 
 def test_who_hears_of_a_failed_finalisation_may_open_the_library(cluster, succeed):

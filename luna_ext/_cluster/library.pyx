@@ -686,7 +686,9 @@ cdef Share open_client(Locks locks, str path):
         wait_for_given_up(locks, REOPEN_SECONDS)
         if luna_shared_get(&client.suspect) and is_lost(client):
             locks.reconnect(0)
-    return client.join(path)
+    share = client.join(path)
+    locks.make_owed_calls()
+    return share
 
 
 cdef int wait_for_given_up(Locks locks, double seconds) except -1:

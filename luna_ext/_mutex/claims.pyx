@@ -244,6 +244,18 @@ cdef class Locks:
                     luna_shared_set(&self.in_doubt, True)
         return luna_shared_get(&self.in_doubt)
 
+    cdef int make_owed_calls(self) noexcept:
+        """The client is open: a lock call that was owed when it closed can be made now. It makes no object,
+        for no Library is there yet that would end the new share.
+        """
+        cdef uint32_t number
+        cdef SlotMutex mutex
+        for number in range(luna_shared_get32(&self.table.count)):
+            mutex = self.mutex(number)
+            if seen(&mutex.record).owed:
+                mutex.pass_turn()
+        return 0
+
     cdef bint are_relied_on(self) noexcept:
         """Whether a thread is at work that makes several calls under a lock, such as an assignment."""
         for mutex in self.all():
@@ -338,10 +350,15 @@ cdef class Locks:
         for each in self.requests.copy():
             request = <Request> each
             if request.share is share and request.step_aside(FAILED, True):
-                request.error = closed_to_claims(share)
                 # Its server, where one comes to it at all, finds that the wait has ended.
                 self.requests.discard(request)
-                request.wake()
+                try:
+                    error = closed_to_claims(share)
+                except BaseException:
+                    # As in close_share().
+                    wake_with(request, closed_to_claims(share))
+                    raise
+                wake_with(request, error)
 
     def after_fork(self):
         cdef Request request

@@ -1357,7 +1357,13 @@ cdef class SlotMutex:
             seat = take_any_of(&self.record, share.number)
             if seat == NULL:
                 break
-            wake_unlinked(seat, closed_error(self.slot_id, share.path))
+            try:
+                error = closed_error(self.slot_id, share.path)
+            except BaseException:
+                # It is made in Python, where a signal handler raised. The waiter has to be woken anyway.
+                wake_unlinked(seat, closed_error(self.slot_id, share.path))
+                raise
+            wake_unlinked(seat, error)
         if not evict(&self.record, share.number, &owner, &hold):
             return None
         place = self.place()

@@ -638,6 +638,11 @@ cdef int wake_unlinked(Seat *seat, object error) except -1:
     """Wake a waiter that was just taken out of the queue, which held a reference to it."""
     cdef Waiter waiter = <Waiter> seat.waiter
     Py_DECREF(waiter)
+    return wake_with(waiter, error)
+
+
+cdef int wake_with(Waiter waiter, object error) except -1:
+    """Wake a waiter whose wait has ended, in this error unless it is None."""
     if error is not None:
         waiter.error = error
     try:
