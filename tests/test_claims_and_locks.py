@@ -1258,6 +1258,26 @@ os._exit(0)
 
 
 @pytest.mark.luna_cluster(keyrings=2)
+def test_the_end_of_a_long_block_beside_a_claim_asks_for_the_session_once(on_device):
+    """When all calls on trial are made, there is no pause after which it would have to be asked again."""
+    body = """
+SESSION_INFO = "C_GetSessionInfo"
+cluster.latency(3600, CLAIM)
+in_thread(claim_if_it_can)
+wait_until_inside(CLAIM)
+for _ in range(3):
+    with slot:
+        pass
+before = len(cluster_calls(SESSION_INFO))
+with slot:
+    time.sleep(0.1)
+print(len(cluster_calls(LOCK)), len(cluster_calls(SESSION_INFO)) - before, flush=True)
+os._exit(0)
+"""
+    assert on_device("refuses", body) == ["7", "1"]
+
+
+@pytest.mark.luna_cluster(keyrings=2)
 @pytest.mark.parametrize("form", ["thread", "task"])
 def test_a_release_beside_a_claim_is_preceded_by_a_call_on_trial(on_device, form):
     body = f"""

@@ -446,8 +446,14 @@ cdef class Request(Waiter):
                 return 0
             if (
                 arrival == HELD
-                and is_long_hold(self.mutex, luna_coarse_nanoseconds())
-                and self.locks.is_finalised()
+                and (
+                    # Another thread has found that out just now.
+                    seen(&self.mutex.record).generation != <uint32_t> self.mutex.generation()
+                    or (
+                        is_long_hold(self.mutex, luna_coarse_nanoseconds())
+                        and self.locks.is_finalised()
+                    )
+                )
             ):
                 # What the holder has is lost, and no unlock follows that would take off this grant.
                 self.locks.lose_all()

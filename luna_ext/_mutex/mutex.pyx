@@ -765,6 +765,7 @@ cdef class SlotMutex:
         cdef PyObject *client = <PyObject *> self.locks.client
         cdef uint64_t now = luna_coarse_nanoseconds()
         cdef bint was_long = is_long_hold(self, now)
+        cdef bint asks = was_long
         cdef bint gone = False
         cdef bint unassigned
         # Most holds end in the tick in which they have begun, and are counted by their unlocks alone.
@@ -778,8 +779,10 @@ cdef class SlotMutex:
             # Asked before a lock call is made on trial, too: where the lock is lost, that call would be
             # granted, and no unlock would follow that takes it off.
             gone = was_long and self.generation() == generation and self.locks.is_finalised()
+            asks = False
             if self.generation() == generation and (after_a_moment or self._make_trial()):
                 self._wait_a_moment()
+                asks = was_long
                 now = 0
         if was_long:
             now = 0
@@ -788,10 +791,10 @@ cdef class SlotMutex:
             &self.record.is_unassigned
         )
         if gone or (
-            (was_long or unassigned)
+            (asks or unassigned)
             and self.generation() == generation
             and (
-                (was_long and self.locks.is_finalised())
+                (asks and self.locks.is_finalised())
                 or (unassigned and self.locks.pass_canary_on(self))
             )
         ):
