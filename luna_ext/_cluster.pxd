@@ -98,7 +98,7 @@ cdef class LockAll:
 
     cdef list _new_locks(self)
     cdef int _set_timeout(self, SlotLock lock, Deadline deadline) except -1
-    cdef int _keep(self, uint64_t number, list locks) except -1
+    cdef int _keep(self, object number, list block) except -1
     cdef list _entered(self, uint64_t number)
     cdef int _end(self, list locks, object failure) except -1
 

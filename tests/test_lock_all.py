@@ -245,6 +245,38 @@ luna.reconnect()
     assert succeed(body) == ["True", "True"]
 
 
+@pytest.mark.parametrize("form", ["threads", "tasks"])
+def test_a_ctrl_c_while_all_are_given_back_that_were_locked_is_not_swallowed(succeed, form):
+    """One of them is not to be had; in a process of its own, as above."""
+    body = f"""
+import asyncio
+
+def hook(event, arguments):
+    if (event, arguments) == ("luna_ext.unlock", (2,)):
+        raise KeyboardInterrupt
+
+def all_three():
+    return luna.lock_all(map(luna.slot, (1, 2, 3)))
+
+def threads():
+    with all_three():
+        pass
+
+async def tasks():
+    async with all_three():
+        pass
+
+sys.addaudithook(hook)
+cluster.fault({LOCK!r}, {DEVICE_ERROR}, times=1, every=3)
+try:
+    threads() if {form == "threads"} else asyncio.run(tasks())
+except KeyboardInterrupt as error:
+    print("CKR_DEVICE_ERROR" in error.__notes__[0])
+wait_until(lambda: all(token.owner is None for token in cluster.tokens()))
+"""
+    assert succeed(body) == ["True"]
+
+
 def test_an_exception_of_the_body_goes_on(luna, cluster):
     with pytest.raises(ValueError, match="body"), luna.lock_all(luna.slots()):
         raise ValueError("body")

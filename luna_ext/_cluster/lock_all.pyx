@@ -42,8 +42,9 @@ cdef class LockAll:
         cdef list locks = self._new_locks()
         cdef Py_ssize_t count
         cdef uint64_t began_in
-        # An object, made before any is locked.
+        # Objects, made before any is locked.
         number = caller_number()
+        block = [locks]
         while True:
             began_in = forks
             count = 0
@@ -53,10 +54,12 @@ cdef class LockAll:
                     (<SlotLock> lock).__enter__()
                     count += 1
                 if forks == began_in:
-                    self._keep(number, locks)
+                    self._keep(number, block)
                     return self.targets
             except BaseException as error:
-                release_all(locks, count, type(error), error)
+                failure = first_of(error, release_all(locks, count, type(error), error))
+                if failure is not error:
+                    raise failure
                 raise
             # A signal handler has forked meanwhile, and this is the child: some are the parent's.
             release_all(locks, count, None, None)
@@ -74,19 +77,22 @@ cdef class LockAll:
         cdef Py_ssize_t count = 0
         _, task = running_task()
         number = task_number(task)
+        block = [locks]
         try:
             for lock in locks:
                 self._set_timeout(<SlotLock> lock, deadline)
                 await lock.__aenter__()
                 count += 1
-            self._keep(number, locks)
+            self._keep(number, block)
             return self.targets
         except BaseException as error:
             # The releases are begun at once. An error of theirs is a note of this one.
             departures = []
-            leave_all(locks, count, type(error), error, departures)
+            failure = first_of(error, leave_all(locks, count, type(error), error, departures))
             for departure in departures:
                 await departure
+            if failure is not error:
+                raise failure
             raise
 
     def __aexit__(self, exc_type, exc_value, traceback):
@@ -131,9 +137,11 @@ cdef class LockAll:
             raise lock._timed_out()
         return 0
 
-    cdef int _keep(self, uint64_t number, list locks) except -1:
+    cdef int _keep(self, object number, list block) except -1:
         """The block begins. That of lost locks of the same thread or task may run around it."""
-        self.held.setdefault(number, []).append(locks)
+        cdef list blocks = self.held.setdefault(number, block)
+        if blocks is not block:
+            blocks.extend(block)
         return 0
 
     cdef list _entered(self, uint64_t number):
@@ -182,11 +190,13 @@ cdef object release_all(list locks, Py_ssize_t count, object exc_type, object ex
 
 
 cdef object first_of(object failure, object error):
-    """The first of two errors, with the other one as a note; but one that is to end the program, such as
-    KeyboardInterrupt, goes before.
+    """The first of two errors, of which either may be None, with the other one as a note; but one that is
+    to end the program, such as KeyboardInterrupt, goes before.
     """
     if failure is None:
         return error
+    if error is None:
+        return failure
     if isinstance(failure, Exception) and not isinstance(error, Exception):
         failure, error = error, failure
     failure.add_note(f"luna_ext: {error}")
