@@ -62,10 +62,13 @@ class Crew:
         now = time.perf_counter_ns
         self._start.wait()
         try:
-            while not self._stopped:
+            # Once at least: on a busy machine the time may be over before a thread comes to it.
+            stopped = False
+            while not stopped:
                 begin = now()
                 with lock:
                     waits.append(now() - begin)
+                stopped = self._stopped
         except Exception as error:
             self._error = error
 
