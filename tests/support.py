@@ -148,7 +148,7 @@ def look_at_no_files(loop: asyncio.AbstractEventLoop) -> None:
     loop.add_reader = add_reader  # type: ignore[method-assign]
 
 
-def refuse_to_be_told(loop: asyncio.AbstractEventLoop, errors: Iterable[Exception]) -> None:
+def refuse_to_be_told(loop: asyncio.AbstractEventLoop, errors: Iterable[BaseException]) -> None:
     """Let the loop's `call_soon_threadsafe()` raise these, one at each call, and then work. Before its
     tasks lock: they are told in no other way.
     """

@@ -30,8 +30,8 @@ from support import (
     have_returned,
     let_device_forget_us,
     logged,
-    look_at_no_files,
     nothing_is_locked,
+    refuse_to_be_told,
     wait_until,
 )
 
@@ -810,24 +810,14 @@ def test_a_close_that_is_interrupted_while_it_tells_an_event_loop_is_finished(
         luna = cluster.library()
         slot = luna.slot(1)
         holder = hold_here(slot)
-        loops = []
 
         async def wait():
-            loops.append(asyncio.get_running_loop())
-            look_at_no_files(loops[0])
+            refuse_to_be_told(asyncio.get_running_loop(), [KeyboardInterrupt()])
             async with slot.lock(timeout=20):
                 pass
 
         waiting = call(lambda: asyncio.run(wait()))
         wait_until_queued(slot, 1)
-        (loop,) = loops
-        tell = loop.call_soon_threadsafe
-
-        def be_interrupted(*arguments, **options):
-            loop.call_soon_threadsafe = tell
-            raise KeyboardInterrupt
-
-        loop.call_soon_threadsafe = be_interrupted
         with pytest.raises(KeyboardInterrupt):
             luna.close()
         with pytest.raises(luna_ext.LibraryClosedError):
@@ -843,28 +833,18 @@ def test_a_close_that_is_interrupted_while_it_fails_claims_is_finished(
 ):
     """More claims than workers make at a time; close() itself tells the others."""
     luna = cluster.library()
-    loops = []
 
     async def claim():
         async with luna.claim("cluster-1", timeout=20):
             pass
 
     async def claim_many():
-        loops.append(asyncio.get_running_loop())
-        look_at_no_files(loops[0])
+        refuse_to_be_told(asyncio.get_running_loop(), [KeyboardInterrupt()])
         return await asyncio.gather(*(claim() for _ in range(24)), return_exceptions=True)
 
     cluster.latency(0.5, CLAIM)
     claiming = call(lambda: asyncio.run(claim_many()))
     wait_until_inside(CLAIM, 16)
-    (loop,) = loops
-    tell = loop.call_soon_threadsafe
-
-    def be_interrupted(*arguments, **options):
-        loop.call_soon_threadsafe = tell
-        raise KeyboardInterrupt
-
-    loop.call_soon_threadsafe = be_interrupted
     with pytest.raises(KeyboardInterrupt):
         luna.close()
     assert finalisations(cluster) == [0]

@@ -193,15 +193,8 @@ def test_of_several_unlocks_that_fail_the_first_is_raised_and_names_the_others(
     luna.reconnect()
 
 
-@pytest.mark.parametrize("form", ["threads", "tasks"])
-def test_an_audit_hook_that_raises_at_the_end_does_not_keep_the_others_locked(succeed, form):
-    """In a process of its own: an audit hook cannot be taken off."""
-    body = f"""
+ALL_THREE = """
 import asyncio
-
-def hook(event, arguments):
-    if event == "luna_ext.unlock":
-        raise RuntimeError(f"no {{arguments[0]}}")
 
 def all_three():
     return luna.lock_all(map(luna.slot, (1, 2, 3)))
@@ -213,7 +206,18 @@ def threads():
 async def tasks():
     async with all_three():
         pass
+"""
 
+
+@pytest.mark.parametrize("form", ["threads", "tasks"])
+def test_an_audit_hook_that_raises_at_the_end_does_not_keep_the_others_locked(succeed, form):
+    """In a process of its own: an audit hook cannot be taken off."""
+    body = f"""
+def hook(event, arguments):
+    if event == "luna_ext.unlock":
+        raise RuntimeError(f"no {{arguments[0]}}")
+
+{ALL_THREE}
 sys.addaudithook(hook)
 try:
     threads() if {form == "threads"} else asyncio.run(tasks())
@@ -249,23 +253,11 @@ luna.reconnect()
 def test_a_ctrl_c_while_all_are_given_back_that_were_locked_is_not_swallowed(succeed, form):
     """One of them is not to be had; in a process of its own, as above."""
     body = f"""
-import asyncio
-
 def hook(event, arguments):
     if (event, arguments) == ("luna_ext.unlock", (2,)):
         raise KeyboardInterrupt
 
-def all_three():
-    return luna.lock_all(map(luna.slot, (1, 2, 3)))
-
-def threads():
-    with all_three():
-        pass
-
-async def tasks():
-    async with all_three():
-        pass
-
+{ALL_THREE}
 sys.addaudithook(hook)
 cluster.fault({LOCK!r}, {DEVICE_ERROR}, times=1, every=3)
 try:
