@@ -38,9 +38,10 @@ CLUSTERS = 10
 _HIDING = re.compile(
     r"""
     (?P<quoted> =[^\S\n]* (?: "[^"\n]*" | '[^'\n]*' ) )
-    | \#.* (?: \n[^\S\n]*\#.* )*
+    | \#.* (?: \n[^\S\n]*[\#;].* )*
+    | ^[^\S\n]*;.*
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.MULTILINE,
 )
 _SECTION_END = re.compile(r"\}|^[^={};\n]*=\s*\{", re.MULTILINE)
 _NEXT_SECTION = re.compile(r"^[ \t\v]*\[", re.MULTILINE)
@@ -266,10 +267,11 @@ def _decoded(contents: bytes) -> str:
 def _unix_entry(text: str, key: str, section: str = MAIN_SECTION) -> str | None:
     """Read an entry of Chrystoki.conf, such as `Chrystoki2 = { LibUNIX64 = /path; }`.
 
-    A `#` hides the rest of its line. A section begins with `NAME = {` at the start of a line, or right
-    behind a `}`; the `{` may come on a later line. It ends at the next `}`, or where another one begins. An
-    entry ends at a `;`, or with its line or section. A value in quotes, on one line, may have any of these
-    signs in it. The first entry of this name that has a value counts, in any section of this name.
+    A `#` hides the rest of its line; so does a `;` that begins it, as in crystoki.ini. A section begins
+    with `NAME = {` at the start of a line, or right behind a `}`; the `{` may come on a later line. It
+    ends at the next `}`, or where another one begins. An entry ends at a `;`, or with its line or
+    section. A value in quotes, on one line, may have any of these signs in it. The first entry of this
+    name that has a value counts, in any section of this name.
     """
     text = _HIDING.sub(_hide, _with_plain_lines(text)).replace("}", "}\n")
     heading = re.compile(rf"^[^\S\n]*{re.escape(section)}[^\S\n]*=\s*\{{", re.MULTILINE)

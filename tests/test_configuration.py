@@ -19,6 +19,10 @@ UNIX_FILES = {
     "an entry in a comment": "Chrystoki2 = {\n  #LibUNIX64 = OLD;\n\t# LibUNIX64=OLD;\nLibUNIX64=NEW;\n}",
     "a comment behind an entry": "Chrystoki2 = {\n  LibUNIX64 = NEW   # the 64 bit one\n}\n",
     "an entry in a comment behind another": "Chrystoki2 = {\nA=1; # LibUNIX64 = OLD;\n LibUNIX64 = NEW;\n}",
+    "semicolons for comments": "; Chrystoki2 = { LibUNIX64 = OLD; }\nChrystoki2 = {\n;LibUNIX64 = OLD;\n"
+    "  ; LibUNIX64=OLD; }\n A = 1; LibUNIX64 = NEW;\n};\n",
+    "only a section behind semicolons": ";Chrystoki2 = {\n;  LibUNIX64 = OLD;\n;}\n",
+    "both signs for comments": "#;Chrystoki2 = {\n;#\nChrystoki2={#;\n ;#LibUNIX64=OLD\nLibUNIX64=NEW;#\n}",
     "a quote in a comment": "# don't\nChrystoki2 = {\n  # the \" sign\n  LibUNIX64 = 'NEW'; # isn't\n}\n",
     "a comment before the brace": "Chrystoki2 = # of the client\n\n# }\n{\n  LibUNIX64 = NEW;\n}\n",
     "a comment behind the brace": "Chrystoki2 = { # LibUNIX64 = OLD;\n  LibUNIX64 = NEW;\n}\n",
@@ -206,7 +210,8 @@ def signs_of(text):
     signs = []
     place = 0
     while place < len(text):
-        if text[place] == "#":
+        begins_line = not text[:place].rpartition("\n")[2].strip()
+        if text[place] == "#" or (text[place] == ";" and begins_line):
             while place < len(text) and text[place] != "\n":
                 place += 1
             continue

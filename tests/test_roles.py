@@ -33,6 +33,8 @@ from luna_ext.stub import library_path
 PASSWORD, NEW = "keyring-password", "user-password"
 PIN_INCORRECT, PIN_EXPIRED = 0xA0, 0xA3
 USER_ALREADY_LOGGED_IN = 0x100
+UNAVAILABLE = ctypes.c_ulong(-1).value
+"""CK_UNAVAILABLE_INFORMATION"""
 SO, USER = 0, 1
 LABELS = [f"payments-{number}" for number in range(4)]
 
@@ -552,7 +554,11 @@ def test_a_new_pin_of_the_least_or_the_greatest_length_is_taken(assigned, other,
     assert other.try_pin(new.slot.slot_id, USER, pin) == 0
 
 
-@pytest.mark.parametrize("lengths", [(0, 0), (4, 8)], ids=["none", "swapped"])
+@pytest.mark.parametrize(
+    "lengths",
+    [(0, 0), (4, 8), (UNAVAILABLE, UNAVAILABLE), (255, UNAVAILABLE)],
+    ids=["none", "swapped", "unavailable", "the least unavailable"],
+)
 def test_lengths_that_are_of_no_use_refuse_no_pin(luna, other, monkeypatch, lengths):
     """What a client tells as the longest and the shortest PIN."""
     word = ctypes.c_ulong

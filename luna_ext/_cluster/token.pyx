@@ -224,6 +224,8 @@ cdef class Token:
         cdef CK_ULONG least = info.ulMinPinLen
         cdef CK_ULONG most = info.ulMaxPinLen
         # A client may tell nothing of use.
+        if least == CK_UNAVAILABLE_INFORMATION:
+            least = 0
         if new is None or new.is_pad() or most == 0 or most < least:
             return 0
         if not least <= new.length <= most:

@@ -131,7 +131,8 @@ def _say_what_would_be_done(
     luna: Library, labels: list[str], guard: int | None, as_json: bool
 ) -> int:
     """The exit code that the same command without --dry-run would have, as far as that is known."""
-    there = {token.label: token.slot.slot_id for token in luna.tokens()}
+    # Found as in earnest: where all tokens are listed, one that cannot be read would end it.
+    there = {label: token.slot.slot_id for label in labels for token in luna.find(label)}
     for label in labels:
         slot_id = there.get(label)
         if as_json:

@@ -201,6 +201,13 @@ def _fork(path: str) -> Finding:
             f"let one process at a time use the client, or: {told['advice']}",
             values,
         )
+    if "fails" in told:
+        return Finding(
+            "forking",
+            f"not tried, for without a fork another process gets: {told['fails']}",
+            told["advice"],
+            {**values, "usable": None},
+        )
     if process.trouble and process.step not in (FORK, FINALIZE):
         return Finding(
             "forking",

@@ -95,7 +95,8 @@ def _advice_of(error: LunaError) -> str:
     """What to do about an error of the client library."""
     from ..explanations import explain
 
-    if not isinstance(error, CryptokiError) or error.rv is None:
+    # CKR_OK is that of an answer which cannot be true.
+    if not isinstance(error, CryptokiError) or not error.rv:
         return "name the Luna client's libCryptoki2 instead: luna-ext --library FILE doctor"
     known = explain(error.rv)
     return (
@@ -313,6 +314,17 @@ def _full_firmware(path: str, slot_id: int) -> tuple[int, ...] | None:
     return tuple(number.value for number in numbers)
 
 
+_NO_THREADS = "the client does not take calls of several threads; use processes"
+
+
+def _answers(luna: Library) -> bool:
+    try:
+        luna.slots()
+    except LunaError:
+        return False
+    return True
+
+
 def _threads(tell: Tell, luna: Library) -> None:
     """Calls of several threads at a time."""
     tell(step=TOGETHER)
@@ -332,7 +344,8 @@ def _threads(tell: Tell, luna: Library) -> None:
         threading.Thread(target=ask, daemon=True).start()
     errors = [error for error in (results.get() for _ in range(THREADS)) if error is not None]
     if errors:
-        advice = "the client does not take calls of several threads; use processes"
+        # Where a call alone fails as well, it is not for the threads.
+        advice = _NO_THREADS if _answers(luna) else ""
         _failure(tell, "threads", errors[0], advice, count=THREADS)
     else:
         says = f"{THREADS} of them can call it at a time"
@@ -359,6 +372,12 @@ def examine_fork(tell: Tell, path: str) -> None:
         tell(refused=in_one_line(error), advice=_advice_of(error), rv=error.rv)
         return
     with luna:
+        tell(step="C_GetSlotList")
+        try:
+            luna.slots()
+        except LunaError as error:
+            tell(fails=in_one_line(error), advice=_advice_of(error), rv=error.rv)
+            return
         tell(step=FORK)
         child = os.fork()
         if child == 0:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
+from typing import TypeAlias
 
 import click
 
+from .._cluster import ClusterSlot
 from ..errors import CryptokiError
-from ..info import SlotInfo, TokenFlag, TokenInfo, Version
+from ..info import SlotFlag, SlotInfo, TokenFlag, TokenInfo, Version
 from ..stub import STATE_VARIABLE, Cluster
 from .console import (
     Settings,
@@ -25,18 +27,11 @@ from .tables import print_table
 from .texts import in_one_line
 from .values import LABEL, MOST_KEYRINGS, Command, Whole, label_glob, matches
 
+_Read: TypeAlias = SlotInfo | TokenInfo | CryptokiError
+_Found: TypeAlias = dict[int, _Read]
+"""What was read of each slot or token, by the slot's ID; or why that was not to be had."""
 
-def _of_slot(slot_id: int, info: SlotInfo) -> dict[str, object]:
-    return {
-        "slot_id": slot_id,
-        "description": info.description,
-        "manufacturer": info.manufacturer,
-        "flags": flag_names(info.flags),
-        "hardware_version": str(info.hardware_version),
-        "firmware_version": str(info.firmware_version),
-    }
-
-
+_OF_SLOT = ("description", "manufacturer", "flags", "hardware_version", "firmware_version")
 _OF_TOKEN = (
     "label",
     "manufacturer",
@@ -52,20 +47,33 @@ _OF_TOKEN = (
 )
 
 
-def _of_token(
-    slot_id: int, info: TokenInfo | None, error: CryptokiError | None = None
-) -> dict[str, object]:
-    """One that cannot be read has the error's name, and null for what is not known."""
+def _in_json(names: Iterable[str], slot_id: int, read: _Read) -> dict[str, object]:
+    """A slot or token. One that cannot be read has the error's name, and null for what is not known."""
     return {
         "slot_id": slot_id,
-        **{name: _for_json(getattr(info, name, None)) for name in _OF_TOKEN},
-        "error": None if error is None else error.rv_name,
+        **{name: _for_json(getattr(read, name, None)) for name in names},
+        "error": read.rv_name if isinstance(read, CryptokiError) else None,
     }
+
+
+def _read_each(slots: Iterable[ClusterSlot], read: Callable[[ClusterSlot], _Read]) -> _Found:
+    """What is known of each slot: one that cannot be read hides none of the others."""
+    found: _Found = {}
+    for slot in slots:
+        try:
+            found[slot.slot_id] = read(slot)
+        except CryptokiError as error:
+            found[slot.slot_id] = error
+    return found
+
+
+def _errors(found: _Found) -> list[CryptokiError]:
+    return [read for read in found.values() if isinstance(read, CryptokiError)]
 
 
 def _for_json(value: object) -> object:
     match value:
-        case TokenFlag():
+        case SlotFlag() | TokenFlag():
             return flag_names(value)
         case Version():
             return str(value)
@@ -76,23 +84,36 @@ def _for_json(value: object) -> object:
 @click.option("--all", "everything", is_flag=True, help="Those without a token, too.")
 @json_option
 @settings
-def slots(options: Settings, everything: bool, as_json: bool) -> None:
-    """List the slots that the client knows (C_GetSlotList)."""
+def slots(options: Settings, everything: bool, as_json: bool) -> int:
+    """List the slots that the client knows (C_GetSlotList).
+
+    A slot that cannot be read hides none of the others: it is listed with its error, stderr says what to
+    do, and the exit code is 1.
+    """
     with ended_at_once(), options.open() as luna:
-        found = [
-            _of_slot(slot.slot_id, slot.info) for slot in luna.slots(token_present=not everything)
-        ]
+        read = _read_each(luna.slots(token_present=not everything), lambda slot: slot.info)
+    found = [_in_json(_OF_SLOT, slot_id, info) for slot_id, info in read.items()]
     if as_json:
         print_json(found)
     else:
-        columns = ("slot_id", "description", "manufacturer", "firmware_version")
+        columns = ("manufacturer", "firmware_version")
         print_table(
             ("slot", "description", "manufacturer", "firmware"),
-            ([slot[column] for column in columns] for slot in found),
+            (
+                [slot["slot_id"], _or_error(slot, "description"), *(slot[name] for name in columns)]
+                for slot in found
+            ),
         )
+    _tell_errors(_errors(read))
     if not found:
         what = "slot" if everything else "slot with a token"
         tell(f"the client knows no {what}; `luna-ext doctor` says what it is set up for")
+    return 1 if _errors(read) else 0
+
+
+def _or_error(row: dict[str, object], name: str) -> object:
+    """What the column shows of a slot or token, for which the error's name stands where there is one."""
+    return row[name] if row["error"] is None else f"error: {row['error']}"
 
 
 def _show(tokens: Sequence[dict[str, object]], as_json: bool) -> None:
@@ -105,7 +126,7 @@ def _show(tokens: Sequence[dict[str, object]], as_json: bool) -> None:
         (
             (
                 token["slot_id"],
-                token["label"] if token["error"] is None else f"error: {token['error']}",
+                _or_error(token, "label"),
                 token["serial_number"],
                 _user_pin(token["flags"]),
                 token["session_count"],
@@ -167,8 +188,12 @@ def tokens(
             workers=workers, on_error=lambda slot, error: bad.update({slot.slot_id: error})
         )
         found = [
-            *(_of_token(one.slot.slot_id, one.info) for one in good if matches(one.label, glob)),
-            *(_of_token(slot_id, None, error) for slot_id, error in bad.items()),
+            *(
+                _in_json(_OF_TOKEN, one.slot.slot_id, one.info)
+                for one in good
+                if matches(one.label, glob)
+            ),
+            *(_in_json(_OF_TOKEN, slot_id, error) for slot_id, error in bad.items()),
         ]
         if unassigned:
             # Asked last: one that is assigned meanwhile is left out.
@@ -208,11 +233,17 @@ def _tell_errors(errors: Iterable[CryptokiError]) -> None:
 @json_option
 @settings
 def find(options: Settings, label: str, as_json: bool) -> int:
-    """List the tokens with this LABEL (CA_GetSlotId). Exit code 1: there is none."""
+    """List the tokens with this LABEL (CA_GetSlotId).
+
+    One that cannot be read is listed with its error, and hides none of the others. Exit code 1: there is
+    such a one, or none at all.
+    """
     with ended_at_once(), options.open() as luna:
-        found = [_of_token(token.slot.slot_id, token.info) for token in luna.find(label)]
-    if found or as_json:
-        _show(found, as_json)
-    if not found:
+        slots = [token.slot for token in luna.find(label)]
+        read = _read_each(slots, lambda slot: slot.token_info)
+    if read or as_json:
+        _show([_in_json(_OF_TOKEN, *one) for one in read.items()], as_json)
+    _tell_errors(_errors(read))
+    if not read:
         tell(f"no token has the label {label!r}; `luna-ext tokens` lists all")
-    return 0 if found else 1
+    return 1 if _errors(read) or not read else 0

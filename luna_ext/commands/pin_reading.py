@@ -31,7 +31,19 @@ GIVING_BACK = (
     signal.SIGUSR2,
 )
 """Signals that end or stop a process which has no handler for them."""
-BLANKS = (b" ", b"\t", b"\r", b"\v", b"\f", "\xa0".encode())
+_SPACES = " \t\r\v\f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
+BLANKS = tuple(map(str.encode, (*_SPACES, *map(chr, range(0x2000, 0x200B)))))
+_UNSEEN_CODES = (
+    *range(0x01, 0x20),
+    *range(0x7F, 0xA0),
+    0xAD,
+    *range(0x200B, 0x2010),
+    *range(0x2028, 0x202F),
+    *range(0x2060, 0x2070),
+    0xFEFF,
+)
+UNSEEN = tuple(chr(code).encode() for code in _UNSEEN_CODES)
+"""Controls and formats: what an editor or a key may leave that no person sees, nor types again."""
 
 
 def read_pin(what: str, file: str | None, descriptor: int | None, into: PinMemory) -> None:
@@ -109,6 +121,11 @@ def _first_line(what: str, where: str, descriptor: int, into: PinMemory) -> None
             f"the first line of {where} begins or ends with a blank, which would be part of the {what}; "
             "take it away"
         )
+    if any(character in into for character in UNSEEN):
+        raise click.ClickException(
+            f"the first line of {where} has a character that is not shown, which would be part of the "
+            f"{what}; take it away"
+        )
 
 
 def _from_prompt(what: str, into: PinMemory) -> None:
@@ -142,8 +159,10 @@ def _typed(what: str, terminal: int, into: PinMemory) -> None:
         if not has_end:
             # Ctrl-D.
             raise click.Abort
-        if b"\0" in into:
-            raise click.ClickException("a NUL was typed; no PIN has one")
+        if any(character in into for character in (b"\0", *UNSEEN)):
+            raise click.ClickException(
+                "a character was typed that is not shown, as by an arrow key; no PIN has one"
+            )
 
 
 @contextmanager

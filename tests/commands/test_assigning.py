@@ -139,6 +139,18 @@ def test_what_would_be_done(command, assign, found):
     assert list(found()) == ["x2"]
 
 
+def test_a_token_that_cannot_be_read_hides_no_plan(command, assign, cluster):
+    slot_id = assign("x2")
+    cluster.fault("C_GetTokenInfo", 0x80000020)
+    done = command("provision", "cluster-1", "--count", 2, "--prefix", "x", "--dry-run")
+    assert (done.returncode, done.said) == (0, [])
+    assert done.stdout.splitlines() == [
+        "x1 would be assigned",
+        f"x2 is there already, in slot {slot_id}",
+        "1 would be assigned, 1 skipped",
+    ]
+
+
 def test_fewer_unassigned_tokens_than_labels_are_told_of(command, assign, old_client):
     """Where it is known; a device does not tell it."""
     assign("x2")

@@ -529,6 +529,39 @@ def test_threads_that_get_errors(command, client, cluster):
     assert "use processes" in advice[0]
 
 
+def test_a_call_that_fails_alone_is_blamed_on_no_thread_and_no_fork(
+    command, client, cluster, read_json
+):
+    client(*CLUSTER_FUNCTIONS)
+    cluster.fault("C_GetSlotList", 0x5)
+    done = command("doctor")
+    _, problems, advice = findings(done)
+    assert done.returncode == 1
+    assert list(problems) == ["slots", "threads", "forking"]
+    assert problems["forking"].startswith(
+        "not tried, for without a fork another process gets: C_Get"
+    )
+    assert all("CKR_GENERAL_ERROR" in says for says in problems.values())
+    assert len(set(advice)) == 1
+    assert "process" not in advice[0]
+    found = {
+        finding["what"]: finding for finding in read_json("doctor", command("doctor", "--json"))
+    }
+    assert found["forking"]["values"] == {"usable": None, "rv_name": "CKR_GENERAL_ERROR"}
+
+
+def test_an_answer_that_cannot_be_true(command, client, cluster):
+    """It has the code of success, on which there is no advice."""
+    client(*CLUSTER_FUNCTIONS)
+    # Without an effect of the call, nothing is written.
+    cluster.fault("C_GetSlotList", 0, every=2)
+    done = command("doctor")
+    _, problems, advice = findings(done)
+    assert done.returncode == 1
+    assert "It is no client to rely on" in problems["slots"]
+    assert advice[0].startswith("name the Luna client's libCryptoki2 instead")
+
+
 AFTER_THE_FORK = (
     "let the parent open no Library before it forks, but each process one after the fork; or start "
     "processes without a fork (multiprocessing's spawn)"

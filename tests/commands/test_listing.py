@@ -34,6 +34,27 @@ def test_slots_for_programs(command):
     assert slots[0]["firmware_version"] == "1.00"
 
 
+@pytest.mark.parametrize("words", [("slots",), ("slots", "--all")], ids=" ".join)
+def test_one_bad_slot_hides_none_of_the_others(command, cluster, read_json, words):
+    cluster.fault("C_GetSlotInfo", 0x80000020, every=3)
+    done = command(*words)
+    assert done.returncode == 1
+    _, *lines = rows(done)
+    assert [line[0] for line in lines] == [str(number) for number in range(1, 9)]
+    errors = [line for line in lines if line[1] == "error:"]
+    assert errors == [[number, "error:", "CKR_PARTITION_DISABLED", "-", "-"] for number in "36"]
+    # What to do is told once.
+    (line,) = done.said
+    assert "C_GetSlotInfo on slot 3: CKR_PARTITION_DISABLED" in line
+    assert line.endswith("(so for 1 more)")
+    cluster.fault("C_GetSlotInfo", 0x80000020, every=3)
+    done = command(*words, "--json")
+    assert done.returncode == 1
+    slots = read_json("slots", done)
+    assert [slot["error"] for slot in slots[1:4]] == [None, "CKR_PARTITION_DISABLED", None]
+    assert (slots[2]["description"], slots[2]["flags"]) == (None, None)
+
+
 @DUAL_IDENTITY
 def test_tokens(command, assign):
     slot_id = assign("payments-01")
@@ -134,6 +155,25 @@ def test_find(command, assign):
     assert [int(line[0]) for line in rows(done)[1:]] == slot_ids
     found = json.loads(command("find", "twice", "--json").stdout)
     assert [token["slot_id"] for token in found] == slot_ids
+
+
+def test_one_bad_token_that_is_found_hides_none_of_the_others(command, assign, cluster, read_json):
+    slot_ids = sorted(assign("same") for _ in range(3))
+    cluster.fault("C_GetTokenInfo", 0x80000020, every=2, times=1)
+    done = command("find", "same")
+    assert done.returncode == 1
+    assert [(int(line[0]), line[1]) for line in rows(done)[1:]] == [
+        (slot_ids[0], "same"),
+        (slot_ids[1], "error:"),
+        (slot_ids[2], "same"),
+    ]
+    (line,) = done.said
+    assert f"slot {slot_ids[1]}: CKR_PARTITION_DISABLED" in line
+    cluster.fault("C_GetTokenInfo", 0x80000020, every=2, times=1)
+    done = command("find", "same", "--json")
+    assert done.returncode == 1
+    errors = [token["error"] for token in read_json("find", done)]
+    assert errors == [None, "CKR_PARTITION_DISABLED", None]
 
 
 def test_find_of_nothing(command):

@@ -120,6 +120,14 @@ def test_a_file_without_a_pin(assign, labels, pin_file, contents, says):
         (b" so-pin-1\n", "begins or ends with a blank"),
         (b"so-pin-1 \r\n", "begins or ends with a blank"),
         (b"so-pin-1\t\n", "begins or ends with a blank"),
+        ("so-pin-1\u3000\n".encode(), "begins or ends with a blank"),
+        ("so-pin-1\u2028\n".encode(), "begins or ends with a blank"),
+        ("so-pin-1\ufeff\n".encode(), "has a character that is not shown"),
+        ("so-\u200bpin-1\n".encode(), "has a character that is not shown"),
+        # The end of a file of DOS; what an arrow key leaves; the lines of an old Mac.
+        (b"so-pin-1\x1a", "has a character that is not shown"),
+        (b"so-pin-1\x1b[D\n", "has a character that is not shown"),
+        (b"so-pin-1\rwhat comes behind\r", "has a character that is not shown"),
     ],
 )
 def test_what_an_editor_has_added_is_no_part_of_a_pin(assign, labels, pin_file, contents, says):
@@ -510,11 +518,14 @@ def test_doctor_tells_of_other_users(command, weak_client, read_json):
     assert found["advice"] == f"chmod go-w {weak_client.parent}"
 
 
-def test_a_nul_that_is_typed(terminal):
+@pytest.mark.parametrize("typed", ["so-pin\0-1", "so-pin\x1b[D-1", "so-pin-1\u200b"])
+def test_what_is_typed_and_not_shown(terminal, typed):
     screen = terminal("assign", "cluster-1", "new")
     screen.expect("SO PIN: ")
-    screen.sendline("so-pin\0-1")
+    screen.sendline(typed)
     screen.expect(pexpect.EOF)
     screen.wait()
     assert screen.exitstatus == 1
-    assert screen.before.splitlines()[-1] == "luna-ext: a NUL was typed; no PIN has one"
+    assert screen.before.splitlines()[-1] == (
+        "luna-ext: a character was typed that is not shown, as by an arrow key; no PIN has one"
+    )
