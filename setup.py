@@ -167,6 +167,8 @@ class BuildExt(build_ext):
                 "binding": True,
                 "embedsignature": False,
                 "freethreading_compatible": True,
+                # With them PyErr_Print() is called first, which ends the process for a SystemExit.
+                "unraisable_tracebacks": False,
             },
         )
         for extension, in_c in zip(modules, made, strict=True):

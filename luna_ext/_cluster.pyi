@@ -780,6 +780,9 @@ class Ends(Generic[_T]):
     def left_behind(self) -> bool:
         """Whether this is a child that was forked meanwhile: the threads exist in the parent only."""
 
+def start_thread(function: Callable[[], object]) -> None:
+    """Call `function()` on a thread of its own, which is never joined."""
+
 def same_pin(one: Pin, other: Pin | None) -> bool:
     """Whether the two are known to be the same."""
 

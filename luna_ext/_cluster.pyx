@@ -159,6 +159,7 @@ from ._mutex import (
     greenlet_error,
     log,
     settle,
+    start_thread,  # no-cython-lint: for provisioning
 )
 from .discovery import find_library
 from .errors import (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import operator
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 from ._cluster import (
@@ -20,6 +20,7 @@ from ._cluster import (
     has_single_identity,
     is_pad,
     same_pin,
+    start_thread,
     was_initialised,
 )
 from .errors import (
@@ -231,7 +232,10 @@ class _Pins:
     def __init__(self, so_pin: Pin, user_pin: Pin | None) -> None:
         self.so_pin = so_pin
         self.user_pin = user_pin
-        self._first_try = threading.Lock()
+        # What it gives is with the worker that tries them first. Not a Lock: eventlet, which patches the
+        # module, has its own wait for greenlets of their thread alone.
+        self._first_try: Ends[None] = Ends()
+        self._first_try.put(None)
         self._taken = False
         """Whether a token was assigned with them: a fresh one, which takes any."""
         self._proven = False
@@ -264,7 +268,7 @@ class _Pins:
         """
         with ExitStack() as alone:
             if not self._are_known(fresh):
-                alone.enter_context(self._first_try)
+                alone.callback(self._first_try.put, self._first_try.next())
                 if self._are_known(fresh):
                     alone.close()
             self.raise_refused()
@@ -340,8 +344,13 @@ class _Run:
     def each(self, step: _Step, labels: list[str], workers: int) -> None:
         """Call `step` with each label, on so many threads, and note its outcome."""
         left = deque(labels)
-        ended: Ends[_End | None] = Ends()
-        over = threading.Event()
+        ended: Ends[_End | BaseException | None] = Ends()
+        over: Ends[None] = Ends()
+        leaving: Ends[None] = Ends()
+        # An interrupt may lose what the calling thread has just been told; these only grow.
+        begun: list[None] = []
+        done: list[None] = []
+        gone: list[None] = []
 
         def work() -> None:
             kept: _Kept = []
@@ -357,42 +366,48 @@ class _Run:
                         end = _End(label, "failed", None, error)
                     if end is not None:
                         ended.put(end)
+            except BaseException as failure:
+                # As a log handler or an audit hook may raise it, to end the program.
+                ended.put(failure)
             finally:
+                done.append(None)
                 ended.put(None)
-                over.wait()
-                for claim, why in kept:
-                    # A failed unlock is in the log. A claim that was not granted raises, too.
-                    with suppress(LunaError):
-                        claim.__exit__(None if why is None else type(why), why, None)
+                try:
+                    if kept:
+                        # For the next worker that waits.
+                        over.put(over.next())
+                    with ExitStack() as given_back:
+                        for claim, why in kept:
+                            given_back.callback(_give_back, claim, why)
+                finally:
+                    gone.append(None)
+                    leaving.put(None)
 
-        # Not concurrent.futures, which joins its threads at the interpreter's exit.
-        threads = [
-            threading.Thread(target=work, name="luna_ext.provision", daemon=True)
-            for _ in range(min(workers, len(labels)))
-        ]
-        working = 0
         try:
-            for thread in threads:
-                thread.start()
-                working += 1
+            # In one call: no signal handler runs between the start of a thread and its count. And not
+            # threading.Thread, which waits until the thread has begun: for ever in a child that a signal
+            # handler forks meanwhile.
+            begun.extend(map(start_thread, repeat(work, min(workers, len(labels)))))
+            working = len(begun)
             while working:
                 end = ended.next()
                 if end is None:
                     working -= 1
+                elif isinstance(end, BaseException):
+                    raise end
                 else:
                     self._note(end)
         except BaseException:
             # Workers finish the labels that they have begun, and get no others.
             left.clear()
-            while working and not ended.left_behind:
-                working -= ended.next() is None
+            while len(done) < len(begun) and not ended.left_behind:
+                ended.next()
             raise
         finally:
             # Not earlier: a token that failed for one label must not be claimed for another one.
-            over.set()
-            for thread in threads:
-                if thread.ident is not None and not ended.left_behind:
-                    thread.join()
+            over.put(None)
+            while len(gone) < len(begun) and not leaving.left_behind:
+                leaving.next()
 
     def _note(self, end: _End) -> None:
         label, outcome, slot_id, error = end
@@ -509,6 +524,12 @@ class _Run:
             return True
         self._fresh.add(label)
         return False
+
+
+def _give_back(claim: Claim, why: Exception | None) -> None:
+    # A failed unlock is in the log. A claim that was not granted raises, too.
+    with suppress(LunaError):
+        claim.__exit__(None if why is None else type(why), why, None)
 
 
 def _empty_frames(errors: Iterable[BaseException]) -> None:

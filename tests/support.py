@@ -73,6 +73,10 @@ NO_MORE_THREADS = "threading.stack_size(1 << 60)"
 Only in a process of its own: a thread that a Library has used once is kept for the next.
 """
 
+# Python warns of a fork beside other threads, and from 3.15 on os.fork() raises it if it is an error. These
+# programs have them on purpose: a thread that is in a device call cannot be ended before the fork.
+MAY_FORK = ("-W", "ignore:This process:DeprecationWarning")
+
 
 def enter(block: contextlib.AbstractContextManager[object]) -> None:
     with block:

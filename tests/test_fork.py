@@ -14,6 +14,7 @@ from support import (
     GENERAL_ERROR,
     INIT_TOKEN,
     LOCK,
+    MAY_FORK,
     TOKEN_INFO,
     UNLOCK,
     look_at_no_files,
@@ -22,10 +23,6 @@ from support import (
 )
 
 import luna_ext
-
-# Python warns of a fork beside other threads, and from 3.15 on os.fork() raises it if it is an error. These
-# programs have them on purpose: a thread that is in a device call cannot be ended before the fork.
-MAY_FORK = ("-W", "ignore:This process:DeprecationWarning")
 
 
 def test_in_a_forked_child_nothing_is_held(luna, owner_of, in_child):

@@ -393,6 +393,16 @@ def test_greenlets_may_read_the_tokens_and_claim(in_greenlets):
     assert in_greenlets(body) == ["8"] * 6
 
 
+def test_greenlets_may_provision(in_greenlets):
+    body = """
+    cluster.latency(0.05, "C_InitToken")
+    labels = ["a", "b", "c"]
+    done = spawn(lambda: luna_ext.provision(luna, "cluster-1", labels, so_pin="12345678", workers=2))
+    print(*sorted(result(done).assigned), owner())
+    """
+    assert in_greenlets(body) == ["a", "b", "c", "None"]
+
+
 def test_greenlets_that_end_with_a_lock_leave_it_to_no_other(in_greenlets):
     """Numbers of greenlets are not used again."""
     body = """

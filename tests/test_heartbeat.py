@@ -165,9 +165,12 @@ def test_a_function_that_raises_is_logged(luna, cluster, caplog):
     assert "out of order" in caplog.text
 
 
-def test_the_function_is_called_although_a_log_filter_raises(luna, monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
+def test_the_function_is_called_although_a_log_filter_raises(luna, monkeypatch, kind):
+    """On a thread of luna_ext, which does not end the program either."""
+
     def refuse(record):
-        raise RuntimeError("out of order")
+        raise kind("out of order")
 
     heard, raised = threading.Event(), []
     monkeypatch.setattr(sys, "unraisablehook", lambda report: raised.append(str(report.exc_value)))

@@ -3,10 +3,12 @@
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import random
 import select
 import signal
+import sys
 import threading
 import warnings
 
@@ -21,10 +23,12 @@ from support import (
     GENERAL_ERROR,
     INIT_PIN,
     INIT_TOKEN,
+    MAY_FORK,
     ON_BOTH,
     SESSION_HANDLE_INVALID,
     UNLOCK,
     logged,
+    wait_until,
 )
 
 import luna_ext
@@ -413,6 +417,28 @@ def test_a_token_that_failed_is_kept_until_the_last_worker_has_ended(cluster, pr
     assert errors == {luna_ext.DeviceError, luna_ext.NoUnassignedTokenError}
 
 
+def test_tokens_that_failed_come_off_although_a_log_filter_raises(cluster, provision, monkeypatch):
+    """Two unlocks fail, which is logged; the others are made, and no worker is waited for in vain."""
+
+    def refuse(record):
+        raise RuntimeError("out of order")
+
+    raised = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: raised.append(str(report.exc_value)))
+    cluster.fault(INIT_TOKEN, DEVICE_ERROR, times=5)
+    cluster.fault(UNLOCK, DEVICE_ERROR, times=2)
+    logger = logging.getLogger("luna_ext")
+    logger.addFilter(refuse)
+    try:
+        report = provision(LABELS[:5], workers=1)
+    finally:
+        logger.removeFilter(refuse)
+    assert sorted(report.failed) == LABELS[:5]
+    assert [bool(token.owner) for token in cluster.tokens()].count(True) == 2
+    wait_until(lambda: raised)
+    assert raised == ["out of order"]
+
+
 # ---- while it runs ----
 
 
@@ -463,6 +489,82 @@ def test_ctrl_c_ends_it(cluster, provision, labelled):
     finally:
         signal.signal(signal.SIGALRM, previous)
     assert len(labelled()) < 6
+
+
+AT_EACH_LINE = """
+from luna_ext import provisioning
+
+FILES = (provisioning.__file__, threading.__file__)
+places = set()
+
+def trace(frame, event, argument):
+    "In front of each line that the calling thread comes to, once."
+    if frame.f_code.co_filename not in FILES:
+        return None
+    place = (frame.f_code, frame.f_lineno)
+    if event == "line" and place not in places:
+        places.add(place)
+        handle()
+    return trace
+
+def provision(number):
+    labels = [f"{number}-{letter}" for letter in "ab"]
+    sys.settrace(trace)
+    try:
+        return luna_ext.provision(luna, "cluster-1", labels, so_pin="12345678", workers=2)
+    finally:
+        sys.settrace(None)
+"""
+
+
+@pytest.mark.luna_cluster(keyrings=400)
+def test_ctrl_c_at_any_line_of_it_ends_it_with_nothing_locked(succeed):
+    body = f"""{AT_EACH_LINE}
+def handle():
+    raise KeyboardInterrupt
+
+interrupts = 0
+for number in range(100):
+    try:
+        report = provision(number)
+        break
+    except KeyboardInterrupt:
+        interrupts += 1
+    assert not any(token.owner for token in cluster.tokens())
+assert interrupts > 20, places
+print(len(report.assigned))
+"""
+    assert succeed(body) == ["2"]
+
+
+@pytest.mark.luna_cluster(keyrings=400)
+def test_a_child_that_a_signal_handler_forks_at_any_line_of_it_ends(succeed):
+    """It makes it on its own, or is told that its parent does."""
+    body = f"""{AT_EACH_LINE}
+children = []
+
+def handle():
+    sys.settrace(None)
+    children.append(os.fork())
+    if children[-1] == 0:
+        signal.alarm(40)
+
+for number in range(100):
+    before = len(children)
+    try:
+        report = provision(number)
+    except RuntimeError as error:
+        assert "this is the child" in str(error)
+    if children and children[-1] == 0:
+        os._exit(0)
+    if len(children) == before:
+        break
+    child = os.waitpid(children[-1], 0)
+    assert child[1] == 0, (child, places)
+assert len(children) > 20, places
+print(len(report.assigned))
+"""
+    assert succeed(body, options=MAY_FORK) == ["2"]
 
 
 def test_closing_the_library_fails_what_is_left(cluster, labelled):
@@ -615,7 +717,6 @@ ENDED = """
 import ctypes, logging
 logging.getLogger("luna_ext").addHandler(logging.StreamHandler(sys.stdout))
 workers = []
-threading.excepthook = lambda arguments: print(arguments.exc_type.__name__)
 
 class Stop(BaseException):
     pass
@@ -636,7 +737,10 @@ sys.addaudithook(hook)
 if AT == "claim":
     cluster.latency(0.3, "CA_GetUnassignedSlot")
     in_thread(stop)
-report = luna_ext.provision(luna, "cluster-1", ["first"], so_pin="12345678", workers=1)
+try:
+    luna_ext.provision(luna, "cluster-1", ["first"], so_pin="12345678", workers=1)
+except Stop:
+    print("Stop")
 # A claim that is interrupted in its very last step is given back by a thread of luna_ext.
 wait_until(lambda: not any(each.locked() for each in luna.slots()))
 wait_until(lambda: all(token.owner is None for token in cluster.tokens()))
@@ -648,6 +752,6 @@ luna.close()
 
 @ON_BOTH
 @pytest.mark.parametrize("at", ["claim", "assign"])
-def test_whatever_ends_a_worker_leaves_no_token_locked(cluster, succeed, at):
+def test_whatever_ends_a_worker_is_raised_and_leaves_no_token_locked(cluster, succeed, at):
     """The token is not left locked until the worker's thread has ended either, which would be an ERROR."""
     assert succeed(f"AT = {at!r}\n{ENDED}", options=()) == ["Stop"]
