@@ -336,6 +336,10 @@ void storm_step(void)
         steps[i] = step_through(&scenarios[i]);
     }
     try_reading();
+    if (figures.steps < 1000 * figures.scenarios || figures.images < 10 * figures.scenarios)
+        fail("%llu steps and %llu images of the file are too few for %llu scenarios",
+             (unsigned long long)figures.steps, (unsigned long long)figures.images,
+             (unsigned long long)figures.scenarios);
     while (now() - begin < storm.seconds) {
         uint32_t i = random_below((uint32_t)scenarios_count);
         watch_for(120, scenarios[i].name);
