@@ -76,7 +76,8 @@ cdef class SlotLock:
     cdef double told_timeout          # the one that errors tell: of all locks, where these are several
     cdef object target                # what `with ... as` gives: the ClusterSlot or Token
     cdef Token token                  # its label is checked once the lock is held; or None
-    cdef uint64_t hold                # number of the hold of the block that runs, or 0
+    cdef uint64_t hold                # number of the newest hold of a `with` block, or 0
+    cdef int blocks                   # how many `with` blocks run
     cdef Departure departure          # the end of the newest `async with` block that runs, or None
 
     cdef double beat                  # seconds within which a loss is noticed; 0: none is looked for
@@ -110,6 +111,7 @@ cdef class Departure(Waiter):
     cdef object exc_value             # that exception; or None
     cdef Leave due                    # what the release needs
     cdef Loss loss                    # of the hold that ends
+    cdef uint64_t generation          # of C_Initialize, as the end began
     cdef CK_RV rv                     # what the device has answered
     cdef double began                 # when the unlock call began, in seconds of luna_now()
     cdef int finished                 # whether the release has been made

@@ -119,7 +119,8 @@ class Library:
             Calls of this process are still at the device after a second. Nothing was done; if the device
             never answers them, only a restart of the process helps.
         LibraryClosedError, CryptokiError
-            The Library is closed, or what C_Initialize answers. The next call tries it again.
+            The Library is closed, or what C_Initialize answers. The next call tries it again. Or what
+            C_Finalize answers: then holders keep their locks, unless they may be gone.
         """
     def slot(self, slot_id: int) -> ClusterSlot:
         """The slot with this ID: always the same object. Does not ask the device.

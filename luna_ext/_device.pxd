@@ -63,6 +63,7 @@ cdef extern from "native.h":
         pass
     void luna_guard_lock(luna_guard *guard) noexcept nogil
     void luna_guard_unlock(luna_guard *guard) noexcept nogil
+    void luna_guard_forget(luna_guard *guard) noexcept nogil
     # Macros, for any number that threads share.
     int luna_shared_get(int *place) noexcept nogil
     void luna_shared_set(int *place, int value) noexcept nogil
@@ -258,6 +259,7 @@ cdef class Client:
     cdef int state                                # a State
     cdef bint initialised_here                    # whether our C_Initialize took effect, in this process
     cdef bint inherited                           # in a child: whether it was initialised at the fork
+    cdef bint left_initialised                    # closed, and not finalised: other code goes on with it
     cdef int initialised                          # initialised and, for all we know, not finalised
     cdef uint64_t generation                      # number of the newest C_Initialize
     cdef int suspect                              # an answer has meant that the device knows us no more
@@ -294,6 +296,7 @@ cdef class Client:
     cdef int _raise_initialising(self, CK_RV rv) except -1
     cdef int _drain(self, Deadline deadline) noexcept
     cdef CK_RV _call_finalize(self) noexcept
+    cdef bint _canary_lives(self) noexcept
     cdef int _drop_canary(self) noexcept
     cdef int _end_change(self) noexcept
     cdef int wait_for_change(self) except -1
@@ -341,11 +344,14 @@ cdef int hold_back_at_exit() except -1
 # These say whether the call was made (if not, the client is not ready, or does not answer any
 # more), and cannot raise: their callers have to act on the answer at once.
 cdef bint lock_slot(
-    Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds, uint8_t *back, uint64_t *clock
+    Client client, CK_SLOT_ID slot_id, uint64_t generation, CK_RV *rv, uint64_t *nanoseconds,
+    uint8_t *back, uint64_t *clock
 ) noexcept
-cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *clock) noexcept
+cdef bint unlock_slot(
+    Client client, CK_SLOT_ID slot_id, uint64_t generation, CK_RV *rv, uint64_t *clock
+) noexcept
 cdef bint begin_slot_call(
-    Client client, int function, CK_SLOT_ID slot_id, uint8_t *back, SlotCall *made
+    Client client, int function, CK_SLOT_ID slot_id, uint64_t generation, uint8_t *back, SlotCall *made
 ) noexcept nogil
 cdef void make_slot_call(SlotCall *made) noexcept nogil
 cdef void end_slot_call(SlotCall *made) noexcept nogil

@@ -46,6 +46,7 @@ cdef enum Loss:
 cdef enum Doubt:
     NO_DOUBT
     FROM_LOCK       # that of a lock call; it is told of if it lasts
+    FROM_EARLIER    # the same, of a call of an earlier generation: C_Finalize may have undone it
     FROM_CLAIM      # that of a claim, which tells of it itself
 
 # What follows from the answer to a lock call.
@@ -298,6 +299,12 @@ cdef class Seldom:
     cdef LostEvent lost              # of the newest hold whose event was asked for; or None
 
 
+cdef class LateUnlock:
+    """An unlock call that is due, and that a worker is to make."""
+    cdef SlotMutex mutex             # of the slot
+    cdef uint64_t generation         # of C_Initialize, in which the hold was granted
+
+
 cdef class SlotMutex:
     """The lock of one slot in this process."""
     cdef Record record
@@ -338,7 +345,7 @@ cdef class SlotMutex:
     cdef CK_RV after_unlock(
         self, CK_RV rv, uint64_t now, uint64_t generation, bint passes_turn, bint unassigned
     ) noexcept
-    cdef bint unlock_without_gil(self, Waiter departure, Hear hear) noexcept
+    cdef bint unlock_without_gil(self, Waiter departure, uint64_t generation, Hear hear) noexcept
     cdef Heard after_plain_unlock(self, SlotCall *made) noexcept
     cdef CK_RV hand_over(self, uint64_t generation, Share share, Leave *due) noexcept
     cdef int give_back(self, uint64_t hold) noexcept
@@ -392,6 +399,8 @@ cdef class SlotMutex:
     cdef int _granted(self, Seat *seat, uint64_t now) except -1
     cdef bint _hand_to_first(self) noexcept
     cdef bint _make_trial(self) noexcept
+    cdef int unlock_later(self, uint64_t generation) noexcept
+    cdef int _unlock_late(self, uint64_t generation) except -1
     cdef int _tell_late(self, CK_RV rv) except -1
     cdef int _note_doubt(self) noexcept
     cdef int _tell_of_doubt(self, object why) except -1
@@ -489,7 +498,9 @@ cdef uint64_t forks
 cdef int signal_anew(PyThread_type_lock signal) noexcept
 cdef Heartbeat new_heartbeat(SlotMutex mutex, Share share, double seconds, object on_lost)
 cdef Place note_place(SlotMutex mutex, TaskMark mark)
-cdef Leave begin_leave_of(SlotMutex mutex, uint64_t number, uint64_t share, Loss *loss) noexcept
+cdef Leave begin_leave_of(
+    SlotMutex mutex, uint64_t number, uint64_t share, uint64_t generation, Loss *loss
+) noexcept
 cdef bint run_on_worker(Work work, object subject) noexcept
 cdef int call_on_worker(object function) except -1
 

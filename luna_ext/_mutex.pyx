@@ -101,6 +101,7 @@ from luna_ext._device cimport (
     luna_count_get,
     luna_drop_bell,
     luna_guard,
+    luna_guard_forget,
     luna_guard_lock,
     luna_guard_unlock,
     luna_introduce,

@@ -978,6 +978,45 @@ def test_a_fork_in_a_signal_handler_while_another_process_holds_the_lock(
     assert (done.returncode, done.words, done.stderr) == (0, ["both"], ""), done
 
 
+WAITS_FOR_ANOTHER = {
+    "reconnect": ("luna.reconnect", "C_Initialize", "luna.slots()"),
+    "close": ("luna.close", UNLOCK, "luna.close()"),
+}
+
+
+@pytest.mark.parametrize("wait", WAITS_FOR_ANOTHER)
+def test_a_child_that_a_signal_handler_forks_does_not_wait_for_another_threads_end(run, wait):
+    """The main thread waits until the other one has connected anew, or has closed."""
+    begun, function, call = WAITS_FOR_ANOTHER[wait]
+    body = f"""
+def fork(number, frame):
+    global child
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        cluster.latency(0, {function!r})
+
+def send():
+    # No event shows that the main thread waits; a signal before that shows nothing.
+    time.sleep(0.5)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+child = None
+signal.signal(signal.SIGUSR1, fork)
+in_thread(slot.acquire).join()
+cluster.latency(3, {function!r})
+in_thread({begun})
+wait_until_inside({function!r})
+in_thread(send)
+{call}
+if child == 0:
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = run(body, options=MAY_FORK)
+    assert (done.returncode, done.words) == (0, ["0"]), done
+
+
 GATHERING = {
     "tokens": "luna.tokens(workers=2)",
     "provision": (

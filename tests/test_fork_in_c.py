@@ -392,6 +392,27 @@ fork(child)
     assert succeed(body) == ["0"]
 
 
+def test_a_client_library_that_other_code_has_open_at_the_fork_is_the_parents(succeed):
+    """Though the parent has closed its own Library. The client library does not notice the fork."""
+    body = f"""{FORK}
+luna.close()
+assert ctypes.CDLL(luna.path).C_Initialize(None) == 0
+with cluster.library() as own, own.slot(1) as first:
+    first.ensure_held()
+cluster.fault("C_Initialize", 0x191)
+
+def child():
+    try:
+        cluster.library()
+    except luna_ext.CryptokiError as error:
+        print(error.rv_name, "each process one after the fork" in str(error))
+
+fork(child)
+assert ctypes.CDLL(luna.path).C_Finalize(None) == 0
+"""
+    assert succeed(body) == ["CKR_CRYPTOKI_ALREADY_INITIALIZED", "True", "0"]
+
+
 def test_other_code_of_the_child_may_have_initialised_the_library(succeed):
     """The session that the parent kept is not there, so it is a new application."""
     body = f"""{FORK}

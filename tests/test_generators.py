@@ -8,6 +8,8 @@ import threading
 import pytest
 from support import UNLOCK, enter, nothing_is_locked
 
+import luna_ext
+
 FORMS = {
     "slot": lambda luna: luna.slot(1),
     "lock": lambda luna: luna.slot(1).lock(),
@@ -57,6 +59,23 @@ def test_several_locks_are_given_back_though_another_thread_has_used_their_objec
     next(generator)
     call(generator.close).result()
     assert nothing_is_locked(cluster)
+
+
+@ONE
+@pytest.mark.parametrize("form", sorted(FORMS.keys() - {"slot", "token"}))
+def test_a_loss_at_the_slot_before_keeps_no_lock_from_being_given_back(
+    luna, call, hold_here, caplog, owner_of, form
+):
+    """Of a block that runs on. A plain block of a slot may be that one, so it is left to its thread."""
+    holder = hold_here(luna.slot(1))
+    luna.reconnect()
+    generator = block(luna, form)
+    next(generator)
+    call(generator.close).result()
+    assert owner_of(1) is None
+    assert "a generator was closed" in caplog.text
+    with pytest.raises(luna_ext.LockLostError):
+        holder.leave()
 
 
 @ONE

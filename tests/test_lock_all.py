@@ -269,6 +269,73 @@ wait_until(lambda: all(token.owner is None for token in cluster.tokens()))
     assert succeed(body) == ["True"]
 
 
+def test_a_task_that_is_cancelled_while_all_are_given_back_hears_of_what_has_failed(succeed):
+    """In a process of its own, as above."""
+    body = f"""
+def hook(event, arguments):
+    if (event, arguments) == ("luna_ext.unlock", (3,)):
+        raise RuntimeError("no")
+
+async def main():
+    task = asyncio.create_task(tasks())
+    while not any(call.function == {UNLOCK!r} for call in cluster.log()):
+        await asyncio.sleep(0.001)
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError as error:
+        print(*error.__notes__)
+
+{ALL_THREE}
+sys.addaudithook(hook)
+cluster.latency(1, {UNLOCK!r})
+asyncio.run(main())
+wait_until(lambda: all(token.owner is None for token in cluster.tokens()))
+"""
+    assert succeed(body) == ["luna_ext:", "no"]
+
+
+def test_a_ctrl_c_while_a_child_gives_back_what_it_has_locked_is_not_swallowed(
+    program, hold_elsewhere
+):
+    """A signal handler has forked on the way in, and the child begins anew; in a process of its own, as
+    above.
+    """
+    holder = hold_elsewhere(2)
+    body = """
+    def fork(number, frame):
+        global child
+        child = os.fork()
+
+    def send():
+        wait_until_inside("CA_LockClusteredSlot")
+        os.kill(os.getpid(), signal.SIGUSR1)
+        wait_until(lambda: child is not None)
+        print("forked", flush=True)
+
+    def hook(event, arguments):
+        if child == 0 and event == "luna_ext.unlock":
+            raise KeyboardInterrupt
+
+    child = None
+    sys.addaudithook(hook)
+    signal.signal(signal.SIGUSR1, fork)
+    in_thread(send)
+    try:
+        with luna.lock_all([luna.slot(2)]):
+            if child == 0:
+                os._exit(2)
+    except KeyboardInterrupt:
+        os._exit(3 if child == 0 else 4)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    running = program(body, options=("-W", "ignore:This process:DeprecationWarning"))
+    running.expect("forked")
+    holder.release()
+    done = running.ended()
+    assert (done.returncode, done.words) == (0, ["3"]), done
+
+
 def test_an_exception_of_the_body_goes_on(luna, cluster):
     with pytest.raises(ValueError, match="body"), luna.lock_all(luna.slots()):
         raise ValueError("body")

@@ -356,6 +356,69 @@ def test_a_grant_of_an_earlier_connection_that_no_thread_waits_for_comes_off(
     luna.reconnect()
 
 
+@pytest.mark.luna_cluster(keyrings=2)
+def test_a_claim_of_an_earlier_connection_that_cannot_be_made_sure_of_comes_off(
+    luna, cluster, call, owner_of
+):
+    """An unlock of its slot is still out, which holds the lock call back that would show it."""
+    cluster.switch("regrant", "off")
+    with pytest.raises(luna_ext.LockLostError), luna.slot(2) as slot:
+        cluster.latency(8, UNLOCK, after=True)
+        leaving = call(lambda: enter(luna.slot(1)))
+        wait_until(lambda: logged(cluster, UNLOCK) and owner_of(1) is None)
+        cluster.latency(1, CLAIM, after=True)
+        claiming = call(lambda: enter(luna.claim("cluster-1")))
+        wait_until(lambda: owner_of(1) == os.getpid())
+        cluster.fault(SESSION_INFO, SESSION_HANDLE_INVALID, times=1)
+        with pytest.raises(luna_ext.LockLostError):
+            slot.ensure_held()
+        with pytest.raises(luna_ext.NoUnassignedTokenError):
+            claiming.result(30)
+        assert not have_returned(logged(cluster, UNLOCK))
+        cluster.latency(0, UNLOCK, after=True)
+        leaving.result()
+    wait_until(lambda: owner_of(1) is None, 10)
+    luna.reconnect()
+
+
+def test_a_grant_of_an_earlier_connection_that_cannot_be_made_sure_of_is_told_of(
+    program, cluster, hold_elsewhere
+):
+    """On a device that gives a lock once, and lets the second call wait for an unlock. None may be made, as
+    nothing shows that the lock is this process's. In a process of its own, where the kind of the device is
+    not known.
+    """
+    cluster.switch("relock", "wait")
+    holder = hold_elsewhere(2)
+    body = f"""
+    def lock():
+        with luna.slot(2).lock(timeout=40):
+            pass
+
+    told = []
+    logging.getLogger("luna_ext").addFilter(lambda record: told.append(record.getMessage()))
+    slot.acquire()
+    locking = in_thread(lock)
+    wait_until_inside({LOCK!r})
+    cluster.reinitialise(os.getpid())
+    for call in (slot.ensure_held, slot.release):
+        try:
+            call()
+        except luna_ext.LockLostError:
+            print("lost", flush=True)
+    wait_until(lambda: any("slot 2: it was granted" in text for text in told))
+    print(cluster.tokens()[1].owner == os.getpid())
+    cluster.switch("relock", "granted")
+    locking.join()
+    """
+    running = program(body)
+    running.expect("lost")
+    running.expect("lost")
+    holder.release()
+    done = running.ended()
+    assert (done.returncode, done.words, done.stderr) == (0, ["True"], ""), done
+
+
 @pytest.mark.luna_cluster(keyrings=1)
 def test_a_claim_is_given_the_token_whose_lock_another_claim_has_lost(luna, cluster, call):
     """The device has dropped that lock, and gives the token anew: it would stay locked."""
@@ -994,12 +1057,37 @@ def test_reconnect_beside_a_call_at_the_device_does_nothing(luna, cluster, call,
     luna.reconnect()
 
 
-def test_a_reconnect_that_cannot_finalise_says_so(luna, cluster):
-    """It has dropped no lock: the caller must not rely on that."""
-    cluster.fault("C_Finalize", DEVICE_ERROR, times=1)
-    with pytest.raises(luna_ext.DeviceError, match="C_Finalize"):
+def test_a_reconnect_that_cannot_finalise_leaves_the_locks_to_their_holders(luna, cluster):
+    """It has dropped none: the device would keep what no holder unlocks."""
+    with luna.slot(1) as slot:
+        cluster.fault("C_Finalize", DEVICE_ERROR, times=1)
+        with pytest.raises(luna_ext.DeviceError, match="C_Finalize"):
+            luna.reconnect()
+        slot.ensure_held()
+    assert [one.rv for one in logged(cluster, UNLOCK)] == [0]
+    assert nothing_is_locked(cluster)
+
+
+def test_a_reconnect_that_cannot_finalise_leaves_it_to_close(luna, cluster):
+    """Nothing shows whether the locks are gone; those that are not come off then."""
+    cluster.fault(OPEN_SESSION, SESSION_COUNT)
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1):
+        cluster.fault("C_Finalize", DEVICE_ERROR, times=1)
+        with pytest.raises(luna_ext.DeviceError, match="C_Finalize"):
+            luna.reconnect()
+    assert logged(cluster, UNLOCK) == []
+    luna.close()
+    assert nothing_is_locked(cluster)
+
+
+def test_a_reconnect_that_finds_the_library_finalised_initialises_it(reinitialise, luna, cluster):
+    """By other code. C_Finalize fails, and the session that was kept is gone."""
+    with pytest.raises(luna_ext.LockLostError), luna.slot(1):
+        reinitialise()
+        assert ctypes.CDLL(luna.path).C_Finalize(None) == 0
         luna.reconnect()
-    luna.reconnect()
+    with luna.slot(1) as slot:
+        slot.ensure_held()
 
 
 def test_reconnect_of_a_closed_library(luna, cluster):

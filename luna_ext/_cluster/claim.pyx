@@ -59,7 +59,7 @@ cdef class Claim:
     def __exit__(self, exc_type, exc_value, traceback):
         cdef Token token = self._running()
         try:
-            end_block(token.slot.mutex, token.slot.share, token.claimed, exc_type, exc_value)
+            end_block(token.slot.mutex, token.slot.share, token.claimed, True, exc_type, exc_value)
         finally:
             # If another thread has called this, the block goes on.
             if token.slot.mutex.is_over(token.claimed):

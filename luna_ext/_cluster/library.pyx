@@ -157,11 +157,21 @@ cdef class Library:
 
     def _wait_for_close(self):
         """Wait until another thread's close() has released what was held."""
-        # Not for a close() that the present signal handler has interrupted, nor for one that another
-        # thread of the parent process was in at the fork: neither would ever end.
-        if self.closer != PyThread_get_thread_ident() and self.closing_pid == os.getpid():
-            if wait_on(self.closing, left_of_exit()):
-                PyThread_release_lock(self.closing)
+        cdef PyThread_type_lock closing
+        cdef double left = left_of_exit()
+        cdef bint waits
+        pid = os.getpid()
+        with cython.critical_section(self):
+            # Not for a close() that the present signal handler has interrupted, nor for one that another
+            # thread of the parent process was in at the fork: neither would ever end.
+            waits = self.closer != PyThread_get_thread_ident() and self.closing_pid == pid
+            closing = self.closing
+        # In a child that a signal handler forks meanwhile, it would not end either.
+        while waits and left != 0 and os.getpid() == pid:
+            if wait_on(closing, SIGNAL_SECONDS if left < 0 else min(left, SIGNAL_SECONDS)):
+                PyThread_release_lock(closing)
+                waits = False
+            left = left_of_exit()
 
     def _close(self, bint wait):
         """Whether this is the first thread that does."""
@@ -288,7 +298,8 @@ cdef class Library:
             Calls of this process are still at the device after a second. Nothing was done; if the device
             never answers them, only a restart of the process helps.
         LibraryClosedError, CryptokiError
-            The Library is closed, or what C_Initialize answers. The next call tries it again.
+            The Library is closed, or what C_Initialize answers. The next call tries it again. Or what
+            C_Finalize answers: then holders keep their locks, unless they may be gone.
         """
         self._check_open()
         self.locks.reconnect(DRAIN_SECONDS, self.share)

@@ -65,19 +65,20 @@ cdef int check_open(Share share, CK_SLOT_ID slot_id) except -1:
 
 
 cdef inline int end_block(
-    SlotMutex mutex, Share share, uint64_t hold, object exc_type, object exception
+    SlotMutex mutex, Share share, uint64_t hold, bint surely, object exc_type, object exception
 ) except -1:
     """Unlock at the end of a `with` block; `exception` is what leaves the block, or None. `hold` is
-    the number of the block's hold; 0: not known.
+    the number of the block's hold, `surely` or perhaps; 0: not known.
     """
     cdef Release release
     if mutex.begin_release_here(share, &release):
         return 0
-    return conclude_block(mutex, share, hold, exc_type, exception, &release)
+    return conclude_block(mutex, share, hold, surely, exc_type, exception, &release)
 
 
 cdef int conclude_block(
-    SlotMutex mutex, Share share, uint64_t hold, object exc_type, object exception, Release *release
+    SlotMutex mutex, Share share, uint64_t hold, bint surely, object exc_type, object exception,
+    Release *release,
 ) except -1:
     """What follows the release, where that is more than the audit event."""
     cdef Leave due = release.due
@@ -89,7 +90,7 @@ cdef int conclude_block(
         if due == NOT_MINE:
             if mutex.ended_by_fork(release.number):
                 return 0
-            if exc_type is GeneratorExit and end_foreign_block(mutex, share, hold):
+            if exc_type is GeneratorExit and end_foreign_block(mutex, share, hold, surely):
                 return 0
         mutex.conclude_release(
             due, release.loss, release.rv, release.number, share, release.began
@@ -100,13 +101,13 @@ cdef int conclude_block(
     return 0
 
 
-cdef bint end_foreign_block(SlotMutex mutex, Share share, uint64_t hold) except -1:
+cdef bint end_foreign_block(SlotMutex mutex, Share share, uint64_t hold, bint surely) except -1:
     """A generator was closed on another thread than the one that ran its block, by that thread or
     by its garbage collection. The lock is given back if it is certainly the block's.
     """
     cdef str holder = mutex.describe_holder()
     cdef Record now = seen(&mutex.record)
-    if mutex.has_evicted(share):
+    if not surely and mutex.has_evicted(share):
         # It may be the block's lock that was lost or taken off, and another block may hold the slot now. A
         # SlotLock that both have entered through knows the number of the newest hold only.
         return False
@@ -146,12 +147,17 @@ cdef class Departure:
         cdef SlotMutex mutex = self.mutex
         # In a child that C code has forked, the lock is the parent's.
         hear_of_fork()
-        self.due = begin_leave_of(mutex, self.seat.number, self.seat.share, &self.loss)
+        self.generation = mutex.generation()
+        self.due = begin_leave_of(
+            mutex, self.seat.number, self.seat.share, self.generation, &self.loss
+        )
         if self.heartbeat is not None:
             # The task is not cancelled for a loss any more.
             self.heartbeat.in_block = False
         if self.due == UNLOCK_DUE or self.due == UNLOCK_DUE_LATER:
-            if self.due != UNLOCK_DUE or not mutex.unlock_without_gil(self, hear_unlock):
+            if self.due != UNLOCK_DUE or not mutex.unlock_without_gil(
+                self, self.generation, hear_unlock
+            ):
                 # If no thread can be had, this thread has to make the unlock call.
                 if not run_on_worker(unlock_for_departure, self):
                     self.finish(True)
@@ -186,13 +192,12 @@ cdef class Departure:
 
     cdef int finish(self, bint passes_turn) noexcept:
         """Make the unlock call, or hand over; most often on a worker."""
-        cdef uint64_t generation = seen(&self.mutex.record).generation
         cdef Leave due = self.due
         self.began = luna_now()
         if self.share.handover != 0:
-            self.rv = self.mutex.hand_over(generation, self.share, &due)
+            self.rv = self.mutex.hand_over(self.generation, self.share, &due)
         else:
-            self.rv = self.mutex.take_off(due == UNLOCK_DUE_LATER, generation, passes_turn)
+            self.rv = self.mutex.take_off(due == UNLOCK_DUE_LATER, self.generation, passes_turn)
         return self.tell(due)
 
     cdef int tell(self, Leave due) noexcept:
@@ -268,7 +273,7 @@ cdef Heard hear_unlock(object departure, SlotCall *made, luna_bell *here, bint s
         end_slot_call(made)
         self.began = luna_now() - 1e-9 * made.call.nanoseconds
         self.rv = mutex.after_unlock(
-            made.call.rv, made.call.ended, seen(&mutex.record).generation, True, False
+            made.call.rv, made.call.ended, self.generation, True, False
         )
         self.tell(UNLOCK_DUE)
         return HEARD
@@ -435,6 +440,8 @@ cdef class SlotLock:
             began_in = forks
             # Another thread may enter through the same SlotLock if this hold is lost.
             hold = seen(&self.mutex.record).hold
+            # In this order: see __exit__().
+            luna_shared_add(&self.blocks, 1)
             self.hold = hold
             self.mutex.keep_place(place)
             if self.token is None and heartbeat is None:
@@ -446,20 +453,25 @@ cdef class SlotLock:
                     heartbeat.begin(hold, caller_number())
                     self._keep_heartbeat(heartbeat)
             except BaseException as error:
-                end_block(self.mutex, self.share, hold, None, error)
+                luna_shared_add(&self.blocks, -1)
+                end_block(self.mutex, self.share, hold, True, None, error)
                 raise
             if forks == began_in:
                 return self.target
             # A signal handler has forked meanwhile, and this is the child: it holds nothing.
+            luna_shared_add(&self.blocks, -1)
             if self.timeout > 0:
                 seconds = left_of(deadline)
 
     def __exit__(self, exc_type, exc_value, traceback):
+        # Where no other block runs that has entered through this object, it is this one's.
+        cdef uint64_t hold = self.hold
+        cdef bint alone = luna_shared_add(&self.blocks, -1) == 0
         if self.heartbeat is None:
-            end_block(self.mutex, self.share, self.hold, exc_type, exc_value)
+            end_block(self.mutex, self.share, hold, alone, exc_type, exc_value)
             return
         try:
-            end_block(self.mutex, self.share, self.hold, exc_type, exc_value)
+            end_block(self.mutex, self.share, hold, alone, exc_type, exc_value)
         finally:
             self._drop_heartbeat()
 
@@ -535,7 +547,6 @@ cdef class SlotLock:
             raise self._timed_out()
         self.mutex.confirm(waiter)
         self.mutex.keep_place(place)
-        self.hold = waiter.seat.hold
         with cython.critical_section(self):
             departure.earlier = self.departure
             self.departure = departure

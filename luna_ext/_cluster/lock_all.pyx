@@ -62,7 +62,9 @@ cdef class LockAll:
                     raise failure
                 raise
             # A signal handler has forked meanwhile, and this is the child: some are the parent's.
-            release_all(locks, count, None, None)
+            failure = release_all(locks, count, None, None)
+            if failure is not None:
+                raise failure
 
     def __exit__(self, exc_type, exc_value, traceback):
         cdef list locks = self._entered(caller_number())
@@ -111,9 +113,14 @@ cdef class LockAll:
                     await departure
                 except LunaError as error:
                     failure = first_of(failure, error)
-        finally:
+        except BaseException as error:
             # The task may be cancelled while it waits.
             self._end(locks, failure)
+            failure = first_of(failure, error)
+            if failure is not error:
+                raise failure
+            raise
+        self._end(locks, failure)
         if failure is not None:
             raise failure
 

@@ -203,7 +203,7 @@ cdef class ClusterSlot:
     def __exit__(self, exc_type, exc_value, traceback):
         cdef PyObject *mutex = <PyObject *> self.mutex
         cdef PyObject *share = <PyObject *> self.share
-        end_block(<SlotMutex> mutex, <Share> share, 0, exc_type, exc_value)
+        end_block(<SlotMutex> mutex, <Share> share, 0, False, exc_type, exc_value)
 
     def _is_owned(self):
         # For threading.Condition, which would call acquire() to find this out.

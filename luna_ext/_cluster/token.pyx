@@ -504,14 +504,14 @@ cdef class Token:
                 if not run_within(self._check, patience) and forks == began_in:
                     raise slot.mutex.greenlet_error(TOKEN_INFO)
             except BaseException as error:
-                end_block(slot.mutex, slot.share, 0, None, error)
+                end_block(slot.mutex, slot.share, 0, False, None, error)
                 raise
             if forks == began_in:
                 return self
             # A signal handler has forked meanwhile, and this is the child: it holds nothing.
 
     def __exit__(self, exc_type, exc_value, traceback):
-        end_block(self.slot.mutex, self.slot.share, 0, exc_type, exc_value)
+        end_block(self.slot.mutex, self.slot.share, 0, False, exc_type, exc_value)
 
     def __repr__(self):
         return f"<luna_ext.Token {self.label!r} in slot {self.slot.mutex.slot_id}>"

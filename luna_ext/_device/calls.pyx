@@ -32,6 +32,16 @@ cdef inline bint make_call(
     cdef Call call
     if not enter_call(client, function, cleanup, &call):
         return False
+    complete_call(client, make, arguments, rv, nanoseconds, back, clock, &call)
+    return True
+
+
+cdef inline void complete_call(
+    Client client, Making make, void *arguments, CK_RV *rv, uint64_t *nanoseconds, uint8_t *back,
+    uint64_t *clock, Call *entered
+) noexcept:
+    """The rest of make_call(), for a call that has begun."""
+    cdef Call call = entered[0]
     call.began = clock[0] if clock != NULL and clock[0] != 0 else luna_coarse_nanoseconds()
     call.timed = luna_is_sample(call.counter, call.began)
     with nogil:
@@ -44,7 +54,6 @@ cdef inline bint make_call(
     nanoseconds[0] = call.nanoseconds
     if clock != NULL:
         clock[0] = call.ended
-    return True
 
 
 cdef inline bint enter_call(Client client, int function, bint cleanup, Call *call) noexcept nogil:
@@ -54,6 +63,19 @@ cdef inline bint enter_call(Client client, int function, bint cleanup, Call *cal
     call.traffic = &client.traffic[luna_shard()]
     call.counter = &call.traffic.counters[function]
     return True
+
+
+cdef inline bint enter_call_in(
+    Client client, uint64_t generation, int function, bint cleanup, Call *call
+) noexcept nogil:
+    """The same for a call of this generation of C_Initialize, of which the last 32 bits count."""
+    if not enter_call(client, function, cleanup, call):
+        return False
+    # In this order: once the call is counted, no reconnect() comes in between.
+    if <uint32_t> luna_shared_get64(&client.generation) == <uint32_t> generation:
+        return True
+    call_ends_in(client, call.traffic)
+    return False
 
 
 cdef inline void call_device(
@@ -122,19 +144,27 @@ cdef inline CK_RV make_unlock(Client client, void *arguments) noexcept nogil:
 
 
 cdef bint lock_slot(
-    Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *nanoseconds, uint8_t *back, uint64_t *clock
+    Client client, CK_SLOT_ID slot_id, uint64_t generation, CK_RV *rv, uint64_t *nanoseconds,
+    uint8_t *back, uint64_t *clock
 ) noexcept:
     """CA_LockClusteredSlot; also how long it took, so that no caller has to ask the clock."""
-    return make_call(
-        client, CA_LOCK_CLUSTERED_SLOT, make_lock, &slot_id, False, rv, nanoseconds, back, clock
-    )
+    cdef Call call
+    if not enter_call_in(client, generation, CA_LOCK_CLUSTERED_SLOT, False, &call):
+        return False
+    complete_call(client, make_lock, &slot_id, rv, nanoseconds, back, clock, &call)
+    return True
 
 
-cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *clock) noexcept:
+cdef bint unlock_slot(
+    Client client, CK_SLOT_ID slot_id, uint64_t generation, CK_RV *rv, uint64_t *clock
+) noexcept:
+    """CA_UnlockClusteredSlot, for what was granted in this generation."""
+    cdef Call call
     cdef uint64_t nanoseconds
-    return make_call(
-        client, CA_UNLOCK_CLUSTERED_SLOT, make_unlock, &slot_id, True, rv, &nanoseconds, NULL, clock
-    )
+    if not enter_call_in(client, generation, CA_UNLOCK_CLUSTERED_SLOT, True, &call):
+        return False
+    complete_call(client, make_unlock, &slot_id, rv, &nanoseconds, NULL, clock, &call)
+    return True
 
 
 # The same by a thread that has the GIL neither before the call nor after it: another one, with the GIL,
@@ -142,13 +172,13 @@ cdef bint unlock_slot(Client client, CK_SLOT_ID slot_id, CK_RV *rv, uint64_t *cl
 
 
 cdef bint begin_slot_call(
-    Client client, int function, CK_SLOT_ID slot_id, uint8_t *back, SlotCall *made
+    Client client, int function, CK_SLOT_ID slot_id, uint64_t generation, uint8_t *back, SlotCall *made
 ) noexcept nogil:
     """Begin a lock or unlock call; whether it may be made. Then make_slot_call() and end_slot_call() are
     due, or drop_slot_call().
     """
     cdef bint is_lock = function == CA_LOCK_CLUSTERED_SLOT
-    if not enter_call(client, function, not is_lock, &made.call):
+    if not enter_call_in(client, generation, function, not is_lock, &made.call):
         return False
     made.client = <void *> client
     made.make = <void *> (make_lock if is_lock else make_unlock)
@@ -227,6 +257,7 @@ cdef enum:
 
 
 cdef struct SessionArguments:
+    uint64_t generation     # in which the session was opened: later its handle may be another session's
     CK_SLOT_ID slot_id
     CK_SESSION_HANDLE session
     CK_SESSION_INFO info
@@ -242,7 +273,10 @@ cdef CK_RV make_open_session(Client client, void *arguments) noexcept nogil:
 
 
 cdef CK_RV make_close_session(Client client, void *arguments) noexcept nogil:
-    return client.functions.C_CloseSession((<SessionArguments *> arguments).session)
+    cdef SessionArguments *about = <SessionArguments *> arguments
+    if luna_shared_get64(&client.generation) != about.generation:
+        return CKR_OK
+    return client.functions.C_CloseSession(about.session)
 
 
 cdef CK_RV make_get_session_info(Client client, void *arguments) noexcept nogil:
@@ -314,14 +348,15 @@ cdef CK_RV open_session_to_watch(Client client, CK_SLOT_ID slot_id, Canary *open
         if made and rv == CKR_OK:
             count -= 1
     for index in range(count):
-        close_session(client, sessions[index])
+        close_session(client, sessions[index], opened.generation)
     return rv if made else CKR_CRYPTOKI_NOT_INITIALIZED
 
 
-cdef int close_session(Client client, CK_SESSION_HANDLE session) noexcept:
+cdef int close_session(Client client, CK_SESSION_HANDLE session, uint64_t generation) noexcept:
     cdef SessionArguments arguments
     cdef uint64_t nanoseconds
     cdef CK_RV rv = CKR_OK
+    arguments.generation = generation
     arguments.session = session
     make_call(
         client, C_CLOSE_SESSION, make_close_session, &arguments, True, &rv, &nanoseconds, NULL, NULL
@@ -491,7 +526,7 @@ cdef Life move_canary(Client client, CK_SLOT_ID slot_id, CK_SLOT_ID other) noexc
     if moved:
         set_canary(client, &opened)
     luna_guard_unlock(&client.guard)
-    close_session(client, left.session if moved else opened.session)
+    close_session(client, left.session if moved else opened.session, left.generation)
     return life
 
 
@@ -499,16 +534,16 @@ cdef bint close_canary(Client client, CK_SLOT_ID slot_id) noexcept:
     """Close the canary if it is on this slot: no token with a session can be initialised. Whether it was;
     then none is opened before want_canary().
     """
-    cdef CK_SESSION_HANDLE session
+    cdef Canary left
     cdef bint here
     luna_guard_lock(&client.guard)
     here = is_canary_on(client, slot_id)
-    session = client.canary.session
+    left = client.canary
     if here:
         client.canary.generation = 0
     luna_guard_unlock(&client.guard)
     if here:
-        close_session(client, session)
+        close_session(client, left.session, left.generation)
     return here
 
 

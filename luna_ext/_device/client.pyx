@@ -500,7 +500,13 @@ cdef class Client:
         """One thread at a time initialises or finalises. No Python code runs until it has. False: the exit
         is over, and the thread that does it may never run again.
         """
-        return wait_on(self.transition, left_of_exit())
+        cdef PyThread_type_lock transition = NULL
+        # In a child that a signal handler has forked meanwhile it is another one.
+        while transition != self.transition:
+            transition = self.transition
+            if not wait_on(transition, left_of_exit()):
+                return False
+        return True
 
     cdef int _begin_change(self) except -1:
         if not self._may_change():
@@ -543,6 +549,7 @@ cdef class Client:
         if rv != CKR_OK and (rv != CKR_CRYPTOKI_ALREADY_INITIALIZED or self._is_parents()):
             return rv
         self.inherited = False
+        self.left_initialised = False
         luna_guard_lock(&self.guard)
         self.initialised_here = rv == CKR_OK
         luna_shared_add64(&self.generation, 1)
@@ -564,13 +571,17 @@ cdef class Client:
         """In a forked child, where C_Initialize says that it was called before: whether that was in the
         parent, so that the client library has not noticed the fork. Then it would act as the parent.
         """
+        # Without the session nothing shows that other code of this process has called it.
+        return self.inherited and (
+            self.canary.generation != self.generation or self._canary_lives()
+        )
+
+    cdef bint _canary_lives(self) noexcept:
+        """Whether the session that was kept in this generation is there, while no other call is out."""
         cdef CK_SESSION_INFO info
         cdef CK_RV rv
-        if not self.inherited:
+        if self.canary.generation == 0 or self.canary.generation != self.generation:
             return False
-        if self.canary.generation != self.generation:
-            # Nothing shows that other code of this process has called it.
-            return True
         with nogil:
             rv = self.functions.C_GetSessionInfo(self.canary.session, &info)
         return rv == CKR_OK
@@ -600,13 +611,17 @@ cdef class Client:
 
     cdef int reconnect(self, double seconds, Share share) except -1:
         """Call C_Finalize, even if other code has initialised the library, and C_Initialize. All locks are
-        dropped by that. The calls that are out have so many seconds to come back. `share`: that of the
-        Library that asks for it; None: one that is being opened does.
+        dropped by that; if C_Finalize fails, and the session that was kept is still there, nothing is done.
+        The calls that are out have so many seconds to come back. `share`: that of the Library that asks for
+        it; None: one that is being opened does.
         """
         cdef Deadline deadline = deadline_in(seconds)
         cdef CK_RV finalized = CKR_OK
         cdef CK_RV rv = CKR_OK
         cdef int before, out
+        cdef bint was_ours = False
+        cdef bint kept = False
+        cdef bint anew = False
         hear_of_fork()
         self._begin_change()
         out = 0
@@ -628,17 +643,28 @@ cdef class Client:
                 luna_shared_set(&self.initialised, 1)
                 luna_shared_set(&self.state, before)
             else:
+                was_ours = self.initialised_here
                 self.initialised_here = False
                 finalized = self._call_finalize()
-                # From here on nothing is held, even if C_Initialize fails.
-                luna_guard_lock(&self.guard)
-                luna_shared_add64(&self.generation, 1)
-                luna_guard_unlock(&self.guard)
-        if out == 0 and before != CLOSED:
+                kept = finalized != CKR_OK and self._canary_lives()
+                if kept:
+                    self.initialised_here = was_ours
+                    luna_shared_set(&self.initialised, 1)
+                    luna_shared_set(&self.state, before)
+                else:
+                    # From here on nothing is held, even if C_Initialize fails.
+                    luna_guard_lock(&self.guard)
+                    luna_shared_add64(&self.generation, 1)
+                    luna_guard_unlock(&self.guard)
+        if out == 0 and before != CLOSED and not kept:
             rv = self._initialise()
+            anew = self.initialised_here
+            if rv == CKR_OK and finalized != CKR_OK and finalized != CKR_CRYPTOKI_NOT_INITIALIZED:
+                # Unless it was finalised all the same, to do so is left to close().
+                self.initialised_here = anew or was_ours
             self._note_failure(rv)
         self._end_change()
-        if before == CLOSED:
+        if before == CLOSED and share is not None:
             self.refuse()
         if out != 0:
             raise DeviceError(
@@ -650,7 +676,7 @@ cdef class Client:
             )
         if rv != CKR_OK:
             self._raise_initialising(rv)
-        if not self.initialised_here and finalized != CKR_OK:
+        if finalized != CKR_OK and not anew:
             raise error_of(finalized, C_FINALIZE, None)
         return 0
 
@@ -698,9 +724,12 @@ cdef class Client:
                 self.initialised_here = False
                 luna_shared_set(&self.initialised, 0)
                 rv = self._call_finalize()
-            elif self.canary.generation != 0 and self.canary.generation == self.generation:
+                self.left_initialised = rv != CKR_OK
+            else:
                 # Other code goes on with the library, and without our session.
-                self._drop_canary()
+                self.left_initialised = True
+                if self.canary.generation != 0 and self.canary.generation == self.generation:
+                    self._drop_canary()
             luna_shared_set(&self.state, CLOSED)
         self._end_change()
         return rv
@@ -761,18 +790,26 @@ cdef class Client:
         """In the child: nothing is held, nothing in flight; the first call initialises anew."""
         # If another thread of the parent was inside close() at the fork, no thread finishes that here.
         cdef int state = luna_shared_get(&self.state)
+        cdef PyThread_type_lock transition
+        luna_guard_forget(&self.guard)
         self.shares = {share for share in self.shares if (<Share> share).open}
         if self.is_open() and self.shares:
             self.state = DUE
         elif luna_shared_get(&self.state) != DUE or not self.shares:
             self.state = CLOSED
         # A library that this process has finalised by a C_Finalize of its own is none that it inherits.
-        self.inherited = self.inherited or self.generation != 0 and state != CLOSED
+        self.inherited = self.inherited or self.generation != 0 and (
+            state != CLOSED or self.left_initialised
+        )
         self.initialised_here = False
         self.initialised = 0
         memset(self.traffic, 0, LUNA_SHARDS * sizeof(Traffic))
         # The parent's threads may have held these locks at the fork; here they would stay locked.
+        transition = self.transition
         self._make_signals()
+        # For the forking thread, which may wait for it.
+        PyThread_acquire_lock(transition, NOWAIT_LOCK)
+        PyThread_release_lock(transition)
 
 
 # ---- a C_Initialize that takes long ----
@@ -973,7 +1010,8 @@ def _after_fork_in_child():
     global unheard_fork, exit_gate, exit_has_passed
     unheard_fork = 0
     exit_deadline.end = INFINITY
-    # A thread of the parent's may have held it.
+    # A thread of the parent's may have held them.
+    luna_guard_forget(&share_guard)
     exit_gate = PyThread_allocate_lock()
     exit_has_passed = 0
     for client in loaded_clients():

@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "Python.h"
 #include "pythread.h"
@@ -239,6 +240,8 @@ typedef PyMutex luna_guard;
 #define luna_guard_lock(guard) PyMutex_Lock(guard)
 #define luna_guard_unlock(guard) PyMutex_Unlock(guard)
 #endif
+/* In a forked child, whose only thread this is: another one of the parent's may have been inside. */
+#define luna_guard_forget(guard) memset((guard), 0, sizeof(luna_guard))
 #define luna_shared_get(place) __atomic_load_n((place), __ATOMIC_SEQ_CST)
 #define luna_shared_set(place, value) __atomic_store_n((place), (value), __ATOMIC_SEQ_CST)
 #define luna_shared_add(place, amount) __atomic_add_fetch((place), (amount), __ATOMIC_SEQ_CST)
@@ -255,6 +258,7 @@ typedef PyMutex luna_guard;
 typedef char luna_guard;
 #define luna_guard_lock(guard) ((void)(guard))
 #define luna_guard_unlock(guard) ((void)(guard))
+#define luna_guard_forget(guard) ((void)(guard))
 #define luna_shared_get(place) (*(place))
 #define luna_shared_set(place, value) ((void)(*(place) = (value)))
 #define luna_shared_add(place, amount) (*(place) += (amount))

@@ -210,17 +210,17 @@ cdef class Locks:
         answered, and not yet delivered: it makes no object, so that no garbage collection may begin.
         """
         cdef uint32_t number
+        cdef uint64_t generation = self.generation()
         cdef SlotMutex mutex
         luna_shared_set(&self.common.kind, kind)
         luna_shared_set(&self.in_doubt, False)
         for number in range(luna_shared_get32(&self.table.count)):
             mutex = self.mutex(number)
             if seen(&mutex.record).doubt and end_doubt(
-                &mutex.record, self.generation(), kind == GIVES_ONCE
+                &mutex.record, generation, kind == GIVES_ONCE
             ):
                 mutex.held_since = 0
-                if not run_on_worker(unlock_late, mutex):
-                    unlock_late(mutex)
+                mutex.unlock_later(generation)
         return 0
 
     cdef int note_doubt(self) noexcept:
@@ -349,19 +349,19 @@ cdef class Locks:
         cdef Request request
         for each in self.requests.copy():
             request = <Request> each
-            if request.share is share and request.step_aside(FAILED, True):
+            if request.share is not share or request.outcome() != WAITING:
+                continue
+            # As in close_share().
+            error = closed_to_claims(share)
+            if request.step_aside(FAILED, True):
                 # Its server, where one comes to it at all, finds that the wait has ended.
                 self.requests.discard(request)
-                try:
-                    error = closed_to_claims(share)
-                except BaseException:
-                    # As in close_share().
-                    wake_with(request, closed_to_claims(share))
-                    raise
                 wake_with(request, error)
 
     def after_fork(self):
         cdef Request request
+        luna_guard_forget(&self.guard)
+        luna_guard_forget(&self.table.guard)
         for each in self.requests.copy():
             request = <Request> each
             request.seat.outcome = LEFT_BEHIND
@@ -526,7 +526,7 @@ cdef class Request(Waiter):
             return self.locks._keep(mutex, self.info.slotID)
         except MemoryError:
             # No table knows the claim's lock: it comes off now, or never.
-            unlock_slot(self.locks.client, self.info.slotID, &rv, NULL)
+            unlock_slot(self.locks.client, self.info.slotID, self.asked_in, &rv, NULL)
             self._end()
             raise
 
@@ -585,6 +585,8 @@ cdef class Request(Waiter):
         cdef Outcome outcome
         cdef uint64_t hold
         cdef int kind
+        # That in which the claim has come back.
+        cdef uint64_t generation = mutex.generation()
         cdef uint32_t asked = seen(&mutex.record).calls
         # With a number of its own: a claimer that gives up may lock the slot while this waits.
         waiter.prepare(new_number(), 0, self.share)
@@ -619,7 +621,14 @@ cdef class Request(Waiter):
             return self.outcome() != WAITING
         if luna_shared_get(&self.locks.common.kind) == GIVES_ONCE and self._own_after_all():
             return True
-        if begin_doubt(&mutex.record, self.asked_in, asked != seen(&mutex.record).calls):
+        kind = luna_shared_get(&self.locks.common.kind)
+        if begin_doubt(
+            &mutex.record,
+            self.asked_in,
+            generation,
+            # Where a lock is given once, the call would wait for it.
+            kind == GIVES_ONCE or asked != seen(&mutex.record).calls,
+        ):
             kind = luna_shared_get(&self.locks.common.kind)
             if kind == UNKNOWN:
                 self.locks.note_doubt()

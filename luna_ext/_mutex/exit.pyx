@@ -32,6 +32,8 @@ cdef int finish_closing(Locks locks) except -1:
     """
     cdef Client client = locks.client
     cdef Deadline deadline = deadline_in(WORK_SECONDS)
+    # What the parent has left behind is not finalised here.
+    hear_of_fork()
     while (
         luna_shared_get(&client.state) == RECONNECTING and not client.shares and left_of_exit() != 0
     ):
@@ -279,6 +281,7 @@ cdef void forget_number() noexcept nogil:
 def _after_fork_in_child():
     global forks, watching, watch_stop, number_is_forgotten
     forks += 1
+    luna_guard_forget(&number_guard)
     watching = 0
     watch_stop = new_signal()
     forget_workers()

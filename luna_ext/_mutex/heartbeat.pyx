@@ -430,6 +430,7 @@ cdef int resume_keeper() noexcept:
 cdef int forget_heartbeats() except -1:
     """In a forked child: the holds are the parent's."""
     global keeper_runs, keeper_wake, next_look, askers
+    luna_guard_forget(&keeper_guard)
     keeper_runs = 0
     next_look = NEVER
     askers = 0

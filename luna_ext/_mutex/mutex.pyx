@@ -64,6 +64,13 @@ cdef class Seldom:
     pass
 
 
+# It is made where no garbage collection may begin.
+@cython.final
+@cython.no_gc
+cdef class LateUnlock:
+    pass
+
+
 # It has the lock of a slot as long as the process lasts, so the garbage collector need not look at it.
 @cython.final
 @cython.no_gc
@@ -300,6 +307,7 @@ cdef class SlotMutex:
         cdef CK_RV rv = CKR_OK
         cdef uint64_t nanoseconds = 0
         cdef uint64_t now
+        cdef uint64_t generation
         cdef Verdict verdict
         cdef Backoff backoff
         cdef int kind
@@ -318,11 +326,12 @@ cdef class SlotMutex:
                 self._make_ready(share)
             if luna_shared_get64(&self.locks.client.canary.sought_in) != self.generation():
                 self.locks.look_for_canary(self.slot_id)
-            if not begin_call(&self.record, self.generation(), False):
+            generation = self.generation()
+            if not begin_call(&self.record, generation, False):
                 return self._wait_for_turn(number, share, wait, True)
             now = 0
             if not lock_slot(
-                <Client> client, self.slot_id, &rv, &nanoseconds, &self.record.back, &now
+                <Client> client, self.slot_id, generation, &rv, &nanoseconds, &self.record.back, &now
             ):
                 break_off_call(&self.record)
                 continue
@@ -530,11 +539,12 @@ cdef class SlotMutex:
         done before. The caller has the turn, and still has it if not.
         """
         cdef SlotCall made
+        cdef uint64_t generation = self.generation()
         cdef bint left = False
         cdef luna_bell *bell
         if (
             luna_shared_get(&self.locks.client.state) != READY
-            or luna_shared_get64(&self.locks.client.canary.sought_in) != self.generation()
+            or luna_shared_get64(&self.locks.client.canary.sought_in) != generation
             or is_contended(self.known_rare())
         ):
             return False
@@ -542,9 +552,9 @@ cdef class SlotMutex:
         if bell == NULL:
             return False
         if begin_slot_call(
-            self.locks.client, CA_LOCK_CLUSTERED_SLOT, self.slot_id, &self.record.back, &made
+            self.locks.client, CA_LOCK_CLUSTERED_SLOT, self.slot_id, generation, &self.record.back, &made
         ):
-            if begin_call(&self.record, self.generation(), True):
+            if begin_call(&self.record, generation, True):
                 left = leave_call_to_worker(&made, hear_lock, self, bell)
                 if not left:
                     break_off_call(&self.record)
@@ -595,11 +605,12 @@ cdef class SlotMutex:
                         return 0
                 if luna_shared_get64(&self.locks.client.canary.sought_in) != self.generation():
                     self.locks.look_for_canary(self.slot_id)
-                if not trial and not begin_call(&self.record, self.generation(), True):
+                generation = seen(&self.record).asked_in if trial else self.generation()
+                if not trial and not begin_call(&self.record, generation, True):
                     break
                 now = 0
                 if not lock_slot(
-                    self.locks.client, self.slot_id, &rv, &nanoseconds, &self.record.back, &now
+                    self.locks.client, self.slot_id, generation, &rv, &nanoseconds, &self.record.back, &now
                 ):
                     break_off_call(&self.record)
                     trial = False
@@ -800,11 +811,12 @@ cdef class SlotMutex:
         ):
             # By other code, and another process may have the lock by now.
             rv = CKR_SESSION_HANDLE_INVALID
-        elif self.generation() != generation:
-            # Finalised meanwhile, and the lock dropped with it. Other threads may have found it out while
-            # this one asked.
-            pass
-        elif not unlock_slot(<Client> client, self.slot_id, &rv, &now):
+        elif (
+            not unlock_slot(<Client> client, self.slot_id, generation, &rv, &now)
+            # Else it was finalised meanwhile, and the lock dropped with it. Other threads may have found it
+            # out while this one asked.
+            and <uint32_t> self.generation() == <uint32_t> generation
+        ):
             rv = CKR_CRYPTOKI_NOT_INITIALIZED
         return self.after_unlock(rv, now, generation, passes_turn, unassigned)
 
@@ -831,7 +843,7 @@ cdef class SlotMutex:
                 if (
                     self.generation() != generation
                     or self.locks.is_finalised()
-                    or not unlock_slot(self.locks.client, self.slot_id, &rv, &now)
+                    or not unlock_slot(self.locks.client, self.slot_id, generation, &rv, &now)
                 ):
                     rv = CKR_OK
         note_unlock(self.known_rare())
@@ -843,7 +855,7 @@ cdef class SlotMutex:
             self.leave_unassigned()
         return rv
 
-    cdef bint unlock_without_gil(self, Waiter departure, Hear hear) noexcept:
+    cdef bint unlock_without_gil(self, Waiter departure, uint64_t generation, Hear hear) noexcept:
         """Have a worker make the unlock call that is due, without the GIL, unless more is to be done than
         that. The event loop of the task that leaves hears the answer. False: take_off() is still due.
         """
@@ -855,7 +867,6 @@ cdef class SlotMutex:
             or departure.share.handover != 0
             or debug_may_be_on()
             or luna_shared_get(&self.locks.client.state) != READY
-            or seen(&self.record).generation != <uint32_t> self.generation()
             or is_long_hold(self, now)
             or luna_is_marked(&self.record.is_unassigned)
             or (
@@ -863,7 +874,7 @@ cdef class SlotMutex:
                 and (luna_shared_get(&self.locks.claims_out) != 0 or luna_shared_get(&self.locks.in_doubt))
             )
             or not begin_slot_call(
-                self.locks.client, CA_UNLOCK_CLUSTERED_SLOT, self.slot_id, NULL, &made
+                self.locks.client, CA_UNLOCK_CLUSTERED_SLOT, self.slot_id, generation, NULL, &made
             )
         ):
             return False
@@ -993,8 +1004,10 @@ cdef class SlotMutex:
     cdef int _note_doubt(self) noexcept:
         """A lock call's grant has proved nothing. Most often the next call settles that at once."""
         cdef Rare *rare
-        if luna_shared_get(&self.locks.common.kind) == UNKNOWN and seen(&self.record).doubt:
-            self.locks.note_doubt()
+        cdef int kind = luna_shared_get(&self.locks.common.kind)
+        if kind != GRANTS_AGAIN and seen(&self.record).doubt:
+            if kind == UNKNOWN:
+                self.locks.note_doubt()
             rare = self.rare()
             if rare != NULL:
                 luna_shared_add(&rare.doubts, 1)
@@ -1039,16 +1052,34 @@ cdef class SlotMutex:
     cdef int give_back(self, uint64_t hold) noexcept:
         """End a hold that its owner cannot end, on a worker."""
         cdef Loss loss = NOT_LOST
+        cdef uint64_t generation = self.generation()
         cdef Leave due = begin_leave(
-            &self.record, 0, hold, 0, self.generation(), &self.locks.common, &loss
+            &self.record, 0, hold, 0, generation, &self.locks.common, &loss
         )
         if due == UNLOCK_DUE or due == UNLOCK_DUE_LATER:
-            # If no thread can be had, as at the interpreter's end, this thread has to unlock.
-            if not run_on_worker(unlock_late, self):
-                unlock_late(self)
+            self.unlock_later(generation)
         elif due == LOST:
             self.pass_turn()
         return 0
+
+    cdef int unlock_later(self, uint64_t generation) noexcept:
+        """Have a worker make the unlock call that is due for a hold of this generation. By the time that it
+        comes to it, a claim may hold the slot, in another one.
+        """
+        cdef LateUnlock unlock = None
+        try:
+            unlock = LateUnlock.__new__(LateUnlock)
+            unlock.mutex = self
+            unlock.generation = generation
+        except MemoryError:
+            pass
+        # If no thread can be had, as at the interpreter's end, this thread has to unlock.
+        if unlock is None or not run_on_worker(unlock_late, unlock):
+            self._unlock_late(generation)
+        return 0
+
+    cdef int _unlock_late(self, uint64_t generation) except -1:
+        return self._tell_late(self.take_off(seen(&self.record).calling, generation, True))
 
     cdef int _tell_late(self, CK_RV rv) except -1:
         """After an unlock that no thread or task waits for."""
@@ -1356,16 +1387,12 @@ cdef class SlotMutex:
         cdef Seat *seat
         cdef uint64_t owner = 0
         cdef uint64_t hold = 0
-        while True:
+        while seen(&self.record).waiting != 0:
+            # Made in Python, where a signal handler may raise, or fork, while the waiter is in the queue.
+            error = closed_error(self.slot_id, share.path)
             seat = take_any_of(&self.record, share.number)
             if seat == NULL:
                 break
-            try:
-                error = closed_error(self.slot_id, share.path)
-            except BaseException:
-                # It is made in Python, where a signal handler raised. The waiter has to be woken anyway.
-                wake_unlinked(seat, closed_error(self.slot_id, share.path))
-                raise
             wake_unlinked(seat, error)
         if not evict(&self.record, share.number, &owner, &hold):
             return None
@@ -1419,6 +1446,7 @@ cdef class SlotMutex:
         cdef Waiter waiter
         cdef Seldom seldom
         cdef LostEvent lost
+        luna_guard_forget(&self.record.guard)
         while True:
             seat = take_first(&self.record, LEFT_BEHIND, False)
             if seat == NULL:
@@ -1450,11 +1478,11 @@ cdef class SlotMutex:
 
 
 cdef Leave begin_leave_of(
-    SlotMutex mutex, uint64_t number, uint64_t share, Loss *loss
+    SlotMutex mutex, uint64_t number, uint64_t share, uint64_t generation, Loss *loss
 ) noexcept:
     """End a hold; the caller sees to the unlock call that is due."""
     return begin_leave(
-        &mutex.record, number, 0, share, mutex.generation(), &mutex.locks.common, loss
+        &mutex.record, number, 0, share, generation, &mutex.locks.common, loss
     )
 
 
@@ -1556,15 +1584,15 @@ cdef int tell_of_doubt(object mutex) noexcept:
     luna_shared_set(&rare.doubted, False)
     now = seen(&self.record)
     # C_Finalize has ended one of an earlier generation.
-    if now.doubt == FROM_LOCK and now.doubt_in == <uint32_t> self.generation():
+    if (now.doubt == FROM_LOCK and now.doubt_in == <uint32_t> self.generation()) or (
+        now.doubt == FROM_EARLIER and now.asked_in == <uint32_t> self.generation()
+    ):
         self._tell_of_doubt(None)
     return 0
 
 
-cdef int unlock_late(object mutex) noexcept:
-    cdef SlotMutex self = <SlotMutex> mutex
-    cdef Record now = seen(&self.record)
-    self._tell_late(self.take_off(now.calling, now.generation, True))
+cdef int unlock_late(object unlock) noexcept:
+    (<LateUnlock> unlock).mutex._unlock_late((<LateUnlock> unlock).generation)
     return 0
 
 

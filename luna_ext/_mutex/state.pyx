@@ -364,6 +364,9 @@ cdef inline Verdict hear(
         if luna_shared_get(&common.kind) != GIVES_ONCE:
             record.owed = True
             record.owed_in = <uint32_t> generation
+        if luna_shared_get(&common.kind) != GRANTS_AGAIN:
+            record.doubt = FROM_EARLIER
+            record.doubt_in = record.asked_in
         verdict = IGNORED
     elif record.crossed and luna_shared_get(&common.kind) != GIVES_ONCE:
         # The unlock of a claim that was granted the same lock may have undone it. If not, the lock
@@ -670,16 +673,19 @@ cdef bint take_over(Record *record, uint64_t hold, Seat *seat) noexcept nogil:
     return held
 
 
-cdef bint begin_doubt(Record *record, uint64_t generation, bint asked) noexcept nogil:
-    """Whether a claim holds the slot is not known, unless a thread of this process does by now. If
-    no lock call was made that could tell, one is owed.
+cdef bint begin_doubt(
+    Record *record, uint64_t asked_in, uint64_t generation, bint asked
+) noexcept nogil:
+    """Whether a claim holds the slot that was sent in the generation `asked_in`, and has come back in
+    `generation`, is not known, unless a thread of this process does by now. If no lock call was made that
+    could tell, one is owed.
     """
     cdef bint doubt
     luna_guard_lock(&record.guard)
     doubt = record.owner == 0
     if doubt:
         record.doubt = FROM_CLAIM
-        record.doubt_in = <uint32_t> generation
+        record.doubt_in = <uint32_t> asked_in
         if not asked:
             record.owed = True
             record.owed_since = True

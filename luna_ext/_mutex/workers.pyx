@@ -428,6 +428,7 @@ cdef int end_workers(Deadline deadline) except -1:
 cdef int forget_workers() except -1:
     """In a forked child: the workers exist only in the parent."""
     global idle_workers, idle_count, beginning, at_work, back, to_be_heard
+    luna_guard_forget(&pool_guard)
     idle_workers = NULL
     back = NULL
     to_be_heard = NULL
