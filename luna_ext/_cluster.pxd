@@ -125,7 +125,12 @@ cdef class Departure(Waiter):
 cdef class Errand(Waiter):
     """A function that a worker runs while a thread or task waits, perhaps with a time limit."""
     cdef object function              # the function, called without arguments
+    cdef Locks locks                  # of the client library whose device it asks
+    cdef uint64_t made_in             # number of forks until then
     cdef int finished                 # whether it has returned, or raised `error`
+    cdef bint given_up                # whether it is counted in `locks`: no thread or task waits for it
+
+    cdef int give_up(self) noexcept
 
 
 cdef class Claim:

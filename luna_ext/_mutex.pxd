@@ -459,7 +459,7 @@ cdef class Locks:
     cdef object queue                   # a deque: those that no worker makes yet
     cdef int servers                    # workers that make claims, without those that are stuck
     cdef int claims_out                 # claims that are being made
-    cdef int questions                  # for heartbeats, that are at the device
+    cdef int questions                  # at the device, for which close() does not wait: no caller does
     cdef int trials                     # lock calls that were made to find out the device's kind
     cdef int in_doubt                   # whether a slot was in doubt when that was last looked at
     cdef int given_up                   # claims at the device that no thread or task waits for
@@ -475,7 +475,7 @@ cdef class Locks:
     cdef list all(self)
     cdef list unlocks_out(self)
     cdef int serve_next(self) noexcept
-    cdef int look_for_canary(self, CK_SLOT_ID slot_id) noexcept
+    cdef int look_for_canary(self, CK_SLOT_ID slot_id, bint on_worker) noexcept
     cdef bint is_finalised(self) noexcept
     cdef Life look_at_canary(self) noexcept
     cdef Life _heard_of_canary(self, Life life) noexcept

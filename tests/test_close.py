@@ -21,6 +21,7 @@ from support import (
     NONE_LEFT,
     ON_BOTH,
     PATIENCE,
+    SESSION_INFO,
     TOKEN_INFO,
     UNLOCK,
     assert_stays,
@@ -162,6 +163,73 @@ def test_a_call_that_hangs_in_a_given_up_lock_does_not_keep_close(
     holder.release()
     wait_until(lambda: finalisations(cluster), 20)
     assert owner_of(1) is None
+
+
+# What leaves a call at the device, and which.
+LEFT_BEHIND = {
+    "the label, for a thread": (
+        TOKEN_INFO,
+        enter,
+        lambda luna: luna.token("keyring1").lock(timeout=0.3),
+    ),
+    "the label, for a task": (
+        TOKEN_INFO,
+        enter_async,
+        lambda luna: luna.token("keyring1").lock(timeout=0.3),
+    ),
+    "a session, for a thread": (
+        "C_OpenSession",
+        enter,
+        lambda luna: luna.slot(1).lock(timeout=0.3),
+    ),
+    "a session, for a task": (
+        SESSION_INFO,
+        enter_async,
+        lambda luna: luna.slot(1).lock(timeout=0.3),
+    ),
+    "a session, for a claim": (
+        "C_OpenSession",
+        enter,
+        lambda luna: luna.claim("cluster-1", timeout=0.3),
+    ),
+}
+
+
+def is_left_behind(luna, cluster, function):
+    """Close the Library while the call is out: that does not wait for it, but finalises in the end."""
+    luna.close()
+    assert not have_returned(logged(cluster, function))
+    assert finalisations(cluster) == []
+    cluster.latency(0, function)
+    wait_until(lambda: finalisations(cluster), 20)
+    assert (finalisations(cluster), in_order(cluster)) == ([0], True)
+    assert nothing_is_locked(cluster)
+
+
+@pytest.mark.parametrize(("function", "way", "lock"), LEFT_BEHIND.values(), ids=LEFT_BEHIND)
+def test_no_call_of_an_entry_that_was_given_up_keeps_close(cluster, function, way, lock):
+    luna = cluster.library()
+    cluster.latency(3, function)
+    # A claim has its token already, and enters without the session.
+    with contextlib.suppress(luna_ext.LockTimeoutError):
+        way(lock(luna))
+    is_left_behind(luna, cluster, function)
+
+
+def test_no_call_of_tokens_that_was_interrupted_keeps_close(cluster, wait_until_inside):
+    luna = cluster.library()
+    cluster.latency(3, TOKEN_INFO)
+
+    def interrupt():
+        wait_until_inside(TOKEN_INFO)
+        signal.raise_signal(signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt):
+        luna.tokens()
+    interrupter.join()
+    is_left_behind(luna, cluster, TOKEN_INFO)
 
 
 @pytest.mark.parametrize("answer", ["granted", "an error"])

@@ -454,6 +454,7 @@ cdef class Library:
         errors = [None] * len(slots)
         left = deque(range(len(slots)))
         ends = Ends()
+        cdef Errand reader
 
         def read():
             error = None
@@ -479,12 +480,14 @@ cdef class Library:
         # for ever, now and then.
         from . import info  # noqa: F401
 
-        threads = min(workers, len(slots))
+        readers = []
         try:
             # Not concurrent.futures, which joins its threads at the interpreter's exit.
-            for _ in range(threads):
-                call_on_worker(read)
-            for _ in range(threads):
+            for _ in range(min(workers, len(slots))):
+                reader = new_errand(read, self.locks)
+                call_on_worker(reader.run)
+                readers.append(reader)
+            for _ in readers:
                 error = ends.next()
                 if error is not None:
                     hold_back_at_exit()
@@ -492,6 +495,8 @@ cdef class Library:
         finally:
             # After an interrupt, too, the threads that still read get no further slot.
             left.clear()
+            for reader in readers:
+                (<Errand> reader).give_up()
         for slot, bad in zip(slots, errors):
             if bad is not None:
                 on_error(slot, bad)

@@ -310,21 +310,38 @@ cdef class Errand:
             self.function()
         except BaseException as error:
             self.error = error
+        luna_guard_lock(&self.locks.guard)
         luna_shared_set(&self.finished, 1)
+        luna_shared_add(&self.locks.questions, -<int> self.given_up)
+        luna_guard_unlock(&self.locks.guard)
         self.wake()
+        if self.given_up:
+            call_came_back(self.locks)
+
+    cdef int give_up(self) noexcept:
+        """The wait for it ends, and that of close(), which may come before the device answers."""
+        luna_guard_lock(&self.locks.guard)
+        # In a forked child there is no worker that would count it down.
+        if not luna_shared_get(&self.finished) and self.made_in == forks:
+            self.given_up = True
+            luna_shared_add(&self.locks.questions, 1)
+        luna_guard_unlock(&self.locks.guard)
+        return 0
 
 
 # The Errands that threads wait for, to be ended in a forked child.
 cdef set errands = set()
 
 
-cdef Errand new_errand(object function):
+cdef Errand new_errand(object function, Locks locks):
     cdef Errand errand = Errand.__new__(Errand)
     errand.function = function
+    errand.locks = locks
+    errand.made_in = forks
     return errand
 
 
-cdef bint run_within(object function, Deadline deadline) except -1:
+cdef bint run_within(object function, Locks locks, Deadline deadline) except -1:
     """Run a function that makes device calls, and wait for it until the deadline at most; whether it
     has returned in time.
 
@@ -336,7 +353,7 @@ cdef bint run_within(object function, Deadline deadline) except -1:
     if left < 0 and not on_main_thread():
         function()
         return True
-    errand = new_errand(function)
+    errand = new_errand(function, locks)
     errand.wait_in_thread()
     if not try_on_worker(errand.run):
         function()
@@ -346,6 +363,7 @@ cdef bint run_within(object function, Deadline deadline) except -1:
         wait_on(errand.signal, left)
     finally:
         errands.discard(errand)
+        errand.give_up()
     if luna_shared_get(&errand.finished) and errand.error is not None:
         raise errand.failure()
     return luna_shared_get(&errand.finished)
@@ -600,18 +618,24 @@ cdef class SlotLock:
     cdef int _check_label(self, Deadline deadline) except -1:
         cdef uint64_t began_in = forks
         cdef double seconds = patience_here(left_of(deadline))
-        if not run_within(self.token._check, deadline_in(seconds)) and forks == began_in:
+        if (
+            not run_within(self.token._check, self.mutex.locks, deadline_in(seconds))
+            and forks == began_in
+        ):
             if left_of(deadline) != 0:
                 raise self.mutex.greenlet_error(TOKEN_INFO)
             raise self._check_timed_out()
         return 0
 
     async def _check_label_in_task(self, loop, task, seconds):
-        cdef Errand errand = new_errand(self.token._check)
+        cdef Errand errand = new_errand(self.token._check, self.mutex.locks)
         done = loop.create_future()
         errand.wait_in_task(done)
         call_on_worker(errand.run)
-        await settled_within(done, seconds, LONG_WAIT_SECONDS, no_warning)
+        try:
+            await settled_within(done, seconds, LONG_WAIT_SECONDS, no_warning)
+        finally:
+            errand.give_up()
         if not luna_shared_get(&errand.finished):
             raise self._check_timed_out()
         if errand.error is not None:

@@ -357,7 +357,7 @@ cdef class Token:
                 want_canary(client)
         luna_shared_set8(&self.slot.mutex.record.is_unassigned, False)
         if had_canary:
-            self.slot.mutex.locks.look_for_canary(self.slot.slot_id)
+            self.slot.mutex.locks.look_for_canary(self.slot.slot_id, False)
         return 0
 
     def change_pin(self, old, new, *, role="user"):
@@ -501,7 +501,10 @@ cdef class Token:
             began_in = forks
             patience = deadline_in(patience_here(-1))
             try:
-                if not run_within(self._check, patience) and forks == began_in:
+                if (
+                    not run_within(self._check, slot.mutex.locks, patience)
+                    and forks == began_in
+                ):
                     raise slot.mutex.greenlet_error(TOKEN_INFO)
             except BaseException as error:
                 end_block(slot.mutex, slot.share, 0, False, None, error)

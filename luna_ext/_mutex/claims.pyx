@@ -98,11 +98,16 @@ cdef class Locks:
         """Of C_Initialize, as it is now."""
         return luna_shared_get64(&self.client.generation)
 
-    cdef int look_for_canary(self, CK_SLOT_ID slot_id) noexcept:
+    cdef int look_for_canary(self, CK_SLOT_ID slot_id, bint on_worker) noexcept:
         """Before the first lock call of a generation: open the canary, on the slot that is to be locked. A
         token that no program holds may be claimed, and none can be initialised that has a session.
+
+        `on_worker`: close() does not wait for these calls, and call_came_back() is due.
         """
-        cdef CK_RV rv = open_canary(self.client, slot_id)
+        cdef CK_RV rv
+        luna_shared_add(&self.questions, on_worker)
+        rv = open_canary(self.client, slot_id)
+        luna_shared_add(&self.questions, -<int> on_worker)
         if rv != CKR_OK:
             self.no_canary = rv
             run_on_worker(tell_of_no_canary, self)
@@ -274,7 +279,7 @@ cdef class Locks:
 
     cdef int calls_given_up(self) except -1:
         """How many calls are at the device that no thread or task waits for: lock calls and claims that
-        were given up, and questions for heartbeats.
+        were given up, and questions: for heartbeats, of workers for the canary, for a label in vain.
         """
         cdef int calls = luna_shared_get(&self.questions)
         cdef Record record
@@ -505,7 +510,7 @@ cdef class Request(Waiter):
         cdef Record now
         mutex.held_since = luna_coarse_nanoseconds()
         luna_mark(&mutex.record.is_unassigned)
-        self.locks.look_for_canary(mutex.slot_id)
+        self.locks.look_for_canary(mutex.slot_id, not self.in_own_call)
         now = seen(&mutex.record)
         if now.owner != 0 and now.hold == self.seat.hold:
             return 0

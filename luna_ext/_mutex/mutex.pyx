@@ -325,7 +325,7 @@ cdef class SlotMutex:
             if not luna_shared_get(&share.open) or luna_shared_get(&self.locks.client.state) != READY:
                 self._make_ready(share)
             if luna_shared_get64(&self.locks.client.canary.sought_in) != self.generation():
-                self.locks.look_for_canary(self.slot_id)
+                self.locks.look_for_canary(self.slot_id, False)
             generation = self.generation()
             if not begin_call(&self.record, generation, False):
                 return self._wait_for_turn(number, share, wait, True)
@@ -604,7 +604,7 @@ cdef class SlotMutex:
                         self._fail_first(error, False)
                         return 0
                 if luna_shared_get64(&self.locks.client.canary.sought_in) != self.generation():
-                    self.locks.look_for_canary(self.slot_id)
+                    self.locks.look_for_canary(self.slot_id, True)
                 generation = seen(&self.record).asked_in if trial else self.generation()
                 if not trial and not begin_call(&self.record, generation, True):
                     break
