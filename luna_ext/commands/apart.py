@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -114,7 +115,15 @@ class Apart:
         if left:
             step = self.step or "the start of another process"
             self._tell_slow(f"{step} takes long; it is waited for, {seconds:g} s at most")
-        return self._lines.get(timeout=left)
+        end = time.monotonic() + left
+        while time.monotonic() < end:
+            has_ended = self._process.poll() is not None
+            with suppress(Empty):
+                return self._lines.get(timeout=min(SLOW, left))
+            if has_ended:
+                # What it has started still has the pipe, whose end does not come.
+                return ""
+        return self._lines.get(False)
 
     def _how_it_ended(self, seconds: float) -> Message:
         self.exit_code = self._process.wait(seconds)

@@ -42,14 +42,14 @@ static void *stand_in(const char *name)
 
 #ifdef TROUBLE
 
-enum { HANGS, CRASHES, ABORTS, EXITS };
+enum { HANGS, CRASHES, ABORTS, EXITS, LEAVES_A_CHILD };
 
 #ifndef TROUBLE_AT
 __attribute__((constructor))
 #endif
 static CK_RV make_trouble(void)
 {
-    while (TROUBLE == HANGS)
+    while (TROUBLE == HANGS || (TROUBLE == LEAVES_A_CHILD && fork() == 0))
         (void)pause();
     if (TROUBLE == CRASHES)
         (void)raise(SIGBUS);

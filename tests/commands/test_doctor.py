@@ -300,6 +300,15 @@ def test_a_client_library_that_ends_its_process(command, client, trouble, says, 
     assert "that right" not in advice[0]
 
 
+def test_a_client_library_that_ends_its_process_and_leaves_a_child(client, cluster, monkeypatch):
+    """It has the pipes of the process that has ended. In this process, which waits less."""
+    monkeypatch.setattr(apart, "PATIENCE", 10.0)
+    library = client(*CLUSTER_FUNCTIONS, trouble="LEAVES_A_CHILD", trouble_at="C_GetSlotList")
+    found = list(doctoring._examine(Settings(str(library), "block")))
+    (problem,) = (finding for finding in found if finding.advice)
+    assert problem.says == "C_GetSlotList ends the process with exit code 3"
+
+
 @pytest.mark.parametrize("call", STEPS)
 def test_a_client_library_that_hangs(client, cluster, capsys, monkeypatch, call):
     """In this process, which waits less."""
