@@ -115,6 +115,7 @@ cdef class Departure(Waiter):
     cdef CK_RV rv                     # what the device has answered
     cdef double began                 # when the unlock call began, in seconds of luna_now()
     cdef int finished                 # whether the release has been made
+    cdef bint in_block                # whether the block runs: it was entered, and its end has not begun
     cdef Heartbeat heartbeat          # of the hold, or None
 
     cdef int begin(self, object exc_type, object exc_value) except -1

@@ -111,6 +111,46 @@ def test_a_block_that_can_never_end_is_ended_and_told_of(luna, free, caplog, for
         pass
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_block_of_an_async_generator_that_is_never_closed_is_ended(luna, free, caplog, form):
+    """Its event loop would close it, but has ended."""
+
+    async def generate():
+        async with FORMS[form](luna):
+            yield
+
+    async def hold(inside):
+        async for _ in generate():
+            inside.set()
+            await asyncio.get_running_loop().create_future()
+
+    inside = asyncio.Event()
+    with pytest.warns(ResourceWarning, match=r"slot 1 was still locked, at .*test_forgotten_tasks"):
+        leave_behind(hold(inside), inside.wait)
+        collect_until(free)
+    assert any("collected" in text for text in records(caplog))
+    with luna.slot(1).lock(timeout=10):
+        luna.slot(1).ensure_held()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_block_of_an_async_generator_may_outlive_its_task(luna, owner_of, form):
+    """As that of a fixture, whose end is run by another task."""
+
+    async def generate():
+        async with FORMS[form](luna):
+            yield
+
+    generator = generate()
+    with asyncio.Runner() as runner:
+        runner.run(anext(generator))
+        gc.collect()
+        assert owner_of(1) == os.getpid()
+        with pytest.raises(StopAsyncIteration):
+            runner.run(anext(generator))
+        wait_until(lambda: owner_of(1) is None)
+
+
 @pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")
 @pytest.mark.parametrize("form", FORMS)

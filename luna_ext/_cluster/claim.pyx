@@ -93,6 +93,7 @@ cdef class Claim:
                     self.token.slot.mutex.keep_place(place)
                     departure.mutex = self.token.slot.mutex
                     departure.heartbeat = self._begin_heartbeat(request, task, loop)
+                    departure.in_block = True
                     self.departure = departure
                     return self.token
                 await self._settled(loop.create_future(), self._pause(next_pause(&backoff), False))

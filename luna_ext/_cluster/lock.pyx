@@ -142,9 +142,20 @@ cdef int note_or_raise(object exception, object error) except -1:
 @cython.final
 cdef class Departure:
 
+    def __del__(self):
+        """What had the block was collected and never closed, as an async generator is whose event loop has
+        ended. While its task is there, `release()` may be called.
+        """
+        if not self.in_block or is_finalizing():
+            return
+        hear_of_fork()
+        if seen(&self.mutex.record).owner == self.seat.number and self.mutex.task_is_gone():
+            self.begin(GeneratorExit, None)
+
     cdef int begin(self, object exc_type, object exc_value) except -1:
         """Begin the release: before anything that may run Python code, and before it is awaited."""
         cdef SlotMutex mutex = self.mutex
+        self.in_block = False
         # In a child that C code has forked, the lock is the parent's.
         hear_of_fork()
         self.generation = mutex.generation()
@@ -567,6 +578,7 @@ cdef class SlotLock:
         self.mutex.keep_place(place)
         with cython.critical_section(self):
             departure.earlier = self.departure
+            departure.in_block = True
             self.departure = departure
         if self.token is not None or departure.heartbeat is not None:
             try:
