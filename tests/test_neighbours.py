@@ -145,6 +145,8 @@ def test_it_keeps_the_library_alive(cluster):
 def test_a_neighbour_that_is_missing_or_too_old_is_named(
     luna, monkeypatch, method, distribution, module
 ):
+    pytest.importorskip(module, reason=f"{distribution} is not installed")
+
     def version(name):
         assert name == distribution
         return "0.7.1"

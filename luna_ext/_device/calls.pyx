@@ -38,19 +38,18 @@ cdef inline bint make_call(
 
 cdef inline void complete_call(
     Client client, Making make, void *arguments, CK_RV *rv, uint64_t *nanoseconds, uint8_t *back,
-    uint64_t *clock, Call *entered
+    uint64_t *clock, Call *call
 ) noexcept:
     """The rest of make_call(), for a call that has begun."""
-    cdef Call call = entered[0]
     call.began = clock[0] if clock != NULL and clock[0] != 0 else luna_coarse_nanoseconds()
     call.timed = luna_is_sample(call.counter, call.began)
     with nogil:
         luna_calls_device()
-        call_device(client, make, arguments, back, &call)
+        call_device(client, make, arguments, back, call)
         luna_comes_back()
     luna_is_back()
     rv[0] = call.rv
-    leave_call(client, &call)
+    leave_call(client, call)
     nanoseconds[0] = call.nanoseconds
     if clock != NULL:
         clock[0] = call.ended
