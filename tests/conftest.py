@@ -204,6 +204,7 @@ def old_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         in_child: str | None = None,
         without: str | None = None,
         nameless_claims: bool = False,
+        unlabelled_claims: bool = False,
         token_flags: int = 0,
         trouble: str | None = None,
         trouble_at: str | None = None,
@@ -222,6 +223,8 @@ def old_client(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             switches.append(f"-DWITHOUT={without}")
         if nameless_claims:
             switches.append("-DNAMELESS_CLAIMS")
+        if unlabelled_claims:
+            switches.append("-DUNLABELLED_CLAIMS")
         if trouble is not None:
             switches.append(f"-DTROUBLE={trouble}")
         if trouble_at is not None:

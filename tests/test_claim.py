@@ -734,6 +734,20 @@ def test_a_claim_that_does_not_say_which_slot_it_gives(old_client, cluster, time
     assert "CA_UnlockClusteredSlot" not in {call.function for call in cluster.log()}
 
 
+def test_a_claim_that_does_not_say_the_label_is_not_assigned(old_client, cluster):
+    """Another claim would be no better."""
+    with (
+        luna_ext.Library(old_client(*CLUSTER_FUNCTIONS, unlabelled_claims=True)) as luna,
+        luna.claim("cluster-1") as token,
+    ):
+        assert token.label == ""
+        with pytest.raises(luna_ext.AssignmentConflictError) as caught:
+            token.assign("payments", so_pin="so-pin-1")
+        assert "the client has not told its label with the claim" in str(caught.value)
+        assert "laim another" not in str(caught.value)
+    assert "C_InitToken" not in {call.function for call in cluster.log()}
+
+
 def test_no_copy_of_a_pin_that_cannot_be_encoded_is_left_in_memory(succeed):
     """Its last character is the one that cannot. Python keeps the text with two bytes for each."""
     body = """

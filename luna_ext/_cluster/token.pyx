@@ -189,6 +189,9 @@ cdef class Token:
             if blank_padded(info.label) != self.raw_label:
                 raise self._conflict(
                     f"it is {self.info.label!r} by now, so it is assigned already. Claim another one"
+                    if self.label
+                    else f"the client has not told its label with the claim, so it is not known whether "
+                    f"{self.info.label!r} is the original one. It is no client to rely on"
                 )
             self._refuse_pins(&info, so, user)
             self._refuse_length(&info, user, "C_InitPIN")

@@ -7,6 +7,7 @@
  *   -DWITH_CA_GetSlotId etc.  exports this function
  *   -DWITHOUT=C_Login etc.    has no such function in its list
  *   -DNAMELESS_CLAIMS         CA_GetUnassignedSlot answers CKR_OK, and not which slot it is
+ *   -DUNLABELLED_CLAIMS       it answers which slot it is, and not its label
  *   -DTOKEN_FLAGS=n           adds these to the flags of each token
  *   -DSESSIONS=n              says that n sessions are free on each token
  *   -DLUNA_CLIENT=10,7        says that it is Thales' client, of this version
@@ -17,7 +18,7 @@
  *   -DIN_CHILD=what           what C_Initialize does in a child of the process that it was called in:
  *                             NOTICES_NOTHING; or, before it answers as that does, HANGS, so that only
  *                             SIGKILL ends it, CRASHES, or KILLS its parent
- *   -DTROUBLE=what            HANGS, CRASHES, ABORTS or EXITS, instead of
+ *   -DTROUBLE=what            HANGS, CRASHES, ABORTS, EXITS or LEAVES_A_CHILD as it exits, instead of
  *   -DTROUBLE_AT=C_GetInfo    this function of its list; without it, when it is loaded
  *
  * SPDX-License-Identifier: MIT
@@ -223,6 +224,10 @@ CK_RV CA_GetUnassignedSlot(const CK_CHAR_PTR clusterID,
     CK_UNASSIGNED_SLOT_INFO unassigned;
     (void)pUnassignedSlot;
     return function(clusterID, &unassigned);
+#elif defined(UNLABELLED_CLAIMS)
+    CK_RV rv = function(clusterID, pUnassignedSlot);
+    memset(pUnassignedSlot->label, 0, sizeof pUnassignedSlot->label);
+    return rv;
 #else
     return function(clusterID, pUnassignedSlot);
 #endif
