@@ -755,6 +755,43 @@ def test_a_thread_does_not_wait_behind_tasks_of_its_own_loop(luna, hold_elsewher
     assert asyncio.run(main()) == "held"
 
 
+@pytest.mark.parametrize("tasks", ["hold", "wait"])
+def test_a_callback_does_not_wait_for_tasks_of_its_own_loop(luna, hold_elsewhere, tasks):
+    """The loop would stand still meanwhile, as for a task that waits by a plain `with`."""
+    slot = luna.slot(1)
+    holder = hold_elsewhere(1) if tasks == "wait" else None
+
+    async def use(leave):
+        async with slot.lock():
+            await leave.wait()
+
+    def come(refused):
+        try:
+            slot.acquire(timeout=5)
+        except luna_ext.LockReentryError as error:
+            refused.set_result(str(error))
+        else:
+            refused.set_result("waited")
+
+    async def main():
+        loop, leave = asyncio.get_running_loop(), asyncio.Event()
+        using = asyncio.create_task(use(leave))
+        await let_others_run_until(
+            lambda: slot.locked() if holder is None else "1 waiting" in repr(slot)
+        )
+        refused = loop.create_future()
+        loop.call_soon(come, refused)
+        try:
+            assert "tasks of this thread's event loop" in await refused
+        finally:
+            if holder is not None:
+                holder.release()
+            leave.set()
+            await using
+
+    asyncio.run(main())
+
+
 def test_a_lost_lock_of_a_task_goes_to_those_who_wait(luna, cluster, call, wait_until_queued):
     slot = luna.slot(1)
     waiting = []

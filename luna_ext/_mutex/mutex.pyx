@@ -467,7 +467,7 @@ cdef class SlotMutex:
             may_wait and waits_here(&self.record, number, 0)
         ):
             what = "the caller waits for this lock already"
-        elif is_thread and current_task() is not None and (
+        elif is_thread and runs_loop() and (
             (now.owner != 0 and now.home == thread)
             or waits_here(&self.record, number, thread)
         ):

@@ -279,6 +279,17 @@ def current_task():
         return None
 
 
+def runs_loop():
+    """Whether this thread is running an event loop of asyncio: in a task, in a callback, or in a signal
+    handler between two of them.
+    """
+    asyncio = loaded_module("asyncio")
+    try:
+        return asyncio is not None and asyncio.get_running_loop() is not None
+    except (RuntimeError, AttributeError):
+        return False
+
+
 # ---- time ----
 
 
