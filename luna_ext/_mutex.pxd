@@ -96,7 +96,7 @@ cdef struct Seat:
     uint64_t number         # of the thread, task or greenlet that waits; never used again
     uint64_t home           # number of the thread that it runs on
     uint64_t share          # number of the Share through which it waits
-    uint64_t hold           # GRANTED: number of the hold
+    uint64_t hold           # GRANTED: number of the hold. In a Departure: of the hold that ends
     Outcome outcome         # see above
     bint own_call           # it makes the lock call itself and cannot give up in it
     bint patient            # it makes the call itself if no worker can be had
@@ -321,7 +321,7 @@ cdef class SlotMutex:
 
     cdef uint64_t generation(self) noexcept nogil
     cdef int acquire(self, Share share) except -1
-    cdef bint acquire_within(self, Share share, double seconds) except -1
+    cdef bint acquire_within(self, Share share, double seconds, uint64_t *hold) except -1
     cdef int refuse_reentry(self, uint64_t number, uint64_t home, bint may_wait) except -1
     cdef bint is_free(self) noexcept
     cdef int ask(self, Waiter waiter, PyThread_type_lock *wake) except -1
@@ -362,7 +362,7 @@ cdef class SlotMutex:
     cdef int _read_while_held(self, uint64_t hold, CK_TOKEN_INFO *info) except -1
     cdef int begin_work(self) noexcept
     cdef int end_work(self) except -1
-    cdef int keep_place(self, Place place) noexcept
+    cdef int keep_place(self, Place place, uint64_t hold) noexcept
     cdef Place present_place(self)
     cdef str place(self)
     cdef str describe_holder(self)
@@ -499,7 +499,7 @@ cdef int signal_anew(PyThread_type_lock signal) noexcept
 cdef Heartbeat new_heartbeat(SlotMutex mutex, Share share, double seconds, object on_lost)
 cdef Place note_place(SlotMutex mutex, TaskMark mark)
 cdef Leave begin_leave_of(
-    SlotMutex mutex, uint64_t number, uint64_t share, uint64_t generation, Loss *loss
+    SlotMutex mutex, uint64_t number, uint64_t hold, uint64_t share, uint64_t generation, Loss *loss
 ) noexcept
 cdef bint run_on_worker(Work work, object subject) noexcept
 cdef int call_on_worker(object function) except -1

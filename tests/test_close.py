@@ -232,6 +232,31 @@ def test_no_call_of_tokens_that_was_interrupted_keeps_close(cluster, wait_until_
     is_left_behind(luna, cluster, TOKEN_INFO)
 
 
+@pytest.mark.parametrize("ends", ["its end comes first", "close() comes first"])
+def test_a_look_at_a_label_that_was_given_up_is_counted_once(
+    cluster, ends, wait_until_inside, call
+):
+    """A close() waits for other calls as ever afterwards."""
+    luna = cluster.library()
+    token = luna.token("keyring1")
+    cluster.latency(0.6, TOKEN_INFO)
+    with pytest.raises(luna_ext.LockTimeoutError):
+        enter(token.lock(timeout=0.2))
+    if ends == "its end comes first":
+        wait_until(lambda: have_returned(logged(cluster, TOKEN_INFO)))
+    else:
+        luna.close()
+        wait_until(lambda: finalisations(cluster) == [0])
+        luna = cluster.library()
+    asking = call(lambda: luna.slot(2).token_info)
+    wait_until(lambda: not have_returned(logged(cluster, TOKEN_INFO)))
+    luna.close()
+    asking.result()
+    assert have_returned(logged(cluster, TOKEN_INFO))
+    assert finalisations(cluster)[-1] == 0
+    assert in_order(cluster)
+
+
 @pytest.mark.parametrize("answer", ["granted", "an error"])
 def test_a_given_up_lock_does_not_keep_close_after_a_call_that_a_thread_made_itself(
     cluster, hold_elsewhere, call, wait_until_inside, answer
@@ -1120,8 +1145,9 @@ def test_close_fails_those_who_wait_behind_another_library(cluster, call, wait_u
                 caller.result()
 
 
+@pytest.mark.parametrize("in_task", [False, True])
 def test_a_wait_whose_time_ends_just_when_close_is_to_fail_it_ends(
-    luna, cluster, call, hold_here, wait_until_queued, monkeypatch
+    luna, cluster, call, hold_here, wait_until_queued, monkeypatch, in_task
 ):
     """What it would fail with is still being made, so it has not failed by then."""
     closing = cluster.library()
@@ -1133,7 +1159,15 @@ def test_a_wait_whose_time_ends_just_when_close_is_to_fail_it_ends(
         make(self, *arguments, **options)
 
     monkeypatch.setattr(luna_ext.LibraryClosedError, "__init__", make_slowly)
-    waiting = call(lambda: closing.slot(1).acquire(timeout=1))
+    slot = closing.slot(1)
+
+    def wait_in_task():
+        try:
+            enter_async(slot.lock(timeout=1))
+        except luna_ext.LockTimeoutError:
+            return False
+
+    waiting = call(wait_in_task if in_task else lambda: slot.acquire(timeout=1))
     wait_until_queued(luna.slot(1), 1)
     closing.close()
     assert waiting.result() is False

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from support import UNLOCK, assert_stays, nothing_is_locked, wait_until
+from support import NO_MORE_THREADS, UNLOCK, assert_stays, nothing_is_locked, wait_until
 
 import luna_ext
 
@@ -116,6 +116,31 @@ def test_the_lock_of_a_thread_that_has_ended_comes_off_and_is_told_of(
         assert "thread" in text
         assert f"{__file__.rsplit(os.sep, 1)[-1]}" in text or "threading.py" in text
     assert len(errors) == len(told) == 1
+
+
+def test_the_lock_of_an_ended_thread_comes_off_though_no_thread_can_be_had(succeed):
+    """Else it would stay locked as long as the process lasts."""
+    body = f"""
+        import warnings
+        told = []
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda *warning: told.append(warning)
+        logging.getLogger("luna_ext").addHandler(logging.NullHandler())
+        may_lock = threading.Event()
+
+        def lock():
+            may_lock.wait()
+            slot.acquire()
+
+        thread = in_thread(lock)
+        {NO_MORE_THREADS}
+        may_lock.set()
+        thread.join()
+        wait_until(lambda: not slot.locked())
+        print(cluster.tokens()[0].owner, len(told))
+        luna.close()
+    """
+    assert succeed(body) == ["None", "1"]
 
 
 @pytest.mark.filterwarnings("ignore:slot 1 was still locked:ResourceWarning")

@@ -832,6 +832,12 @@ def acquire(**options):
     hold(slot)
     slot.release()
 
+def acquire_late():
+    try:
+        slot.acquire()
+    except luna_ext.LibraryClosedError:
+        pass
+
 def looked_after():
     # This thread has lost an earlier hold, and was not told of that.
     slot.acquire()
@@ -850,8 +856,13 @@ if os.getpid() == parent:
     luna.close()
     print("both")
 else:
+    # What the parent has begun does not count here: close() waits for the call of another thread.
+    cluster.latency(0.3, {lock!r})
+    in_thread(acquire_late)
+    wait_until_inside({lock!r})
     luna.close()
-    os._exit(0)
+    finalised = [entry.pid for entry in cluster.log() if entry.function == "C_Finalize"]
+    os._exit(0 if os.getpid() in finalised else 4)
 """
 WAITS = {
     "with slot": (LOCK, "in_block(slot)"),
@@ -878,10 +889,40 @@ def test_a_fork_in_a_signal_handler_while_the_device_is_waited_for(cluster, prog
     latency = f"cluster.latency(0.5, {function!r})"
     release = f"cluster.latency(0, {function!r})"
     body = FORKING_IN_A_HANDLER.format(
-        function=function, wait=wait, latency=latency, release=release
+        function=function, wait=wait, latency=latency, release=release, lock=LOCK
     )
     done = program(body, options=MAY_FORK).ended()
     assert (done.returncode, done.words, done.stderr) == (0, ["both"], ""), done
+
+
+def test_a_fork_while_a_claim_is_logged_leaves_it_to_the_parent(program):
+    """Its handler returns in both: the child claims a token of its own."""
+    body = """
+        class Fork(logging.Handler):
+            child = None
+
+            def createLock(self):
+                # Python would make it anew in the child, in its midst.
+                self.lock = None
+
+            def emit(self, record):
+                if "locked after" in record.getMessage() and self.child is None:
+                    self.child = os.fork()
+
+        fork = Fork()
+        logging.getLogger("luna_ext").addHandler(fork)
+        logging.getLogger("luna_ext").setLevel(logging.DEBUG)
+        logging.getLogger("luna_ext").propagate = False
+        with luna.claim("cluster-1") as token:
+            owner = {each.slot_id: each.owner for each in cluster.tokens()}[token.slot.slot_id]
+            code = 0 if owner == os.getpid() and token.slot.locked() else 1
+            if fork.child:
+                code += os.waitstatus_to_exitcode(os.waitpid(fork.child, 0)[1])
+        luna.close()
+        os._exit(code)
+    """
+    done = program(body, options=MAY_FORK).ended()
+    assert (done.returncode, done.stderr) == (0, ""), done
 
 
 def test_a_fork_in_a_signal_handler_behind_another_thread_that_waits(succeed):
@@ -969,7 +1010,11 @@ def test_a_fork_in_a_signal_handler_while_another_process_holds_the_lock(
     holder = hold_elsewhere(1)
     function, wait = WAITS[form]
     body = FORKING_IN_A_HANDLER.format(
-        function=function, wait=wait, latency="", release="print('forked', flush=True)"
+        function=function,
+        wait=wait,
+        latency="",
+        release="print('forked', flush=True)",
+        lock=LOCK,
     )
     running = program(body, options=MAY_FORK)
     running.expect("forked")

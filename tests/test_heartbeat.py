@@ -750,6 +750,29 @@ def test_a_loss_before_the_block_is_told_in_it(luna, hold_here):
     assert heard.wait(PATIENCE)
 
 
+def test_a_loss_while_the_lock_is_logged_is_told_in_the_block(luna, hold_here, log_as_before):
+    """Another thread has the lock by then, whose hold is none of this block's."""
+    heard, holders = threading.Event(), []
+
+    class Lose(logging.Handler):
+        def createLock(self):
+            self.lock = None
+
+        def emit(self, record):
+            if "locked after" in record.getMessage() and not holders:
+                holders.append(None)
+                luna.reconnect()
+                holders.append(hold_here(luna.slot(1)))
+
+    logger = logging.getLogger("luna_ext")
+    logger.addHandler(Lose())
+    logger.setLevel(logging.DEBUG)
+    lock = luna.slot(1).lock(heartbeat=60, on_lost=lambda error: heard.set())
+    with pytest.raises(luna_ext.LockLostError), lock:
+        assert heard.wait(PATIENCE)
+    assert holders[1].leave() is luna.slot(1)
+
+
 def test_each_hold_of_one_lock_object_has_a_heartbeat_of_its_own(luna, cluster):
     """The first one is lost while its label is checked, and the second begins before that is answered."""
     heard = []

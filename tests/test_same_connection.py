@@ -1025,6 +1025,55 @@ def test_a_release_while_a_reconnect_lasts_says_what_has_become_of_the_lock(
     assert logged(cluster, UNLOCK) == []
 
 
+def test_a_release_that_a_reconnect_overtakes_is_judged_by_what_was_then(succeed):
+    """An audit hook lets the reconnect end before the holder is told."""
+    body = """
+        reconnected = threading.Event()
+
+        def wait_for_reconnect(event, arguments):
+            if event == "luna_ext.unlock":
+                assert reconnected.wait(20)
+
+        def reconnect():
+            luna.reconnect()
+            reconnected.set()
+
+        slot.acquire()
+        cluster.latency(0.5, "C_Finalize")
+        in_thread(reconnect)
+        wait_until_inside("C_Finalize")
+        sys.addaudithook(wait_for_reconnect)
+        logging.getLogger("luna_ext").addHandler(logging.NullHandler())
+        try:
+            slot.release()
+        except luna_ext.LunaError as error:
+            print(type(error).__name__)
+        luna.close()
+    """
+    assert succeed(body) == ["LockLostError"]
+
+
+@pytest.mark.parametrize("make", [FORMS["lock"], FORMS["claim"]])
+def test_a_lost_block_of_a_generator_ends_nothing_that_its_task_has_locked_since(
+    luna, cluster, make
+):
+    async def lose():
+        async with make(luna):
+            yield held_slot(luna)
+
+    async def main():
+        losing = lose()
+        slot = await anext(losing)
+        await asyncio.to_thread(luna.reconnect)
+        async with slot.lock():
+            await losing.aclose()
+            slot.ensure_held()
+            assert not nothing_is_locked(cluster)
+        assert nothing_is_locked(cluster)
+
+    asyncio.run(main())
+
+
 def test_a_holder_that_asks_while_a_reconnect_lasts_hears_of_its_loss_at_once(
     luna, cluster, call, wait_until_inside
 ):

@@ -45,11 +45,15 @@ cdef class Claim:
                     request.make_here(&self.wait)
                 else:
                     self._ask_and_wait(request)
-                self.token = self._token_of(request) if forks == began_in else None
-                if self.token is not None:
+                if forks == began_in:
+                    self.token = self._token_of(request)
+                if forks != began_in:
+                    # A signal handler has forked meanwhile, and this is the child: it holds nothing.
+                    self.token = None
+                elif self.token is not None:
                     self.heartbeat = self._begin_heartbeat(request, None, None)
                     return self.token
-                if forks == began_in:
+                else:
                     time.sleep(self._pause(next_pause(&backoff), True))
                 if luna_now() - self.wait.began > LONG_WAIT_SECONDS:
                     self._warn()
@@ -90,8 +94,9 @@ cdef class Claim:
                     raise
                 self.token = self._token_of(request)
                 if self.token is not None:
-                    self.token.slot.mutex.keep_place(place)
+                    self.token.slot.mutex.keep_place(place, self.token.claimed)
                     departure.mutex = self.token.slot.mutex
+                    departure.seat.hold = self.token.claimed
                     departure.heartbeat = self._begin_heartbeat(request, task, loop)
                     departure.in_block = True
                     self.departure = departure

@@ -159,8 +159,14 @@ cdef class Departure:
         # In a child that C code has forked, the lock is the parent's.
         hear_of_fork()
         self.generation = mutex.generation()
+        # That of its own hold: where that was lost, the task may hold the slot anew.
         self.due = begin_leave_of(
-            mutex, self.seat.number, self.seat.share, self.generation, &self.loss
+            mutex,
+            self.seat.number,
+            self.seat.hold,
+            self.seat.share,
+            self.generation,
+            &self.loss,
         )
         if self.heartbeat is not None:
             # The task is not cancelled for a loss any more.
@@ -464,15 +470,15 @@ cdef class SlotLock:
         while True:
             place = note_place(self.mutex, None)
             heartbeat = self._new_heartbeat()
-            if not self.mutex.acquire_within(self.share, seconds):
+            # It may have ended by then: a log handler was told of it.
+            if not self.mutex.acquire_within(self.share, seconds, &hold):
                 raise self._timed_out()
             began_in = forks
             # Another thread may enter through the same SlotLock if this hold is lost.
-            hold = seen(&self.mutex.record).hold
             # In this order: see __exit__().
             luna_shared_add(&self.blocks, 1)
             self.hold = hold
-            self.mutex.keep_place(place)
+            self.mutex.keep_place(place, hold)
             if self.token is None and heartbeat is None:
                 return self.target
             try:
@@ -575,7 +581,8 @@ cdef class SlotLock:
             self.mutex.withdraw(waiter)
             raise self._timed_out()
         self.mutex.confirm(waiter)
-        self.mutex.keep_place(place)
+        self.mutex.keep_place(place, waiter.seat.hold)
+        departure.seat.hold = waiter.seat.hold
         with cython.critical_section(self):
             departure.earlier = self.departure
             departure.in_block = True

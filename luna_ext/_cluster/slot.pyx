@@ -97,6 +97,7 @@ cdef class ClusterSlot:
         wait; nothing is locked then.
         """
         cdef double seconds
+        cdef uint64_t hold = 0
         check_open(self.share, self.mutex.slot_id)
         place = note_place(self.mutex, None)
         if blocking and timeout == -1:
@@ -105,11 +106,11 @@ cdef class ClusterSlot:
             seconds = 0 if timeout == -1 else seconds_of(timeout)
             if not blocking and timeout != -1:
                 raise ValueError("can't specify a timeout for a non-blocking call")
-            if not self.mutex.acquire_within(self.share, seconds):
+            if not self.mutex.acquire_within(self.share, seconds, &hold):
                 if blocking:
                     count_timeout(self.share.client)
                 return False
-        self.mutex.keep_place(place)
+        self.mutex.keep_place(place, hold)
         return True
 
     def release(self):

@@ -90,7 +90,10 @@ cdef int when_thread_ended(uint64_t number) except -1:
             continue
         for mutex in (<Locks> (<Client> client).locks).all():
             if seen(&(<SlotMutex> mutex).record).owner == number:
-                call_on_worker(partial(take_after_a_while, mutex, number))
+                later = partial(take_after_a_while, mutex, number)
+                if not run_on_worker(call_function, later):
+                    # No thread can be had. What this thread has kept finds the lock gone.
+                    mutex.take_from_ended_thread(number)
     return 0
 
 

@@ -130,7 +130,7 @@ cdef class SlotMutex:
         if me == 0 or greenlets_may_run():
             me = thread_number()
             if luna_is_main() or in_greenlet_hub():
-                self.acquire_within(share, -1)
+                self.acquire_within(share, -1, NULL)
                 return 0
             me = caller_number()
             join_lineage(me)
@@ -150,9 +150,10 @@ cdef class SlotMutex:
             return self._own_call(number, share, &wait)
         return self._wait_for_turn(number, share, &wait, False)
 
-    cdef bint acquire_within(self, Share share, double seconds) except -1:
+    cdef bint acquire_within(self, Share share, double seconds, uint64_t *hold) except -1:
         """Lock with the device call on a worker, so that the caller can give up after so many seconds; -1:
-        never; 0: it does not wait for another holder. Returns whether the lock was granted in time.
+        never; 0: it does not wait for another holder. Returns whether the lock was granted in time. `hold`,
+        unless it is NULL, becomes the number of the hold, which may have ended by then.
         """
         cdef Waiter waiter
         cdef bint in_hub = in_greenlet_hub()
@@ -198,6 +199,9 @@ cdef class SlotMutex:
                 if outcome == TURN:
                     # No thread can be had. The caller waits without a limit, so it may make the call.
                     self._own_call(waiter.seat.number, share, &waiter.wait)
+                    waiter.seat.hold = seen(&self.record).hold
+                if hold != NULL:
+                    hold[0] = waiter.seat.hold
                 return True
             # A signal handler has forked meanwhile, and this is the child: it holds nothing.
 
@@ -817,7 +821,8 @@ cdef class SlotMutex:
             # out while this one asked.
             and <uint32_t> self.generation() == <uint32_t> generation
         ):
-            rv = CKR_CRYPTOKI_NOT_INITIALIZED
+            # About to be. By the time that the holder is told, it may be initialised anew.
+            rv = CKR_SESSION_HANDLE_INVALID
         return self.after_unlock(rv, now, generation, passes_turn, unassigned)
 
     cdef CK_RV after_unlock(
@@ -1222,19 +1227,22 @@ cdef class SlotMutex:
             self.take_from_holder(now.hold, NOT_LOST if now.owner == WORK else LIBRARY_CLOSED)
         return 0
 
-    cdef int keep_place(self, Place place) noexcept:
-        """Keep the Place that was noted before the lock was asked for; the caller holds the lock now."""
-        cdef Place earlier
+    cdef int keep_place(self, Place place, uint64_t hold) noexcept:
+        """Keep the Place that was noted before the lock was asked for, unless this hold of the caller's has
+        ended. 0: the caller holds the lock now.
+        """
+        cdef Place earlier = None
         cdef Seldom seldom
         # For a lock that was asked for by its slot, it is there. It is nothing that the collector tracks.
         if self.rare() == NULL:
             return 0
         seldom = self.known_seldom()
         luna_guard_lock(&self.record.guard)
-        place.hold = self.record.hold
-        # A reference until the guard is left: no object may be freed under it.
-        earlier = seldom.noted
-        seldom.noted = place
+        if hold == 0 or hold == self.record.hold:
+            place.hold = self.record.hold
+            # A reference until the guard is left: no object may be freed under it.
+            earlier = seldom.noted
+            seldom.noted = place
         luna_guard_unlock(&self.record.guard)
         earlier = None
         return 0
@@ -1478,11 +1486,11 @@ cdef class SlotMutex:
 
 
 cdef Leave begin_leave_of(
-    SlotMutex mutex, uint64_t number, uint64_t share, uint64_t generation, Loss *loss
+    SlotMutex mutex, uint64_t number, uint64_t hold, uint64_t share, uint64_t generation, Loss *loss
 ) noexcept:
     """End a hold; the caller sees to the unlock call that is due."""
     return begin_leave(
-        &mutex.record, number, 0, share, generation, &mutex.locks.common, loss
+        &mutex.record, number, hold, share, generation, &mutex.locks.common, loss
     )
 
 

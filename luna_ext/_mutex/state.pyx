@@ -474,15 +474,18 @@ cdef inline Leave begin_leave(
     Record *record, uint64_t number, uint64_t hold, uint64_t share, uint64_t generation,
     Common *common, Loss *loss
 ) noexcept nogil:
-    """End a hold: this owner's through this Share, or, with a `hold`, just that one. From here on
-    no thread holds the slot, and none gets it before the unlock is answered. While calls rely on the lock,
-    such as an assign() that the holder's task has started in a thread, it is theirs until they have ended.
+    """End a hold: this owner's through this Share, and with a `hold` none but that one; a `number` of 0:
+    that hold, whosever it is. From here on no thread holds the slot, and none gets it before the unlock
+    is answered. While calls rely on the lock, such as an assign() that the holder's task has started in
+    a thread, it is theirs until they have ended.
     """
     cdef Leave due = NOT_MINE
     luna_guard_lock(&record.guard)
     if record.owner != 0 and (
-        record.hold == hold if hold != 0
-        else record.owner == number and record.share == <uint32_t> share
+        record.hold == hold if number == 0
+        else record.owner == number
+        and record.share == <uint32_t> share
+        and (hold == 0 or record.hold == hold)
     ):
         if (
             record.working != 0
