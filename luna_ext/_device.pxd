@@ -139,6 +139,8 @@ cdef extern from "native.h":
     uint64_t luna_number() noexcept nogil
     bint luna_is_main() noexcept nogil
     bint luna_is_worker() noexcept nogil
+    void *luna_asks_for() noexcept nogil
+    void luna_note_asking(void *lock) noexcept nogil
     void luna_become_worker() noexcept nogil
     void luna_introduce(uint64_t number, bint is_main) noexcept nogil
     uint64_t luna_joined_number() noexcept

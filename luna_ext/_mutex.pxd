@@ -395,6 +395,7 @@ cdef class SlotMutex:
     cdef bint _fail_without_thread(self) noexcept
     cdef int _wait_a_moment(self) noexcept
     cdef int _lock_for_waiters(self, bint trial, SlotCall *made) except -1
+    cdef int _ask_for_waiters(self, bint trial, SlotCall *made) except -1
     cdef bint _lock_without_gil(self) noexcept
     cdef int _granted(self, Seat *seat, uint64_t now) except -1
     cdef bint _hand_to_first(self) noexcept

@@ -12,7 +12,7 @@ import sys
 import threading
 
 import pytest
-from support import wait_until
+from support import DEVICE_ERROR, LOCK, wait_until
 
 import luna_ext
 
@@ -162,6 +162,40 @@ def test_collections_in_the_midst_of_everything_change_nothing(cluster, succeed,
     # Not with -X dev, in which asyncio tells of whatever takes long.
     done = succeed(f"SECONDS = 2\n{COLLECTING}", options=("-W", "error"))
     assert done == ["True"]
+
+
+def test_a_finalizer_does_not_wait_for_the_worker_that_runs_it(luna, cluster, monkeypatch):
+    """The worker makes the error of a lock call, which only then gives up the turn that others wait for."""
+    slot, ends = luna.slot(1), []
+    make = luna_ext.DeviceError.__init__
+
+    class Garbage:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            try:
+                ends.append(slot.acquire())
+                slot.release()
+            except luna_ext.LockReentryError as error:
+                ends.append(error)
+
+    def collect(*arguments, **options):
+        gc.collect()
+        make(*arguments, **options)
+
+    monkeypatch.setattr(luna_ext.DeviceError, "__init__", collect)
+    cluster.fault(LOCK, DEVICE_ERROR, times=1)
+    gc.disable()
+    try:
+        Garbage()
+        with pytest.raises(luna_ext.DeviceError):
+            slot.acquire(timeout=10)
+    finally:
+        gc.enable()
+    assert [type(end) for end in ends] == [luna_ext.LockReentryError]
+    assert slot.acquire(timeout=10)
+    slot.release()
 
 
 def in_line(luna):

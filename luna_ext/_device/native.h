@@ -709,6 +709,11 @@ static LUNA_THREAD_LOCAL uint64_t luna_thread_joined_in;
 /* Whether it makes calls for other threads, which get their errors. */
 static LUNA_THREAD_LOCAL int luna_thread_is_worker;
 
+/* The lock for whose waiters the thread, a worker, makes the lock call; or NULL. */
+static LUNA_THREAD_LOCAL void *luna_thread_asks_for;
+
+static inline void *luna_asks_for(void) { return luna_thread_asks_for; }
+static inline void luna_note_asking(void *lock) { luna_thread_asks_for = lock; }
 static inline int luna_is_worker(void) { return luna_thread_is_worker; }
 static inline void luna_become_worker(void) { luna_thread_is_worker = 1; }
 static inline uint64_t luna_number(void) { return luna_thread_number; }

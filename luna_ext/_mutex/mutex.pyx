@@ -471,6 +471,11 @@ cdef class SlotMutex:
             may_wait and waits_here(&self.record, number, 0)
         ):
             what = "the caller waits for this lock already"
+        elif luna_asks_for() == <void *> self:
+            what = (
+                "this thread of luna_ext is asking for the lock, and what runs in its midst, such as a "
+                "finalizer, would keep it from that"
+            )
         elif is_thread and runs_loop() and (
             (now.owner != 0 and now.home == thread)
             or waits_here(&self.record, number, thread)
@@ -582,6 +587,14 @@ cdef class SlotMutex:
         `trial`: the first call is on trial, and the Record says already that it is out. `made`: the first
         call has its answer already; or NULL.
         """
+        luna_note_asking(<void *> self)
+        try:
+            return self._ask_for_waiters(trial, made)
+        finally:
+            luna_note_asking(NULL)
+
+    cdef int _ask_for_waiters(self, bint trial, SlotCall *made) except -1:
+        """The same. What runs on the worker meanwhile, such as a finalizer, is refused this lock."""
         cdef Seat *seat = NULL
         cdef CK_RV rv = CKR_OK
         cdef uint64_t nanoseconds
@@ -632,6 +645,7 @@ cdef class SlotMutex:
             if verdict == OWNED:
                 return self._granted(seat, now)
             if verdict == UNWANTED:
+                luna_note_asking(NULL)
                 self.held_since = 0
                 self._tell_late(self.take_off(False, generation, True))
                 return 0
