@@ -288,7 +288,7 @@ cdef class Client:
     cdef bint take_finalising(self) noexcept
     cdef int note_finalised(self) noexcept
     cdef Share join(self, str path)
-    cdef int reconnect(self, double seconds, Share share) except -1
+    cdef int reconnect(self, double seconds, Share share, uint64_t lost) except -1
     cdef int part(self, Share share) except -1
     cdef bint _may_change(self) except -1
     cdef int _begin_change(self) except -1

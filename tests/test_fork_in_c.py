@@ -305,6 +305,32 @@ with slot:
     assert done.words == ["0", "0", "0"], done
 
 
+@pytest.mark.skipif(
+    getattr(sys, "_is_gil_enabled", lambda: True)(),
+    reason="With the GIL, no other thread is between two lines of C at such a fork",
+)
+def test_what_a_thread_of_the_parents_was_in_at_the_fork_is_free_in_the_child(cluster, succeed):
+    body = f"""{FORK}
+def look(slot):
+    while not over:
+        slot.locked()
+
+def child():
+    with luna.slot(8).lock(timeout=30):
+        pass
+
+over = False
+luna.slot(8)
+threads = [in_thread(look, luna.slot(number)) for number in range(1, 5)]
+for _ in range(10):
+    fork(child)
+over = True
+for thread in threads:
+    thread.join()
+"""
+    assert succeed(body) == ["0"] * 10
+
+
 def test_an_inherited_block_of_a_task_ends_in_the_child_without_an_unlock(cluster, run):
     body = f"""{FORK}
 import asyncio

@@ -1,5 +1,6 @@
 """What luna_ext is on a Python without the GIL; `make freethreaded` runs all tests there."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -110,6 +111,32 @@ def test_threads_that_close_a_library_at_once(cluster, together):
         luna.slots()
         together(lambda number, luna=luna: luna.close())
     assert finalisations(cluster) == [0] * 20
+
+
+@pytest.mark.luna_cluster(keyrings=THREADS)
+def test_threads_that_lock_while_another_connects_anew_unlock_nothing_of_the_next_connection(
+    luna, cluster, together
+):
+    """A whole reconnect() may come between the last look at a hold and its unlock call."""
+    cluster.switch("unlock_owner", "checked")
+    over = threading.Event()
+
+    def connect_anew():
+        try:
+            for _ in range(50):
+                with contextlib.suppress(luna_ext.DeviceError):
+                    luna.reconnect()
+        finally:
+            over.set()
+
+    def lock(slot):
+        while not over.is_set():
+            with contextlib.suppress(luna_ext.LockLostError), slot:
+                pass
+
+    before = luna.stats().get(UNLOCK)
+    together(lambda number: lock(luna.slot(number)) if number != 0 else connect_anew())
+    assert luna.stats()[UNLOCK].errors == ({} if before is None else before.errors)
 
 
 @pytest.mark.luna_cluster(keyrings=THREADS)

@@ -1196,6 +1196,23 @@ def test_a_new_library_recovers_where_the_list_of_slots_is_all_that_is_left(luna
     cluster.fault(TOKEN_INFO, 0, times=0)
 
 
+def test_libraries_that_open_at_once_on_a_lost_connection_initialise_anew_once(luna, cluster, call):
+    """What the first one has locked by then would be lost again."""
+    listing = "C_GetSlotList"
+    cluster.latency(0.5, listing)
+    cluster.fault(listing, DEVICE_ERROR, times=5)
+    with pytest.raises(luna_ext.DeviceError):
+        luna.slots()
+    first = call(cluster.library)
+    # Each asks twice.
+    wait_until(lambda: len(logged(cluster, listing)) == 3)
+    second = call(cluster.library)
+    for opening in (first, second):
+        opening.result(30).close()
+    assert len(logged(cluster, listing)) == 5
+    assert finalisations(cluster) == [0]
+
+
 def test_a_new_library_works_after_other_code_has_finalised(luna, cluster):
     assert ctypes.CDLL(luna.path).C_Finalize(None) == 0
     with pytest.raises(luna_ext.NotInitializedError, match="open a new Library"):

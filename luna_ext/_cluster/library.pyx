@@ -687,12 +687,14 @@ def read_token(ClusterSlot slot not None):
 cdef Share open_client(Locks locks, str path):
     """A new Library's share, on a client that is initialised."""
     cdef Client client = locks.client
+    cdef uint64_t generation
     hear_of_fork()
     # First: if a signal handler raised after join(), no Library would ever end the share.
     locks.publish()
     if luna_shared_get(&client.suspect) and client.is_open():
+        generation = locks.generation()
         if is_lost(client):
-            locks.reconnect(DRAIN_SECONDS)
+            locks.reconnect(DRAIN_SECONDS, None, generation)
         else:
             locks.lose_all()
     if luna_shared_get(&client.state) == CLOSING:
@@ -700,8 +702,9 @@ cdef Share open_client(Locks locks, str path):
         # Calls that were given up are waited for as well, so that none of them, when it comes back,
         # meets the new Library.
         wait_for_given_up(locks, REOPEN_SECONDS)
+        generation = locks.generation()
         if luna_shared_get(&client.suspect) and is_lost(client):
-            locks.reconnect(0)
+            locks.reconnect(0, None, generation)
     share = client.join(path)
     locks.make_owed_calls()
     return share

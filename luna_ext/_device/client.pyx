@@ -479,7 +479,8 @@ cdef class Client:
         cdef int state
         hear_of_fork()
         state = luna_shared_get(&self.state)
-        if state == DUE or state == RECONNECTING:
+        # Without the GIL, another reconnect() may have begun by then.
+        while state == DUE or state == RECONNECTING:
             self._begin_change()
             if luna_shared_get(&self.state) == DUE:
                 luna_shared_set(&self.state, RECONNECTING)
@@ -488,7 +489,8 @@ cdef class Client:
             self._end_change()
             if rv != CKR_OK:
                 self._raise_initialising(rv)
-        if luna_shared_get(&self.state) != READY:
+            state = luna_shared_get(&self.state)
+        if state != READY:
             self.refuse()
         return 0
 
@@ -609,11 +611,11 @@ cdef class Client:
             )
         raise error
 
-    cdef int reconnect(self, double seconds, Share share) except -1:
+    cdef int reconnect(self, double seconds, Share share, uint64_t lost) except -1:
         """Call C_Finalize, even if other code has initialised the library, and C_Initialize. All locks are
         dropped by that; if C_Finalize fails, and the session that was kept is still there, nothing is done.
         The calls that are out have so many seconds to come back. `share`: that of the Library that asks for
-        it; None: one that is being opened does.
+        it; None: one that is being opened does, if the generation is still the one that it has found lost.
         """
         cdef Deadline deadline = deadline_in(seconds)
         cdef CK_RV finalized = CKR_OK
@@ -629,6 +631,9 @@ cdef class Client:
         before = luna_shared_get(&self.state)
         if share is not None and not luna_shared_get(&share.open):
             # Closed while another thread was at it. One that begins here, close() sees and waits for.
+            before = CLOSED
+        if share is None and luna_shared_get64(&self.generation) != lost:
+            # Another thread that has found it lost was at it.
             before = CLOSED
         if before != CLOSED:
             luna_shared_set(&self.state, RECONNECTING)
@@ -720,17 +725,16 @@ cdef class Client:
         if not self._may_change():
             return CKR_OK
         if luna_shared_get(&self.state) == CLOSING and not self.shares and self.in_flight() == 0:
-            if self.initialised_here:
-                self.initialised_here = False
-                luna_shared_set(&self.initialised, 0)
-                rv = self._call_finalize()
-                self.left_initialised = rv != CKR_OK
-            else:
+            if not self.initialised_here:
                 # Other code goes on with the library, and without our session.
                 self.left_initialised = True
                 if self.canary.generation != 0 and self.canary.generation == self.generation:
                     self._drop_canary()
-            luna_shared_set(&self.state, CLOSED)
+                luna_shared_set(&self.state, CLOSED)
+            elif self.take_finalising():
+                rv = self._call_finalize()
+                self.left_initialised = rv != CKR_OK
+                luna_shared_set(&self.state, CLOSED)
         self._end_change()
         return rv
 
@@ -744,8 +748,12 @@ cdef class Client:
         """The caller is to call C_Finalize, unless a call is out or that is not this process's to do."""
         if self.in_flight() != 0 or not self.initialised_here:
             return False
-        self.initialised_here = False
         luna_shared_set(&self.initialised, 0)
+        if self.in_flight() != 0:
+            # Without the GIL, an unlock may have begun just before. What waits for it tries this again.
+            luna_shared_set(&self.initialised, 1)
+            return False
+        self.initialised_here = False
         return True
 
     cdef int note_finalised(self) noexcept:

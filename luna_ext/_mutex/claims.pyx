@@ -199,12 +199,13 @@ cdef class Locks:
                 mutex.end_lost(now.owner, now.share, now.hold, FINALISED)
         return 0
 
-    def reconnect(self, seconds, Share share=None):
+    def reconnect(self, seconds, Share share=None, uint64_t lost=0):
         """Initialise the library anew; all holds are lost, also where C_Initialize fails. `share`: that of
-        the Library that asks for it; None: one that is being opened does.
+        the Library that asks for it; None: one that is being opened does, which has found the generation
+        `lost`.
         """
         try:
-            self.client.reconnect(seconds, share)
+            self.client.reconnect(seconds, share, lost)
         finally:
             self.lose_all()
 

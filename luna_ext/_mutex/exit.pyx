@@ -32,6 +32,7 @@ cdef int finish_closing(Locks locks) except -1:
     """
     cdef Client client = locks.client
     cdef Deadline deadline = deadline_in(WORK_SECONDS)
+    cdef int out
     # What the parent has left behind is not finalised here.
     hear_of_fork()
     while (
@@ -49,7 +50,9 @@ cdef int finish_closing(Locks locks) except -1:
                 luna_pause(0.001)
             continue
         call_came_back(locks)
-        if client.in_flight() <= locks.calls_given_up():
+        out = client.in_flight()
+        # Without the GIL, a call may just have come back that had kept C_Finalize from being called.
+        if out != 0 and out <= locks.calls_given_up():
             break
     return 0
 
