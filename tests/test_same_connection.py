@@ -1117,6 +1117,35 @@ def test_a_reconnect_that_cannot_finalise_leaves_the_locks_to_their_holders(luna
     assert nothing_is_locked(cluster)
 
 
+@pytest.mark.parametrize("holds", ["thread", "task"])
+def test_a_block_that_ends_beside_a_c_finalize_that_fails_unlocks(
+    luna, cluster, call, wait_until_inside, holds
+):
+    """It has dropped no lock; no call is made beside it."""
+    slot = luna.slot(1)
+
+    def reconnect():
+        cluster.latency(0.5, "C_Finalize")
+        cluster.fault("C_Finalize", DEVICE_ERROR, times=1)
+        reconnecting = call(luna.reconnect)
+        wait_until_inside("C_Finalize")
+        return reconnecting
+
+    async def main():
+        async with slot.lock():
+            return reconnect()
+
+    if holds == "task":
+        reconnecting = asyncio.run(main())
+    else:
+        with slot:
+            reconnecting = reconnect()
+    assert have_returned(logged(cluster, "C_Finalize"))
+    assert nothing_is_locked(cluster)
+    with pytest.raises(luna_ext.DeviceError, match="C_Finalize"):
+        reconnecting.result(30)
+
+
 def test_a_reconnect_that_cannot_finalise_leaves_it_to_close(luna, cluster):
     """Nothing shows whether the locks are gone; those that are not come off then."""
     cluster.fault(OPEN_SESSION, SESSION_COUNT)

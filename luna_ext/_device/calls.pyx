@@ -157,11 +157,21 @@ cdef bint lock_slot(
 cdef bint unlock_slot(
     Client client, CK_SLOT_ID slot_id, uint64_t generation, CK_RV *rv, uint64_t *clock
 ) noexcept:
-    """CA_UnlockClusteredSlot, for what was granted in this generation."""
+    """CA_UnlockClusteredSlot, for what was granted in this generation. If that ends while the call is due,
+    it is not made, and `rv` is CKR_SESSION_HANDLE_INVALID.
+    """
     cdef Call call
     cdef uint64_t nanoseconds
-    if not enter_call_in(client, generation, CA_UNLOCK_CLUSTERED_SLOT, True, &call):
-        return False
+    while not enter_call_in(client, generation, CA_UNLOCK_CLUSTERED_SLOT, True, &call):
+        if <uint32_t> luna_shared_get64(&client.generation) != <uint32_t> generation:
+            return False
+        # By the time that the holder is told, the library may be initialised anew.
+        rv[0] = CKR_SESSION_HANDLE_INVALID
+        # Not beside C_Finalize. If that fails, the lock is still on.
+        if luna_shared_get(&client.state) != RECONNECTING or left_of_exit() == 0:
+            return False
+        with nogil:
+            luna_pause(0.001)
     complete_call(client, make_unlock, &slot_id, rv, &nanoseconds, NULL, clock, &call)
     return True
 

@@ -829,14 +829,10 @@ cdef class SlotMutex:
         ):
             # By other code, and another process may have the lock by now.
             rv = CKR_SESSION_HANDLE_INVALID
-        elif (
-            not unlock_slot(<Client> client, self.slot_id, generation, &rv, &now)
-            # Else it was finalised meanwhile, and the lock dropped with it. Other threads may have found it
-            # out while this one asked.
-            and <uint32_t> self.generation() == <uint32_t> generation
-        ):
-            # About to be. By the time that the holder is told, it may be initialised anew.
-            rv = CKR_SESSION_HANDLE_INVALID
+        else:
+            # Not made if it was finalised meanwhile, and the lock dropped with it. Other threads may have
+            # found it out while this one asked.
+            unlock_slot(<Client> client, self.slot_id, generation, &rv, &now)
         return self.after_unlock(rv, now, generation, passes_turn, unassigned)
 
     cdef CK_RV after_unlock(
