@@ -355,7 +355,8 @@ class _Run:
         def work() -> None:
             kept: _Kept = []
             try:
-                while True:
+                # A child that is forked before they start starts them, too, and leaves the labels alone.
+                while not ended.left_behind:
                     try:
                         label = left.popleft()
                     except IndexError:

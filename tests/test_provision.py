@@ -555,6 +555,12 @@ for number in range(100):
         report = provision(number)
     except RuntimeError as error:
         assert "this is the child" in str(error)
+        # In whose calls another thread would have its turn.
+        for _ in range(50):
+            with luna.slot(1):
+                pass
+        mine = [entry.function for entry in cluster.log() if entry.pid == os.getpid()]
+        assert "CA_GetSlotId" not in mine
     if children and children[-1] == 0:
         os._exit(0)
     if len(children) == before:
