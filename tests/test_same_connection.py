@@ -1146,6 +1146,34 @@ def test_a_block_that_ends_beside_a_c_finalize_that_fails_unlocks(
         reconnecting.result(30)
 
 
+def test_what_is_logged_in_beside_a_c_finalize_that_fails_is_logged_out(
+    luna, cluster, call, wait_until_inside, monkeypatch
+):
+    """It comes as the error is made for which the login ends."""
+    make, reconnecting = luna_ext.DeviceError.__init__, []
+
+    def reconnect(error, *arguments, **options):
+        if not reconnecting:
+            cluster.latency(0.5, "C_Finalize")
+            cluster.fault("C_Finalize", DEVICE_ERROR, times=1)
+            reconnecting.append(call(luna.reconnect))
+            wait_until_inside("C_Finalize")
+        make(error, *arguments, **options)
+
+    with luna.claim("cluster-1") as claimed:
+        token = claimed.assign("payments", so_pin="so-pin-1")
+        opened = len(logged(cluster, OPEN_SESSION)) - len(logged(cluster, "C_CloseSession"))
+        monkeypatch.setattr(luna_ext.DeviceError, "__init__", reconnect)
+        cluster.fault("C_SetPIN", DEVICE_ERROR, times=1)
+        with pytest.raises(luna_ext.DeviceError, match="C_SetPIN"):
+            token.change_pin("so-pin-1", "so-pin-2", role="so")
+        with pytest.raises(luna_ext.DeviceError, match="C_Finalize"):
+            reconnecting[0].result(30)
+    assert cluster.log()[-1].function == UNLOCK
+    assert [one.rv for one in logged(cluster, "C_Logout")][-1:] == [0]
+    assert len(logged(cluster, OPEN_SESSION)) - len(logged(cluster, "C_CloseSession")) == opened
+
+
 def test_a_reconnect_that_cannot_finalise_leaves_it_to_close(luna, cluster):
     """Nothing shows whether the locks are gone; those that are not come off then."""
     cluster.fault(OPEN_SESSION, SESSION_COUNT)

@@ -131,6 +131,32 @@ cdef int require(
     return 0
 
 
+cdef bint undo(
+    Client client, uint64_t generation, int function, Making make, void *arguments, CK_RV *rv
+) noexcept:
+    """Make a call that undoes what was done in this generation; whether it was made."""
+    cdef uint64_t nanoseconds
+    while not make_call(client, function, make, arguments, True, rv, &nanoseconds, NULL, NULL):
+        if not is_held_back(client, generation):
+            return False
+    return True
+
+
+cdef bint is_held_back(Client client, uint64_t generation) noexcept:
+    """After a call that was not to begin, and is to undo what was done in this generation: whether it is to
+    be tried again. Not beside C_Finalize, so it waits; but if that fails, what it is to undo is still there.
+    """
+    if (
+        <uint32_t> luna_shared_get64(&client.generation) != <uint32_t> generation
+        or luna_shared_get(&client.state) != RECONNECTING
+        or left_of_exit() == 0
+    ):
+        return False
+    with nogil:
+        luna_pause(0.001)
+    return True
+
+
 # ---- lock, unlock, claim ----
 
 
@@ -167,11 +193,8 @@ cdef bint unlock_slot(
             return False
         # By the time that the holder is told, the library may be initialised anew.
         rv[0] = CKR_SESSION_HANDLE_INVALID
-        # Not beside C_Finalize. If that fails, the lock is still on.
-        if luna_shared_get(&client.state) != RECONNECTING or left_of_exit() == 0:
+        if not is_held_back(client, generation):
             return False
-        with nogil:
-            luna_pause(0.001)
     complete_call(client, make_unlock, &slot_id, rv, &nanoseconds, NULL, clock, &call)
     return True
 
@@ -363,13 +386,10 @@ cdef CK_RV open_session_to_watch(Client client, CK_SLOT_ID slot_id, Canary *open
 
 cdef int close_session(Client client, CK_SESSION_HANDLE session, uint64_t generation) noexcept:
     cdef SessionArguments arguments
-    cdef uint64_t nanoseconds
     cdef CK_RV rv = CKR_OK
     arguments.generation = generation
     arguments.session = session
-    make_call(
-        client, C_CLOSE_SESSION, make_close_session, &arguments, True, &rv, &nanoseconds, NULL, NULL
-    )
+    undo(client, generation, C_CLOSE_SESSION, make_close_session, &arguments, &rv)
     return 0
 
 

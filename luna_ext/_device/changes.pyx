@@ -227,20 +227,14 @@ cdef class RoleSession:
         cdef CK_RV logged_out = CKR_OK
         cdef CK_RV closed = CKR_OK
         cdef bint unexpected = False
-        cdef uint64_t nanoseconds
+        cdef uint64_t generation = self.arguments.generation
         # All before a word of it: the log handlers are Python.
         if self.refusal != CKR_OK:
             unexpected = self.is_in_role()
         if self.logged_in:
-            make_call(
-                self.client, C_LOGOUT, make_logout, &self.arguments, True, &logged_out, &nanoseconds,
-                NULL, NULL
-            )
+            undo(self.client, generation, C_LOGOUT, make_logout, &self.arguments, &logged_out)
         if self.is_open:
-            make_call(
-                self.client, C_CLOSE_SESSION, make_close_role, &self.arguments, True, &closed,
-                &nanoseconds, NULL, NULL
-            )
+            undo(self.client, generation, C_CLOSE_SESSION, make_close_role, &self.arguments, &closed)
         if unexpected:
             # Not ended: other code may have logged in meanwhile.
             self.tell_left(
