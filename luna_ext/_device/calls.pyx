@@ -144,7 +144,8 @@ cdef bint undo(
 
 cdef bint is_held_back(Client client, uint64_t generation) noexcept:
     """After a call that was not to begin, and is to undo what was done in this generation: whether it is to
-    be tried again. Not beside C_Finalize, so it waits; but if that fails, what it is to undo is still there.
+    be tried again. It waits while another thread calls C_Finalize: if that fails, there is still something
+    to undo.
     """
     if (
         <uint32_t> luna_shared_get64(&client.generation) != <uint32_t> generation
