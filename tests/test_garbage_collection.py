@@ -12,7 +12,7 @@ import sys
 import threading
 
 import pytest
-from support import DEVICE_ERROR, LOCK, wait_until
+from support import DEVICE_ERROR, LOCK, MAY_FORK, wait_until
 
 import luna_ext
 
@@ -435,3 +435,54 @@ def test_no_use_leaves_anything_in_the_heap(succeed):
     # What the allocator keeps for itself would count as used.
     exact = {"MALLOC_ARENA_MAX": "1", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
     assert succeed(USES, options=(), **exact) == []
+
+
+def test_a_child_that_a_finalizer_forks_in_a_worker_waits_for_a_lock(succeed):
+    """The worker was asking for it in the parent."""
+    body = """
+        import gc
+
+        slot = luna.slot(1)
+        make = luna_ext.DeviceError.__init__
+
+        def hold(held):
+            with slot:
+                held.set()
+                while "1 waiting" not in repr(slot):
+                    time.sleep(0.01)
+
+        def wait_in_child():
+            held = threading.Event()
+            threading.Thread(target=hold, args=(held,)).start()
+            assert held.wait(20)
+            with slot:
+                print("locked", flush=True)
+
+        class Garbage:
+            def __init__(self):
+                self.me = self
+
+            def __del__(self):
+                child = os.fork()
+                if child:
+                    os.waitpid(child, 0)
+                    return
+                try:
+                    wait_in_child()
+                finally:
+                    os._exit(0)
+
+        def collect(*arguments, **options):
+            gc.collect()
+            make(*arguments, **options)
+
+        luna_ext.DeviceError.__init__ = collect
+        cluster.fault("CA_LockClusteredSlot", 0x30, times=1)
+        gc.disable()
+        Garbage()
+        try:
+            slot.acquire(timeout=20)
+        except luna_ext.DeviceError:
+            print("refused", flush=True)
+    """
+    assert succeed(body, options=MAY_FORK) == ["locked", "refused"]

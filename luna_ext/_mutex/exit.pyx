@@ -287,6 +287,8 @@ cdef void forget_number() noexcept nogil:
 def _after_fork_in_child():
     global forks, watching, watch_stop, number_is_forgotten
     forks += 1
+    # It may have forked in the midst of a worker's call, which is the parent's.
+    luna_note_asking(NULL)
     luna_guard_forget(&number_guard)
     watching = 0
     watch_stop = new_signal()
