@@ -23,9 +23,9 @@ CALLS = [
     ("CA_GetSlotId", "find keyring1"),
     ("CA_GetSlotId", "lock --label keyring1 -- true"),
     ("CA_GetSlotId", "assign cluster-1 new"),
-    ("C_GetTokenInfo", "provision cluster-1 --count 1 --prefix new- --dry-run"),
+    ("CA_GetSlotId", "provision cluster-1 --count 1 --prefix new- --dry-run"),
     ("C_GetTokenInfo", "provision cluster-1 --count 1 --prefix new- --guard 1"),
-    ("C_GetTokenInfo", "watch --json"),
+    ("C_GetSlotList", "watch --json"),
     ("C_GetTokenInfo", "probe --slot 1"),
     ("CA_LockClusteredSlot", "bench --slot 1 --threads 2"),
     ("CA_UnlockClusteredSlot", "bench --slot 1 --threads 2 --seconds 0.1"),
@@ -70,6 +70,16 @@ def test_a_call_that_hangs_is_not_waited_for(start, cluster, function, line):
     assert told == "luna-ext: interrupted"
 
 
+def test_watch_ends_as_ever_though_a_token_cannot_be_read(start, cluster):
+    hang(cluster, "C_GetTokenInfo")
+    process = start("watch", "--json")
+    wait_until(lambda: is_called(cluster, "C_GetTokenInfo"))
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert but_for_the_warning(stderr) == []
+
+
 @pytest.mark.parametrize("function", ["CA_UnlockClusteredSlot", "C_Finalize"])
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
 def test_signals_of_others_end_a_command_that_has_run(start, cluster, function, number):
@@ -95,7 +105,7 @@ def test_what_was_assigned_is_told_though_the_library_does_not_close(start, clus
     ("module", "function", "words"),
     [
         ("assigning", "_free", ["assign", "cluster-1", "new"]),
-        ("listing", "_of_token", ["tokens"]),
+        ("listing", "_in_json", ["tokens"]),
     ],
 )
 def test_a_signal_just_before_the_library_closes_ends_that_as_well(
@@ -171,9 +181,9 @@ def test_nor_is_one_that_opens_the_library(start, cluster):
 
 
 def test_the_screen_is_given_back(terminal, cluster):
-    hang(cluster, "C_GetTokenInfo")
+    hang(cluster, "C_GetSlotList")
     watch = terminal("watch")
-    wait_until(lambda: is_called(cluster, "C_GetTokenInfo"))
+    wait_until(lambda: is_called(cluster, "C_GetSlotList"))
     watch.sendintr()
     assert watch.read().encode().count(screen.RESTORE) == 1
     watch.close()
