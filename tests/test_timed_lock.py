@@ -196,7 +196,7 @@ def test_a_waiter_that_comes_while_a_late_grant_is_taken_off_gets_the_lock(
 ):
     holder, slot = hold_elsewhere(1), luna.slot(1)
     assert slot.acquire(timeout=0.05) is False
-    cluster.latency(0.3, UNLOCK)
+    cluster.latency(2, UNLOCK)
     # Its own unlock would meet the latency as well.
     holder.kill()
     wait_until_inside(UNLOCK)
