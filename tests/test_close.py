@@ -63,7 +63,7 @@ def test_many_closes_wait_for_the_calls_of_many_threads(
             pass
 
     # The device shows its kind, so that the claim below waits for no unlock.
-    cluster.latency(0.3, CLAIM)
+    cluster.latency(1, CLAIM)
     claiming = call(claim)
     wait_until_inside(CLAIM)
     with slots[0]:
@@ -135,7 +135,7 @@ def test_many_closes_wait_for_the_calls_of_many_threads(
 @ON_BOTH
 def test_a_claim_in_flight_is_waited_for_and_not_kept(cluster, call, wait_until_inside):
     luna = cluster.library()
-    cluster.latency(0.3, CLAIM)
+    cluster.latency(1, CLAIM)
     claiming = call(luna.claim("cluster-1", timeout=10).__enter__)
     wait_until_inside(CLAIM)
     luna.close()
@@ -284,7 +284,7 @@ def test_the_lock_call_of_a_thread_that_was_queued_is_waited_for(
     holder = hold_here(luna.slot(1))
     waiting = call(luna.slot(1).acquire)
     wait_until_queued(luna.slot(1), 1)
-    cluster.latency(0.3, LOCK)
+    cluster.latency(1, LOCK)
     holder.leave()
     wait_until_inside(LOCK)
     luna.close()
@@ -295,7 +295,7 @@ def test_the_lock_call_of_a_thread_that_was_queued_is_waited_for(
 
 
 def test_a_lock_call_that_close_overtakes_is_no_success(cluster, call, wait_until_inside):
-    cluster.latency(0.3, LOCK)
+    cluster.latency(1, LOCK)
     luna = cluster.library()
     slot = luna.slot(1)
     waiting = call(slot.acquire)
@@ -408,7 +408,7 @@ def test_what_a_close_has_put_off_for_an_assignment_is_over_for_the_next_holder(
             claimed.append(token.slot.slot_id)
             token.assign("new", so_pin="12345678")
 
-    cluster.latency(0.3, INIT_TOKEN)
+    cluster.latency(1, INIT_TOKEN)
     assigning = call(assign)
     wait_until_inside(INIT_TOKEN)
     with pytest.warns(ResourceWarning, match="still locked"):
@@ -560,7 +560,7 @@ def test_a_library_that_is_closed_while_a_reconnect_lasts_is_finalised(
     cluster, call, wait_until_inside, function
 ):
     luna = cluster.library()
-    cluster.latency(0.3, function)
+    cluster.latency(1, function)
     reconnecting = call(luna.reconnect)
     wait_until_inside(function)
     luna.close()
@@ -622,7 +622,7 @@ def test_a_library_that_is_closed_while_a_child_initialises_it_is_finalised(
     cluster, call, in_child, wait_until_inside
 ):
     def child():
-        cluster.latency(0.3, "C_Initialize")
+        cluster.latency(1, "C_Initialize")
         asking = call(luna.slots)
         wait_until_inside("C_Initialize")
         luna.close()

@@ -320,7 +320,7 @@ for _ in range(200):
 print((mallinfo().uordblks - before) // 200)
 luna.close()
 """
-    (each,) = succeed(body, options=("-W", "ignore:This process:DeprecationWarning"))
+    (each,) = succeed(body, options=MAY_FORK)
     assert int(each) < 16
 
 

@@ -229,7 +229,7 @@ def test_ctrl_c_inside_a_device_call_leaks_nothing(
     luna, cluster, settled, interrupted, wait_until_inside, name, function
 ):
     use = {**OF_A_SLOT, **OF_A_CLAIM}[name]
-    cluster.latency(0.1, function)
+    cluster.latency(0.5, function)
     assert interrupted(lambda: use(luna), lambda: wait_until_inside(function))
     give_back_what_a_handler_left(luna.slot(1))
     settled(luna.slot(1))
@@ -638,7 +638,7 @@ def test_a_cancellation_that_comes_together_with_an_answer_leaks_nothing(
     luna, cluster, settled, wait_until_inside, name, function
 ):
     luna.token("keyring1")
-    cluster.latency(0.1, function)
+    cluster.latency(0.5, function)
 
     async def main():
         task = asyncio.create_task(use_async(ASYNC[name](luna)))

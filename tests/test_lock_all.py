@@ -14,6 +14,7 @@ from support import (
     DEVICE_ERROR,
     GENERAL_ERROR,
     LOCK,
+    MAY_FORK,
     UNLOCK,
     enter,
     enter_async,
@@ -329,7 +330,7 @@ def test_a_ctrl_c_while_a_child_gives_back_what_it_has_locked_is_not_swallowed(
         os._exit(3 if child == 0 else 4)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
-    running = program(body, options=("-W", "ignore:This process:DeprecationWarning"))
+    running = program(body, options=MAY_FORK)
     running.expect("forked")
     holder.release()
     done = running.ended()

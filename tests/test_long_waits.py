@@ -13,6 +13,7 @@ from support import (
     CLAIM,
     DEVICE_ERROR,
     LOCK,
+    MAY_FORK,
     NO_MORE_THREADS,
     NONE_LEFT,
     PATIENCE,
@@ -358,7 +359,7 @@ def test_a_child_looks_after_its_own_waits_though_the_parent_was_telling_of_one(
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
         os._exit(0)
     """
-    assert succeed(body, options=("-W", "ignore:This process:DeprecationWarning")) == ["0"]
+    assert succeed(body, options=MAY_FORK) == ["0"]
 
 
 def test_each_task_of_a_loop_is_told_of_its_long_wait_when_it_is_long(luna, hold_elsewhere, caplog):

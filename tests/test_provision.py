@@ -312,7 +312,7 @@ def test_a_user_pin_that_another_host_sets_meanwhile_is_left_alone(
 def test_another_host_may_have_got_the_last_token_for_the_label(
     cluster, provision, call, wait_until_inside
 ):
-    cluster.latency(0.3, CLAIM)
+    cluster.latency(1, CLAIM)
     waiting = call(lambda: provision(LABELS[:1]))
     wait_until_inside(CLAIM)
     label = LABELS[0].encode().ljust(32)

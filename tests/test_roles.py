@@ -645,7 +645,7 @@ def test_what_is_in_the_token_is_kept_or_said(cluster, assigned):
 
 
 def test_that_the_label_cannot_be_read_back_is_said(cluster, assigned, call, wait_until_inside):
-    cluster.latency(0.3, INIT_TOKEN)
+    cluster.latency(1, INIT_TOKEN)
     cluster.fault(INIT_TOKEN, DEVICE_ERROR)
     assigning = call(assigned)
     wait_until_inside(INIT_TOKEN)

@@ -102,7 +102,7 @@ def test_long_blocks_that_end_at_the_same_time_leave_the_next_holders_alone(
     holders = [hold_here(luna.slot(slot_id)) for slot_id in (1, 2)]
     reinitialise()
     others = [hold_elsewhere(slot_id).pid for slot_id in (1, 2)]
-    cluster.latency(0.2, SESSION_INFO)
+    cluster.latency(1, SESSION_INFO)
     ends = [call(holder.leave) for holder in holders]
     wait_until_inside(SESSION_INFO, 2)
     for end in ends:
@@ -696,7 +696,7 @@ def test_assign_is_not_hindered_by_a_session_that_is_being_opened(
     luna, cluster, call, wait_until_inside
 ):
     """A thread that is about to lock the slot opens it, and a claim gives the slot to another thread."""
-    cluster.latency(0.02, "C_OpenSession", after=True)
+    cluster.latency(0.1, "C_OpenSession", after=True)
     locking = call(lambda: enter(luna.slot(1)))
     wait_until_inside("C_OpenSession")
     with luna.claim("cluster-1") as token:

@@ -475,7 +475,7 @@ cdef inline Leave begin_leave(
     Common *common, Loss *loss
 ) noexcept nogil:
     """End a hold: this owner's through this Share, and with a `hold` none but that one; a `number` of 0:
-    that hold, whosever it is. From here on no thread holds the slot, and none gets it before the unlock
+    that hold, of any owner. From here on no thread holds the slot, and none gets it before the unlock
     is answered. While calls rely on the lock, such as an assign() that the holder's task has started in
     a thread, it is theirs until they have ended.
     """

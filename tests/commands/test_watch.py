@@ -17,6 +17,7 @@ from support import (
     ANOTHER_USER,
     DEVICE_ERROR,
     GIVES_FILES_AWAY,
+    MAY_FORK,
     TOKEN_INFO,
     assert_stays,
     logged,
@@ -217,7 +218,7 @@ def test_a_forked_child_tells_for_itself(directory, program, luna):
             print(os.getpid(), flush=True)
             sys.stdin.readline() if child else time.sleep(3600)
     """,
-        options=("-W", "ignore:This process:DeprecationWarning"),
+        options=MAY_FORK,
     )
     pids = [int(process.process.stdout.readline()) for _ in range(2)]
     wait_until(lambda: set(holders.read(luna.path)) == {1, 3})

@@ -459,7 +459,7 @@ def test_a_claim_crosses_an_unlock_of_the_same_slot(succeed, cluster):
 
 def test_the_block_ends_while_the_token_is_still_being_assigned(luna, cluster, wait_until_inside):
     """The block ends while the token is still being assigned."""
-    cluster.latency(0.3, "C_InitToken")
+    cluster.latency(1, "C_InitToken")
 
     async def claim():
         async with luna.claim(cluster.cluster_id) as token:
